@@ -1,0 +1,37 @@
+"""Any PyTorch network as its kernel machine.
+
+The public names of ntkit, and nothing else. They are imported when first used (PEP 562), so that
+``import ntkit`` and ``ntkit --help`` load neither torch nor matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ntkit.errors import NtkitError as NtkitError
+    from ntkit.finite.empirical import EmpiricalNTK as EmpiricalNTK
+    from ntkit.training.account import Account as Account
+    from ntkit.training.account import account as account
+    from ntkit.training.recording import record as record
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Account": "ntkit.training.account",
+    "EmpiricalNTK": "ntkit.finite.empirical",
+    "NtkitError": "ntkit.errors",
+    "account": "ntkit.training.account",
+    "record": "ntkit.training.recording",
+}
+
+__all__ = [*sorted(_ROOMS), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module 'ntkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
