@@ -1,205 +1,199 @@
-"""A user's network as a pure function of named weights: what every room reads, none the module."""
+"""A user's network as an ATen graph whose inputs are named weights: what finite and infinite read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor, fx, nn
+from torch._decomp import get_decompositions
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NotPerSampleError, NtkitError
+from ntkit.errors import NotPerSampleError
+from ntkit.network import Network, Weights, as_inputs, batch_size, network, refuse_stateful, take
 
-Weights = Mapping[str, Tensor]
+__all__ = ["Graph", "Network", "as_inputs", "batch_size", "network", "refuse_stateful", "take", "trace"]
+
+aten = torch.ops.aten
+
+# Fused recurrent nodes break under vmap; written out, they are linear layers like any others.
+_RECURRENT = get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input])
+
+At = Callable[[fx.Node, tuple, dict], Any]
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network as ``call(weights, x)``: weights by name, the first axis of every input the sample.
+class Graph:
+    """The operations of a network for **one** sample (a batch of one; run it under vmap).
 
-    ``x`` is one tensor, a tuple (positional inputs) or a dict (named inputs).
+    Sizes are baked in: a graph belongs to the shapes, flags and dtype that it was traced with.
     """
 
-    call: Callable[[Weights, Any], Any]
-    weights: dict[str, Tensor]
-    module: nn.Module | None = None
-
-    def outputs(self, weights: Weights, x: Any) -> Tensor:
-        """Return the outputs of a batch as ``[n, o]``; further axes are flattened into o."""
-        y = self.call(weights, x)
-        if not isinstance(y, Tensor):
-            raise NtkitError(
-                f"The network returned {type(y).__name__}, ntkit needs one tensor whose first axis is "
-                f"the sample. Wrap it in a module that returns the tensor that you mean."
-            )
-        n = batch_size(x)
-        if y.ndim == 0 and n == 1:
-            return y.reshape(1, 1)
-        if y.ndim == 0 or y.shape[0] != n:
-            if n == 1:  # a network that squeezes its batch of one away
-                return y.reshape(1, -1)
-            raise NtkitError(
-                f"The network returned shape {tuple(y.shape)} for {n} samples; the first axis must be "
-                f"the sample. Return one output row per sample."
-            )
-        return y.reshape(n, -1)
-
-    def sample(self, weights: Weights, x: Any) -> Tensor:
-        """Return the outputs ``[o]`` of one sample whose inputs carry no sample axis (for vmap)."""
-        return self.outputs(weights, pytree.tree_map(lambda t: t.unsqueeze(0), x)).reshape(-1)
+    module: fx.GraphModule
+    weights: dict[str, str]  # placeholder node -> name of the weight
+    paths: dict[str, str]  # node -> path of the user's module that it came from
+    mutates: bool  # some operation works in place
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return next(iter(self.weights.values())).dtype
+    def nodes(self) -> list[fx.Node]:
+        """The operations in the order of their execution."""
+        return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
     @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return next(iter(self.weights.values())).device
+    def output(self) -> fx.Node:
+        """The node that gives the outputs ``[1, o]``."""
+        return next(n for n in self.module.graph.nodes if n.op == "output").args[0][0]
+
+    def run(self, weights: Weights, buffers: Weights, x: Any, at: Mapping[fx.Node, At]) -> Tensor:
+        """Return the outputs ``[o]`` of one sample without its sample axis.
+
+        ``at`` replaces the operation of some nodes: ``at[node](node, args, kwargs)`` gives its value.
+        """
+        x = pytree.tree_map(lambda t: (t.clone() if self.mutates else t).unsqueeze(0), x)
+        if self.mutates:
+            buffers = {name: b.clone() for name, b in buffers.items()}
+        values = iter(pytree.tree_leaves((dict(weights), dict(buffers), x)))
+        env: dict[fx.Node, Any] = {}
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(values)
+            elif node.op == "get_attr":
+                env[node] = getattr(self.module, node.target)
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = at[node](node, args, kwargs) if node in at else node.target(*args, **kwargs)
+            else:
+                return env[node.args[0][0]].reshape(-1)
+            for done in self._last_use.get(node, ()):
+                del env[done]
+        raise AssertionError("a graph without an output")
+
+    @property
+    def _last_use(self) -> dict[fx.Node, list[fx.Node]]:
+        cached = self.module.meta.get("ntkit_last_use")
+        if cached is None:
+            cached, seen = {}, set()
+            for node in reversed(self.module.graph.nodes):
+                cached[node] = [a for a in node.all_input_nodes if a not in seen]
+                seen.update(node.all_input_nodes)
+            self.module.meta["ntkit_last_use"] = cached
+        return cached
 
 
-def network(model: Any, weights: Weights | None = None) -> Network:
-    """Return the pure function behind a module, or behind ``f(weights, x)`` and its weights.
+def trace(net: Network, x: Any) -> Graph:
+    """Trace a network at the first sample of a batch.
 
-    A module keeps its training flags; its buffers are cloned at each call, so that no call changes
-    them. Tied weights appear once, under their first name.
+    Raises whatever torch raises where the network cannot be traced (a branch on its data), and
+    `NotPerSampleError` where it holds an operation that is random or mixes the samples of a batch.
     """
-    if isinstance(model, nn.Module):
-        module = getattr(model, "_orig_mod", model)
-        if weights is None:
-            weights = dict(module.named_parameters())
-        else:
-            known = dict(module.named_parameters())
-            if set(weights) != set(known):
-                raise NtkitError(
-                    f"weights must name the parameters of the module; unknown: "
-                    f"{sorted(set(weights) - set(known))}, missing: {sorted(set(known) - set(weights))}."
-                )
-        check_weights(weights)
-
-        def call(weights: Weights, x: Any) -> Any:
-            buffers = {name: b.clone() for name, b in module.named_buffers()}
-            args, kwargs = (
-                ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            )
-            return functional_call(module, ({**buffers, **weights},), args, kwargs)
-
-        return Network(call, {k: w.detach() for k, w in weights.items()}, module)
-    if not callable(model):
-        raise NtkitError(
-            f"Expected a torch.nn.Module or a function f(weights, x), got {type(model).__name__}."
-        )
-    if weights is None:
-        raise NtkitError(
-            "A function as a network needs its weights: pass a dict of tensors as `weights`, with "
-            "f(weights, x) -> outputs."
-        )
-    check_weights(weights)
-    return Network(model, {k: w.detach() for k, w in weights.items()})
+    x = take(x, slice(0, 1))
+    weights = {name: w.detach().clone().requires_grad_() for name, w in net.weights.items()}
+    buffers = {name: b.clone() for name, b in net.buffers.items()}
+    paths: dict[str, str] = {}
+    with _quiet_tracing(net, x), _module_paths(net.module, paths):
+        traced = make_fx(
+            lambda w, b, x: net.outputs(w, x, b), pre_dispatch=True, decomposition_table=_RECURRENT
+        )(weights, buffers, x)
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    names = dict(zip((n.name for n in placeholders), sorted_names(weights), strict=False))
+    mutates = any(
+        n.op == "call_function" and getattr(getattr(n.target, "_schema", None), "is_mutable", False)
+        for n in traced.graph.nodes
+    )
+    graph = Graph(traced, names, paths, mutates)
+    refuse_random(graph)
+    return graph
 
 
-def check_weights(weights: Weights) -> None:
-    """Refuse weights that are no real floating-point tensors of one dtype and one device."""
-    if not weights:
-        raise NtkitError("The network has no parameters; there is no tangent kernel of nothing.")
-    for name, w in weights.items():
-        if not isinstance(w, Tensor) or isinstance(w, nn.parameter.UninitializedTensorMixin):
-            raise NtkitError(
-                f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
-                f"module once before giving it to ntkit."
-            )
-        if not w.is_floating_point():
-            raise NtkitError(
-                f"Weight {name!r} has dtype {w.dtype}; tangent kernels need real floating-point "
-                f"weights. Turn it into a buffer, or leave it out of `weights`."
-            )
-    for what in ("dtype", "device"):
-        seen = {str(getattr(w, what)) for w in weights.values()}
-        if len(seen) > 1:
-            raise NtkitError(
-                f"The weights have mixed {what}s {sorted(seen)}; bring the network to one with "
-                f"model.to(...)."
-            )
+def sorted_names(weights: Weights) -> list[str]:
+    """Return the names of weights in the order in which torch's pytrees flatten a dict."""
+    return list(weights)
 
 
-def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
-    """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype.
-
-    Arrays and lists are converted (floating ones to the network's dtype); tensors of another
-    floating dtype are refused, since a silent cast would hide a mistake.
-    """
-
-    def leaf(value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            t = value.detach()
-            if t.is_floating_point() and t.dtype != net.dtype:
-                raise NtkitError(
-                    f"{what} has dtype {t.dtype} but the network {net.dtype}; convert one of them, "
-                    f"for instance {what}.to({net.dtype})."
-                )
-            if t.device != net.device:
-                raise NtkitError(f"{what} is on {t.device}, the network on {net.device}; move one.")
-        else:
-            try:
-                t = torch.as_tensor(np.array(value) if not np.isscalar(value) else value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise NtkitError(
-                    f"{what} is a {type(value).__name__} that torch cannot read as a tensor: {error}"
-                ) from error
-            t = t.to(net.device, net.dtype if t.is_floating_point() else None)
-        if t.ndim == 0:
-            raise NtkitError(f"{what} is a single number; its first axis must be the sample.")
-        if t.shape[0] == 0:
-            raise NtkitError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
-        if t.is_floating_point() and not torch.isfinite(t).all():
-            rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
-            raise NtkitError(
-                f"{what} holds NaN or infinite values in sample(s) {rows[:10]}; clean or drop them."
-            )
-        return t
-
-    if isinstance(x, dict):
-        batch: Any = {key: leaf(value) for key, value in x.items()}
-    elif isinstance(x, tuple):
-        batch = tuple(leaf(value) for value in x)
-    else:
-        batch = leaf(x)
-    sizes = {t.shape[0] for t in pytree.tree_leaves(batch)}
-    if len(sizes) != 1:
-        raise NtkitError(
-            f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}."
-        )
-    return batch
+def arguments(node: fx.Node, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Return the arguments of an operation by their names in its schema, defaults included."""
+    schema = node.target._schema.arguments  # pyright: ignore
+    bound = {a.name: a.default_value for a in schema if a.has_default_value()}
+    bound.update(zip((a.name for a in schema), args, strict=False))
+    bound.update(kwargs)
+    return bound
 
 
-def batch_size(x: Any) -> int:
-    """Return the number of samples of a batch."""
-    return pytree.tree_leaves(x)[0].shape[0]
-
-
-def take(x: Any, index: Any) -> Any:
-    """Return some samples of a batch, by a slice or a tensor of indices."""
-    return pytree.tree_map(lambda t: t[index], x)
-
-
-def refuse_stateful(module: nn.Module | None) -> None:
-    """Refuse modules that have no function of a single sample as they are set now, by name."""
-    for name, m in module.named_modules() if module is not None else ():
-        where = f"{name or 'the model'} ({type(m).__name__})"
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            if m.training or m.running_mean is None:
-                why = "is in training mode" if m.training else "keeps no running statistics"
-                raise NotPerSampleError(
-                    f"{where} {why}: its output for one sample depends on the others of the batch. "
-                    f"Call model.eval(), with track_running_stats=True."
-                )
-        elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
+def refuse_random(graph: Graph) -> None:
+    """Refuse operations that draw random numbers or use the statistics of the batch."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        where = f"{graph.paths.get(node.name) or 'the model'} (operation {node.target})"
+        bound = arguments(node, node.args, node.kwargs)
+        op = node.target.overloadpacket
+        training = bound.get("training", bound.get("train", False)) is True
+        if op in (aten.batch_norm, aten.native_batch_norm, aten.cudnn_batch_norm) and training:
             raise NotPerSampleError(
-                f"{where} drops at random (p={m.p}) in training mode: the network is no function of "
-                f"its input. Call model.eval(), or set p=0."
+                f"{where} normalizes by the statistics of the batch: its output for one sample depends on "
+                f"the others. Call model.eval(), with track_running_stats=True."
             )
+        p = bound.get("p", bound.get("dropout_p", bound.get("dropout", 1.0)))
+        if torch.Tag.nondeterministic_seeded in node.target.tags or "dropout_p" in bound:
+            inactive = p == 0 or bound.get("training", bound.get("train")) is False
+            if not inactive:
+                raise NotPerSampleError(
+                    f"{where} draws random numbers: the network is no function of its input. Call "
+                    f"model.eval(), or set the probability of dropout to 0."
+                )
+
+
+@contextmanager
+def _quiet_tracing(net: Network, x: Any) -> Iterator[None]:
+    """Trace without moving random states or grad mode, and without fused operations."""
+    devices = {t.device for t in pytree.tree_leaves((net.weights, x)) if t.device.type == "cuda"}
+    mkldnn = torch._C._get_mkldnn_enabled()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        torch._C._set_mkldnn_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(mkldnn)
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _module_paths(module: nn.Module | None, paths: dict[str, str]) -> Iterator[None]:
+    """Write down, while tracing, which of the user's modules each node comes from."""
+    stack: list[str] = []
+
+    def label() -> None:
+        mode = get_proxy_mode()
+        if mode is None or not stack:
+            return
+        for node in reversed(mode.tracer.graph.nodes):
+            if node.name in paths or node.op == "placeholder":
+                break
+            paths[node.name] = stack[-1]
+
+    def enter(name: str) -> Callable:
+        def hook(*_: Any) -> None:
+            label()
+            stack.append(name)
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        label()
+        stack.pop()
+
+    handles = []
+    for name, m in module.named_modules() if module is not None else ():
+        handles.append(m.register_forward_pre_hook(enter(name), prepend=True))
+        handles.append(m.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,216 @@
+"""A user's network as a pure function of named weights: what every room calls, none the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from ntkit.errors import NotPerSampleError, NtkitError
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as ``call(weights, x)``: weights by name, the first axis of every input the sample.
+
+    ``x`` is one tensor, a tuple (positional inputs) or a dict (named inputs).
+    """
+
+    call: Callable[..., Any]  # call(weights, x, buffers=None)
+    fixed: dict[str, Tensor] | None = None
+    module: nn.Module | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they are now, detached."""
+        if self.fixed is not None or self.module is None:
+            return self.fixed or {}
+        return {name: w.detach() for name, w in self.module.named_parameters()}
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of the module as they are now."""
+        return {} if self.module is None else dict(self.module.named_buffers())
+
+    def outputs(self, weights: Weights, x: Any, buffers: Weights | None = None) -> Tensor:
+        """Return the outputs of a batch as ``[n, o]``; further axes are flattened into o."""
+        y = self.call(weights, x, buffers)
+        if not isinstance(y, Tensor):
+            raise NtkitError(
+                f"The network returned {type(y).__name__}, ntkit needs one tensor whose first axis is "
+                f"the sample. Wrap it in a module that returns the tensor that you mean."
+            )
+        n = batch_size(x)
+        if y.ndim == 0 and n == 1:
+            return y.reshape(1, 1)
+        if y.ndim == 0 or y.shape[0] != n:
+            if n == 1:  # a network that squeezes its batch of one away
+                return y.reshape(1, -1)
+            raise NtkitError(
+                f"The network returned shape {tuple(y.shape)} for {n} samples; the first axis must be "
+                f"the sample. Return one output row per sample."
+            )
+        return y.reshape(n, -1)
+
+    def sample(self, weights: Weights, x: Any) -> Tensor:
+        """Return the outputs ``[o]`` of one sample whose inputs carry no sample axis (for vmap)."""
+        return self.outputs(weights, pytree.tree_map(lambda t: t.unsqueeze(0), x)).reshape(-1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(iter(self.weights.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(iter(self.weights.values())).device
+
+
+def network(model: Any, weights: Weights | None = None) -> Network:
+    """Return the pure function behind a module, or behind ``f(weights, x)`` and its weights.
+
+    A module keeps its training flags and is read as it is at each call (train it, and its kernel
+    follows); its buffers are cloned, so that no call changes them. Tied weights appear once, under their first name.
+    """
+    if isinstance(model, nn.Module):
+        module = getattr(model, "_orig_mod", model)
+        known = dict(module.named_parameters())
+        if weights is not None:
+            if set(weights) != set(known):
+                raise NtkitError(
+                    f"weights must name the parameters of the module; unknown: "
+                    f"{sorted(set(weights) - set(known))}, missing: {sorted(set(known) - set(weights))}."
+                )
+        check_weights(known if weights is None else weights)
+
+        def call(weights: Weights, x: Any, buffers: Weights | None = None) -> Any:
+            buffers = module_buffers(module) if buffers is None else buffers
+            args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
+            return functional_call(module, ({**buffers, **weights},), args, kwargs)
+
+        fixed = None if weights is None else {k: w.detach() for k, w in weights.items()}
+        return Network(call, fixed, module)
+    if not callable(model):
+        raise NtkitError(
+            f"Expected a torch.nn.Module or a function f(weights, x), got {type(model).__name__}."
+        )
+    if weights is None:
+        raise NtkitError(
+            "A function as a network needs its weights: pass a dict of tensors as `weights`, with "
+            "f(weights, x) -> outputs."
+        )
+    check_weights(weights)
+    return Network(lambda w, x, _=None: model(w, x), {k: w.detach() for k, w in weights.items()})
+
+
+def module_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return clones of a module's buffers, for calls that must not change them."""
+    return {name: b.clone() for name, b in module.named_buffers()}
+
+
+def check_weights(weights: Weights) -> None:
+    """Refuse weights that are no real floating-point tensors of one dtype and one device."""
+    if not weights:
+        raise NtkitError("The network has no parameters; there is no tangent kernel of nothing.")
+    for name, w in weights.items():
+        if not isinstance(w, Tensor) or isinstance(w, nn.parameter.UninitializedTensorMixin):
+            raise NtkitError(
+                f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
+                f"module once before giving it to ntkit."
+            )
+        if not w.is_floating_point():
+            raise NtkitError(
+                f"Weight {name!r} has dtype {w.dtype}; tangent kernels need real floating-point "
+                f"weights. Turn it into a buffer, or leave it out of `weights`."
+            )
+    for what in ("dtype", "device"):
+        seen = {str(getattr(w, what)) for w in weights.values()}
+        if len(seen) > 1:
+            raise NtkitError(
+                f"The weights have mixed {what}s {sorted(seen)}; bring the network to one with model.to(...)."
+            )
+
+
+def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
+    """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype.
+
+    Arrays and lists are converted (floating ones to the network's dtype); tensors of another
+    floating dtype are refused, since a silent cast would hide a mistake.
+    """
+
+    def leaf(value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            t = value.detach()
+            if t.is_floating_point() and t.dtype != net.dtype:
+                raise NtkitError(
+                    f"{what} has dtype {t.dtype} but the network {net.dtype}; convert one of them, "
+                    f"for instance {what}.to({net.dtype})."
+                )
+            if t.device != net.device:
+                raise NtkitError(f"{what} is on {t.device}, the network on {net.device}; move one.")
+        else:
+            try:
+                t = torch.as_tensor(np.array(value) if not np.isscalar(value) else value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise NtkitError(
+                    f"{what} is a {type(value).__name__} that torch cannot read as a tensor: {error}"
+                ) from error
+            t = t.to(net.device, net.dtype if t.is_floating_point() else None)
+        if t.ndim == 0:
+            raise NtkitError(f"{what} is a single number; its first axis must be the sample.")
+        if t.shape[0] == 0:
+            raise NtkitError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
+        if t.is_floating_point() and not torch.isfinite(t).all():
+            rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
+            raise NtkitError(
+                f"{what} holds NaN or infinite values in sample(s) {rows[:10]}; clean or drop them."
+            )
+        return t
+
+    if isinstance(x, dict):
+        batch: Any = {key: leaf(value) for key, value in x.items()}
+    elif isinstance(x, tuple):
+        batch = tuple(leaf(value) for value in x)
+    else:
+        batch = leaf(x)
+    sizes = {t.shape[0] for t in pytree.tree_leaves(batch)}
+    if len(sizes) != 1:
+        raise NtkitError(f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}.")
+    return batch
+
+
+def batch_size(x: Any) -> int:
+    """Return the number of samples of a batch."""
+    return pytree.tree_leaves(x)[0].shape[0]
+
+
+def take(x: Any, index: Any) -> Any:
+    """Return some samples of a batch, by a slice or a tensor of indices."""
+    return pytree.tree_map(lambda t: t[index], x)
+
+
+def refuse_stateful(module: nn.Module | None) -> None:
+    """Refuse modules that have no function of a single sample as they are set now, by name."""
+    for name, m in module.named_modules() if module is not None else ():
+        where = f"{name or 'the model'} ({type(m).__name__})"
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            if m.training or m.running_mean is None:
+                why = "is in training mode" if m.training else "keeps no running statistics"
+                raise NotPerSampleError(
+                    f"{where} {why}: its output for one sample depends on the others of the batch. "
+                    f"Call model.eval(), with track_running_stats=True."
+                )
+        elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
+            raise NotPerSampleError(
+                f"{where} drops at random (p={m.p}) in training mode: the network is no function of "
+                f"its input. Call model.eval(), or set p=0."
+            )
