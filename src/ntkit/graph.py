@@ -96,10 +96,11 @@ def trace(net: Network, x: Any) -> Graph:
     paths: dict[str, str] = {}
     with _quiet_tracing(net, x), _module_paths(net.module, paths):
         traced = make_fx(
-            lambda w, b, x: net.outputs(w, x, b), pre_dispatch=True, decomposition_table=_RECURRENT
+            lambda w, b, x: net.outputs(w, x, b), pre_dispatch=True, decomposition_table=_WRITTEN_OUT
         )(weights, buffers, x)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    names = dict(zip((n.name for n in placeholders), sorted_names(weights), strict=False))
+    leaves = pytree.tree_leaves({name: name for name in weights})
+    names = dict(zip((n.name for n in placeholders), leaves, strict=False))
     mutates = any(
         n.op == "call_function" and getattr(getattr(n.target, "_schema", None), "is_mutable", False)
         for n in traced.graph.nodes
@@ -107,11 +108,6 @@ def trace(net: Network, x: Any) -> Graph:
     graph = Graph(traced, names, paths, mutates)
     refuse_random(graph)
     return graph
-
-
-def sorted_names(weights: Weights) -> list[str]:
-    """Return the names of weights in the order in which torch's pytrees flatten a dict."""
-    return list(weights)
 
 
 def arguments(node: fx.Node, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def network(model: Any, weights: Weights | None = None) -> Network:
     """Return the pure function behind a module, or behind ``f(weights, x)`` and its weights.
 
     A module keeps its training flags and is read as it is at each call (train it, and its kernel
-    follows); its buffers are cloned, so that no call changes them. Tied weights appear once, under their first name.
+    follows); its buffers are cloned, so that no call changes them. Tied weights appear once, under
+    their first name.
     """
     if isinstance(model, nn.Module):
         module = getattr(model, "_orig_mod", model)

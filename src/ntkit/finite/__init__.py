@@ -1,0 +1,1 @@
+"""The tangent kernel of a network as it is."""

@@ -1,0 +1,156 @@
+"""Which uses of which weights have a structured rule, and how uses of the same weight combine.
+
+Read off the graph alone. A weight with one use that no rule knows is contracted whole: its Jacobian
+is formed. Whatever is found here is proved by `ntkit.finite.jacobian` against autograd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+import ntkit.finite.conv
+import ntkit.finite.elementwise
+import ntkit.finite.embedding
+import ntkit.finite.linear
+import ntkit.finite.norm  # noqa: F401  (the rules register themselves)
+from ntkit.finite.rules import RULES, Slot
+from ntkit.graph import Graph
+
+aten = torch.ops.aten
+
+# Operations that only move the elements of a weight: what they give is the weight in another shape.
+VIEWS = {
+    *(aten.view, aten.reshape, aten.transpose, aten.t, aten.permute, aten.unsqueeze, aten.squeeze),
+    *(aten.select, aten.slice, aten.narrow, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind),
+    *(aten.flatten, aten.unflatten, aten.contiguous, aten.clone, aten.alias, aten.expand, aten.numpy_T),
+    *(aten.unsafe_chunk, aten.unsafe_split, aten.movedim, aten.swapaxes, aten.view_as, aten.mT),
+    *(aten.expand_as, aten.detach_copy, aten.flip),
+}
+# Operations that take a weight's shape or type, or cut its gradient: what they give is a constant.
+CONSTANT = {
+    *(aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
+    *(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty),
+}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One use: the weight-valued node ``source`` enters the operation ``node`` at ``slot``."""
+
+    node: fx.Node
+    slot: Slot
+    source: fx.Node
+    weights: frozenset[str]
+    is_view: bool  # source is the weight itself, in another shape
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The uses that have a rule, and the weights that have to be contracted whole."""
+
+    edges: tuple[Edge, ...]
+    uncovered: dict[str, str]  # weight -> the operation that has no rule for it
+    unused: frozenset[str]
+
+
+def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
+    """Find every use of the wanted weights."""
+    origin: dict[fx.Node, frozenset[str]] = {}  # nodes that are functions of weights alone
+    views: set[fx.Node] = set()
+    data: set[fx.Node] = set()
+    edges: list[Edge] = []
+    uncovered: dict[str, str] = {}
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder":
+            name = graph.weights.get(node.name)
+            if name in wanted:
+                origin[node] = frozenset([name])
+                views.add(node)
+            elif node in graph.inputs:
+                data.add(node)
+            continue
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                uncovered.update(dict.fromkeys(origin.get(source, ()), "the output itself"))
+            continue
+        sources = [a for a in node.all_input_nodes if a in origin]
+        packet = getattr(node.target, "overloadpacket", None)
+        mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if any(a in data for a in node.all_input_nodes):
+            data.add(node)
+            for source in sources:
+                found = _slots(node, source)
+                if not found:
+                    uncovered.update(dict.fromkeys(origin[source], str(node.target)))
+                for slot in found:
+                    edges.append(Edge(node, slot, source, origin[source], source in views))
+        elif sources and packet not in CONSTANT:
+            origin[node] = frozenset().union(*(origin[a] for a in sources))
+            moves = packet in VIEWS or getattr(node.target, "__name__", "") == "getitem"
+            if moves and len(sources) == 1 and sources[0] in views:
+                views.add(node)
+            if mutable:
+                uncovered.update(dict.fromkeys(origin[node], f"{node.target}, in place"))
+    _spread(edges, uncovered)
+    used = frozenset().union(*(e.weights for e in edges)) | frozenset(uncovered)
+    kept = tuple(e for e in edges if not e.weights & uncovered.keys())
+    return Coverage(kept, uncovered, wanted - used)
+
+
+def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
+    """Return the places at which a node enters an operation, or none if one of them has no rule."""
+    if node.target not in RULES:
+        return []
+    weights, _ = RULES[node.target]  # pyright: ignore
+    schema = [a.name for a in node.target._schema.arguments]  # pyright: ignore
+    found: list[Slot] = []
+    for name, value in [*zip(schema, node.args, strict=False), *node.kwargs.items()]:
+        places = list(enumerate(value)) if isinstance(value, (list, tuple)) else [(None, value)]
+        for place, item in places:
+            if item is source:
+                if name not in weights:
+                    return []
+                found.append((name, place))
+    return found
+
+
+def _spread(edges: list[Edge], uncovered: dict[str, str]) -> None:
+    """Let weights that meet in one derived weight share the fate of the worst of them."""
+    while True:
+        bad = [e for e in edges if e.weights & uncovered.keys() and e.weights - uncovered.keys()]
+        if not bad:
+            return
+        for e in bad:
+            why = next(uncovered[name] for name in e.weights if name in uncovered)
+            for name in e.weights:
+                uncovered.setdefault(name, why)
+
+
+def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> Tensor:
+    """Return, in the shape of the edge's source, the place of each element in the flattened weight."""
+    (name,) = edge.weights
+    numbers = torch.arange(shapes[name].numel()).reshape(shapes[name])
+    return evaluate(graph, edge.source, {name: numbers})
+
+
+def evaluate(graph: Graph, target: fx.Node, weights: dict[str, Tensor]) -> Tensor:
+    """Return a node that is a function of weights alone (and of the constants of the graph)."""
+    known: dict[fx.Node, object] = {}
+
+    def value(node: fx.Node) -> object:
+        if node not in known:
+            if node.op == "placeholder":
+                known[node] = weights[graph.weights[node.name]]
+            elif node.op == "get_attr":
+                known[node] = getattr(graph.module, str(node.target))
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+                known[node] = node.target(*args, **kwargs)  # pyright: ignore
+        return known[node]
+
+    result = value(target)
+    assert isinstance(result, Tensor)
+    return result

@@ -1,0 +1,52 @@
+"""Weights used element by element: sums, products, concatenations, with broadcasting."""
+
+from __future__ import annotations
+
+import torch
+
+from ntkit.finite.factors import Factor
+from ntkit.finite.rules import Use, reduce_to, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.add.Tensor, "self", "other")
+@rule(aten.add_.Tensor, "other")
+def add(use: Use) -> Factor | None:
+    """Y = a + alpha b."""
+    scale = use.args["alpha"] if use.slot[0] == "other" else 1
+    return Factor.vector(reduce_to(use.g if scale == 1 else scale * use.g, use.weight.shape))
+
+
+@rule(aten.sub.Tensor, "self", "other")
+@rule(aten.sub_.Tensor, "other")
+def sub(use: Use) -> Factor | None:
+    """Y = a - alpha b."""
+    scale = -use.args["alpha"] if use.slot[0] == "other" else 1
+    return Factor.vector(reduce_to(scale * use.g, use.weight.shape))
+
+
+@rule(aten.mul.Tensor, "self", "other")
+def mul(use: Use) -> Factor | None:
+    """Y = a b, element by element; a matrix is reduced over its broadcast axes at once."""
+    name = "other" if use.slot[0] == "self" else "self"
+    other = use.args[name]
+    if not isinstance(other, torch.Tensor):
+        return Factor.vector(reduce_to(use.g * other, use.weight.shape))
+    other = use.tensor(name)
+    shape = use.g.shape[2:]
+    other = other.reshape(other.shape[0], 1, *(1,) * (len(shape) - other.ndim + 1), *other.shape[1:])
+    return Factor.vector(reduce_to(use.g * other, use.weight.shape))
+
+
+@rule(aten.cat.default, "tensors")
+def cat(use: Use) -> Factor | None:
+    """A weight laid beside other tensors (a class token): its own slice of the gradient."""
+    place = use.slot[1]
+    assert place is not None
+    dim = use.args["dim"] % (use.g.ndim - 2)
+    widths = [
+        t.shape[dim + 1] if ("tensors", i) in use.batched else t.shape[dim]
+        for i, t in enumerate(use.args["tensors"])
+    ]
+    return Factor.vector(use.g.narrow(dim + 2, sum(widths[:place]), widths[place]))

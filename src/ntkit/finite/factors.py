@@ -1,0 +1,129 @@
+"""The Jacobian of one use of a weight, kept as an outer product instead of being formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """A slot whose vectors are rows of the identity: ``index [n, t]`` into ``size`` of them."""
+
+    index: Tensor
+    size: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the dense slot, ``[n, 1, 1, t, size]``."""
+        n, t = self.index.shape
+        return torch.Size((n, 1, 1, t, self.size))
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the slot as a tensor of zeros and ones."""
+        return torch.nn.functional.one_hot(self.index, self.size).to(dtype)[:, None, None]
+
+
+Slot = Tensor | OneHot
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The Jacobian of a use of a weight with respect to it, arranged as matrices ``[g, r, c]``.
+
+        J[n, o, g, r, c] = sum_t left[n, o, g, t, r] right[n, o, g, t, c]
+
+    n: sample, o: output (of size 1 in the slot that does not depend on it), g: group, t: position.
+    ``right=None`` stands for a right slot of ones with c = 1 and t = 1: a weight that is a vector.
+    ``arrange`` is the pure view that takes the weight to its ``[g, r, c]``.
+    """
+
+    left: Slot
+    right: Slot | None
+    arrange: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def vector(cls, jacobian: Tensor) -> Factor:
+        """Return the factor of a weight whose Jacobian ``[n, o, *shape]`` is small: kept dense."""
+        n, o = jacobian.shape[:2]
+        return cls(jacobian.reshape(n, o, 1, 1, -1), None, lambda w: w.reshape(1, -1, 1))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """The sizes n, o, g, t, r, c."""
+        n, o1, g, t, r = self.left.shape
+        o2, c = (1, 1) if self.right is None else (self.right.shape[1], self.right.shape[4])
+        return n, max(o1, o2), g, t, r, c
+
+    @property
+    def left_has_outputs(self) -> bool:
+        """Whether it is the left slot that depends on the output."""
+        return self.right is None or not (
+            isinstance(self.left, OneHot) or (self.left.shape[1] == 1 and self.right.shape[1] > 1)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the two slots hold."""
+        slots = [s.index if isinstance(s, OneHot) else s for s in (self.left, self.right) if s is not None]
+        return sum(s.numel() * s.element_size() for s in slots)
+
+    def rows(self, index: slice) -> Factor:
+        """Return the factor of some of the samples."""
+        return replace(self, left=_rows(self.left, index), right=_rows(self.right, index))
+
+    def swapped(self) -> Factor:
+        """Return the factor of the transposed matrices."""
+        assert self.right is not None
+        arrange = self.arrange
+        return Factor(self.right, self.left, lambda w: arrange(w).transpose(1, 2))
+
+    def dense(self) -> Tensor:
+        """Return the Jacobian ``[n, o, g, r, c]``."""
+        n, o, g, t, r, c = self.sizes
+        if self.right is None:
+            assert isinstance(self.left, Tensor)
+            return self.left.reshape(n, o, g, r, 1)
+        if isinstance(self.right, OneHot):
+            return self.swapped().dense().transpose(-1, -2)
+        if isinstance(self.left, OneHot):
+            right = self.right
+            out = right.new_zeros(n, o, r, c)
+            index = self.left.index[:, None, :, None].expand(n, o, t, c)
+            return out.scatter_add_(2, index, right.reshape(n, o, t, c))[:, :, None]
+        if not self.left_has_outputs:
+            return self.swapped().dense().transpose(-1, -2)
+        if self.right.shape[1] == 1:  # outputs in the left slot only: one product per sample and group
+            left = self.left.permute(0, 2, 1, 4, 3).reshape(n * g, o * r, t)
+            right = self.right.reshape(n * g, t, c)
+            return torch.bmm(left, right).reshape(n, g, o, r, c).transpose(1, 2)
+        return self.left.transpose(-1, -2) @ self.right
+
+
+def concatenate(factors: list[Factor]) -> Factor:
+    """Return the sum of Jacobians of uses that are alike: their positions one after the other."""
+    if len(factors) == 1:
+        return factors[0]
+    first = factors[0]
+    if first.right is None:
+        return replace(first, left=sum(f.left for f in factors))  # pyright: ignore
+    return replace(
+        first,
+        left=_concatenate([f.left for f in factors]),
+        right=_concatenate([f.right for f in factors]),  # pyright: ignore
+    )
+
+
+def _concatenate(slots: list[Slot]) -> Slot:
+    if isinstance(slots[0], OneHot):
+        return OneHot(torch.cat([s.index for s in slots], 1), slots[0].size)  # pyright: ignore
+    return torch.cat(slots, dim=3)  # pyright: ignore
+
+
+def _rows(slot: Slot | None, index: slice) -> Slot | None:
+    if isinstance(slot, OneHot):
+        return OneHot(slot.index[index], slot.size)
+    return None if slot is None else slot[index]

@@ -1,0 +1,73 @@
+"""The table of structured rules: which operations know the Jacobian of their weights as a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.finite.factors import Factor
+
+Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight by an operation, seen for a batch of samples.
+
+    ``g`` is the gradient of the outputs with respect to what the operation gave, ``[n, o, *shape]``.
+    ``args`` are its arguments by name; tensors that depend on the sample have the sample as a
+    first axis **before** the network's own batch axis of one, weights have their own shape.
+    ``batched`` holds the names of the former.
+    """
+
+    g: Tensor
+    args: dict[str, Any]
+    slot: Slot
+    batched: frozenset[Slot]
+
+    def tensor(self, name: str, place: int | None = None) -> Tensor:
+        """Return an argument with the sample as its first axis, of size 1 if it does not depend on it."""
+        value = self.args[name] if place is None else self.args[name][place]
+        return value if (name, place) in self.batched else value.unsqueeze(0)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that is asked about."""
+        name, place = self.slot
+        return self.args[name] if place is None else self.args[name][place]
+
+
+Rule = Callable[[Use], "Factor | None"]
+
+RULES: dict[torch._ops.OpOverload, tuple[tuple[str, ...], Rule]] = {}
+
+
+def rule(op: Any, *weights: str) -> Callable[[Rule], Rule]:
+    """Register the factor of an operation for the arguments that may be weights.
+
+    The function gets a `Use` and returns the `Factor` of the weight ``use.slot``, or None where it
+    does not know (the weight then goes through Jacobian contraction: slower, never wrong). Whatever
+    it returns is compared with autograd before it is used.
+    """
+    if not isinstance(op, torch._ops.OpOverload):
+        raise NtkitError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
+
+    def register(function: Rule) -> Rule:
+        RULES[op] = (weights, function)
+        return function
+
+    return register
+
+
+def reduce_to(value: Tensor, shape: torch.Size) -> Tensor:
+    """Sum ``[n, o, *broadcast]`` down to ``[n, o, *shape]``: the adjoint of broadcasting."""
+    extra = value.ndim - 2 - len(shape)
+    if extra:
+        value = value.flatten(2, 1 + extra).sum(2)
+    axes = [i + 2 for i, s in enumerate(shape) if s == 1 and value.shape[i + 2] != 1]
+    return value.sum(axes, keepdim=True) if axes else value
