@@ -1,0 +1,1 @@
+"""A training run recorded, and its predictions accounted for as sums over training samples."""

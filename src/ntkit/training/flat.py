@@ -1,0 +1,147 @@
+"""The recorded network as a function of one flat vector of its trained weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, jvp, vjp, vmap
+from torch.utils import _pytree as pytree
+
+from ntkit.errors import NtkitError
+from ntkit.network import network, take
+from ntkit.training.run import Run
+
+Loss = Callable[[Any, Any], Tensor]
+
+_VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
+
+
+class FlatNetwork:
+    """A copy of the user's module in a dtype, with a run's frozen weights and buffers.
+
+    Weights ``w`` are flat, ``[P]``, in the order of ``run.trained``; the user's module stays as it is.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, dtype: torch.dtype) -> None:
+        module = copy.deepcopy(model).to(dtype)
+        module.requires_grad_(False)
+        for name, buffer in module.named_buffers():
+            buffer.copy_(run.start[f"buffer/{name}"])
+        self.dtype = dtype
+        self.fixed = {
+            name: run.start[f"w/{name}"].to(run.device, dtype)
+            for name in run.shapes
+            if name not in run.trained
+        }
+        self.shapes = run.trained
+        self.sizes = [shape.numel() for shape in run.trained.values()]
+        self.total = sum(self.sizes)
+        self._net = network(module)
+
+    def unflatten(self, w: Tensor) -> dict[str, Tensor]:
+        """Return all weights by name."""
+        parts = w.split(self.sizes)
+        shaped = {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
+        return {**self.fixed, **shaped}
+
+    def raw(self, w: Tensor, x: Any) -> Tensor:
+        """Return the outputs of a batch in the module's own shape, as its loss takes them."""
+        return self._net.call(self.unflatten(w), x)
+
+    def outputs(self, w: Tensor, x: Any) -> Tensor:
+        """Return the outputs of a batch, ``[n, o]``."""
+        return self._net.outputs(self.unflatten(w), x)
+
+    def gradient(self, w: Tensor, x: Any, y: Any, loss: Loss) -> Tensor:
+        """Return the gradient of the batch loss, ``[P]``, as an ordinary backward pass makes it."""
+        with torch.enable_grad():
+            leaf = w.detach().to(self.dtype).requires_grad_()
+            value = checked_loss(loss, self.raw(leaf, x), y)
+            if not value.requires_grad:
+                raise NtkitError("The loss does not depend on the weights: was it given detached outputs?")
+            return torch.autograd.grad(value, leaf)[0]
+
+    def cotangents(self, w: Tensor, x: Any, y: Any, loss: Loss) -> Tensor:
+        """Return c_n = d loss / d y_n, ``[n, o]``."""
+        raw = self.raw(w, x).detach()
+        with torch.enable_grad():
+            leaf = raw.requires_grad_()
+            c = torch.autograd.grad(checked_loss(loss, leaf, y), leaf)[0]
+        n = pytree.tree_leaves(x)[0].shape[0]
+        return c.reshape(n, -1)
+
+    def sample_gradients(self, w: Tensor, x: Any, c: Tensor) -> Tensor:
+        """Return J(x_n; w_k)^T c_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, P]``."""
+
+        def one(w: Tensor, x: Any, c: Tensor) -> Tensor:
+            return vjp(lambda w: self._net.sample(self.unflatten(w), x), w)[1](c)[0]
+
+        return _over(vmap(one, (None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
+
+    def jacobians(self, w: Tensor, x: Any) -> Tensor:
+        """Return d f / d w of a batch at several weights: ``[S, P] -> [S, n, o, P]``."""
+
+        def one(w: Tensor, x: Any) -> Tensor:
+            return jacrev(lambda w: self._net.sample(self.unflatten(w), x))(w)
+
+        n = pytree.tree_leaves(x)[0].shape[0]
+        return _over(lambda w: vmap(one, (None, 0))(w, x), w, size=n * self.total)
+
+    def slopes(self, w: Tensor, direction: Tensor, x: Any) -> Tensor:
+        """Return J(x; w) . direction for several weights: ``[S, P], [S, P] -> [S, n, o]``."""
+
+        def one(w: Tensor, direction: Tensor) -> Tensor:
+            return jvp(lambda w: self.outputs(w, x), (w,), (direction,))[1]
+
+        return _over(one, w, direction, size=self.total)
+
+    def many_outputs(self, w: Tensor, x: Any) -> Tensor:
+        """Return the outputs of a batch at several weights: ``[S, P] -> [S, n, o]``."""
+        return _over(lambda w: self.outputs(w, x), w, size=self.total)
+
+
+def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
+    """Return the batch loss, a single finite number."""
+    try:
+        value = loss(outputs, targets)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise NtkitError(
+            f"loss(outputs, targets) failed on outputs of shape {tuple(getattr(outputs, 'shape', ()))}, "
+            f"dtype {getattr(outputs, 'dtype', None)}: {error}. Accounts are made in float64: a loss that "
+            f"holds tensors should be a torch.nn.Module, so that ntkit can cast a copy of it."
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise NtkitError(
+            f"loss(outputs, targets) returned {shape}, expected one number for the batch, the one that "
+            f"backward() was called on: reduce it as the training did (mean or sum)."
+        )
+    return value.reshape(())
+
+
+def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:
+    """Return the loss with its own tensors, if it is a module that has some, in a dtype."""
+    return copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+
+
+def cast(data: Any, dtype: torch.dtype) -> Any:
+    """Return data with its floating tensors in a dtype."""
+    return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)
+
+
+def gather(data: Any, batches: list[Tensor]) -> Any:
+    """Return equally large batches of data, stacked: ``[T, n, ...]``."""
+    return take(data, torch.stack(batches))
+
+
+def _over(function: Any, *args: Any, size: int) -> Tensor:
+    """Apply a function along the first axis of all arguments, in one call where that is small."""
+    count = args[0].shape[0]
+    if count > 1 and count * size <= _VMAP_LIMIT:
+        return vmap(function)(*args)
+    rows = (pytree.tree_map(lambda t, i=i: t[i], args) for i in range(count))
+    return torch.stack([function(*row) for row in rows])

@@ -1,0 +1,149 @@
+"""The append-only log of a run folder: framed, checksummed records of tensors, readable by number."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ntkit.errors import RunFolderError
+
+LOG = "steps.log"
+_MAGIC = b"NTK1"
+_HEADER = struct.Struct("<4sQQI")  # magic, number of the record, length of its payload, crc32
+
+
+class LogWriter:
+    """Appends records to a new file, each by one unbuffered write, so that a kill loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.length = 0
+        self._file = open(path, "xb", buffering=0)
+
+    def append(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Write one record; a write that fails (a full disk) leaves the log as it was."""
+        payload = safetensors.torch.save(dict(tensors), {"scalars": json.dumps(scalars)})
+        frame = memoryview(
+            _HEADER.pack(_MAGIC, self.count, len(payload), _crc(self.count, payload)) + payload
+        )
+        try:
+            written = 0
+            while written < len(frame):
+                written += self._file.write(frame[written:]) or 0
+        except OSError as error:
+            self._file.truncate(self.length)
+            self._file.seek(self.length)
+            raise RunFolderError(
+                f"{self.path} cannot be written ({error.strerror}); the {max(self.count - 1, 0)} steps "
+                f"before it are kept. Free some space, or record to another folder."
+            ) from error
+        self.count += 1
+        self.length += len(frame)
+
+    def close(self) -> None:
+        """Bring everything to the disk and close the file."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+class LogReader:
+    """Reads records by number, each checked against its checksum.
+
+    A log that was still being written (``finished=False``) may end in a torn record, which is left
+    out; one that was closed must have exactly the length and count given.
+    """
+
+    def __init__(self, path: Path, count: int | None = None, length: int | None = None) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be read ({error.strerror}); a run folder needs it. Give the folder that "
+                f"ntkit.record made, or restore the file."
+            ) from error
+        self._offsets: list[int] = []
+        try:
+            self._open(count, length)
+        except RunFolderError:
+            self.close()
+            raise
+
+    def _open(self, count: int | None, length: int | None) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if length is not None and size != length:
+            raise RunFolderError(
+                f"{self.path} has {size} bytes, its manifest says {length}: the file was "
+                f"{'truncated' if size < length else 'appended to'} after the run. Restore it from a copy, "
+                f"or record the run again."
+            )
+        self._scan(size)
+        if length is None and self._offsets:
+            try:
+                self.read(len(self._offsets) - 1)
+            except RunFolderError:  # torn by a crash of the machine
+                self._offsets.pop()
+        if count is not None and len(self._offsets) != count:
+            raise self._broken(f"holds {len(self._offsets)} records, its manifest says {count}")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and scalars of a record."""
+        start = self._offsets[number]
+        fd = self._file.fileno()
+        magic, found, length, crc = _HEADER.unpack(os.pread(fd, _HEADER.size, start))
+        payload = self._bytes(start + _HEADER.size, length)
+        if magic != _MAGIC or found != number or len(payload) != length or _crc(number, payload) != crc:
+            raise self._broken(f"fails its checksum in record {number}")
+        try:
+            tensors = safetensors.torch.load(payload)
+            header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+            return tensors, json.loads(header["__metadata__"]["scalars"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise self._broken(f"has an unreadable record {number}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _scan(self, size: int) -> None:
+        position = 0
+        while position + _HEADER.size <= size:
+            header = os.pread(self._file.fileno(), _HEADER.size, position)
+            magic, number, length, _ = _HEADER.unpack(header)
+            if magic != _MAGIC or number != len(self._offsets):
+                raise self._broken(f"has no valid record {len(self._offsets)} at byte {position}")
+            if position + _HEADER.size + length > size:
+                break
+            self._offsets.append(position)
+            position += _HEADER.size + length
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        pieces = []
+        while length > 0 and (piece := os.pread(self._file.fileno(), min(length, 2**30), start)):
+            pieces.append(piece)
+            start, length = start + len(piece), length - len(piece)
+        return b"".join(pieces)
+
+    def _broken(self, what: str) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path} {what}: the file was changed or damaged after it was written. Restore it from a "
+            f"copy, or record the run again."
+        )
+
+
+def _crc(number: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<QQ", number, len(payload))))

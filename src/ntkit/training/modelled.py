@@ -1,0 +1,137 @@
+"""Each recorded step against the one that data, loss and model give: the check, and the rounding."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.network import take
+from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
+from ntkit.training.optimizers import Coefficients
+from ntkit.training.run import Run
+
+_MARGIN = 64.0  # how many times the estimated rounding a step may be off
+
+
+class Differences:
+    """The step as it was minus the step as modelled, ``[P]`` for each step, float64."""
+
+    def __init__(self, steps: int, size: int, budget: int) -> None:
+        if steps * size * 8 <= budget:
+            self._rows = np.zeros((steps, size))
+        else:
+            self._file = tempfile.TemporaryFile()
+            self._rows = np.memmap(self._file, np.float64, "w+", shape=(steps, size))
+
+    def __getitem__(self, k: int) -> Tensor:
+        return torch.from_numpy(np.array(self._rows[k]))
+
+    def __setitem__(self, k: int, value: Tensor) -> None:
+        self._rows[k] = value.cpu().numpy()
+
+
+def compare_steps(
+    run: Run,
+    net: FlatNetwork,
+    native: FlatNetwork,
+    data: Any,
+    loss: Loss,
+    budget: int,
+    done: Callable[[int], None],
+) -> Differences:
+    """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
+
+    The gradient is also made in the dtype of the training: the recorded step must be that one up to
+    rounding. How large rounding is, is measured at each step: by what separates the two dtypes, or, in a
+    float64 run, by what relative changes of the weights by one unit in the last place do.
+    """
+    differences = Differences(run.steps, net.total, budget)
+    check = _Check(run, data, loss, net, native)
+    before = run.weights(0)
+    for k in range(run.steps):
+        after = run.weights(k + 1)
+        differences[k] = check.step(k, before, after)
+        before = after
+        done(1)
+    return differences
+
+
+class _Check:
+    """The recursion of the optimizer with its error bound alongside."""
+
+    def __init__(self, run: Run, data: Any, loss: Loss, net: FlatNetwork, native: FlatNetwork) -> None:
+        self.run, self.net, self.native = run, net, native
+        self.x, self.y = cast(data, torch.float64)
+        self.x_native, self.y_native = data
+        self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, native.dtype)
+        self.eps = torch.finfo(native.dtype).eps
+        start = run.momentum()
+        self.m = torch.zeros(net.total, dtype=torch.float64, device=run.device) if start is None else start
+        self.m_native = self.m
+        self.m_error = self.eps * self.m.abs()
+        self.noise = 0.0
+        self.random = torch.Generator(run.device).manual_seed(0)
+
+    def step(self, k: int, w: Tensor, after: Tensor) -> Tensor:
+        """Return recorded minus modelled step k."""
+        for name, value in (("before", w), ("after", after)):
+            if not torch.isfinite(value).all():
+                raise NtkitError(
+                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
+                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
+                )
+        step = self.run.step(k)
+        c = step.coefficients
+        g = self.net.gradient(w, take(self.x, step.batch), take(self.y, step.batch), self.loss)
+        g_native, noise = self._rounded(w, g, step.batch)
+        self.noise = max(noise, 0.98 * self.noise)
+        g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
+        if not torch.isfinite(g).all():
+            raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
+        g_error = self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
+        self.m = c.mu * self.m + c.nu * g
+        self.m_native = c.mu * self.m_native + c.nu * g_native
+        self.m_error = c.mu * self.m_error + c.nu * g_error + self.eps * self.m_native.abs()
+        made = after - w
+        off = (made - _delta(c, g_native, self.m_native, w)).abs()
+        allowed = c.a * g_error + c.b * self.m_error + self.eps * (w.abs() + after.abs() + made.abs())
+        self._refuse(k, off, _MARGIN * allowed)
+        return made - _delta(c, g, self.m, w)
+
+    def _rounded(self, w: Tensor, g: Tensor, batch: Tensor) -> tuple[Tensor, float]:
+        if self.native.dtype == torch.float64:
+            nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
+            moved = self.net.gradient(
+                w * (1 + self.eps * nudge), take(self.x, batch), take(self.y, batch), self.loss
+            )
+            return g, float((moved - g).abs().max())
+        made = self.native.gradient(
+            w, take(self.x_native, batch), take(self.y_native, batch), self.loss_native
+        ).double()
+        return made, float((made - g).abs().max())
+
+    def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
+        wrong = off > allowed
+        if not wrong.any():
+            return
+        worst = int((off / allowed.clamp_min(1e-300)).argmax())
+        bounds = np.cumsum(self.net.sizes)
+        name = list(self.net.shapes)[int(np.searchsorted(bounds, worst, side="right"))]
+        raise PathMismatchError(
+            f"Step {k} of {self.run.folder} is not the step that this model, loss and data make: in {name!r} "
+            f"the recorded change of the weights is {float(off[worst]):.3g} away from the modelled one, "
+            f"where rounding explains at most {float(allowed[worst]):.3g} ({int(wrong.sum())} of {len(off)} "
+            f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
+            f"that `loss` is the one that backward() was called on (mean or sum, its weights), that the "
+            f"model is built alike, and that nothing else touched the gradients (clipping, augmentation)."
+        )
+
+
+def _delta(c: Coefficients, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
+    return -(c.a * g + c.b * m) - c.d * w

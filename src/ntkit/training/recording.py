@@ -1,0 +1,329 @@
+"""Record a training run as it goes: two lines more in an ordinary loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkit import __version__
+from ntkit.errors import NtkitError, RunFolderError
+from ntkit.network import as_inputs, batch_size, network, refuse_stateful
+from ntkit.training.log import LOG, LogWriter
+from ntkit.training.manifest import MANIFEST, as_bytes, hash_data, write_manifest
+from ntkit.training.optimizers import Coefficients, description
+
+
+def record(
+    folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, train: Any = None
+) -> Recording:
+    r"""Return a context manager that records a training run, made by your own loop, into a folder.
+
+    Written at each step, when it is made: the weights after it (in their own dtype, bit by bit), the
+    indices of its batch, and the coefficients mu, nu, a, b, d, lambda of the step as
+
+        g_k = sum_n J(x_n; w_k)^T c_n + lambda w_k,    m_k = mu m_{k-1} + nu g_k,
+        w_{k+1} - w_k = -(a g_k + b m_k) - d w_k,      c_n = d loss / d y_n
+
+    (Courtois, Morel, Arias, "Can neural networks extrapolate?", Eq. 8 is the case a = rate, all else 0).
+    A process that is killed loses no finished step.
+
+    Parameters
+    ----------
+    folder
+        A folder that does not exist yet, or is empty.
+    model
+        The network; its samples must be independent (no train-mode batch norm, no active dropout).
+    optimizer
+        ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over parameters of the model; the others are frozen.
+    train
+        The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
+
+    Returns
+    -------
+    Recording
+        In the loop, call ``run.batch(indices)`` once before each step.
+
+    Raises
+    ------
+    NtkitError
+        An optimizer without a description, a closure, sparse gradients; no ``run.batch`` before a step,
+        indices out of range; weights or buffers changed by anything but the optimizer.
+    RunFolderError
+        A folder that holds something already, or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with ntkit.record(tempfile.mkdtemp() + "/run", model, optimizer, train=(x, y)) as run:
+    ...     for index in torch.arange(8).split(3):
+    ...         run.batch(index)
+    ...         optimizer.zero_grad()
+    ...         torch.nn.functional.mse_loss(model(x[index]), y[index]).backward()
+    ...         _ = optimizer.step()
+    >>> run.steps
+    3
+    """
+    return Recording(folder, model, optimizer, train)
+
+
+class Recording:
+    """A run being recorded; made by `record`. ``steps`` counts the steps that are written."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, train: Any
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
+        self.folder = Path(folder)
+        self.steps = 0
+        self._module: nn.Module = getattr(model, "_orig_mod", model)
+        self._optimizer = optimizer
+        self._description = description(optimizer)
+        self._net = network(self._module)
+        refuse_stateful(self._module)
+        self._names = {id(p): name for name, p in self._module.named_parameters()}
+        self._trained = self._trained_parameters()
+        self._samples, self._hash = self._read(train)
+
+    def batch(self, indices: Any) -> None:
+        """Say which training samples the coming step uses.
+
+        Parameters
+        ----------
+        indices
+            Numbers of samples (tensor, array or list; repeated ones count twice), or a slice or a
+            boolean mask where `train` was given to `record`.
+        """
+        refuse_stateful(self._module)
+        index = self._as_indices(indices)
+        if index.numel() == 0:
+            raise NtkitError(f"The batch of step {self.steps} is empty; a step needs at least one sample.")
+        if int(index.min()) < 0 or (self._samples is not None and int(index.max()) >= self._samples):
+            limit = "" if self._samples is None else f" and less than {self._samples}, the size of `train`"
+            raise NtkitError(
+                f"The batch of step {self.steps} has indices from {int(index.min())} to {int(index.max())}; "
+                f"they must be at least 0{limit}."
+            )
+        self._batch = index.to(torch.int32 if int(index.max()) < 2**31 else torch.int64)
+
+    def __enter__(self) -> Recording:
+        self._log = self._create()
+        self._batch: Tensor | None = None
+        self._last_batch: Tensor | None = None
+        self._batch_at = 0
+        self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
+        self._at = dict.fromkeys(self._trained, 0)
+        still = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        self._still = {
+            name: (t, t._version, t.detach().cpu().clone())
+            for name, t in still.items()
+            if name not in self._trained
+        }
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before),
+            self._optimizer.register_step_post_hook(self._after),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._log.close()
+        write_manifest(self.folder, self._manifest("finished" if kind is None else "interrupted"))
+        if kind is None:
+            self._check_still(values=True)
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        step = f"step {self.steps}"
+        if any(arg is not None for arg in args[1:]) or kwargs.get("closure") is not None:
+            raise NtkitError(
+                f"optimizer.step was given a closure at {step}; a closure may evaluate the loss many times. "
+                f"Call backward() yourself and then optimizer.step()."
+            )
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise NtkitError(f"A GradScaler scales the gradients of {step}; train without it to record.")
+        if self._batch is None:
+            raise NtkitError(
+                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it once "
+                f"before each optimizer.step()."
+            )
+        for name, p in self._trained_parameters().items():
+            if name not in self._trained:
+                raise NtkitError(f"{name!r} joined the optimizer at {step}; it must be there from the start.")
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise NtkitError(f"{name!r} has a sparse gradient at {step}; use dense gradients to record.")
+            if not torch.equal(as_bytes(p), self._last[name]):
+                raise NtkitError(
+                    f"{name!r} was changed between step {self.steps - 1} and {step} by something else than "
+                    f"the optimizer; such a change belongs to no sample. Start a new recording after it."
+                )
+        self._check_still(values=False)
+        self._fresh = {
+            name: all(v is None for v in optimizer.state.get(p, {}).values())
+            for name, p in self._trained.items()
+        }
+        self._given = {name for name, p in self._trained.items() if p.grad is not None}
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, dict[str, float]] = {}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                name = self._names[id(p)]
+                if name not in self._given:
+                    continue
+                made = self._description.coefficients(group, optimizer.state[p], self._fresh[name])
+                scalars[name] = {}
+                for key, value in vars(made).items():
+                    if isinstance(value, Tensor):
+                        wide = torch.promote_types(p.dtype, torch.float32)
+                        tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
+                    elif value != getattr(Coefficients, key):
+                        scalars[name][key] = float(value)
+        assert self._batch is not None
+        if self._last_batch is None or not torch.equal(self._batch, self._last_batch):
+            tensors["batch"] = self._last_batch = self._batch
+            self._batch_at = self.steps + 1
+        at = {}
+        for name, p in self._trained.items():
+            now = as_bytes(p)
+            if torch.equal(now, self._last[name]):
+                at[name] = self._at[name]
+            else:
+                tensors[f"w/{name}"] = p.detach().cpu().contiguous()
+        self._log.append(tensors, {"coefficients": scalars, "at": at, "batch_at": self._batch_at})
+        self.steps += 1
+        for name, p in self._trained.items():
+            if name not in at:
+                self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
+        self._batch = None
+
+    def _trained_parameters(self) -> dict[str, Tensor]:
+        trained = {}
+        for number, group in enumerate(self._optimizer.param_groups):
+            if group.get("differentiable"):
+                raise NtkitError("The optimizer is `differentiable`; ntkit records ordinary steps only.")
+            for p in group["params"]:
+                if id(p) not in self._names:
+                    raise NtkitError(
+                        f"Group {number} of the optimizer has a parameter of shape {tuple(p.shape)} that is "
+                        f"none of the model's. Give record the model that the optimizer was made for."
+                    )
+                trained[self._names[id(p)]] = p
+        return {name: trained[name] for name in self._names.values() if name in trained}
+
+    def _read(self, train: Any) -> tuple[int | None, str | None]:
+        if train is None:
+            return None, None
+        if not isinstance(train, (tuple, list)) or len(train) != 2:
+            raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
+        x, y = as_inputs(train[0], self._net, "train x"), as_inputs(train[1], self._net, "train y")
+        if batch_size(x) != batch_size(y):
+            raise NtkitError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
+        return batch_size(x), hash_data(x, y)
+
+    def _as_indices(self, indices: Any) -> Tensor:
+        what = f"The batch of step {self.steps}"
+        if isinstance(indices, slice):
+            if self._samples is None:
+                raise NtkitError(f"{what} is a slice, whose end depends on the data: give `train` to record.")
+            return torch.arange(self._samples)[indices]
+        try:
+            index = torch.as_tensor(indices).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise NtkitError(f"{what} is a {type(indices).__name__} that is no list of indices.") from error
+        if index.dtype == torch.bool:
+            if index.ndim != 1 or (self._samples is not None and len(index) != self._samples):
+                raise NtkitError(
+                    f"{what} is a mask of shape {tuple(index.shape)}, expected ({self._samples},)."
+                )
+            return index.nonzero().flatten()
+        if index.ndim != 1 or index.is_floating_point() or index.is_complex():
+            raise NtkitError(
+                f"{what} has shape {tuple(index.shape)}, dtype {index.dtype}; expected one axis of integers."
+            )
+        return index.long()
+
+    def _check_still(self, values: bool) -> None:
+        for name, (tensor, version, value) in self._still.items():
+            if (values or tensor._version != version) and not torch.equal(as_bytes(tensor), as_bytes(value)):
+                raise NtkitError(
+                    f"{name!r}, a frozen parameter or a buffer, changed before step {self.steps}; an account "
+                    f"has no column for that yet. Keep it fixed while recording (model.eval() keeps the "
+                    f"statistics of norms)."
+                )
+
+    def _create(self) -> LogWriter:
+        made = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if any(self.folder.iterdir()):
+                raise RunFolderError(
+                    f"{self.folder} is not empty, and no run is overwritten. Choose another, or delete it."
+                )
+            log = LogWriter(self.folder / LOG)
+        except OSError as error:
+            self._remove(made)
+            raise RunFolderError(
+                f"{self.folder} cannot be written ({error.strerror}). Choose a folder that can."
+            ) from error
+        try:
+            state: Mapping[Any, Any] = self._optimizer.state
+            momentum = {
+                f"m/{name}": state[p][self._description.buffer]
+                for name, p in self._trained.items()
+                if state.get(p, {}).get(self._description.buffer) is not None
+            }
+            weights = {f"w/{name}": p for name, p in self._module.named_parameters()}
+            buffers = {f"buffer/{name}": b for name, b in self._module.named_buffers()}
+            start = {**weights, **buffers, **momentum}
+            log.append({name: t.detach().cpu().clone().contiguous() for name, t in start.items()}, {})
+            self._log = log
+            write_manifest(self.folder, self._manifest("recording"))
+        except (OSError, RunFolderError) as error:
+            log.close()
+            self._remove(made)
+            raise RunFolderError(f"{self.folder} cannot be written ({error}). Choose another.") from error
+        return log
+
+    def _remove(self, made: bool) -> None:
+        for name in (LOG, MANIFEST):
+            (self.folder / name).unlink(missing_ok=True) if self.folder.is_dir() else None
+        if made and self.folder.is_dir():
+            self.folder.rmdir()
+
+    def _manifest(self, status: str) -> dict[str, Any]:
+        done = status != "recording"
+        parameters = self._module.named_parameters()
+        return {
+            "ntkit": __version__,
+            "torch": torch.__version__,
+            "status": status,
+            "steps": self.steps if done else None,
+            "log_bytes": self._log.length if done else None,
+            "optimizer": type(self._optimizer).__name__,
+            "groups": [[self._names[id(p)] for p in g["params"]] for g in self._optimizer.param_groups],
+            "parameters": {
+                name: {
+                    "shape": list(p.shape),
+                    "dtype": str(p.dtype).removeprefix("torch."),
+                    "trained": name in self._trained,
+                }
+                for name, p in parameters
+            },
+            "buffers": [name for name, _ in self._module.named_buffers()],
+            "samples": self._samples,
+            "train_sha256": self._hash,
+        }

@@ -1,0 +1,216 @@
+"""The account of predictions: a frozen table that knows its identity, and how to be kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ntkit.errors import NtkitError, RunFolderError
+from ntkit.training.manifest import write_atomically
+
+if TYPE_CHECKING:
+    import xarray
+
+FORMAT = "ntkit account 1"
+
+
+class Contribution(NamedTuple):
+    """What one training sample gave to one output of one query, in the unit of the output."""
+
+    index: int
+    contribution: float
+
+
+@dataclass(frozen=True, repr=False)
+class Account:
+    """Predictions of a trained network as sums over its training samples, made by `account`.
+
+    An exact account of what happened in this run, step by step; not a counterfactual: it does not say
+    what the network would predict had a sample been left out. For q queries, o outputs, n samples::
+
+        prediction = initial + contributions.sum(-1) + decay + start + buffers + rounding + residual
+
+    All are float64 tensors on the CPU, in the unit of the network's output.
+
+    Attributes
+    ----------
+    contributions
+        What each training sample's gradients moved the prediction by, ``[q, o, n]``.
+    initial, prediction
+        The outputs at the first and the last recorded weights, ``[q, o]``, as are the following.
+    decay
+        What weight decay (L2 or decoupled) moved.
+    start
+        What momentum from before the recording moved.
+    buffers
+        What changing buffers moved; zero, since runs that change them are refused.
+    rounding
+        What the steps' deviation from exact arithmetic moved: the precision of the training.
+    residual
+        What is left, measured: the error of the quadrature along the steps.
+    tol, nodes, converged, steps
+        The tolerance asked for, how many steps took how many nodes, whether the largest abs(residual) is
+        at most tol times the largest abs(prediction - initial), and the number of steps.
+    """
+
+    contributions: Tensor
+    initial: Tensor
+    decay: Tensor
+    start: Tensor
+    buffers: Tensor
+    rounding: Tensor
+    residual: Tensor
+    prediction: Tensor
+    tol: float
+    nodes: Mapping[int, int]
+    converged: bool
+    steps: int
+    rule: str = field(default="auto")
+
+    @property
+    def relative_residual(self) -> float:
+        """Return the largest abs(residual) over the largest abs(prediction - initial), no unit."""
+        worst = float(self.residual.abs().max())
+        moved = float((self.prediction - self.initial).abs().max())
+        return worst / moved if moved > 0 else (0.0 if worst == 0 else float("inf"))
+
+    def top(self, query: int, k: int = 10, output: int | None = None) -> list[Contribution]:
+        """Return the k samples whose contributions to a query are largest in size, signed.
+
+        Parameters
+        ----------
+        query
+            Which query, counted from 0 (or from the end, if negative).
+        k
+            How many; all, if there are fewer.
+        output
+            Which output; the one of the largest prediction, if left out.
+        """
+        q, o, n = self.contributions.shape
+        if not -q <= query < q:
+            raise NtkitError(f"Query {query} does not exist; the account has {q}, counted from 0.")
+        if output is None:
+            output = int(self.prediction[query].argmax())
+        if not -o <= output < o:
+            raise NtkitError(f"Output {output} does not exist; the account has {o}, counted from 0.")
+        if k < 0:
+            raise NtkitError(f"k is {k}, expected how many contributions to return.")
+        row = self.contributions[query, output]
+        order = row.abs().argsort(descending=True, stable=True)[: min(k, n)]
+        return [Contribution(i, float(row[i])) for i in order.tolist()]
+
+    def summary(self) -> str:
+        """Return the identity with its numbers, the largest over queries and outputs of each column."""
+        moved = float((self.prediction - self.initial).abs().max())
+        columns = {
+            "initial": self.initial,
+            "contributions": self.contributions.sum(-1),
+            **{name: getattr(self, name) for name in ("decay", "start", "buffers", "rounding", "residual")},
+        }
+        q, o, n = self.contributions.shape
+        lines = [
+            f"Account of {q} queries x {o} outputs over {n} samples, {self.steps} steps ({self.rule})",
+            f"  {'prediction':<16}largest {float(self.prediction.abs().max()):.6g}",
+            *(
+                f"  {'= ' if name == 'initial' else '+ '}{name:<14}largest {float(value.abs().max()):.6g}"
+                for name, value in columns.items()
+            ),
+            f"residual / movement: {self.relative_residual:.3g} "
+            f"({'within' if self.converged else 'NOT within'} {self.tol:.3g}; movement {moved:.6g})",
+            "What happened in this run, exactly; not what would have happened without a sample.",
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the account into one safetensors file, in one go; an older file is replaced."""
+        metadata = {
+            "format": FORMAT,
+            "account": json.dumps(
+                {name: getattr(self, name) for name in _scalars()} | {"nodes": dict(self.nodes)}
+            ),
+        }
+        tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
+        try:
+            write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+        except OSError as error:
+            raise NtkitError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Account:
+        """Return an account that was saved, checked: complete, finite, and its identity holding."""
+        try:
+            data = Path(path).read_bytes()
+            tensors = safetensors.torch.load(data)
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            if metadata["format"] != FORMAT:
+                raise KeyError("format")
+            scalars: dict[str, Any] = json.loads(metadata["account"])
+            scalars["nodes"] = {int(count): steps for count, steps in scalars["nodes"].items()}
+            account = cls(**{name: tensors[name] for name in _tensors()}, **scalars)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be read ({error.strerror}); give a file saved by Account."
+            ) from error
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{path} is no account, or was truncated or edited. Make the account again from its run."
+            ) from error
+        if not account._identity_holds():
+            raise RunFolderError(
+                f"{path} was edited: its columns do not add up to its predictions. Make the account again."
+            )
+        return account
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return an xarray Dataset with dimensions query, output, sample; units are the output's."""
+        import xarray
+
+        units = {"units": "unit of the network's output"}
+        arrays = {
+            name: (
+                ("query", "output", "sample") if name == "contributions" else ("query", "output"),
+                getattr(self, name).numpy().copy(),
+                units,
+            )
+            for name in _tensors()
+        }
+        attributes = {
+            "identity": "prediction = initial + contributions.sum('sample') + decay + start + buffers + "
+            "rounding + residual",
+            "meaning": "an exact account of what happened in this run, not a counterfactual",
+            "tol": self.tol,
+            "steps": self.steps,
+            "rule": self.rule,
+            "converged": int(self.converged),
+            "nodes": json.dumps(dict(self.nodes)),
+        }
+        return xarray.Dataset(arrays, attrs=attributes)
+
+    def _identity_holds(self) -> bool:
+        q, o, _ = self.contributions.shape
+        columns = [getattr(self, name) for name in _tensors() if name not in ("contributions", "prediction")]
+        if any(c.shape != (q, o) or c.dtype != torch.float64 for c in (*columns, self.prediction)):
+            return False
+        terms = [self.contributions.sum(-1), *columns]
+        size = self.contributions.abs().sum(-1) + sum(t.abs() for t in columns)
+        return bool(((sum(terms) - self.prediction).abs() <= 1e-12 * size + 1e-300).all())
+
+
+def _tensors() -> list[str]:
+    return [f.name for f in fields(Account) if f.type == "Tensor"]
+
+
+def _scalars() -> list[str]:
+    return [f.name for f in fields(Account) if f.type != "Tensor"]

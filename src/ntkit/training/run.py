@@ -1,0 +1,115 @@
+"""A recorded run, opened: weights, batch and coefficients of any step, in float64."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import RunFolderError
+from ntkit.training.log import LOG, LogReader
+from ntkit.training.manifest import MANIFEST, read_manifest
+from ntkit.training.optimizers import Coefficients
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``."""
+
+    batch: Tensor
+    coefficients: Coefficients
+
+
+class Run:
+    """A run folder, opened for reading; steps may be read in any order.
+
+    ``trained`` maps the names of the P trained parameters to their shapes, in the order in which
+    `weights` lays them out; ``dtype`` is the one that they were trained in.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.device: torch.device | str = "cpu"  # where tensors are wanted
+        self.manifest = read_manifest(self.folder)
+        steps, length = self.manifest["steps"], self.manifest["log_bytes"]
+        self.log = LogReader(self.folder / LOG, None if steps is None else steps + 1, length)
+        if len(self.log) == 0:
+            self.log.close()
+            raise RunFolderError(
+                f"{self.folder / LOG} holds no initial weights: the recording was killed as it began. "
+                f"Delete the folder and record again."
+            )
+        self.steps = len(self.log) - 1
+        parameters = self.manifest["parameters"]
+        self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
+        self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
+        self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
+        self._record = lru_cache(maxsize=8)(self.log.read)
+        self.start, _ = self._record(0)
+        wanted = {f"w/{name}" for name in parameters} | {
+            f"buffer/{name}" for name in self.manifest["buffers"]
+        }
+        if not wanted <= set(self.start):
+            self.log.close()
+            raise RunFolderError(
+                f"{self.folder / MANIFEST} and {LOG} are of different runs: the log lacks "
+                f"{sorted(wanted - set(self.start))[:3]}. Restore both from one copy."
+            )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.log.close()
+
+    def weights(self, k: int) -> Tensor:
+        """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
+        return self._flat(lambda name: self._weight(name, k))
+
+    def momentum(self) -> Tensor | None:
+        """Return the momentum that the optimizer had when recording began, ``[P]``, or None."""
+        if not any(key.startswith("m/") for key in self.start):
+            return None
+        return self._flat(lambda name: self.start.get(f"m/{name}", torch.zeros(self.trained[name])))
+
+    def step(self, k: int) -> Step:
+        """Return step k, counted from 0."""
+        tensors, scalars = self._record(k + 1)
+        batch_at = scalars["batch_at"]
+        batch = tensors["batch"] if batch_at == k + 1 else self._record(batch_at)[0]["batch"]
+        given = scalars["coefficients"]
+
+        def gather(key: str, default: float) -> float | Tensor:
+            values: list[Any] = []
+            for name in self.trained:
+                if f"{key}/{name}" in tensors:
+                    values.append(tensors[f"{key}/{name}"].double())
+                elif name in given:
+                    values.append(given[name].get(key, default))
+                else:
+                    values.append(default)
+            if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
+                return values[0]
+            by_name = dict(zip(self.trained, values, strict=True))
+            return self._flat(lambda name: torch.as_tensor(by_name[name]).expand(self.trained[name]))
+
+        return Step(
+            batch.long().to(self.device),
+            Coefficients(**{key: gather(key, value) for key, value in vars(Coefficients()).items()}),
+        )
+
+    def _weight(self, name: str, k: int) -> Tensor:
+        tensors, scalars = self._record(k)
+        if f"w/{name}" not in tensors:
+            tensors, _ = self._record(scalars["at"][name])
+        return tensors[f"w/{name}"]
+
+    def _flat(self, get: Any) -> Tensor:
+        if not self.trained:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        return torch.cat([get(name).double().reshape(-1) for name in self.trained]).to(self.device)

@@ -1,0 +1,140 @@
+"""The backward sweep over a path: every sample's contribution, without any sample's momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ntkit.network import batch_size
+from ntkit.training.flat import FlatNetwork, Loss, gather
+from ntkit.training.modelled import Differences
+from ntkit.training.quadrature import Rule
+from ntkit.training.run import Run, Step
+
+_BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Sums over the path for r = queries times outputs rows: ``contributions [r, n]``, the rest ``[r]``."""
+
+    contributions: Tensor
+    decay: Tensor
+    start: Tensor
+    rounding: Tensor
+
+
+@dataclass(frozen=True)
+class Path:
+    """A run with all that a sweep over it needs: network, data, loss, rules and differences."""
+
+    run: Run
+    net: FlatNetwork
+    data: Any
+    loss: Loss
+    rules: Sequence[Rule]
+    differences: Differences
+
+
+def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) -> Columns:
+    """Go backwards over the steps, with D the integral of the queries' gradients along each step.
+
+    With R = 0 behind the last step, C and decay summed over the steps, and start at the end::
+
+        R_k = b_k D_k + mu_{k+1} R_{k+1}        A_k = a_k D_k + nu_k R_k
+        C(x, n) -= scale_k A_k . J(x_n; w_k)^T c_{n,k}
+        decay   -= decay_k A_k . w_k + d_k D_k . w_k
+        start    = -mu_0 R_0 . m_{-1}
+        rounding += D_k . (the step as it was - the step as modelled)
+    """
+    run, net = path.run, path.net
+    o = net.outputs(run.weights(0), queries).shape[1]
+    rows = batch_size(queries) * o
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=run.device)
+
+    contributions, decay, rounding = zeros(rows, batch_size(path.data[0])), zeros(rows), zeros(rows)
+    remembered: Tensor | None = None
+    mu_next: float | Tensor = 0.0
+    for first, steps in _blocks(path, rows, budget):
+        weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
+        averaged = _averaged(path, weights, queries, first, rows, budget)
+        gradients = _sample_gradients(path, weights[:-1], [step.batch for step in steps])
+        for t in reversed(range(len(steps))):
+            d, g, w, c = averaged[t], gradients[t], weights[t], steps[t].coefficients
+            if remembered is not None:
+                remembered *= mu_next
+            if isinstance(c.b, Tensor) or c.b != 0:
+                remembered = d * c.b if remembered is None else remembered.add_(d * c.b)
+            for factor, direction in ((c.a, d), (c.nu, remembered)):
+                if direction is None or (not isinstance(factor, Tensor) and factor == 0):
+                    continue
+                share = direction @ (factor * c.scale * g).T
+                contributions.index_add_(1, steps[t].batch, share, alpha=-1)
+                if isinstance(c.decay, Tensor) or c.decay != 0:
+                    decay -= direction @ (factor * c.decay * w)
+            if isinstance(c.d, Tensor) or c.d != 0:
+                decay -= d @ (c.d * w)
+            rounding += d @ path.differences[first + t].to(d.device)
+            mu_next = c.mu
+        done(len(steps))
+    start, buffer = zeros(rows), run.momentum()
+    if remembered is not None and buffer is not None:
+        start -= remembered @ (mu_next * buffer)
+    return Columns(contributions, decay, start, rounding)
+
+
+def _blocks(path: Path, rows: int, budget: int) -> Iterator[tuple[int, list[Step]]]:
+    """Yield steps from the last to the first, those together that have rules and batches of one size."""
+    limit = min(_BLOCK, budget // 32)
+    end = path.run.steps
+    while end > 0:
+        steps = [path.run.step(end - 1)]
+        nodes, size = len(path.rules[end - 1][0]), len(steps[0].batch)
+        most = limit // max(1, path.net.total * max(rows * nodes, size))
+        while len(steps) < most and end - len(steps) > 0:
+            step = path.run.step(end - len(steps) - 1)
+            if len(step.batch) != size or len(path.rules[end - len(steps) - 1][0]) != nodes:
+                break
+            steps.insert(0, step)
+        end -= len(steps)
+        yield end, steps
+
+
+def _averaged(path: Path, weights: Tensor, queries: Any, first: int, rows: int, budget: int) -> Tensor:
+    """Return D, the gradients of the queries averaged along each step by its rule, ``[T, rows, P]``."""
+    steps = len(weights) - 1
+    rules = [path.rules[first + t] for t in range(steps)]
+    nodes, shares = (
+        torch.tensor([r[i] for r in rules], dtype=weights.dtype, device=weights.device) for i in (0, 1)
+    )
+    delta = weights.diff(dim=0)
+    at_once = max(1, min(_BLOCK, budget // 32) // max(1, rows * steps * path.net.total))
+    total: Tensor | None = None
+    for part in torch.arange(nodes.shape[1]).split(at_once):
+        points = weights[:-1, None] + nodes[:, part, None] * delta[:, None]
+        jacobians = path.net.jacobians(points.flatten(0, 1), queries).reshape(steps, len(part), rows, -1)
+        if len(part) == 1:
+            piece = jacobians[:, 0].mul_(shares[:, part, None])
+        else:
+            piece = torch.einsum("ts,tsrp->trp", shares[:, part], jacobians)
+        total = piece if total is None else total.add_(piece)
+    assert total is not None
+    return total
+
+
+def _sample_gradients(path: Path, weights: Tensor, batches: list[Tensor]) -> Tensor:
+    x, y = gather(path.data[0], batches), gather(path.data[1], batches)
+    rows = range(len(batches))
+    c = torch.stack([path.net.cotangents(weights[t], _row(x, t), _row(y, t), path.loss) for t in rows])
+    return path.net.sample_gradients(weights, x, c)
+
+
+def _row(data: Any, t: int) -> Any:
+    return pytree.tree_map(lambda v: v[t], data)
