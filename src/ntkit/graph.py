@@ -20,8 +20,65 @@ __all__ = ["Graph", "Network", "as_inputs", "batch_size", "network", "refuse_sta
 
 aten = torch.ops.aten
 
-# Fused recurrent nodes break under vmap; written out, they are linear layers like any others.
-_RECURRENT = get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input])
+
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One bag of embeddings (a sample has one), as an embedding and a sum or a mean."""
+    if offsets.numel() - include_last_offset != 1 or mode == 2:
+        raise NotImplementedError("embedding_bag with several bags in one sample, or with mode='max'")
+    padding = -1 if padding_idx is None else padding_idx
+    rows = aten.embedding(weight, indices, padding, scale_grad_by_freq, sparse)
+    keep = (indices != padding).to(rows.dtype).unsqueeze(-1)
+    scale = keep if per_sample_weights is None else keep * per_sample_weights.unsqueeze(-1)
+    bag = (rows * scale).sum(0, keepdim=True)
+    return (bag / keep.sum().clamp(min=1) if mode == 1 else bag), offsets, offsets, offsets
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(Q K^T scale + mask) V, as torch documents its fused kernels."""
+    if dropout_p > 0:
+        raise NotPerSampleError(
+            f"scaled_dot_product_attention drops at random (dropout_p={dropout_p}): the network is no "
+            f"function of its input. Call model.eval(), or set the probability of dropout to 0."
+        )
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    if attn_mask is not None:
+        is_bool = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+    return torch.softmax(scores, -1) @ value
+
+
+# Fused nodes that break under vmap; written out, they are layers like any others.
+_WRITTEN_OUT = {
+    **get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]),
+    aten.embedding_bag.default: _embedding_bag,
+    aten.embedding_bag.padding_idx: _embedding_bag,
+    aten.scaled_dot_product_attention.default: _attention,
+}
 
 At = Callable[[fx.Node, tuple, dict], Any]
 
@@ -34,7 +91,8 @@ class Graph:
     """
 
     module: fx.GraphModule
-    weights: dict[str, str]  # placeholder node -> name of the weight
+    weights: dict[fx.Node, str]  # placeholder -> name of the weight or buffer
+    inputs: frozenset[fx.Node]  # placeholders of the sample's inputs
     paths: dict[str, str]  # node -> path of the user's module that it came from
     mutates: bool  # some operation works in place
 
@@ -99,13 +157,14 @@ def trace(net: Network, x: Any) -> Graph:
             lambda w, b, x: net.outputs(w, x, b), pre_dispatch=True, decomposition_table=_WRITTEN_OUT
         )(weights, buffers, x)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
-    leaves = pytree.tree_leaves({name: name for name in weights})
-    names = dict(zip((n.name for n in placeholders), leaves, strict=False))
+    leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
+    names = dict(zip(placeholders, leaves, strict=False))
+    inputs = frozenset(placeholders[len(leaves) :])
     mutates = any(
         n.op == "call_function" and getattr(getattr(n.target, "_schema", None), "is_mutable", False)
         for n in traced.graph.nodes
     )
-    graph = Graph(traced, names, paths, mutates)
+    graph = Graph(traced, names, inputs, paths, mutates)
     refuse_random(graph)
     return graph
 

@@ -42,6 +42,7 @@ class Normalized(Kernel):
         self.kernel = kernel
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the cosines of two batches."""
         block = self.kernel(x1, x2)
         n1 = self._norms(x1, block.ndim)
         n2 = n1 if x2 is None else self._norms(x2, block.ndim)
@@ -50,6 +51,7 @@ class Normalized(Kernel):
         return block / (n1[:, None] * n2[None, :])
 
     def diag(self, x: Any) -> Tensor:
+        """Return ones; off the diagonal of outputs, the cosines of a sample's outputs."""
         diag = self.kernel.diag(x)
         if diag.ndim == 3:
             norms = self._norms(x, 4)

@@ -34,6 +34,8 @@ CONSTANT = {
     *(aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
     *(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty),
 }
+# A product of a weight with a constant that the network makes itself counts as a use of it.
+PRODUCTS = {aten.linear, aten.addmm, aten.mm, aten.matmul}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Coverage:
 
     edges: tuple[Edge, ...]
     uncovered: dict[str, str]  # weight -> the operation that has no rule for it
-    unused: frozenset[str]
+    order: tuple[frozenset[str], ...]  # the weights used by each operation, in the order of execution
 
 
 def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
@@ -61,11 +63,13 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     origin: dict[fx.Node, frozenset[str]] = {}  # nodes that are functions of weights alone
     views: set[fx.Node] = set()
     data: set[fx.Node] = set()
+    made: set[fx.Node] = set()  # constants that the network makes itself, such as a first hidden state
     edges: list[Edge] = []
     uncovered: dict[str, str] = {}
+    order: list[frozenset[str]] = []
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
-            name = graph.weights.get(node.name)
+            name = graph.weights.get(node)
             if name in wanted:
                 origin[node] = frozenset([name])
                 views.add(node)
@@ -79,14 +83,21 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
         sources = [a for a in node.all_input_nodes if a in origin]
         packet = getattr(node.target, "overloadpacket", None)
         mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        if any(a in data for a in node.all_input_nodes):
+        others = [a for a in node.all_input_nodes if a not in origin]
+        if any(a in data for a in others) or (
+            sources and others and packet in PRODUCTS and all(a in made for a in others)
+        ):
             data.add(node)
+            if sources:
+                order.append(frozenset().union(*(origin[a] for a in sources)))
             for source in sources:
                 found = _slots(node, source)
                 if not found:
                     uncovered.update(dict.fromkeys(origin[source], str(node.target)))
                 for slot in found:
                     edges.append(Edge(node, slot, source, origin[source], source in views))
+        elif (not sources or packet in CONSTANT) and all(a in made for a in others):
+            made.add(node)
         elif sources and packet not in CONSTANT:
             origin[node] = frozenset().union(*(origin[a] for a in sources))
             moves = packet in VIEWS or getattr(node.target, "__name__", "") == "getitem"
@@ -95,9 +106,8 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             if mutable:
                 uncovered.update(dict.fromkeys(origin[node], f"{node.target}, in place"))
     _spread(edges, uncovered)
-    used = frozenset().union(*(e.weights for e in edges)) | frozenset(uncovered)
     kept = tuple(e for e in edges if not e.weights & uncovered.keys())
-    return Coverage(kept, uncovered, wanted - used)
+    return Coverage(kept, uncovered, tuple(order))
 
 
 def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
@@ -137,13 +147,13 @@ def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> Tensor
 
 
 def evaluate(graph: Graph, target: fx.Node, weights: dict[str, Tensor]) -> Tensor:
-    """Return a node that is a function of weights alone (and of the constants of the graph)."""
+    """Return a node that is a function of weights alone (and of buffers and constants)."""
     known: dict[fx.Node, object] = {}
 
     def value(node: fx.Node) -> object:
         if node not in known:
             if node.op == "placeholder":
-                known[node] = weights[graph.weights[node.name]]
+                known[node] = weights[graph.weights[node]]
             elif node.op == "get_attr":
                 known[node] = getattr(graph.module, str(node.target))
             else:

@@ -39,9 +39,19 @@ def mul(use: Use) -> Factor | None:
     return Factor.vector(reduce_to(use.g * other, use.weight.shape))
 
 
+@rule(aten.prelu.default, "weight")
+def prelu(use: Use) -> Factor | None:
+    """Y = max(0, x) + slope min(0, x), a slope for all or one for each channel (axis 1)."""
+    x = use.tensor("self")
+    g = use.g * x.clamp(max=0).unsqueeze(1)
+    n, o = g.shape[:2]
+    g = g.reshape(n, o, 1, -1) if use.weight.numel() == 1 else g.transpose(2, 3).flatten(3).transpose(2, 3)
+    return Factor.vector(g.sum(-1) if use.weight.numel() == 1 else g.sum(2))
+
+
 @rule(aten.cat.default, "tensors")
 def cat(use: Use) -> Factor | None:
-    """A weight laid beside other tensors (a class token): its own slice of the gradient."""
+    """Y = [a, b, ...] along an axis, as for a class token: each weight has its own slice of g."""
     place = use.slot[1]
     assert place is not None
     dim = use.args["dim"] % (use.g.ndim - 2)

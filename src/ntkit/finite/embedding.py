@@ -23,4 +23,4 @@ def embedding(use: Use) -> Factor | None:
     padding = use.args["padding_idx"]
     if padding >= 0:
         g = g * (index != padding)[:, None, None, :, None]
-    return Factor(OneHot(index, use.weight.shape[0]), g, lambda w: w[None])
+    return Factor(OneHot(index, use.weight.shape[0], g.dtype), g, lambda w: w[None])

@@ -15,16 +15,13 @@ class OneHot:
 
     index: Tensor
     size: int
+    dtype: torch.dtype
 
     @property
     def shape(self) -> torch.Size:
         """The shape of the dense slot, ``[n, 1, 1, t, size]``."""
         n, t = self.index.shape
         return torch.Size((n, 1, 1, t, self.size))
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the slot as a tensor of zeros and ones."""
-        return torch.nn.functional.one_hot(self.index, self.size).to(dtype)[:, None, None]
 
 
 Slot = Tensor | OneHot
@@ -119,11 +116,11 @@ def concatenate(factors: list[Factor]) -> Factor:
 
 def _concatenate(slots: list[Slot]) -> Slot:
     if isinstance(slots[0], OneHot):
-        return OneHot(torch.cat([s.index for s in slots], 1), slots[0].size)  # pyright: ignore
+        return OneHot(torch.cat([s.index for s in slots], 1), slots[0].size, slots[0].dtype)  # pyright: ignore
     return torch.cat(slots, dim=3)  # pyright: ignore
 
 
 def _rows(slot: Slot | None, index: slice) -> Slot | None:
     if isinstance(slot, OneHot):
-        return OneHot(slot.index[index], slot.size)
+        return OneHot(slot.index[index], slot.size, slot.dtype)
     return None if slot is None else slot[index]

@@ -74,9 +74,7 @@ def einsum(use: Use) -> Factor | None:
     place = use.slot[1]
     assert place is not None
     other = 1 - place
-    return contraction(
-        use.g, use.tensor("tensors", other), specs[place], specs[other], out, use.weight.shape
-    )
+    return contraction(use.g, use.tensor("tensors", other), specs[place], specs[other], out, use.weight.shape)
 
 
 def contraction(

@@ -22,7 +22,7 @@ def _affine(use: Use, normalized: Tensor, shift: str = "bias") -> Factor:
 
 
 def _channels(use: Use, normalized: Tensor) -> Factor:
-    """The same where the scale runs over axis 1, the channels: ``[n, o, 1, c, *positions]``."""
+    """Return the factor of a scale or a shift over the channels, axis 1 of a sample."""
     g = use.g if use.slot[0] == "bias" else use.g * normalized.unsqueeze(1)
     return Factor.vector(g.transpose(2, 3).flatten(3).sum(3))
 

@@ -1,0 +1,1 @@
+"""Where and how big matrices are built: plans of chunks under a memory budget."""

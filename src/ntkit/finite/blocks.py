@@ -1,0 +1,217 @@
+"""Blocks of a tangent kernel from factors, in panels of samples and outputs that fit a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.compute.plan import Plan, chunks, plan_chunks
+from ntkit.finite.factors import Factor
+from ntkit.finite.jacobian import Jacobian, Recipe
+from ntkit.finite.products import Sizes, add_diagonals, add_products, block_shape, cheapest, order_costs
+from ntkit.network import batch_size, take
+
+Panel = tuple[slice, slice]  # outputs, samples
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one sample costs: outputs, bytes, and the sizes of the factors of each weight."""
+
+    outputs: int
+    per_sample: int
+    per_output: int
+    item: int
+    uses: dict[str, list[Sizes]]
+    by_weight: dict[str, int]  # bytes for one sample and one output
+
+
+def measure(recipe: Recipe, x: Any) -> Measure:
+    """Measure one sample of a batch."""
+    one = take(x, slice(0, 1))
+    with torch.no_grad():
+        o = recipe.net.outputs(recipe.net.weights, one).shape[1]
+    cotangent = torch.ones(1, o, dtype=recipe.net.dtype, device=recipe.net.device)
+    jacobian = recipe.jacobian(one, cotangent)
+    item = cotangent.element_size()
+    activations = 0
+    for node in recipe.graph.nodes if recipe.graph is not None else ():
+        meta = node.meta.get("tensor_meta")
+        activations += meta.shape.numel() * item if hasattr(meta, "shape") else 0
+    uses, by_weight, seen = {}, {}, 0
+    for name, groups in jacobian.items():
+        factors = [f if f.left_has_outputs else f.swapped() for group in groups for f in group]
+        uses[name] = [f.sizes for f in factors]
+        by_weight[name] = sum(f.left.numel() * item for f in factors if isinstance(f.left, Tensor))
+        seen += sum(f.nbytes for f in factors) - by_weight[name]
+    if recipe.graph is None:
+        activations = 4 * sum(by_weight.values()) // max(1, len(by_weight))
+    per_output = 2 * sum(by_weight.values()) + activations
+    return Measure(o, activations + seen, per_output, item, uses, by_weight)
+
+
+def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bool, budget: int) -> Plan:
+    """Choose chunks of samples, outputs and weights whose factors take half of the budget."""
+    o = size.outputs
+    half = budget // 2
+    groups = _weight_groups(recipe, size, half // 2)
+    share = max((sum(size.by_weight.get(k, 0) for k in g) for g in groups), default=0)
+    per_output = size.per_output - 2 * sum(size.by_weight.values()) + 2 * share
+    b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, half // 2)
+    rows = q if kind == "full" else 1
+    pair = {"full": q * q, "diagonal": q, "trace": 1}[kind]
+    tile = b
+    if symmetric:  # the halves of the diagonal tiles are lost: four tiles or more, but none too small
+        tile = min(b, max(-(-n // 4), -(-256 // rows)), max(1, 2048 // rows))
+    while tile > 1 and 2 * tile * tile * pair * size.item > budget // 8:
+        tile = -(-tile // 2)
+    flops = 0
+    for sizes in size.uses.values():
+        for _, _, g, t, r, c in sizes:
+            passes = 2 * g * t * r * c * ((n if symmetric else n + m) * (1 + o))
+            a = (n, o, g, t, r, c)
+            d = (m, o, g, t, r, c)
+            product = order_costs(a, d, kind, size.item)[cheapest(a, d, kind, size.item)][0]
+            flops += passes + (product // 2 if symmetric else product)
+    held = (1 if symmetric and b >= n else 2) * b * (size.per_sample + q * per_output)
+    shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]
+    result = size.item * int(torch.Size(shape).numel())
+    peak = held + 3 * tile * tile * pair * size.item
+    return Plan(shape, symmetric, b, q, tile, groups, result, peak, budget, flops)
+
+
+def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[str, ...], ...]:
+    """Part the weights so that the Jacobians of each group fit for one sample and one output."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name in recipe.wanted:
+        need = 2 * size.by_weight.get(name, 0)
+        if groups[-1] and held + need > budget:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += need
+    return tuple(tuple(g) for g in groups)
+
+
+def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: str, o: int, only: frozenset | None) -> Tensor:
+    """Return the block in the layout of `ntkit.finite.products`; ``x2=None`` is ``x1``, done by half."""
+    n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
+    out = recipe.net.weights[recipe.wanted[0]].new_zeros(block_shape(kind, n, m, o, o))
+    for group in plan.weights:
+        names = frozenset(group) if only is None else only & frozenset(group)
+        if names:
+            _add_group(out, recipe, plan, x1, x2, kind, o, names)
+    return out
+
+
+def _add_group(
+    out: Tensor, recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: str, o: int, names: frozenset
+) -> None:
+    symmetric = x2 is None
+    second = x1 if symmetric else x2
+    rows = _panels(o, batch_size(x1), plan)
+    columns = rows if symmetric else _panels(o, batch_size(second), plan)
+    eye = torch.eye(o, dtype=out.dtype, device=out.device)
+
+    def factors(x: Any, panel: Panel) -> Jacobian:
+        return recipe.jacobian(take(x, panel[1]), eye[panel[0]], names)
+
+    for i, row in enumerate(rows):
+        left = factors(x1, row)
+        for column in columns[i:] if symmetric else columns:
+            if kind != "full" and row[0] != column[0]:
+                continue
+            same = symmetric and row == column
+            right = left if same else factors(second, column)
+            for a, tile_a in _tiles(left, row, plan.tile):
+                for b, tile_b in _tiles(right, column, plan.tile):
+                    if same and b[1].start < a[1].start:
+                        continue
+                    _add_tile(out, a, b, tile_a, tile_b, kind, plan, symmetric and a != b)
+
+
+def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
+    return [(q, s) for q in chunks(o, plan.outputs) for s in chunks(n, plan.samples)]
+
+
+def _tiles(jacobian: Jacobian, panel: Panel, size: int) -> Iterator[tuple[Panel, Jacobian]]:
+    outputs, samples = panel
+    for s in chunks(samples.stop - samples.start, size):
+        where = slice(samples.start + s.start, samples.start + s.stop)
+        rows = {k: [[f.rows(s) for f in group] for group in groups] for k, groups in jacobian.items()}
+        yield (outputs, where), rows
+
+
+def _add_tile(
+    out: Tensor, a: Panel, b: Panel, left: Jacobian, right: Jacobian, kind: str, plan: Plan, mirror: bool
+) -> None:
+    (q, i), (p, j) = a, b
+    sizes = (i.stop - i.start, j.stop - j.start, q.stop - q.start, p.stop - p.start)
+    tile = out.new_zeros(block_shape(kind, *sizes))
+    add_products(tile, pairs(left, right), kind, plan.budget // 4)
+    if kind == "full":
+        out[q, i, p, j] += tile
+        if mirror:
+            out[p, j, q, i] += tile.permute(2, 3, 0, 1)
+    elif kind == "diagonal":
+        out[q, i, j] += tile
+        if mirror:
+            out[q, j, i] += tile.transpose(1, 2)
+    else:
+        out[i, j] += tile
+        if mirror:
+            out[j, i] += tile.T
+
+
+def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:
+    """Return all pairs of uses of the same elements of the same weight."""
+    for name, groups in left.items():
+        for group, other in zip(groups, right[name], strict=True):
+            for a in group:
+                for b in other:
+                    yield a, b
+
+
+def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: str, o: int) -> Tensor:
+    """Return each sample with itself, ``[n, o, o]``, ``[n, o]`` or ``[n]``, without any n x n."""
+    n = batch_size(x)
+    shape = {"full": (n, o, o), "diagonal": (n, o), "trace": (n,)}[kind]
+    out = recipe.net.weights[recipe.wanted[0]].new_zeros(shape)
+    eye = torch.eye(o, dtype=out.dtype, device=out.device)
+    for group in plan.weights:
+        for samples in chunks(n, plan.samples):
+            for q in chunks(o, plan.outputs):
+                left = recipe.jacobian(take(x, samples), eye[q], frozenset(group))
+                for p in chunks(o, plan.outputs) if kind == "full" else (q,):
+                    right = left if p == q else recipe.jacobian(take(x, samples), eye[p], frozenset(group))
+                    where = {
+                        "full": (samples, q, p),
+                        "diagonal": (samples, q),
+                        "trace": (samples,),
+                    }[kind]
+                    add_diagonals(out[where], pairs(left, right), kind)
+    return out
+
+
+def features(recipe: Recipe, plan: Plan, x: Any, o: int) -> Tensor:
+    """Return the Jacobian ``[n, o, P]``, weights in the order of their names."""
+    n = batch_size(x)
+    weights = recipe.net.weights
+    widths = [weights[k].numel() for k in recipe.wanted]
+    out = weights[recipe.wanted[0]].new_zeros(n, o, sum(widths))
+    eye = torch.eye(o, dtype=out.dtype, device=out.device)
+    starts = dict(zip(recipe.wanted, [sum(widths[:i]) for i in range(len(widths))], strict=True))
+    for group in plan.weights:
+        for samples in chunks(n, plan.samples):
+            for q in chunks(o, plan.outputs):
+                jacobian = recipe.jacobian(take(x, samples), eye[q], frozenset(group))
+                for name, factors in jacobian.items():
+                    size = samples.stop - samples.start, q.stop - q.start
+                    at = slice(starts[name], starts[name] + weights[name].numel())
+                    out[samples, q, at] = recipe.form(name, factors, *size)
+    return out

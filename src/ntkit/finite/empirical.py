@@ -1,0 +1,236 @@
+"""The empirical tangent kernel: the kernel of a network as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ntkit.compute.plan import Plan, parse_memory
+from ntkit.errors import NtkitError
+from ntkit.finite import blocks
+from ntkit.finite.blocks import Measure
+from ntkit.finite.explain import Explanation, explain
+from ntkit.finite.jacobian import Recipe
+from ntkit.finite.proof import last_layer, prove
+from ntkit.kernel import Kernel
+from ntkit.network import Weights, as_inputs, batch_size, network
+
+Outputs = Literal["full", "diagonal", "trace", "mean"]
+Params = str | Sequence[str] | nn.Module | nn.Parameter | None
+
+
+class EmpiricalNTK(Kernel):
+    """The tangent kernel of a network at its present weights.
+
+    With the Jacobian J(x) = d f(x; w) / d w in R^{o x P} (the features),
+
+        K(x, x') = J(x) J(x')^T  in R^{o x o}
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        The network. A module is read as it is at each call: train it, and the kernel follows. A
+        function ``f(weights, x)`` needs ``weights``. The first axis of every input and of the output
+        is the sample; inputs are a tensor, a tuple (positional) or a dict (named).
+    weights : dict of tensors, optional
+        The weights of a function, or other values for the weights of the module.
+    outputs : {"mean", "trace", "diagonal", "full"}
+        What is kept of the o x o matrix of two samples. ``"full"``: all, ``[n1, n2, o, o]``;
+        ``"diagonal"``: ``[n1, n2, o]``; ``"trace"``: the sum over outputs, ``[n1, n2]``; ``"mean"``:
+        trace / o, the one that tends to the kernel of the infinite-width limit.
+    params : optional
+        Which parameters count: None for those that require a gradient, ``"last"`` for those of the
+        last layer, a name or a list of names (``*`` and ``?`` match), a module or a parameter of the
+        model. Kernels of disjoint sets add up.
+    memory : str or int
+        Bytes to work in besides the result, such as ``"2GiB"``; chunks are chosen to fit. The result
+        does not depend on it but for rounding.
+
+    Notes
+    -----
+    No unit but that of outputs squared over weights squared; no parameterization is applied: this is
+    the network as it is. Weights used by linear maps, convolutions, norms, embeddings and elementwise
+    operations are never expanded to Jacobians: their structure gives the kernel. All other weights go
+    through Jacobian contraction. What is found is compared with autograd once for a model and its
+    shapes. ``k.explain(x)`` tells which weight went which way.
+
+    Raises
+    ------
+    NotPerSampleError
+        Train-mode batch norm, active dropout, an output that mixes samples.
+    NtkitError
+        NaN in the inputs, mixed dtypes or devices, unknown names, complex or integer weights.
+
+    References
+    ----------
+    Jacot, Gabriel, Hongler, "Neural tangent kernel" (2018); Courtois, Morel, Arias (2022), Def. 1, 2
+    and 5.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(5, 3)
+    >>> ntkit.EmpiricalNTK(model)(x).shape
+    torch.Size([5, 5])
+    >>> k = ntkit.EmpiricalNTK(model, outputs="full")
+    >>> j = k.features(x)  # [n, o, P]
+    >>> torch.allclose(k(x), torch.einsum("nop,mqp->nmoq", j, j), rtol=1e-4, atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        weights: Weights | None = None,
+        *,
+        outputs: Outputs = "mean",
+        params: Params = None,
+        memory: str | int = "2GiB",
+    ) -> None:
+        if outputs not in ("full", "diagonal", "trace", "mean"):
+            raise NtkitError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
+        self.model, self.outputs, self.params, self.memory = model, outputs, params, memory
+        self._net = network(model, weights)
+        self._budget = parse_memory(memory)
+        self._recipes: dict[Any, tuple[Recipe, Measure]] = {}
+        self._select()
+
+    def __call__(self, x1: Any, x2: Any = None, *, per_parameter: bool = False) -> Any:
+        """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
+        first, second = self._inputs(x1, x2)
+        with _exact(self._net.device):
+            recipe, size = self._recipe(first)
+            plan = self._plan(recipe, size, first, second)
+            if not per_parameter:
+                return self._view(blocks.block(recipe, plan, first, second, self._kind, size.outputs, None))
+            parts = {}
+            for name in recipe.wanted:
+                only = frozenset([name])
+                part = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
+                parts[name] = self._view(part)
+            return parts
+
+    def diag(self, x: Any) -> Tensor:
+        """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n is made."""
+        x, _ = self._inputs(x, None)
+        with _exact(self._net.device):
+            recipe, size = self._recipe(x)
+            plan = self._plan(recipe, size, x, None)
+            out = blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
+        return out / size.outputs if self.outputs == "mean" else out
+
+    def features(self, x: Any) -> Tensor:
+        """Return the Jacobian J ``[n, o, P]``; parameters one after the other in the order of their names.
+
+        K(x, x')_op = sum_P J(x)_oP J(x')_pP, with no factor: the mean over outputs is taken by kernels
+        only.
+        """
+        x, _ = self._inputs(x, None)
+        with _exact(self._net.device):
+            recipe, size = self._recipe(x)
+            return blocks.features(recipe, self._plan(recipe, size, x, None), x, size.outputs)
+
+    def plan(self, x1: Any, x2: Any = None) -> Plan:
+        """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""
+        first, second = self._inputs(x1, x2)
+        with _exact(self._net.device):
+            return self._plan(*self._recipe(first), first, second)
+
+    def explain(self, x: Any) -> Explanation:
+        """Return a table of each parameter's uses, rule or fallback, order of summation, FLOPs, bytes.
+
+        The figures are those of ``k(x)``; print it, or read its ``rows``.
+        """
+        x, _ = self._inputs(x, None)
+        with _exact(self._net.device):
+            recipe, size = self._recipe(x)
+            return explain(recipe, size, self._plan(recipe, size, x, None), self._kind)
+
+    @property
+    def _kind(self) -> str:
+        return "trace" if self.outputs == "mean" else self.outputs
+
+    def _plan(self, recipe: Recipe, size: Measure, x1: Any, x2: Any) -> Plan:
+        n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
+        return blocks.plan(recipe, size, n, m, self._kind, x2 is None, self._budget)
+
+    def _view(self, out: Tensor) -> Tensor:
+        """Bring a block from the layout of the products to that of the user."""
+        if self.outputs == "full":
+            return out.permute(1, 3, 0, 2)
+        if self.outputs == "diagonal":
+            return out.permute(1, 2, 0)
+        return out.div_(self._outputs) if self.outputs == "mean" else out
+
+    def _inputs(self, x1: Any, x2: Any) -> tuple[Any, Any]:
+        first = as_inputs(x1, self._net, "x1")
+        if x2 is None:
+            return first, None
+        second = as_inputs(x2, self._net, "x2")
+        one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (first, second))
+        if pytree.tree_flatten(one) != pytree.tree_flatten(two):
+            raise NtkitError(f"x1 and x2 must be alike but for their number of samples: {one} and {two}.")
+        return first, second
+
+    def _recipe(self, x: Any) -> tuple[Recipe, Measure]:
+        """Return what was proved about the network for such inputs; prove it at the first call."""
+        leaves, structure = pytree.tree_flatten(x)
+        flags = () if self._net.module is None else tuple(m.training for m in self._net.module.modules())
+        chosen = self._select()
+        inputs = tuple((t.shape[1:], t.dtype) for t in leaves)
+        key = (str(structure), inputs, flags, chosen, self._net.dtype, self._net.device)
+        if key not in self._recipes:
+            if self.params == "last":
+                chosen = last_layer(self._net, x, chosen)
+            recipe = prove(self._net, x, chosen)
+            self._recipes[key] = recipe, blocks.measure(recipe, x)
+        self._outputs = self._recipes[key][1].outputs
+        return self._recipes[key]
+
+    def _select(self) -> tuple[str, ...]:
+        """Return the names of the parameters that count."""
+        params, module = self.params, self._net.module
+        if module is None:
+            named: dict[str, Tensor] = dict(self._net.weights)
+        else:
+            named = dict(module.named_parameters())
+        if params is None or params == "last":
+            chosen = [k for k, w in named.items() if module is None or w.requires_grad]
+            if not chosen:
+                raise NtkitError(
+                    "No parameter of the model requires a gradient, so its tangent kernel is zero. Call "
+                    "model.requires_grad_(True), or name the parameters that count with params=..."
+                )
+        elif isinstance(params, (nn.Module, nn.Parameter)):
+            inside = {id(p) for p in (params.parameters() if isinstance(params, nn.Module) else [params])}
+            chosen = [k for k, w in named.items() if id(w) in inside]
+        else:
+            patterns = [params] if isinstance(params, str) else list(params)
+            for pattern in patterns:
+                if not any(fnmatchcase(k, pattern) for k in named):
+                    raise NtkitError(f"params: no parameter is called {pattern!r}; there are {list(named)}.")
+            chosen = [k for k in named if any(fnmatchcase(k, p) for p in patterns)]
+        if not chosen:
+            raise NtkitError(f"params={params!r} holds no parameter of the model; it has {list(named)}.")
+        return tuple(chosen)
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Turn TF32 off on CUDA devices, and put it back."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

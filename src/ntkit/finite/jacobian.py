@@ -1,0 +1,320 @@
+"""The Jacobian of a network in its weights as factors, for a batch: one forward, one batched backward.
+
+The graph of one sample runs under vmap with taps (zeros that are added to what an operation gave);
+the gradients at the taps are the g of the factors. Weights that no rule covers enter as one copy
+for each sample, and the same backward gives their Jacobian.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ntkit.finite.coverage import Coverage, Edge, evaluate, index_map
+from ntkit.finite.factors import Factor, concatenate
+from ntkit.finite.rules import RULES, Use
+from ntkit.graph import Graph, arguments
+from ntkit.network import Network, Weights, batch_size, take
+
+# The factors of each weight: one list for each set of its elements, uses that are alike summed.
+Jacobian = dict[str, list[list[Factor]]]
+Factors = dict[Edge, Factor | None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Uses of one weight that see the same elements of it; some see the transposed matrices."""
+
+    uses: list[tuple[int, bool]]  # place among the edges, transposed
+    elements: Tensor | None  # place of each element of the factor in the flattened weight; None: in order
+
+
+@dataclass
+class Recipe:
+    """How the Jacobian of each weight is put together; made once for a model and its shapes."""
+
+    net: Network
+    wanted: tuple[str, ...]
+    graph: Graph | None  # None: the network itself, contracted whole
+    coverage: Coverage
+    by_sample: bool = False  # the network runs under no vmap: one sample after the other
+    by_output: bool = False  # its backward runs under no vmap: one output after the other
+    groups: dict[str, list[Group]] = field(default_factory=dict)
+    formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
+
+    @property
+    def contracted(self) -> tuple[str, ...]:
+        """The weights whose Jacobian comes from autograd alone."""
+        return tuple(n for n in self.wanted if n in self.coverage.uncovered)
+
+    def jacobian(self, x: Any, cotangents: Tensor, only: frozenset[str] | None = None) -> Jacobian:
+        """Return the factors for a batch; rows of ``cotangents [q, o]`` take the place of outputs."""
+        only = frozenset(self.wanted) if only is None else only
+        copied = tuple(n for n in self.contracted if n in only)
+        if self.by_sample:
+            return {n: [[Factor.vector(j)]] for n, j in _by_sample(self, x, cotangents, copied).items()}
+        edges = [e for e in self.coverage.edges if e.weights & only] if self.graph else []
+        factors, copies, _ = backward(self, x, cotangents, edges, copied)
+        jacobian: Jacobian = {name: [[Factor.vector(copies[name])]] for name in copied}
+        for name in self.wanted:
+            if name in only and name in self.groups:
+                jacobian[name] = self._grouped(name, factors)
+        formed = [n for n in self.wanted if n in self.formed and n in only]
+        if formed:
+            jacobian.update(self._formed(formed, factors, batch_size(x), cotangents.shape[0]))
+        return jacobian
+
+    def form(self, name: str, groups: list[list[Factor]], n: int, q: int) -> Tensor:
+        """Return the Jacobian ``[n, q, p]`` of one weight from its factors."""
+        weight = self.net.weights[name]
+        total = weight.new_zeros(n, q, weight.numel())
+        for place, group in enumerate(groups):
+            elements = self.groups[name][place].elements if name in self.groups else None
+            for factor in group:
+                dense = factor.dense().reshape(n, q, -1)
+                if elements is None:
+                    total += dense
+                else:
+                    total.index_add_(2, elements.to(total.device), dense)
+        return total
+
+    def _grouped(self, name: str, factors: Factors) -> list[list[Factor]]:
+        result = []
+        for group in self.groups[name]:
+            alike: dict[tuple, list[Factor]] = {}
+            for place, swap in group.uses:
+                factor = factors.get(self.coverage.edges[place])
+                if factor is not None:
+                    factor = factor.swapped() if swap else factor
+                    key = (factor.left_has_outputs, type(factor.left), type(factor.right))
+                    alike.setdefault(key, []).append(factor)
+            result.append([concatenate(f) for f in alike.values()])
+        return result
+
+    def _formed(self, names: list[str], factors: Factors, n: int, q: int) -> Jacobian:
+        """Form the Jacobians of weights whose uses see them in different shapes, or derived."""
+        assert self.graph is not None
+        values = {**self.net.weights, **self.net.buffers}
+        total = {k: values[k].new_zeros(n * q, values[k].numel()) for k in names}
+        sources: dict[fx.Node, list[tuple[Edge, Factor]]] = {}
+        for edge, factor in factors.items():
+            if edge.weights & total.keys():
+                sources.setdefault(edge.source, []).append((edge, factor))
+        for source, uses in sources.items():
+            wanted = [k for k in names if k in uses[0][0].weights]
+            value, pull = torch.func.vjp(
+                lambda w, source=source: evaluate(self.graph, source, {**values, **w}),  # pyright: ignore
+                {k: values[k] for k in wanted},
+            )
+            cotangent = value.new_zeros(n * q, value.numel())
+            for _, factor in uses:
+                order = factor.arrange(torch.arange(value.numel(), device=value.device).reshape(value.shape))
+                dense = factor.dense().reshape(n * q, -1)
+                cotangent.index_add_(1, order.reshape(-1), dense)
+            (pulled,) = _vmap(pull)(cotangent.reshape(n * q, *value.shape))
+            for k in wanted:
+                total[k] += pulled[k].reshape(n * q, -1)
+        return {k: [[Factor.vector(total[k].reshape(n, q, -1))]] for k in names}
+
+
+def _vmap(function: Callable, **options: Any) -> Callable:
+    """torch.vmap that says nothing where an operation has no batching rule and is looped over."""
+
+    def quiet(*args: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*performance drop.*")
+            return torch.vmap(function, **options)(*args)
+
+    return quiet
+
+
+def backward(
+    recipe: Recipe,
+    x: Any,
+    cotangents: Tensor,
+    edges: Sequence[Edge],
+    copied: tuple[str, ...],
+    weights: Weights | None = None,
+) -> tuple[Factors, dict[str, Tensor], Tensor]:
+    """Run forward under vmap and backward for all cotangents; return factors, Jacobians, outputs."""
+    n = batch_size(x)
+    weights = recipe.net.weights if weights is None else weights
+    graph, buffers = recipe.graph, recipe.net.buffers
+    slots: dict[fx.Node, list[Edge]] = {}
+    for edge in edges:
+        slots.setdefault(edge.node, []).append(edge)
+    fixed: dict[fx.Node, dict] = {}
+    with torch.enable_grad():
+        zero = cotangents.new_zeros(())
+        taps = {node.name: zero.expand(n, *node.meta["tensor_meta"].shape).requires_grad_() for node in slots}
+        copies = {k: weights[k].detach().expand(n, *weights[k].shape).requires_grad_() for k in copied}
+
+        def one(x: Any, taps: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
+            merged = {**weights, **copies}
+            if graph is None:
+                return recipe.net.sample(merged, x), {}
+            saved: dict[str, dict] = {}
+
+            def tap(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+                args, kwargs = _detached(args, kwargs, node, slots[node])
+                seen, saved[node.name] = _split(arguments(node, args, kwargs), graph.mutates)
+                fixed[node] = seen
+                y = node.target(*args, **kwargs)  # pyright: ignore
+                return y + taps[node.name]
+
+            out = graph.run(merged, buffers, x, dict.fromkeys(slots, tap))
+            return out, saved
+
+        out, saved = _vmap(one)(x, taps, copies)
+        leaves = [*taps.values(), *copies.values()]
+        grads = _gradients(recipe, out, leaves, cotangents)
+    factors: Factors = {}
+    for (node, here), g in zip(slots.items(), grads, strict=False):
+        for edge in here if g is not None else ():
+            factors[edge] = _factor(edge, g.transpose(0, 1), fixed[node], saved)
+    jacobians = {}
+    for k, grad in zip(copied, grads[len(taps) :], strict=True):
+        zero = weights[k].new_zeros(1).expand(n, cotangents.shape[0], *weights[k].shape)
+        jacobians[k] = zero if grad is None else grad.transpose(0, 1)
+    return factors, jacobians, out
+
+
+def _factor(edge: Edge, g: Tensor, fixed: dict, saved: dict[str, dict]) -> Factor | None:
+    args, batched = {}, set()
+    moving = saved[edge.node.name]
+    for name, value in fixed.items():
+        if isinstance(value, list):
+            args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]
+            batched |= {(name, i) for i in range(len(value)) if f"{name}.{i}" in moving}
+        else:
+            args[name] = moving.get(name, value)
+            batched |= {(name, None)} if name in moving else set()
+    return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore
+
+
+def _gradients(recipe: Recipe, out: Tensor, leaves: list[Tensor], cotangents: Tensor) -> list[Tensor | None]:
+    """Return d (cotangent . out) / d leaf as ``[q, n, ...]``, None where nothing arrives."""
+    if not leaves or not out.requires_grad:
+        return [None] * len(leaves)
+    q = cotangents.shape[0]
+    rows = cotangents[:, None].expand(q, *out.shape)
+    if q > 1 and not recipe.by_output:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*performance drop.*")
+                return list(
+                    torch.autograd.grad(
+                        out, leaves, rows, is_grads_batched=True, allow_unused=True, retain_graph=True
+                    )
+                )
+        except RuntimeError:
+            recipe.by_output = True  # an operation whose backward has no batching rule
+    each = [torch.autograd.grad(out, leaves, row, allow_unused=True, retain_graph=True) for row in rows]
+    return [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]  # pyright: ignore
+
+
+def _by_sample(recipe: Recipe, x: Any, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return Jacobians by running the network itself on one sample at a time: always right."""
+    rows: dict[str, list[Tensor]] = {k: [] for k in names}
+    values = recipe.net.weights
+    for i in range(batch_size(x)):
+        with torch.enable_grad():
+            weights = {k: w.detach().requires_grad_(k in names) for k, w in values.items()}
+            out = recipe.net.outputs(weights, take(x, slice(i, i + 1)))
+            grads = _gradients(recipe, out, [weights[k] for k in names], cotangents)
+        for k, grad in zip(names, grads, strict=True):
+            empty = cotangents.new_zeros(cotangents.shape[0], *values[k].shape)
+            rows[k].append(empty if grad is None else grad)
+    return {k: torch.stack(r) for k, r in rows.items()}
+
+
+def _detached(args: tuple, kwargs: dict, node: fx.Node, edges: list[Edge]) -> tuple[tuple, dict]:
+    """Cut the gradient of the weights that the factors of a node stand for."""
+    sources = {e.source for e in edges}
+
+    def walk(value: Any, template: Any) -> Any:
+        if isinstance(template, fx.Node):
+            return value.detach() if template in sources else value
+        if isinstance(template, (list, tuple)):
+            return type(value)(walk(v, t) for v, t in zip(value, template, strict=True))
+        return value
+
+    names = {k: walk(v, node.kwargs[k]) for k, v in kwargs.items()}
+    return tuple(walk(a, t) for a, t in zip(args, node.args, strict=True)), names
+
+
+def _split(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Part the arguments of an operation into those alike for all samples and those that are not."""
+    fixed: dict[str, Any] = {}
+    moving: dict[str, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        return value.detach().clone() if copy else value.detach()
+
+    for name, value in bound.items():
+        if isinstance(value, (list, tuple)):
+            items = list(value)
+            for i, item in enumerate(items):
+                if isinstance(item, Tensor) and torch._C._functorch.is_batchedtensor(item):
+                    moving[f"{name}.{i}"], items[i] = keep(item), None
+            fixed[name] = items
+        elif isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+            moving[name], fixed[name] = keep(value), None
+        else:
+            fixed[name] = value
+    return fixed, moving
+
+
+def join_index_maps(recipe: Recipe, probe: dict[Edge, Factor]) -> None:
+    """Decide for each covered weight which uses share their elements, from the factors of a probe."""
+    graph, coverage = recipe.graph, recipe.coverage
+    assert graph is not None
+    shapes = {k: w.shape for k, w in recipe.net.weights.items()}
+    for name in recipe.wanted:
+        uses = [(i, e) for i, e in enumerate(coverage.edges) if name in e.weights and e in probe]
+        if name in coverage.uncovered or not uses:
+            continue
+        if any(not e.is_view for _, e in uses):
+            recipe.formed[name] = "derived weight"
+            continue
+        maps: list[Tensor] = []
+        groups: list[list[tuple[int, bool]]] = []
+        for place, edge in uses:
+            factor = probe[edge]
+            elements = factor.arrange(index_map(graph, edge, shapes))
+            swap, group = _find(elements, maps, factor)
+            if group is None:
+                recipe.formed[name] = "used in overlapping parts"
+                break
+            if group == len(maps):
+                maps.append(elements)
+                groups.append([])
+            groups[group].append((place, swap))
+        else:
+            recipe.groups[name] = [
+                Group(g, None if _in_order(m, shapes[name]) else m.reshape(-1))
+                for g, m in zip(groups, maps, strict=True)
+            ]
+
+
+def _in_order(elements: Tensor, shape: torch.Size) -> bool:
+    flat = elements.reshape(-1)
+    return flat.numel() == shape.numel() and bool((flat == torch.arange(flat.numel())).all())
+
+
+def _find(elements: Tensor, maps: list[Tensor], factor: Factor) -> tuple[bool, int | None]:
+    """Find elements among maps: (transposed, place); a new place if disjoint from all, None if neither."""
+    for place, other in enumerate(maps):
+        if elements.shape == other.shape and bool((elements == other).all()):
+            return False, place
+        turned = elements.transpose(1, 2)
+        if factor.right is not None and turned.shape == other.shape and bool((turned == other).all()):
+            return True, place
+    overlap = any(bool(torch.isin(elements, other).any()) for other in maps)
+    repeated = elements.unique().numel() < elements.numel()
+    return False, None if overlap or repeated else len(maps)
