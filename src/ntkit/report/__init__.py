@@ -1,0 +1,1 @@
+"""Pages and plots: they draw results, they compute nothing."""

@@ -1,0 +1,131 @@
+"""Plots of a training run and its kernels; each draws into ``ax`` or makes its own figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import IO, Any
+
+import numpy as np
+from matplotlib import colormaps, image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # text and axes; the page replaces it by its own text colour
+BLUE, ORANGE, GREEN = "#2a83c4", "#d9730d", "#159a78"  # told apart by all eyes, on white and on black
+_LINES = (BLUE, ORANGE, GREEN)
+
+
+def learning_curve(curves: Iterable[Any], ax: Sequence[Axes] | None = None) -> Axes:
+    """Draw curves (``name``, ``panel``, ``values`` per epoch), one panel per kind of value."""
+    curves = list(curves)
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    if ax is None:
+        figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+        ax = list(np.atleast_1d(figure.subplots(1, len(panels))))
+    for axis, panel in zip(ax, panels, strict=True):
+        for color, marker, curve in zip(_LINES, "osD", (c for c in curves if c.panel == panel), strict=False):
+            epochs = np.arange(len(curve.values))
+            size = 3.5 if len(epochs) <= 40 else 0
+            axis.plot(epochs, curve.values, color=color, marker=marker, ms=size, lw=1.8, label=curve.name)
+        axis.set(title=panel, xlabel="epoch (0: before training)")
+        if all(value > 0 for c in curves if c.panel == panel for value in c.values) and "loss" in panel:
+            axis.set_yscale("log")
+        _plain(axis)
+        axis.legend(frameon=False, labelcolor=INK)
+    return ax[0]
+
+
+def kernel_matrix(
+    matrix: np.ndarray,
+    labels: Sequence[str],
+    ax: Axes | None = None,
+    *,
+    limits: tuple[float, float] | None = None,
+    title: str = "",
+) -> Any:
+    """Draw a kernel matrix of samples ordered by label, lines between the labels; return the image."""
+    if ax is None:
+        ax = Figure(figsize=(4.2, 4.0), layout="constrained").subplots()
+    low, high = limits or (float(matrix.min()), float(matrix.max()))
+    drawn = ax.imshow(matrix, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+    groups = [(label, len(list(run))) for label, run in groupby(labels)]
+    ends = np.cumsum([size for _, size in groups])
+    for end in ends[:-1]:
+        ax.axhline(end - 0.5, color="white", lw=0.5, alpha=0.7)
+        ax.axvline(end - 0.5, color="white", lw=0.5, alpha=0.7)
+    centers = ends - np.array([size for _, size in groups]) / 2 - 0.5
+    names = [label for label, _ in groups]
+    ax.set_xticks(centers, names)
+    ax.set_yticks(centers, names)
+    ax.tick_params(length=0, colors=INK)
+    ax.set_title(title, color=INK, fontsize=11)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return drawn
+
+
+def kernel_pair(
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: Sequence[str],
+    ax: Sequence[Axes] | None = None,
+    *,
+    unit: str = "",
+) -> Figure:
+    """Draw a kernel before and after training on one colour scale."""
+    if ax is None:
+        ax = list(Figure(figsize=(8.4, 4.1), layout="constrained").subplots(1, 2))
+    limits = (min(before.min(), after.min()), max(before.max(), after.max()))
+    kernel_matrix(before, labels, ax[0], limits=limits, title="before training")
+    drawn = kernel_matrix(after, labels, ax[1], limits=limits, title="after training")
+    figure = ax[1].get_figure(root=True)
+    assert figure is not None
+    bar = figure.colorbar(drawn, ax=list(ax), shrink=0.85, pad=0.015, aspect=28)
+    bar.set_label(unit, color=INK)
+    bar.ax.tick_params(colors=INK)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def spectra(eigenvalues: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
+    """Draw eigenvalues, largest first, on logarithmic axes; those that are zero or less are left out."""
+    if ax is None:
+        ax = Figure(figsize=(8.4, 3.0), layout="constrained").subplots()
+    for color, marker, (name, values) in zip(_LINES, "osD", eigenvalues.items(), strict=False):
+        values = np.sort(np.asarray(values))[::-1]
+        rank = np.arange(1, len(values) + 1)[values > 0]
+        ax.plot(rank, values[values > 0], color=color, marker=marker, ms=3, lw=1, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue")
+    _plain(ax)
+    ax.legend(frameon=False, labelcolor=INK)
+    return ax
+
+
+def picture(values: np.ndarray, ax: Axes, *, title: str = "", color: str = INK) -> None:
+    """Draw one picture, grey ``[h, w]`` (1 is ink) or ``[h, w, 3]``."""
+    ax.imshow(values, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(title, color=color, fontsize=8.5, pad=3)
+    for spine in ax.spines.values():
+        spine.set(color=color, lw=1.2)
+
+
+def save_picture(values: np.ndarray, stream: IO[bytes]) -> None:
+    """Write a picture as PNG, one pixel each: grey ``[h, w]`` (1 is ink) or ``[h, w, 3]``, in [0, 1]."""
+    values = np.clip(np.asarray(values, dtype=float), 0, 1)
+    pixels = colormaps["gray_r"](values) if values.ndim == 2 else values
+    image.imsave(stream, pixels, format="png")
+
+
+def _plain(ax: Axes) -> None:
+    """Leave only the axes that are read, in the colour of the text."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(INK)
+    ax.tick_params(which="both", colors=INK)
+    ax.xaxis.label.set_color(INK)
+    ax.yaxis.label.set_color(INK)
+    ax.title.set_color(INK)
+    ax.title.set_fontsize(11)
+    ax.grid(alpha=0.25, lw=0.6)

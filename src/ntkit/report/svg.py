@@ -1,0 +1,26 @@
+"""Figures as inline SVG whose text and axes take the colour of the page around them."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ntkit.report.plots import INK
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element for an HTML page; ``name`` keeps its ids apart from others'."""
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "ntkit"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    return text.replace(INK, "currentColor")

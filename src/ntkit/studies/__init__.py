@@ -1,0 +1,1 @@
+"""The demo and the papers' experiments, one file each: Config, run(config) -> Result, figure(result)."""

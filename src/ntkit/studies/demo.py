@@ -1,0 +1,395 @@
+"""The demo: a network learns real handwritten digits and is explained as a kernel machine.
+
+A network with one hidden layer is trained on scikit-learn's digits by an ordinary PyTorch loop, which is
+recorded; the account then says of each query which training digits made its prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ntkit.data.digits import CLASSES, SIDE, Digits, digits
+from ntkit.errors import NtkitError
+from ntkit.finite.empirical import EmpiricalNTK
+from ntkit.report import plots
+from ntkit.report.folder import MARKER, fresh_folder
+from ntkit.report.page import TERMS, Curve, Kernels, Page, Push, Query, Side, render
+from ntkit.studies.config import DemoConfig as Config
+from ntkit.training.account import Account, account
+from ntkit.training.progress import progress
+from ntkit.training.recording import record
+
+KIND = "ntkit demo"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo found: its numbers, and what the page and the figure draw."""
+
+    config: Config
+    out: Path
+    accuracy: float
+    residual: float
+    relative_residual: float
+    converged: bool
+    steps: int
+    seconds: dict[str, float]
+    memory: int
+    page: Page
+
+    @property
+    def report(self) -> Path:
+        """Where the report is."""
+        return self.out / "report.html"
+
+    def numbers(self) -> dict:
+        """Return what ``result.json`` holds."""
+        return {
+            "kind": KIND,
+            "config": asdict(self.config),
+            "learning_rate": self.config.rate,
+            "versions": _versions(),
+            "accuracy": self.accuracy,
+            "residual": self.residual,
+            "relative_residual": self.relative_residual,
+            "converged": self.converged,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.memory,
+            "curves": {curve.name + " " + curve.panel: list(curve.values) for curve in self.page.curves},
+            "queries": [
+                {
+                    "name": query.name,
+                    "verdict": query.verdict,
+                    "label": query.truth,
+                    "predicted": query.output,
+                    "probability": max(p for _, p in query.probabilities),
+                    "terms": dict(query.terms),
+                }
+                for query in self.page.queries
+            ],
+        }
+
+
+def run(config: Config) -> Result:
+    """Train, record, account and report; leave it all in ``config.out``, whole or not at all.
+
+    The folder holds ``report.html``, ``result.json``, ``account.safetensors``, ``overview.png``, and ``run``,
+    the recorded training run.
+
+    Raises
+    ------
+    NtkitError
+        When the folder cannot be written, or holds something else than an earlier demo.
+    """
+    begin = time.perf_counter()
+    with fresh_folder(config.out, KIND) as folder:
+        data = digits(config.samples, seed=config.seed, dtype=getattr(torch, config.dtype))
+        model = network(config)
+        subset = _by_class(data.train_y, config.subset)
+        before = EmpiricalNTK(model)(data.train_x[subset])
+        curves = train(model, data, config, folder / "run")
+        trained = time.perf_counter()
+        after = EmpiricalNTK(model)(data.train_x[subset])
+
+        chosen, verdicts = choose_queries(model, data, config)
+        a = account(
+            folder / "run",
+            model,
+            nn.CrossEntropyLoss(),
+            train=(data.train_x, data.train_y),
+            queries=data.held_out_x[chosen],
+            tol=config.tol,
+        )
+        a.save(folder / "account.safetensors")
+        accounted = time.perf_counter()
+
+        residual = float(a.residual.abs().max())
+        page = Page(
+            title="A trained network, explained by its training digits",
+            lead=(
+                f"A network with {config.hidden} hidden units learned {config.samples} handwritten digits. "
+                f"Its training was recorded, and each prediction below is taken apart into what every single "
+                f"training digit added to it."
+            ),
+            facts=_facts(config, curves, a.steps),
+            queries=tuple(
+                _query(a, i, int(index), verdicts[i], data, config) for i, index in enumerate(chosen)
+            ),
+            residual=residual,
+            relative_residual=a.relative_residual,
+            tolerance=config.tol,
+            steps=a.steps,
+            curves=curves,
+            kernels=_kernels(before, after, data.train_y[subset]),
+            footer=", ".join(f"{name} {number}" for name, number in _versions().items()),
+        )
+        (folder / "report.html").write_text(render(page), encoding="utf-8")
+        result = Result(
+            config=config,
+            out=Path(config.out),
+            accuracy=curves[-1].values[-1],
+            residual=residual,
+            relative_residual=a.relative_residual,
+            converged=a.converged,
+            steps=a.steps,
+            seconds={
+                "training": trained - begin,
+                "account": accounted - trained,
+                "all": time.perf_counter() - begin,
+            },
+            memory=_peak_memory(),
+            page=page,
+        )
+        figure(result).savefig(folder / "overview.png", dpi=150)
+        (folder / MARKER).write_text(json.dumps(result.numbers(), indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def network(config: Config) -> nn.Sequential:
+    """Return the untrained network: 64 pixels, one hidden layer, 10 logits."""
+    activation = {
+        "gelu": nn.GELU,
+        "tanh": nn.Tanh,
+        "silu": nn.SiLU,
+        "softplus": nn.Softplus,
+        "sigmoid": nn.Sigmoid,
+        "relu": nn.ReLU,
+    }[config.activation]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = nn.Sequential(
+            nn.Linear(SIDE * SIDE, config.hidden), activation(), nn.Linear(config.hidden, len(CLASSES))
+        )
+    return model.to(getattr(torch, config.dtype))
+
+
+def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Return the optimizer that the configuration names."""
+    rate, decay = config.rate, config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), rate, weight_decay=decay)
+        case "momentum":
+            return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+        case "nesterov":
+            return torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+
+
+def train(model: nn.Module, data: Digits, config: Config, folder: Path) -> tuple[Curve, ...]:
+    """Train by an ordinary loop, recorded into ``folder``; return the learning curves."""
+    opt = optimizer(model, config)
+    order = torch.Generator().manual_seed(config.seed)
+    history = [_measure(model, data)]
+    with (
+        record(folder, model, opt, train=(data.train_x, data.train_y)) as run,
+        progress("training (epochs)", config.epochs) as done,
+    ):
+        for _ in range(config.epochs):
+            for batch in torch.randperm(config.samples, generator=order).split(config.batch):
+                run.batch(batch)
+                opt.zero_grad()
+                cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
+                opt.step()
+            history.append(_measure(model, data))
+            done(1)
+            if not np.isfinite(history[-1]).all():
+                raise NtkitError(
+                    f"The training diverged: the loss is no finite number any more with learning_rate "
+                    f"{config.rate:g}. Choose a smaller one."
+                )
+    loss, held_out_loss, accuracy, held_out_accuracy = zip(*history, strict=True)
+    return (
+        Curve("training", "loss (cross entropy)", loss),
+        Curve("held out", "loss (cross entropy)", held_out_loss),
+        Curve("training", "accuracy", accuracy),
+        Curve("held out", "accuracy", held_out_accuracy),
+    )
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, data: Digits) -> tuple[float, ...]:
+    """Return loss and accuracy on the training and the held-out digits."""
+    losses, accuracies = [], []
+    for x, y in ((data.train_x, data.train_y), (data.held_out_x, data.held_out_y)):
+        logits = model(x)
+        losses.append(float(cross_entropy(logits, y)))
+        accuracies.append(float((logits.argmax(1) == y).double().mean()))
+    return (*losses, *accuracies)
+
+
+@torch.no_grad()
+def choose_queries(model: nn.Module, data: Digits, config: Config) -> tuple[Tensor, list[str]]:
+    """Choose held-out digits to explain: wrong ones, doubtful ones, and right ones of many classes.
+
+    A third each, where there are as many: the wrong ones of which the network is surest, the right ones that
+    it nearly misses, and of each class the right one of which it is surest.
+    """
+    p = model(data.held_out_x).softmax(1)
+    best = p.topk(2, dim=1).values
+    margin = best[:, 0] - best[:, 1]
+    right = p.argmax(1) == data.held_out_y
+    wrong = [i for i in (-margin).argsort(stable=True).tolist() if not right[i]]
+    count = min(config.queries, len(right))
+    wrong = wrong[: count // 3]
+    by_margin = [i for i in margin.argsort(stable=True).tolist() if right[i]]
+    doubtful = by_margin[: count // 3]
+    sure = by_margin[len(doubtful) :][::-1]
+    seen: dict[int, int] = {}
+    turns = []  # the first of each class, then the second of each, ...
+    for i in sure:
+        label = int(data.held_out_y[i])
+        seen[label] = seen.get(label, -1) + 1
+        turns.append((seen[label], label, i))
+    plain = [i for _, _, i in sorted(turns)][: count - len(wrong) - len(doubtful)]
+    verdicts = ["right"] * len(plain) + ["doubtful"] * len(doubtful) + ["wrong"] * len(wrong)
+    return torch.tensor(plain + doubtful + wrong), verdicts
+
+
+def figure(result: Result) -> Figure:
+    """Draw the README's picture: three predictions with their digits, the kernel before and after."""
+    page, shown = result.page, 5
+    picked = [next((q for q in page.queries if q.verdict == v), None) for v in ("right", "doubtful", "wrong")]
+    queries = [query for query in picked if query is not None]
+    fig = Figure(figsize=(11, 1.45 * len(queries) + 3.6), layout="constrained", facecolor="white")
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1.45 * len(queries), 3.6))
+    top.suptitle("Which training digits made the prediction (what they added, in logits)", fontsize=12)
+    axes = top.subplots(
+        len(queries), 2 * shown + 3, width_ratios=[1.5, 0.2, *[1] * shown, 0.2, *[1] * shown], squeeze=False
+    )
+    for row, query in zip(axes, queries, strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        title = f"{query.verdict}: a {query.truth}\npredicted {query.output}"
+        for ax, side, color in (
+            (row[2:], query.towards, plots.BLUE),
+            (row[3 + shown :], query.against, plots.ORANGE),
+        ):
+            for cell, push in zip(ax, side.shown[:shown], strict=False):
+                if push.picture is not None:
+                    cell.set_axis_on()
+                    plots.picture(
+                        push.picture, cell, title=f"{push.contribution:+.2f}".replace("-", "−"), color=color
+                    )
+        if query.picture is not None:
+            row[0].set_axis_on()
+            plots.picture(query.picture, row[0], title=title)
+    if page.kernels is not None:
+        bottom.suptitle("The tangent kernel of training digits, ordered by class", fontsize=12)
+        axes = bottom.subplots(1, 2)
+        plots.kernel_pair(
+            page.kernels.before, page.kernels.after, page.kernels.labels, list(axes), unit="cosine"
+        )
+    return fig
+
+
+def _query(a: Account, i: int, index: int, verdict: str, data: Digits, config: Config) -> Query:
+    """Return what the page says of one query: the account of the class that the network predicts."""
+    logits = a.prediction[i]
+    output = int(logits.argmax())
+    pushes = a.contributions[i, output].cpu()
+    columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
+    columns["contributions"] = pushes.sum()
+
+    def side(sign: int) -> Side:
+        (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
+        strongest = where[(-sign * pushes[where]).argsort(stable=True)][: config.shown]
+        return Side(
+            tuple(
+                Push(
+                    name=f"training digit {int(data.train_index[n])}",
+                    label=CLASSES[int(data.train_y[n])],
+                    contribution=float(pushes[n]),
+                    picture=_picture(data.train_x[n]),
+                )
+                for n in strongest
+            ),
+            total=float(pushes[where].sum()),
+            count=len(where),
+        )
+
+    return Query(
+        name=f"digit {int(data.held_out_index[index])}",
+        verdict=verdict,
+        output=CLASSES[output],
+        truth=CLASSES[int(data.held_out_y[index])],
+        terms={name: float(columns[name]) for name in TERMS},
+        towards=side(1),
+        against=side(-1),
+        probabilities=tuple(zip(CLASSES, logits.softmax(0).tolist(), strict=True)),
+        by_label=tuple((name, float(pushes[data.train_y == c].sum())) for c, name in enumerate(CLASSES)),
+        picture=_picture(data.held_out_x[index]),
+    )
+
+
+def _kernels(before: Tensor, after: Tensor, labels: Tensor) -> Kernels:
+    """Return the kernels of the subset as cosines, with their scale and eigenvalues."""
+
+    def cosine(k: Tensor) -> np.ndarray:
+        norms = k.diagonal().double().sqrt()
+        return (k.double() / (norms[:, None] * norms)).numpy()
+
+    return Kernels(
+        before=cosine(before),
+        after=cosine(after),
+        labels=tuple(CLASSES[int(label)] for label in labels),
+        scale_before=float(before.diagonal().mean()),
+        scale_after=float(after.diagonal().mean()),
+        spectrum_before=torch.linalg.eigvalsh(before.double()).numpy(),
+        spectrum_after=torch.linalg.eigvalsh(after.double()).numpy(),
+    )
+
+
+def _facts(config: Config, curves: tuple[Curve, ...], steps: int) -> tuple[tuple[str, str], ...]:
+    """Return the table of what was trained."""
+    loss, held_out_loss, accuracy, held_out_accuracy = (curve.values[-1] for curve in curves)
+    weights = sum(p.numel() for p in network(config).parameters())
+    return (
+        ("held-out accuracy", f"{100 * held_out_accuracy:.1f} % of 450 digits"),
+        ("training accuracy", f"{100 * accuracy:.1f} % of {config.samples} digits"),
+        ("held-out loss", f"{held_out_loss:.4f}"),
+        ("training loss", f"{loss:.4f}"),
+        ("network", f"64 → {config.hidden} ({config.activation}) → 10"),
+        ("weights", f"{weights:,} ({config.dtype})"),
+        ("optimizer", f"{config.optimizer}, learning rate {config.rate:g}"),
+        ("weight decay", f"{config.weight_decay:g}"),
+        ("training", f"{config.epochs} epochs, {steps} steps, batches of {config.batch}"),
+        ("seed", str(config.seed)),
+    )
+
+
+def _by_class(labels: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` samples, ordered by class."""
+    return labels[:count].argsort(stable=True)
+
+
+def _picture(x: Tensor) -> np.ndarray:
+    return x.reshape(SIDE, SIDE).numpy()
+
+
+def _versions() -> dict[str, str]:
+    names = ("ntkit", "torch", "numpy", "scikit-learn", "matplotlib")
+    return {**{name: version(name) for name in names}, "python": platform.python_version()}
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
