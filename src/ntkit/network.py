@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError, NtkitError
@@ -210,8 +212,19 @@ def refuse_stateful(module: nn.Module | None) -> None:
                     f"{where} {why}: its output for one sample depends on the others of the batch. "
                     f"Call model.eval(), with track_running_stats=True."
                 )
+        elif m.training and _iterates(m):
+            raise NotPerSampleError(
+                f"{where} is a spectral norm in training mode: its power iteration changes the weights at "
+                f"each call. Call model.eval()."
+            )
         elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
             raise NotPerSampleError(
                 f"{where} drops at random (p={m.p}) in training mode: the network is no function of "
                 f"its input. Call model.eval(), or set p=0."
             )
+
+
+def _iterates(m: nn.Module) -> bool:
+    """Return whether a module holds a spectral norm, as a parametrization or as torch's older hook."""
+    hooks = m._forward_pre_hooks.values()
+    return isinstance(m, parametrizations._SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)

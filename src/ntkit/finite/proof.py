@@ -75,7 +75,15 @@ def check_samples(net: Network, pair: Any) -> int:
     with torch.no_grad():
         both = net.outputs(net.weights, pair)
         again = net.outputs(net.weights, pair)
-        alone = net.outputs(net.weights, take(pair, slice(0, 1)))
+        try:
+            alone = net.outputs(net.weights, take(pair, slice(0, 1)))
+        except NtkitError:
+            raise
+        except Exception as error:
+            raise NotPerSampleError(
+                f"The network takes a batch of two samples but not one sample alone ({_first_line(error)}). A "
+                f"tangent kernel needs a function of one sample; batch norm in training mode is a usual cause."
+            ) from error
         swapped = net.outputs(net.weights, take(pair, torch.tensor([1, 0], device=net.device)))
     scale = both.abs().max() if both.numel() else both.new_zeros(())
     if not torch.isfinite(both).all():
