@@ -110,14 +110,14 @@ def render(page: Page) -> str:
     """Return the page as one HTML document that loads nothing from anywhere."""
     figures = {}
     if page.curves:
-        figures["curve"] = inline_svg(plots.learning_curve(page.curves).figure, "curve")
+        figures["curve"] = inline_svg(plots.learning_curve(page.curves), "curve")
     if page.kernels is not None:
         k = page.kernels
         figures["kernels"] = inline_svg(
             plots.kernel_pair(k.before, k.after, k.labels, unit="cosine of the tangent kernel"), "kernels"
         )
         figures["spectra"] = inline_svg(
-            plots.spectra({"before training": k.spectrum_before, "after training": k.spectrum_after}).figure,
+            plots.spectra({"before training": k.spectrum_before, "after training": k.spectrum_after}),
             "spectra",
         )
     return _environment().get_template("page.html.jinja").render(page=page, figures=figures, terms=TERMS)
@@ -134,7 +134,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        signed=signed, signed1=signed1, plain=plain, tiny=tiny, picture=picture, percent=percent
+        signed=signed, short=short, plain=plain, tiny=tiny, picture=picture, percent=percent
     )
     return environment
 
@@ -150,9 +150,15 @@ def signed(value: float) -> str:
     return _minus(f"{value:+.3f}") if value else "0"
 
 
-def signed1(value: float) -> str:
-    """Return a number with its sign and one decimal, for a crowded place."""
-    return _minus(f"{value:+.1f}")
+def short(value: float) -> str:
+    """Return a number with its sign and two digits that count, for a crowded place.
+
+    Examples
+    --------
+    >>> short(-126.7), short(3.14), short(0.052)
+    ('−127', '+3.1', '+0.052')
+    """
+    return _minus(f"{value:+.0f}" if abs(value) >= 10 else f"{value:+.2g}")
 
 
 def plain(value: float) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import colormaps, image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK = "#010203"  # text and axes; the page replaces it by its own text colour
+INK = "#010203"  # text and axes; the page replaces it by its own text color
 BLUE, ORANGE, GREEN = "#2a83c4", "#d9730d", "#159a78"  # told apart by all eyes, on white and on black
 _LINES = (BLUE, ORANGE, GREEN)
 
@@ -21,8 +21,7 @@ def learning_curve(curves: Iterable[Any], ax: Sequence[Axes] | None = None) -> A
     curves = list(curves)
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     if ax is None:
-        figure = Figure(figsize=(8.4, 3.0), layout="constrained")
-        ax = list(np.atleast_1d(figure.subplots(1, len(panels))))
+        ax = _axes(8.4, 3.0, len(panels))
     for axis, panel in zip(ax, panels, strict=True):
         for color, marker, curve in zip(_LINES, "osD", (c for c in curves if c.panel == panel), strict=False):
             epochs = np.arange(len(curve.values))
@@ -46,7 +45,7 @@ def kernel_matrix(
 ) -> Any:
     """Draw a kernel matrix of samples ordered by label, lines between the labels; return the image."""
     if ax is None:
-        ax = Figure(figsize=(4.2, 4.0), layout="constrained").subplots()
+        (ax,) = _axes(4.2, 4.0)
     low, high = limits or (float(matrix.min()), float(matrix.max()))
     drawn = ax.imshow(matrix, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
     groups = [(label, len(list(run))) for label, run in groupby(labels)]
@@ -72,26 +71,24 @@ def kernel_pair(
     ax: Sequence[Axes] | None = None,
     *,
     unit: str = "",
-) -> Figure:
-    """Draw a kernel before and after training on one colour scale."""
+) -> Axes:
+    """Draw a kernel before and after training on one color scale."""
     if ax is None:
-        ax = list(Figure(figsize=(8.4, 4.1), layout="constrained").subplots(1, 2))
+        ax = _axes(8.4, 4.1, 2)
     limits = (min(before.min(), after.min()), max(before.max(), after.max()))
     kernel_matrix(before, labels, ax[0], limits=limits, title="before training")
     drawn = kernel_matrix(after, labels, ax[1], limits=limits, title="after training")
-    figure = ax[1].get_figure(root=True)
-    assert figure is not None
-    bar = figure.colorbar(drawn, ax=list(ax), shrink=0.85, pad=0.015, aspect=28)
+    bar = ax[1].figure.colorbar(drawn, ax=list(ax), shrink=0.85, pad=0.015, aspect=28)
     bar.set_label(unit, color=INK)
     bar.ax.tick_params(colors=INK)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    return figure
+    bar.outline.set_visible(False)
+    return ax[0]
 
 
 def spectra(eigenvalues: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
     """Draw eigenvalues, largest first, on logarithmic axes; those that are zero or less are left out."""
     if ax is None:
-        ax = Figure(figsize=(8.4, 3.0), layout="constrained").subplots()
+        (ax,) = _axes(8.4, 3.0)
     for color, marker, (name, values) in zip(_LINES, "osD", eigenvalues.items(), strict=False):
         values = np.sort(np.asarray(values))[::-1]
         rank = np.arange(1, len(values) + 1)[values > 0]
@@ -112,15 +109,20 @@ def picture(values: np.ndarray, ax: Axes, *, title: str = "", color: str = INK) 
         spine.set(color=color, lw=1.2)
 
 
-def save_picture(values: np.ndarray, stream: IO[bytes]) -> None:
+def save_picture(values: np.ndarray, stream: BinaryIO) -> None:
     """Write a picture as PNG, one pixel each: grey ``[h, w]`` (1 is ink) or ``[h, w, 3]``, in [0, 1]."""
     values = np.clip(np.asarray(values, dtype=float), 0, 1)
     pixels = colormaps["gray_r"](values) if values.ndim == 2 else values
     image.imsave(stream, pixels, format="png")
 
 
+def _axes(width: float, height: float, count: int = 1) -> list[Axes]:
+    """Return a row of axes in a figure of their own, which no window or global state knows."""
+    return list(np.atleast_1d(Figure(figsize=(width, height), layout="constrained").subplots(1, count)))
+
+
 def _plain(ax: Axes) -> None:
-    """Leave only the axes that are read, in the colour of the text."""
+    """Leave only the axes that are read, in the color of the text."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(INK)
     ax.tick_params(which="both", colors=INK)

@@ -1,4 +1,4 @@
-"""Figures as inline SVG whose text and axes take the colour of the page around them."""
+"""Figures as inline SVG whose text and axes take the color of the page around them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import io
 import re
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from ntkit.report.plots import INK
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """Return a figure as an SVG element for an HTML page; ``name`` keeps its ids apart from others'."""
+def inline_svg(ax: Axes, name: str) -> str:
+    """Return the figure of some axes as an SVG element for an HTML page; ``name`` keeps its ids apart."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes that were removed from their figure"
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "ntkit"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ntkit.errors import NtkitError
 
@@ -55,8 +55,8 @@ class DemoConfig:
         return RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
 
 
-RATES = {"sgd": 0.2, "momentum": 0.05, "nesterov": 0.05, "adam": 3e-3, "adamw": 3e-3}
-QUICK = {"samples": 500, "epochs": 6, "hidden": 32, "subset": 60}
+RATES: dict[str, float] = {"sgd": 0.2, "momentum": 0.05, "nesterov": 0.05, "adam": 3e-3, "adamw": 3e-3}
+QUICK: dict[str, Any] = {"samples": 500, "epochs": 6, "hidden": 32, "subset": 60}
 
 _RANGES = (
     ("samples", 10, 1347),

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -269,8 +270,12 @@ def figure(result: Result) -> Figure:
     picked = [next((q for q in page.queries if q.verdict == v), None) for v in ("right", "doubtful", "wrong")]
     queries = [query for query in picked if query is not None]
     fig = Figure(figsize=(11, 1.45 * len(queries) + 3.6), layout="constrained", facecolor="white")
-    top, bottom = fig.subfigures(2, 1, height_ratios=(1.45 * len(queries), 3.6))
-    top.suptitle("Which training digits made the prediction (what they added, in logits)", fontsize=12)
+    panels: Any = fig.subfigures(2, 1, height_ratios=(1.45 * len(queries), 3.6))
+    top, (_, bottom, _) = panels[0], panels[1].subfigures(1, 3, width_ratios=(0.12, 0.76, 0.12))
+    top.suptitle(
+        "Training digits that pushed most towards (blue) and against (orange) the predicted class, in logits",
+        fontsize=12,
+    )
     axes = top.subplots(
         len(queries), 2 * shown + 3, width_ratios=[1.5, 0.2, *[1] * shown, 0.2, *[1] * shown], squeeze=False
     )
@@ -292,7 +297,9 @@ def figure(result: Result) -> Figure:
             row[0].set_axis_on()
             plots.picture(query.picture, row[0], title=title)
     if page.kernels is not None:
-        bottom.suptitle("The tangent kernel of training digits, ordered by class", fontsize=12)
+        bottom.suptitle(
+            "What the network sees as similar: its tangent kernel, digits ordered by class", fontsize=12
+        )
         axes = bottom.subplots(1, 2)
         plots.kernel_pair(
             page.kernels.before, page.kernels.after, page.kernels.labels, list(axes), unit="cosine"
@@ -362,15 +369,17 @@ def _facts(config: Config, curves: tuple[Curve, ...], steps: int) -> tuple[tuple
     loss, held_out_loss, accuracy, held_out_accuracy = (curve.values[-1] for curve in curves)
     weights = sum(p.numel() for p in network(config).parameters())
     return (
-        ("held-out accuracy", f"{100 * held_out_accuracy:.1f} % of 450 digits"),
-        ("training accuracy", f"{100 * accuracy:.1f} % of {config.samples} digits"),
+        ("held-out accuracy", f"{100 * held_out_accuracy:.1f} % of 450"),
+        ("training accuracy", f"{100 * accuracy:.1f} % of {config.samples}"),
         ("held-out loss", f"{held_out_loss:.4f}"),
         ("training loss", f"{loss:.4f}"),
         ("network", f"64 → {config.hidden} ({config.activation}) → 10"),
         ("weights", f"{weights:,} ({config.dtype})"),
-        ("optimizer", f"{config.optimizer}, learning rate {config.rate:g}"),
-        ("weight decay", f"{config.weight_decay:g}"),
-        ("training", f"{config.epochs} epochs, {steps} steps, batches of {config.batch}"),
+        ("optimizer", config.optimizer),
+        ("learning rate, weight decay", f"{config.rate:g}, {config.weight_decay:g}"),
+        ("epochs", str(config.epochs)),
+        ("steps", str(steps)),
+        ("batch", str(config.batch)),
         ("seed", str(config.seed)),
     )
 

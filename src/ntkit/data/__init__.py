@@ -1,0 +1,1 @@
+"""Data sets, small and real, split and seeded."""
