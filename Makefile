@@ -44,13 +44,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/ntkit.stamp: $(PINS) | $(BIN)/python
-	$(PIP) -e .
+	@echo "installing ntkit into $(VENV)"
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/test.stamp: $(PINS) | $(BIN)/python
-	$(PIP) -e '.[test]'
+	@echo "installing ntkit and what its tests need into $(VENV)"
+	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/ntkit.stamp
 
 $(VENV)/dev.stamp: $(PINS) | $(BIN)/python
-	$(PIP) -e '.[dev]'
+	@echo "installing ntkit and the tools of make lint into $(VENV)"
+	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/test.stamp $(VENV)/ntkit.stamp
