@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ntkit.network import network, take
 from ntkit.training.run import Run
 
 Loss = Callable[[Any, Any], Tensor]
+Rule = tuple[tuple[float, ...], tuple[float, ...]]  # nodes in [0, 1] and their weights
 
 _VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
 
@@ -82,14 +83,43 @@ class FlatNetwork:
 
         return _over(vmap(one, (None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
-    def jacobians(self, w: Tensor, x: Any) -> Tensor:
-        """Return d f / d w of a batch at several weights: ``[S, P] -> [S, n, o, P]``."""
+    def averaged_jacobians(self, starts: Tensor, deltas: Tensor, rules: Sequence[Rule], x: Any) -> Tensor:
+        """Return d f / d w of a batch averaged along steps by rules of one size, ``[T, n, o, P]``."""
+        n, steps, count = pytree.tree_leaves(x)[0].shape[0], len(starts), len(rules[0][0])
+        if steps * count * n * self.total > _VMAP_LIMIT:
+            sums = [self._summed(*row, x) for row in zip(starts, deltas, rules, strict=True)]
+            return torch.stack(sums) if steps > 1 else sums[0][None]
+        nodes, shares = (
+            torch.tensor([rule[i] for rule in rules], dtype=starts.dtype, device=starts.device)
+            for i in (0, 1)
+        )
 
         def one(w: Tensor, x: Any) -> Tensor:
             return jacrev(lambda w: self._net.sample(self.unflatten(w), x))(w)
 
-        n = pytree.tree_leaves(x)[0].shape[0]
-        return _over(lambda w: vmap(one, (None, 0))(w, x), w, size=n * self.total)
+        points = (starts[:, None] + nodes[..., None] * deltas[:, None]).flatten(0, 1)
+        jacobians = vmap(lambda w: vmap(one, (None, 0))(w, x))(points)
+        return torch.einsum("ts,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
+
+    def _summed(self, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
+        """Add up the nodes of one step, parameter by parameter, so that little is held or copied."""
+        total: Tensor | None = None
+        for node, share in zip(*rule, strict=True):
+            weights = self.unflatten(start + node * delta)
+            moved = {name: weights.pop(name) for name in self.shapes}
+
+            def one(x: Any, moved: Any = moved, share: float = share) -> dict[str, Tensor]:
+                y, pull = vjp(lambda moved: self._net.sample({**self.fixed, **moved}, x), moved)[:2]
+                return vmap(pull)(share * torch.eye(len(y), dtype=y.dtype, device=y.device))[0]
+
+            jacobians = vmap(one)(x)
+            if total is None:
+                total = torch.cat([jacobians[name].flatten(2) for name in self.shapes], dim=2)
+                continue
+            for part, name in zip(total.split(self.sizes, dim=2), self.shapes, strict=True):
+                part.add_(jacobians.pop(name).flatten(2))
+        assert total is not None
+        return total
 
     def slopes(self, w: Tensor, direction: Tensor, x: Any) -> Tensor:
         """Return J(x; w) . direction for several weights: ``[S, P], [S, P] -> [S, n, o]``."""

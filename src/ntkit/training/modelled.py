@@ -16,7 +16,7 @@ from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
 from ntkit.training.optimizers import Coefficients
 from ntkit.training.run import Run
 
-_MARGIN = 64.0  # how many times the estimated rounding a step may be off
+_MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
 
 class Differences:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -11,22 +13,20 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
-from ntkit.training.flat import FlatNetwork
+from ntkit.training.flat import FlatNetwork, Rule
 from ntkit.training.run import Run
 
-Rule = tuple[tuple[float, ...], tuple[float, ...]]  # nodes in [0, 1] and their weights
 Nodes = int | Literal["left", "auto"]
 
 _LEVELS = (1, 2, 3, 5, 8)
-_DEPTH = 10  # halvings of a step
-_MOST = 256  # nodes in one step
+_PIECES = 16  # that one step may be halved into
 _BLOCK = 2**21  # numbers in the weights of a block of steps
 
 
 @cache
-def gauss(count: int) -> Rule:
-    """Return the Gauss-Legendre rule on [0, 1], exact for polynomials of degree 2 count - 1."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
+def gauss(size: int) -> Rule:
+    """Return the Gauss-Legendre rule on [0, 1], exact for polynomials of degree 2 size - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(size)
     return tuple((nodes + 1) / 2), tuple(weights / 2)
 
 
@@ -95,21 +95,26 @@ class _Chooser:
         return torch.einsum("s,tsno->tno", weights, slopes.unflatten(0, points.shape[:2]))
 
     def _halved(self, start: Tensor, delta: Tensor, first: Tensor, last: Tensor) -> Rule:
-        """Halve the worst pieces of a step until all are good, or as fine as they may get."""
-        nodes: list[float] = []
-        weights: list[float] = []
-        pieces = [(0.0, 1.0, first, last, 0)]
-        while pieces:
-            a, b, f_a, f_b, depth = pieces.pop()
-            level = 5 if depth < _DEPTH and len(nodes) < _MOST else 2
-            rule = gauss(level)
-            change = self._changes((start + a * delta)[None], (b - a) * delta[None], rule)[0]
-            good = float((change - (f_b - f_a)).abs().max()) <= self.share * (b - a)
-            if good or level == 2:
-                nodes += [a + (b - a) * s for s in rule[0]]
-                weights += [(b - a) * v for v in rule[1]]
-            else:
-                middle = (a + b) / 2
-                f_middle = self.net.outputs(start + middle * delta, self.queries)
-                pieces += [(middle, b, f_middle, f_b, depth + 1), (a, middle, f_a, f_middle, depth + 1)]
-        return tuple(nodes), tuple(weights)
+        """Halve the worst piece of a step until the whole is good, or the pieces are as many as may be."""
+        made = count()  # so that equal errors compare
+        first_piece = self._piece(start, delta, 0.0, 1.0, first, last)
+        pieces = [(-first_piece[0], next(made), *first_piece[1:])]
+        while -sum(piece[0] for piece in pieces) > self.share and len(pieces) < _PIECES:
+            _, _, a, b, f_a, f_b = heappop(pieces)
+            middle = (a + b) / 2
+            f_middle = self.net.outputs(start + middle * delta, self.queries)
+            for ends in ((a, middle, f_a, f_middle), (middle, b, f_middle, f_b)):
+                piece = self._piece(start, delta, *ends)
+                heappush(pieces, (-piece[0], next(made), *piece[1:]))
+        ends = sorted((a, b) for _, _, a, b, _, _ in pieces)
+        nodes, weights = gauss(_LEVELS[-2])
+        return (
+            tuple(a + (b - a) * node for a, b in ends for node in nodes),
+            tuple((b - a) * weight for a, b in ends for weight in weights),
+        )
+
+    def _piece(
+        self, start: Tensor, delta: Tensor, a: float, b: float, f_a: Tensor, f_b: Tensor
+    ) -> tuple[float, float, float, Tensor, Tensor]:
+        change = self._changes((start + a * delta)[None], (b - a) * delta[None], gauss(_LEVELS[-2]))[0]
+        return float((change - (f_b - f_a)).abs().max()), a, b, f_a, f_b

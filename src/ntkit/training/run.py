@@ -38,8 +38,14 @@ class Run:
         self.manifest = read_manifest(self.folder)
         steps, length = self.manifest["steps"], self.manifest["log_bytes"]
         self.log = LogReader(self.folder / LOG, None if steps is None else steps + 1, length)
-        if len(self.log) == 0:
+        try:
+            self._read_start()
+        except RunFolderError:
             self.log.close()
+            raise
+
+    def _read_start(self) -> None:
+        if len(self.log) == 0:
             raise RunFolderError(
                 f"{self.folder / LOG} holds no initial weights: the recording was killed as it began. "
                 f"Delete the folder and record again."
@@ -55,7 +61,6 @@ class Run:
             f"buffer/{name}" for name in self.manifest["buffers"]
         }
         if not wanted <= set(self.start):
-            self.log.close()
             raise RunFolderError(
                 f"{self.folder / MANIFEST} and {LOG} are of different runs: the log lacks "
                 f"{sorted(wanted - set(self.start))[:3]}. Restore both from one copy."
@@ -96,7 +101,9 @@ class Run:
             if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
                 return values[0]
             by_name = dict(zip(self.trained, values, strict=True))
-            return self._flat(lambda name: torch.as_tensor(by_name[name]).expand(self.trained[name]))
+            return self._flat(
+                lambda name: torch.as_tensor(by_name[name], dtype=torch.float64).expand(self.trained[name])
+            )
 
         return Step(
             batch.long().to(self.device),

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.network import batch_size
-from ntkit.training.flat import FlatNetwork, Loss, gather
+from ntkit.training.flat import FlatNetwork, Loss, Rule, gather
 from ntkit.training.modelled import Differences
-from ntkit.training.quadrature import Rule
 from ntkit.training.run import Run, Step
 
 _BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
@@ -64,14 +63,20 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
     mu_next: float | Tensor = 0.0
     for first, steps in _blocks(path, rows, budget):
         weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
-        averaged = _averaged(path, weights, queries, first, rows, budget)
+        rules = path.rules[first : first + len(steps)]
+        averaged = net.averaged_jacobians(weights[:-1], weights.diff(dim=0), rules, queries).flatten(1, 2)
         gradients = _sample_gradients(path, weights[:-1], [step.batch for step in steps])
         for t in reversed(range(len(steps))):
             d, g, w, c = averaged[t], gradients[t], weights[t], steps[t].coefficients
             if remembered is not None:
                 remembered *= mu_next
             if isinstance(c.b, Tensor) or c.b != 0:
-                remembered = d * c.b if remembered is None else remembered.add_(d * c.b)
+                if remembered is None:
+                    remembered = d * c.b
+                elif isinstance(c.b, Tensor):
+                    remembered.addcmul_(d, c.b)
+                else:
+                    remembered.add_(d, alpha=c.b)
             for factor, direction in ((c.a, d), (c.nu, remembered)):
                 if direction is None or (not isinstance(factor, Tensor) and factor == 0):
                     continue
@@ -105,28 +110,6 @@ def _blocks(path: Path, rows: int, budget: int) -> Iterator[tuple[int, list[Step
             steps.insert(0, step)
         end -= len(steps)
         yield end, steps
-
-
-def _averaged(path: Path, weights: Tensor, queries: Any, first: int, rows: int, budget: int) -> Tensor:
-    """Return D, the gradients of the queries averaged along each step by its rule, ``[T, rows, P]``."""
-    steps = len(weights) - 1
-    rules = [path.rules[first + t] for t in range(steps)]
-    nodes, shares = (
-        torch.tensor([r[i] for r in rules], dtype=weights.dtype, device=weights.device) for i in (0, 1)
-    )
-    delta = weights.diff(dim=0)
-    at_once = max(1, min(_BLOCK, budget // 32) // max(1, rows * steps * path.net.total))
-    total: Tensor | None = None
-    for part in torch.arange(nodes.shape[1]).split(at_once):
-        points = weights[:-1, None] + nodes[:, part, None] * delta[:, None]
-        jacobians = path.net.jacobians(points.flatten(0, 1), queries).reshape(steps, len(part), rows, -1)
-        if len(part) == 1:
-            piece = jacobians[:, 0].mul_(shares[:, part, None])
-        else:
-            piece = torch.einsum("ts,tsrp->trp", shares[:, part], jacobians)
-        total = piece if total is None else total.add_(piece)
-    assert total is not None
-    return total
 
 
 def _sample_gradients(path: Path, weights: Tensor, batches: list[Tensor]) -> Tensor:
