@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ntkit.errors import NtkitError as NtkitError
+    from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
     from ntkit.finite.empirical import EmpiricalNTK as EmpiricalNTK
+    from ntkit.finite.linearize import linearize as linearize
+    from ntkit.finite.linearize import taylor as taylor
+    from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.recording import record as record
@@ -18,10 +22,14 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Account": "ntkit.training.account",
+    "ConjugateKernel": "ntkit.finite.conjugate",
     "EmpiricalNTK": "ntkit.finite.empirical",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",
+    "linearize": "ntkit.finite.linearize",
+    "ntk_parametrize": "ntkit.finite.parametrize",
     "record": "ntkit.training.recording",
+    "taylor": "ntkit.finite.linearize",
 }
 
 __all__ = [*sorted(_ROOMS), "__version__"]

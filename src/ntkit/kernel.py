@@ -1,8 +1,10 @@
-"""What a kernel is: a function of two batches that gives a dense block or a diagonal."""
+"""What a kernel is: a function of two batches that gives a dense block or a diagonal; their algebra."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,6 +19,15 @@ class Kernel(ABC):
     ``k(x1, x2)`` is the block with shape ``[n1, n2]`` (or ``[n1, n2, o]``, ``[n1, n2, o, o]`` where a
     kernel has one value per output or per pair of outputs); ``k(x)`` is ``k(x, x)``. ``k.diag(x)`` is
     the diagonal over samples, ``[n]`` (or ``[n, o]``, ``[n, o, o]``), made without the block.
+
+    Kernels add up, multiply element by element and take non-negative factors: ``k1 + k2``,
+    ``k1 * k2``, ``2.0 * k``; ``k.normalized()`` is the cosine, ``k.compose(g)`` is k(g(x), g(x')).
+
+    >>> import torch, ntkit
+    >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(3, 1))
+    >>> x = torch.randn(4, 3)
+    >>> torch.allclose((k + 2.0 * k)(x), 3 * k(x))
+    True
     """
 
     @abstractmethod
@@ -30,6 +41,92 @@ class Kernel(ABC):
     def normalized(self) -> Kernel:
         """Return k(x, x') / sqrt(k(x, x) k(x', x')), a cosine: 1 on the diagonal (no unit)."""
         return Normalized(self)
+
+    def compose(self, transform: Callable[[Any], Any]) -> Kernel:
+        """Return k(g(x), g(x')) for a transform g of a batch of inputs."""
+        return Composed(self, transform)
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
+
+    def __mul__(self, other: Kernel | float) -> Kernel:
+        if isinstance(other, Kernel):
+            return Product(self, other)
+        return Scaled(self, other) if isinstance(other, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+
+class _Pair(Kernel):
+    """Two kernels whose values are combined one by one."""
+
+    def __init__(self, first: Kernel, second: Kernel) -> None:
+        self.first, self.second = first, second
+
+    def _combine(self, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the combination of both blocks."""
+        return self._checked(self.first(x1, x2), self.second(x1, x2))
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the combination of both diagonals."""
+        return self._checked(self.first.diag(x), self.second.diag(x))
+
+    def _checked(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.shape != b.shape:
+            raise NtkitError(
+                f"Kernels with values of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be combined; "
+                f"give both the same outputs=."
+            )
+        return self._combine(a, b)
+
+
+class Sum(_Pair):
+    """k1(x, x') + k2(x, x')."""
+
+    def _combine(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Product(_Pair):
+    """k1(x, x') k2(x, x'), element by element (a kernel by Schur's theorem)."""
+
+    def _combine(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+class Scaled(Kernel):
+    """c k(x, x') with a factor c >= 0."""
+
+    def __init__(self, kernel: Kernel, factor: float) -> None:
+        if not 0 <= factor < float("inf"):
+            raise NtkitError(f"A kernel times {factor} is no kernel; the factor must be finite and >= 0.")
+        self.kernel, self.factor = kernel, factor
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the scaled block."""
+        return self.factor * self.kernel(x1, x2)
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the scaled diagonal."""
+        return self.factor * self.kernel.diag(x)
+
+
+class Composed(Kernel):
+    """k(g(x), g(x')) for a transform g of a batch of inputs."""
+
+    def __init__(self, kernel: Kernel, transform: Callable[[Any], Any]) -> None:
+        self.kernel, self.transform = kernel, transform
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the block of the transformed batches."""
+        return self.kernel(self.transform(x1), None if x2 is None else self.transform(x2))
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the diagonal of the transformed batch."""
+        return self.kernel.diag(self.transform(x))
 
 
 class Normalized(Kernel):

@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
             nn.InstanceNorm2d(4, affine=True),
             nn.Flatten(),
             nn.Linear(64, 3),
-        ),  # fmt: skip
+        ),
         "image",
     ),
     "RMS norm": Case(lambda: sequence(nn.RMSNorm(6)), "sequence"),

@@ -13,6 +13,7 @@ from ntkit.compute.plan import Plan, chunks, plan_chunks
 from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian import Jacobian, Recipe
 from ntkit.finite.products import Sizes, add_diagonals, add_products, block_shape, cheapest, order_costs
+from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
 
 Panel = tuple[slice, slice]  # outputs, samples
@@ -198,12 +199,13 @@ def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: str, o: int) -> Tensor:
     return out
 
 
-def features(recipe: Recipe, plan: Plan, x: Any, o: int) -> Tensor:
-    """Return the Jacobian ``[n, o, P]``, weights in the order of their names."""
+def features(recipe: Recipe, plan: Plan, x: Any, o: int, projection: Projection | None = None) -> Tensor:
+    """Return the Jacobian ``[n, o, P]``, weights in the order of the network, or its projection."""
     n = batch_size(x)
     weights = recipe.net.weights
     widths = [weights[k].numel() for k in recipe.wanted]
-    out = weights[recipe.wanted[0]].new_zeros(n, o, sum(widths))
+    width = sum(widths) if projection is None else projection.m
+    out = weights[recipe.wanted[0]].new_zeros(n, o, width)
     eye = torch.eye(o, dtype=out.dtype, device=out.device)
     starts = dict(zip(recipe.wanted, [sum(widths[:i]) for i in range(len(widths))], strict=True))
     for group in plan.weights:
@@ -212,6 +214,10 @@ def features(recipe: Recipe, plan: Plan, x: Any, o: int) -> Tensor:
                 jacobian = recipe.jacobian(take(x, samples), eye[q], frozenset(group))
                 for name, factors in jacobian.items():
                     size = samples.stop - samples.start, q.stop - q.start
-                    at = slice(starts[name], starts[name] + weights[name].numel())
-                    out[samples, q, at] = recipe.form(name, factors, *size)
+                    start, end = starts[name], starts[name] + weights[name].numel()
+                    formed = recipe.form(name, factors, *size)
+                    if projection is None:
+                        out[samples, q, start:end] = formed
+                    else:
+                        projection.add(out[samples, q], formed, start)
     return out

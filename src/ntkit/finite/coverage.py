@@ -29,6 +29,8 @@ VIEWS = {
     *(aten.unsafe_chunk, aten.unsafe_split, aten.movedim, aten.swapaxes, aten.view_as, aten.mT),
     *(aten.expand_as, aten.detach_copy, aten.flip),
 }
+# Operations that multiply a weight by a number: a view, but for the factor.
+SCALES = {aten.mul, aten.div, aten.neg}
 # Operations that take a weight's shape or type, or cut its gradient: what they give is a constant.
 CONSTANT = {
     *(aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
@@ -46,7 +48,7 @@ class Edge:
     slot: Slot
     source: fx.Node
     weights: frozenset[str]
-    is_view: bool  # source is the weight itself, in another shape
+    is_view: bool  # source is the weight itself, in another shape or times a number
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Coverage:
 
     edges: tuple[Edge, ...]
     uncovered: dict[str, str]  # weight -> the operation that has no rule for it
-    order: tuple[frozenset[str], ...]  # the weights used by each operation, in the order of execution
+    order: tuple[tuple[fx.Node, frozenset[str]], ...]  # operations with the weights they use, as they run
 
 
 def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
@@ -66,7 +68,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     made: set[fx.Node] = set()  # constants that the network makes itself, such as a first hidden state
     edges: list[Edge] = []
     uncovered: dict[str, str] = {}
-    order: list[frozenset[str]] = []
+    order: list[tuple[fx.Node, frozenset[str]]] = []
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
             name = graph.weights.get(node)
@@ -89,7 +91,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
         ):
             data.add(node)
             if sources:
-                order.append(frozenset().union(*(origin[a] for a in sources)))
+                order.append((node, frozenset().union(*(origin[a] for a in sources))))
             for source in sources:
                 found = _slots(node, source)
                 if not found:
@@ -101,6 +103,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
         elif sources and packet not in CONSTANT:
             origin[node] = frozenset().union(*(origin[a] for a in sources))
             moves = packet in VIEWS or getattr(node.target, "__name__", "") == "getitem"
+            moves |= packet in SCALES and not others
             if moves and len(sources) == 1 and sources[0] in views:
                 views.add(node)
             if mutable:
@@ -139,11 +142,14 @@ def _spread(edges: list[Edge], uncovered: dict[str, str]) -> None:
                 uncovered.setdefault(name, why)
 
 
-def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> Tensor:
-    """Return, in the shape of the edge's source, the place of each element in the flattened weight."""
+def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> tuple[Tensor, float]:
+    """Return the place of each element of an edge's source in the flattened weight, and its factor."""
     (name,) = edge.weights
-    numbers = torch.arange(shapes[name].numel()).reshape(shapes[name])
-    return evaluate(graph, edge.source, {name: numbers})
+    ones = torch.ones(shapes[name], dtype=torch.float64)
+    numbers = torch.arange(ones.numel(), dtype=torch.float64).reshape(ones.shape)
+    scale = evaluate(graph, edge.source, {name: ones}).reshape(-1)[0].item()
+    places = evaluate(graph, edge.source, {name: numbers})
+    return (places / scale).round().long() if scale else places.long(), scale
 
 
 def evaluate(graph: Graph, target: fx.Node, weights: dict[str, Tensor]) -> Tensor:

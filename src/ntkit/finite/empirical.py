@@ -17,6 +17,8 @@ from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
 from ntkit.finite.jacobian import Recipe
+from ntkit.finite.operator import TangentOperator, tangent_operator
+from ntkit.finite.project import Projection
 from ntkit.finite.proof import last_layer, prove
 from ntkit.kernel import Kernel
 from ntkit.network import Weights, as_inputs, batch_size, network
@@ -126,16 +128,46 @@ class EmpiricalNTK(Kernel):
             out = blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
         return out / size.outputs if self.outputs == "mean" else out
 
-    def features(self, x: Any) -> Tensor:
-        """Return the Jacobian J ``[n, o, P]``; parameters one after the other in the order of their names.
+    def features(
+        self, x: Any, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
+    ) -> Tensor:
+        """Return the Jacobian J ``[n, o, P]``, parameters one after the other as in the network.
 
         K(x, x')_op = sum_P J(x)_oP J(x')_pP, with no factor: the mean over outputs is taken by kernels
-        only.
+        only. With ``project=m`` J S ``[n, o, m]`` for a random S with E[S S^T] = I, drawn from ``seed``:
+        its Gram matrix is an unbiased estimate of the kernel, of relative error about 1 / sqrt(m).
+        ``kind="rademacher"`` has entries +-1 / sqrt(m), ``"sparse"`` two thirds of zeros.
         """
+        projection = None if project is None else Projection(project, seed, kind)
         x, _ = self._inputs(x, None)
         with _exact(self._net.device):
             recipe, size = self._recipe(x)
-            return blocks.features(recipe, self._plan(recipe, size, x, None), x, size.outputs)
+            plan = self._plan(recipe, size, x, None)
+            return blocks.features(recipe, plan, x, size.outputs, projection)
+
+    def operator(self, x1: Any, x2: Any = None) -> TangentOperator:
+        """Return ``k(x1, x2)`` as a `linear_operator.LinearOperator` that never forms the matrix.
+
+        ``[n1 o, n2 o]`` for ``outputs="full"`` (row n o + i is output i of sample n), ``[n1, n2]`` for
+        ``"trace"`` and ``"mean"``. A product with several columns costs one vjp and one jvp, batched over
+        the columns; the scalar ones cost that for each output. ``.to_scipy()`` is for SciPy's solvers.
+
+        >>> import torch, ntkit
+        >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(3, 2), outputs="full")
+        >>> x = torch.randn(4, 3)
+        >>> (k.operator(x) @ torch.ones(8, 5)).shape
+        torch.Size([8, 5])
+        """
+        if self.outputs == "diagonal":
+            raise NtkitError(
+                "outputs='diagonal' is one matrix for each output, not one operator; choose 'full', 'trace' "
+                "or 'mean'."
+            )
+        first, second = self._inputs(x1, x2)
+        with _exact(self._net.device):
+            recipe, size = self._recipe(first)
+            plan = self._plan(recipe, size, first, second)
+            return tangent_operator(recipe, plan, size, first, second, self.outputs, self)
 
     def plan(self, x1: Any, x2: Any = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""

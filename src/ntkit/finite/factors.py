@@ -78,6 +78,15 @@ class Factor:
         arrange = self.arrange
         return Factor(self.right, self.left, lambda w: arrange(w).transpose(1, 2))
 
+    def scaled(self, scale: float) -> Factor:
+        """Return the factor times a number."""
+        if scale == 1:
+            return self
+        if isinstance(self.left, Tensor):
+            return replace(self, left=scale * self.left)
+        assert isinstance(self.right, Tensor)
+        return replace(self, right=scale * self.right)
+
     def dense(self) -> Tensor:
         """Return the Jacobian ``[n, o, g, r, c]``."""
         n, o, g, t, r, c = self.sizes

@@ -30,7 +30,7 @@ Factors = dict[Edge, Factor | None]
 class Group:
     """Uses of one weight that see the same elements of it; some see the transposed matrices."""
 
-    uses: list[tuple[int, bool]]  # place among the edges, transposed
+    uses: list[tuple[int, bool, float]]  # place among the edges, transposed, times a number
     elements: Tensor | None  # place of each element of the factor in the flattened weight; None: in order
 
 
@@ -43,6 +43,7 @@ class Recipe:
     graph: Graph | None  # None: the network itself, contracted whole
     coverage: Coverage
     by_sample: bool = False  # the network runs under no vmap: one sample after the other
+    forward_mode: bool | None = None  # jvp by forward mode is right; None: not yet tried
     by_output: bool = False  # its backward runs under no vmap: one output after the other
     groups: dict[str, list[Group]] = field(default_factory=dict)
     formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
@@ -69,6 +70,33 @@ class Recipe:
             jacobian.update(self._formed(formed, factors, batch_size(x), cotangents.shape[0]))
         return jacobian
 
+    def gradients(self, out: Tensor, leaves: list[Tensor], rows: Tensor) -> list[Tensor | None]:
+        """Return d (row . out) / d leaf for each of ``rows [q, *out]``, None where nothing arrives."""
+        if not leaves or not out.requires_grad:
+            return [None] * len(leaves)
+        options: dict[str, Any] = dict(allow_unused=True, retain_graph=True)
+        if rows.shape[0] > 1 and not self.by_output:
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*performance drop.*")
+                    return list(torch.autograd.grad(out, leaves, rows, is_grads_batched=True, **options))
+            except RuntimeError:
+                self.by_output = True  # an operation whose backward has no batching rule
+        each = [torch.autograd.grad(out, leaves, row, **options) for row in rows]
+        return [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]  # pyright: ignore
+
+    def outputs_of(self, x: Any) -> Callable[[Weights], Tensor]:
+        """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""
+        fixed, buffers = self.net.weights, self.net.buffers
+
+        def outputs(weights: Weights) -> Tensor:
+            merged = {**fixed, **weights}
+            if self.graph is None:
+                return self.net.outputs(merged, x)
+            return quiet_vmap(lambda one: self.graph.run(merged, buffers, one, {}))(x)  # pyright: ignore
+
+        return outputs
+
     def form(self, name: str, groups: list[list[Factor]], n: int, q: int) -> Tensor:
         """Return the Jacobian ``[n, q, p]`` of one weight from its factors."""
         weight = self.net.weights[name]
@@ -87,10 +115,10 @@ class Recipe:
         result = []
         for group in self.groups[name]:
             alike: dict[tuple, list[Factor]] = {}
-            for place, swap in group.uses:
+            for place, swap, scale in group.uses:
                 factor = factors.get(self.coverage.edges[place])
                 if factor is not None:
-                    factor = factor.swapped() if swap else factor
+                    factor = (factor.swapped() if swap else factor).scaled(scale)
                     key = (factor.left_has_outputs, type(factor.left), type(factor.right))
                     alike.setdefault(key, []).append(factor)
             result.append([concatenate(f) for f in alike.values()])
@@ -116,13 +144,13 @@ class Recipe:
                 order = factor.arrange(torch.arange(value.numel(), device=value.device).reshape(value.shape))
                 dense = factor.dense().reshape(n * q, -1)
                 cotangent.index_add_(1, order.reshape(-1), dense)
-            (pulled,) = _vmap(pull)(cotangent.reshape(n * q, *value.shape))
+            (pulled,) = quiet_vmap(pull)(cotangent.reshape(n * q, *value.shape))
             for k in wanted:
                 total[k] += pulled[k].reshape(n * q, -1)
         return {k: [[Factor.vector(total[k].reshape(n, q, -1))]] for k in names}
 
 
-def _vmap(function: Callable, **options: Any) -> Callable:
+def quiet_vmap(function: Callable, **options: Any) -> Callable:
     """torch.vmap that says nothing where an operation has no batching rule and is looped over."""
 
     def quiet(*args: Any) -> Any:
@@ -170,9 +198,10 @@ def backward(
             out = graph.run(merged, buffers, x, dict.fromkeys(slots, tap))
             return out, saved
 
-        out, saved = _vmap(one)(x, taps, copies)
+        out, saved = quiet_vmap(one)(x, taps, copies)
         leaves = [*taps.values(), *copies.values()]
-        grads = _gradients(recipe, out, leaves, cotangents)
+        rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape)
+        grads = recipe.gradients(out, leaves, rows)
     factors: Factors = {}
     for (node, here), g in zip(slots.items(), grads, strict=False):
         for edge in here if g is not None else ():
@@ -197,27 +226,6 @@ def _factor(edge: Edge, g: Tensor, fixed: dict, saved: dict[str, dict]) -> Facto
     return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore
 
 
-def _gradients(recipe: Recipe, out: Tensor, leaves: list[Tensor], cotangents: Tensor) -> list[Tensor | None]:
-    """Return d (cotangent . out) / d leaf as ``[q, n, ...]``, None where nothing arrives."""
-    if not leaves or not out.requires_grad:
-        return [None] * len(leaves)
-    q = cotangents.shape[0]
-    rows = cotangents[:, None].expand(q, *out.shape)
-    if q > 1 and not recipe.by_output:
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*performance drop.*")
-                return list(
-                    torch.autograd.grad(
-                        out, leaves, rows, is_grads_batched=True, allow_unused=True, retain_graph=True
-                    )
-                )
-        except RuntimeError:
-            recipe.by_output = True  # an operation whose backward has no batching rule
-    each = [torch.autograd.grad(out, leaves, row, allow_unused=True, retain_graph=True) for row in rows]
-    return [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]  # pyright: ignore
-
-
 def _by_sample(recipe: Recipe, x: Any, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Return Jacobians by running the network itself on one sample at a time: always right."""
     rows: dict[str, list[Tensor]] = {k: [] for k in names}
@@ -226,7 +234,7 @@ def _by_sample(recipe: Recipe, x: Any, cotangents: Tensor, names: tuple[str, ...
         with torch.enable_grad():
             weights = {k: w.detach().requires_grad_(k in names) for k, w in values.items()}
             out = recipe.net.outputs(weights, take(x, slice(i, i + 1)))
-            grads = _gradients(recipe, out, [weights[k] for k in names], cotangents)
+            grads = recipe.gradients(out, [weights[k] for k in names], cotangents[:, None])
         for k, grad in zip(names, grads, strict=True):
             empty = cotangents.new_zeros(cotangents.shape[0], *values[k].shape)
             rows[k].append(empty if grad is None else grad)
@@ -283,18 +291,19 @@ def join_index_maps(recipe: Recipe, probe: dict[Edge, Factor]) -> None:
             recipe.formed[name] = "derived weight"
             continue
         maps: list[Tensor] = []
-        groups: list[list[tuple[int, bool]]] = []
+        groups: list[list[tuple[int, bool, float]]] = []
         for place, edge in uses:
             factor = probe[edge]
-            elements = factor.arrange(index_map(graph, edge, shapes))
+            places, scale = index_map(graph, edge, shapes)
+            elements = factor.arrange(places)
             swap, group = _find(elements, maps, factor)
-            if group is None:
-                recipe.formed[name] = "used in overlapping parts"
+            if group is None or scale == 0:
+                recipe.formed[name] = "times zero" if scale == 0 else "used in overlapping parts"
                 break
             if group == len(maps):
                 maps.append(elements)
                 groups.append([])
-            groups[group].append((place, swap))
+            groups[group].append((place, swap, scale))
         else:
             recipe.groups[name] = [
                 Group(g, None if _in_order(m, shapes[name]) else m.reshape(-1))

@@ -26,7 +26,7 @@ def prove(net: Network, x: Any, wanted: tuple[str, ...]) -> Recipe:
     graph disagrees with the network is not read from its graph at all.
     """
     refuse_stateful(net.module)
-    pair = _pair(x)
+    pair = sample_pair(x)
     o = check_samples(net, pair)
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(1, o, generator=generator, dtype=torch.float64).to(net.device, net.dtype)
@@ -66,7 +66,7 @@ def last_layer(net: Network, x: Any, names: tuple[str, ...]) -> tuple[str, ...]:
             f"params='last' needs a network that can be traced ({_first_line(error)}); name the parameters "
             f"of the last layer instead."
         ) from error
-    last = coverage.order[-1]
+    last = coverage.order[-1][1]
     return tuple(k for k in names if k in last)
 
 
@@ -81,8 +81,9 @@ def check_samples(net: Network, pair: Any) -> int:
             raise
         except Exception as error:
             raise NotPerSampleError(
-                f"The network takes a batch of two samples but not one sample alone ({_first_line(error)}). A "
-                f"tangent kernel needs a function of one sample; batch norm in training mode is a usual cause."
+                f"The network takes a batch of two samples but not one sample alone ({_first_line(error)}). "
+                f"A tangent kernel needs a function of one sample; batch norm in training mode is a usual "
+                f"cause."
             ) from error
         swapped = net.outputs(net.weights, take(pair, torch.tensor([1, 0], device=net.device)))
     scale = both.abs().max() if both.numel() else both.new_zeros(())
@@ -107,7 +108,7 @@ def check_samples(net: Network, pair: Any) -> int:
     return both.shape[1]
 
 
-def _pair(x: Any) -> Any:
+def sample_pair(x: Any) -> Any:
     """Return two different samples: the first and the last, or the first and a changed copy of it."""
     n = batch_size(x)
     if n > 1:

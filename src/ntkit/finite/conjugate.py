@@ -1,0 +1,94 @@
+"""The conjugate kernel: the kernel of the features that the last layer sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ntkit.errors import NtkitError
+from ntkit.finite.coverage import cover
+from ntkit.finite.jacobian import quiet_vmap
+from ntkit.finite.proof import check_samples, sample_pair
+from ntkit.graph import arguments, trace
+from ntkit.kernel import Kernel
+from ntkit.network import Weights, as_inputs, network, refuse_stateful
+
+
+class ConjugateKernel(Kernel):
+    """The Gram kernel of the last layer's inputs, at the network's present weights.
+
+        K(x, x') = h(x) . h(x'),   h(x): what enters the last operation that has weights
+
+    ``[n1, n2]``, a sum over features with no factor: it is the part of the tangent kernel that the last
+    layer's weight makes (mean over outputs), and divided by the width it tends to the NNGP kernel of
+    the layers below. Where the last layer has positions (tokens, pixels), h holds them all.
+
+    Raises
+    ------
+    NtkitError
+        A network that cannot be traced, or whose last operation is fed by several tensors.
+
+    References
+    ----------
+    Ravikumar, "Deep neural networks: a kernel viewpoint", sections 3 and 4; Daniely, Frostig, Singer
+    (2016).
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(5, 3)
+    >>> h = torch.relu(model[0](x))
+    >>> torch.allclose(ntkit.ConjugateKernel(model)(x), h @ h.T, atol=1e-5)
+    True
+    """
+
+    def __init__(self, model: Any, weights: Weights | None = None) -> None:
+        self.model = model
+        self._net = network(model, weights)
+
+    def features(self, x: Any) -> Tensor:
+        """Return h ``[n, d]``."""
+        x = as_inputs(x, self._net)
+        refuse_stateful(self._net.module)
+        check_samples(self._net, sample_pair(x))
+        try:
+            graph = trace(self._net, x)
+        except NtkitError:
+            raise
+        except Exception as error:
+            raise NtkitError(
+                f"The network cannot be traced ({type(error).__name__}), so its last layer is not known; "
+                f"make a module of the layers below it, and use its outputs as features."
+            ) from error
+        last = cover(graph, frozenset(self._net.weights)).order[-1][0]
+        found: dict[str, Tensor] = {}
+
+        def one(sample: Any) -> Tensor:
+            def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+                for name, value in arguments(node, args, kwargs).items():
+                    if isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+                        found[name] = value
+                return node.target(*args, **kwargs)  # pyright: ignore
+
+            graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
+            if len(found) != 1:
+                raise NtkitError(
+                    f"The last operation with weights, {last.target}, is fed by {len(found)} tensors; the "
+                    f"conjugate kernel needs one, the features."
+                )
+            return next(iter(found.values())).reshape(-1)
+
+        with torch.no_grad():
+            return quiet_vmap(one)(x)
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return h(x1) h(x2)^T."""
+        h1 = self.features(x1)
+        return h1 @ (h1 if x2 is None else self.features(x2)).T
+
+    def diag(self, x: Any) -> Tensor:
+        """Return |h(x)|^2."""
+        return self.features(x).square().sum(1)

@@ -1,0 +1,165 @@
+"""A network as its Taylor polynomial in the weights, as a module that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from math import factorial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from ntkit.errors import NtkitError
+
+
+class TaylorNetwork(nn.Module):
+    """The Taylor polynomial of a network in its weights, around the weights that it had.
+
+        f_m(x; w) = sum_{k=0}^m (1/k!) d^k/dt^k f(x; w_0 + t (w - w_0)) at t = 0
+
+    ``network`` holds the weights w that are trained (they start at w_0), ``origin`` the fixed w_0.
+    """
+
+    def __init__(self, model: nn.Module, order: int) -> None:
+        super().__init__()
+        self.network = deepcopy(getattr(model, "_orig_mod", model))
+        self.order = order
+        self._reverse = False
+        self._names = [name for name, _ in self.network.named_parameters()]
+        self.origin = nn.ParameterList(
+            nn.Parameter(p.detach().clone(), requires_grad=False) for p in self.network.parameters()
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the polynomial at the present weights."""
+        start = dict(zip(self._names, self.origin, strict=True))
+        step = {k: w - start[k] for k, w in self.network.named_parameters()}
+        buffers = {k: b.clone() for k, b in self.network.named_buffers()}
+
+        def along(t: Tensor) -> Tensor:
+            weights = {k: w + t * step[k] for k, w in start.items()}
+            return functional_call(self.network, ({**weights, **buffers},), args, kwargs)
+
+        zero = next(iter(start.values())).new_zeros(())
+        with _differentiable():
+            total = along(zero)
+            derivative = along
+            for k in range(1, self.order + 1):
+                derivative, value = self._derivative(derivative, zero)
+                total = total + value / factorial(k)
+        return total
+
+    def _derivative(self, function: Along, at: Tensor) -> tuple[Along, Tensor]:
+        """Return d/dt of a function of t, and its value: forward mode, or where missing reverse mode twice."""
+
+        def forward(t: Tensor) -> Tensor:
+            return jvp(function, (t,), (torch.ones_like(t),))[1]
+
+        def reverse(t: Tensor) -> Tensor:
+            y, pull = vjp(function, t)
+            _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(y))
+            return push(torch.ones_like(t))[0]
+
+        for way in (reverse,) if self._reverse else (forward, reverse):
+            try:
+                if way is reverse and self.order > 1:  # torch has second derivatives that are silently wrong
+                    raise NotImplementedError("no forward-mode derivative")
+                value = way(at)
+                self._reverse = way is reverse
+                return way, value
+            except (NotImplementedError, RuntimeError) as error:
+                missing = error
+        raise NtkitError(
+            f"The network has an operation without the derivatives that its Taylor polynomial needs: "
+            f"{missing} Write the operation out in plain torch, or give a custom autograd.Function the "
+            f"staticmethods setup_context and jvp."
+        )
+
+
+Along = Callable[[Tensor], Tensor]
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Write weight norm out: torch's fused one has no forward mode, and wrong second derivatives."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            v, g, dim = (*args, 0)[:3]
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Keep out fused attention, which has no derivatives beyond the first."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def taylor(model: nn.Module, order: int = 2) -> TaylorNetwork:
+    """Return a network's Taylor polynomial in its weights, as a module that can be trained.
+
+        f_m(x; w) = sum_{k=0}^m (1/k!) D^k f(x; w_0) [w - w_0]^k
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network; it is copied, and its present weights are w_0. Its training flags stay.
+    order : int
+        The degree m: 1 is the linearized network, 2 the quadratic one.
+
+    Raises
+    ------
+    NtkitError
+        If the model is no module or the order no whole number from 0 up.
+
+    References
+    ----------
+    Giancola (2023), section VI.1; Bai and Lee, "Beyond linearization" (2020).
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    >>> quadratic = ntkit.taylor(model, order=2)
+    >>> x = torch.randn(3, 2)
+    >>> torch.allclose(quadratic(x), model(x))
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(order, int) or isinstance(order, bool) or order < 0:
+        raise NtkitError(f"order={order!r}; expected a whole number from 0 up (1 linearizes).")
+    return TaylorNetwork(model, order)
+
+
+def linearize(model: nn.Module) -> TaylorNetwork:
+    """Return the linearized network f(x; w_0) + J(x) (w - w_0), as a module that can be trained.
+
+    Its tangent kernel is that of ``model`` at w_0, wherever its own training goes: gradient descent on
+    it is kernel gradient descent with that kernel. ``linearized.network`` holds the trained weights.
+
+    References
+    ----------
+    Giancola (2023), section IV.1; Lee et al., "Wide neural networks of any depth evolve as linear
+    models" (2019); Chizat, Oyallon, Bach (2019).
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    >>> lazy = ntkit.linearize(model)
+    >>> optimizer = torch.optim.SGD(lazy.parameters(), lr=0.1)
+    >>> lazy(torch.randn(3, 2)).sum().backward(); optimizer.step()
+    """
+    return taylor(model, 1)

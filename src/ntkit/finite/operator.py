@@ -1,0 +1,227 @@
+"""The tangent kernel as a matrix-free operator: one vjp and one jvp for each product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from linear_operator import LinearOperator
+from scipy.sparse.linalg import LinearOperator as ScipyOperator
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ntkit.compute.plan import Plan, chunks
+from ntkit.finite import blocks
+from ntkit.finite.jacobian import Recipe, quiet_vmap
+from ntkit.network import batch_size, take
+
+
+class TangentOperator(LinearOperator):
+    """K(x1, x2) as a linear operator that never forms the matrix.
+
+        K v = J(x1) (J(x2)^T v)
+
+    ``[n1 o, n2 o]`` for full outputs (the output runs fastest), ``[n1, n2]`` for trace and mean, whose
+    product costs a vjp and a jvp for each output. Products are summed over chunks of samples. Made by
+    `EmpiricalNTK.operator`; solves, eigenvalues and sums come from linear_operator.
+    """
+
+    def __init__(
+        self,
+        *leaves: Tensor,
+        recipe: Recipe,
+        structure: Any,
+        plan: Plan,
+        outputs: str,
+        o: int,
+        dense: Callable[[Any, Any], Tensor],
+        diagonal: Callable[[Any], Tensor],
+    ) -> None:
+        super().__init__(
+            *leaves,
+            recipe=recipe,
+            structure=structure,
+            plan=plan,
+            outputs=outputs,
+            o=o,
+            dense=dense,
+            diagonal=diagonal,
+        )
+        half = len(leaves) // 2
+        self._x1 = pytree.tree_unflatten(leaves[:half], structure)
+        self._x2 = pytree.tree_unflatten(leaves[half:], structure)
+        self._options = dict(recipe=recipe, structure=structure, plan=plan, outputs=outputs, o=o)
+        self._options |= dict(dense=dense, diagonal=diagonal)
+        self._recipe, self._plan, self._outputs, self._o = recipe, plan, outputs, o
+        self._dense, self._own = dense, diagonal
+        self._half = half
+
+    def _size(self) -> torch.Size:
+        rows = self._o if self._outputs == "full" else 1
+        return torch.Size((batch_size(self._x1) * rows, batch_size(self._x2) * rows))
+
+    def _matmul(self, rhs: Tensor) -> Tensor:
+        vector = rhs.ndim == 1
+        v = rhs.unsqueeze(-1) if vector else rhs
+        out = self._product(v)
+        return out.squeeze(-1) if vector else out
+
+    def _product(self, v: Tensor) -> Tensor:
+        """Return K v for columns ``[n2 (o), r]``."""
+        n2, r, o = batch_size(self._x2), v.shape[-1], self._o
+        if self._outputs == "full":
+            cotangents = v.T.reshape(r, n2, o)
+            return self._apply(cotangents).reshape(r, -1).T
+        out = v.new_zeros(batch_size(self._x1), r)
+        for i in range(o):
+            cotangents = v.new_zeros(r, n2, o)
+            cotangents[..., i] = v.T
+            out += self._apply(cotangents)[..., i].T
+        return out / o if self._outputs == "mean" else out
+
+    def _apply(self, cotangents: Tensor) -> Tensor:
+        """Return J(x1) J(x2)^T applied to ``[r, n2, o]``, as ``[r, n1, o]``."""
+        recipe, size = self._recipe, self._plan.samples
+        weights = recipe.net.weights
+        wanted = {k: weights[k] for k in recipe.wanted}
+        total = {k: w.new_zeros(cotangents.shape[0], *w.shape) for k, w in wanted.items()}
+        for s in chunks(batch_size(self._x2), size):
+            part = pull(recipe, take(self._x2, s), cotangents[:, s])
+            total = {k: total[k] + part[k] for k in total}
+        rows = [push(recipe, take(self._x1, s), total) for s in chunks(batch_size(self._x1), size)]
+        return torch.cat(rows, 1)
+
+    def _transpose_nonbatch(self) -> TangentOperator:
+        leaves = [*self._args[self._half :], *self._args[: self._half]]
+        return TangentOperator(*leaves, **self._options)
+
+    def _diagonal(self) -> Tensor:
+        same = all(a is b for a, b in zip(self._args[: self._half], self._args[self._half :], strict=True))
+        if not same:
+            return torch.diagonal(self.to_dense())
+        own = self._own(self._x1)
+        return torch.diagonal(own, dim1=-2, dim2=-1).reshape(-1) if own.ndim == 3 else own
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix, made by structured products and not column by column."""
+        block = self._dense(self._x1, self._x2)
+        return block.transpose(1, 2).reshape(self.shape) if block.ndim == 4 else block
+
+    def to_scipy(self) -> ScipyOperator:
+        """Return the operator for SciPy, on NumPy arrays (for `scipy.sparse.linalg.eigsh`, `cg`, ...)."""
+        device, dtype = self.device, self.dtype
+        transposed = self._transpose_nonbatch()
+
+        def product(operator: TangentOperator) -> Callable:
+            def apply(v: Any) -> Any:
+                return (operator @ torch.as_tensor(v, dtype=dtype, device=device)).cpu().numpy()
+
+            return apply
+
+        dense = torch.empty(0, dtype=dtype).numpy().dtype
+        return ScipyOperator(
+            shape=tuple(self.shape),
+            dtype=dense,
+            matvec=product(self),
+            matmat=product(self),
+            rmatvec=product(transposed),
+            rmatmat=product(transposed),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network (its inputs may be integers)."""
+        return self._recipe.net.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self._recipe.net.device
+
+
+def pull(recipe: Recipe, x: Any, cotangents: Tensor) -> dict[str, Tensor]:
+    """Return J(x)^T u for each of ``[r, n, o]``: the vjp, batched."""
+    with torch.enable_grad():
+        weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
+        out = recipe.outputs_of(x)(weights)
+        grads = recipe.gradients(out, list(weights.values()), cotangents)
+    r = cotangents.shape[0]
+    return {
+        k: w.new_zeros(r, *w.shape) if g is None else g
+        for (k, w), g in zip(weights.items(), grads, strict=True)
+    }
+
+
+def push(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
+    """Return J(x) w ``[r, n, o]`` for each of r directions: the jvp, batched."""
+    if recipe.forward_mode is None:
+        recipe.forward_mode = _forward_mode_holds(recipe, x)
+    if recipe.forward_mode:
+        weights = {k: recipe.net.weights[k] for k in recipe.wanted}
+        function = recipe.outputs_of(x)
+        return quiet_vmap(lambda d: torch.func.jvp(function, (weights,), (d,))[1])(directions)
+    try:
+        return _push_backwards(recipe, x, directions)
+    except NotImplementedError:  # an operation without second derivatives: form J, a chunk at a time
+        n, r = batch_size(x), next(iter(directions.values())).shape[0]
+        out = recipe.outputs_of(x)({k: recipe.net.weights[k] for k in recipe.wanted})
+        jacobian = recipe.jacobian(x, torch.eye(out.shape[1], dtype=out.dtype, device=out.device))
+        forms = {k: recipe.form(k, j, n, out.shape[1]) for k, j in jacobian.items()}
+        total = [torch.einsum("nop,rp->rno", forms[k], directions[k].reshape(r, -1)) for k in forms]
+        return torch.stack(total).sum(0)
+
+
+def _push_backwards(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
+    """Return the jvp as the vjp of the vjp, which is linear in its cotangent."""
+    with torch.enable_grad():
+        weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
+        out = recipe.outputs_of(x)(weights)
+        u = torch.zeros_like(out, requires_grad=True)
+        grads = torch.autograd.grad(out, list(weights.values()), u, create_graph=True, allow_unused=True)
+        pairs = [(g, d) for g, d in zip(grads, directions.values(), strict=True) if g is not None]
+        total = sum((g * d).flatten(1).sum(1) for g, d in pairs)
+        assert isinstance(total, Tensor)
+        rows = torch.eye(total.shape[0], dtype=total.dtype, device=total.device)
+        (result,) = recipe.gradients(total, [u], rows)
+    return torch.zeros_like(out).expand(total.shape[0], *out.shape) if result is None else result
+
+
+def _forward_mode_holds(recipe: Recipe, x: Any) -> bool:
+    """Return whether forward mode exists and is the transpose of the vjp (embeddings' is not)."""
+    x = take(x, slice(0, 2))
+    generator = torch.Generator().manual_seed(0)
+    weights = {k: recipe.net.weights[k] for k in recipe.wanted}
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    direction = {k: draw(w) for k, w in weights.items()}
+    try:
+        forward = torch.func.jvp(recipe.outputs_of(x), (weights,), (direction,))[1]
+    except (RuntimeError, NotImplementedError):
+        return False
+    u = draw(forward)
+    back = pull(recipe, x, u[None])
+    there, here = (forward * u).sum(), sum((back[k][0] * direction[k]).sum() for k in weights)
+    scale = forward.norm() * u.norm()
+    return bool((there - here).abs() <= 1e3 * torch.finfo(u.dtype).eps * scale)
+
+
+def tangent_operator(
+    recipe: Recipe, plan: Plan, size: blocks.Measure, x1: Any, x2: Any, outputs: str, kernel: Any
+) -> TangentOperator:
+    """Return the operator between two batches (``x2=None``: the first)."""
+    leaves, structure = pytree.tree_flatten(x1)
+    second = leaves if x2 is None else pytree.tree_leaves(x2)
+    return TangentOperator(
+        *leaves,
+        *second,
+        recipe=recipe,
+        structure=structure,
+        plan=plan,
+        outputs=outputs,
+        o=size.outputs,
+        dense=kernel,
+        diagonal=kernel.diag,
+    )
