@@ -65,7 +65,7 @@ def test_the_page_says_its_numbers_with_their_unit(page):
     html = render(page)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
     assert "Largest residual: 2.0e−12 logits" in text
-    assert "these 1 make 50 % of the +3.000 logits from 2 samples" in text
+    assert "these 1 make 50 % of the +3.0 logits from 2 samples" in text
     for number in ("+0.250", "+1.000", "−0.500", "1.0e−16", "−2.0e−12", "+0.750"):
         assert number in text
     assert "not a counterfactual" in text

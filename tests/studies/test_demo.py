@@ -120,6 +120,15 @@ def test_a_demo_in_float32_is_accounted_for(tmp_path):
     assert result.relative_residual <= 1e-8
 
 
+def test_an_account_that_misses_its_tolerance_says_so(tmp_path):
+    threads = torch.get_num_threads()
+    result = demo.run(replace(TINY, activation="relu", tol=1e-12, out=str(tmp_path / "out")))
+    assert not result.converged
+    assert result.relative_residual > 1e-12
+    assert "above the tolerance" in result.report.read_text()
+    assert torch.get_num_threads() == threads
+
+
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     first, second = (demo.run(replace(TINY, out=str(tmp_path / name))).numbers() for name in "ab")
     for name in ("accuracy", "residual", "queries", "curves"):

@@ -139,15 +139,18 @@ def _environment() -> Environment:
     return environment
 
 
-def signed(value: float) -> str:
-    """Return a number with its sign and three decimals, as in text.
+def signed(value: float, decimals: int = 3) -> str:
+    """Return a number with its sign and so many decimals; as a power of ten where these say nothing.
 
     Examples
     --------
-    >>> signed(-1.23456), signed(0.5), signed(0.0)
-    ('−1.235', '+0.500', '0')
+    >>> signed(-1.23456), signed(0.5, 1), signed(0.00002), signed(0.0)
+    ('−1.235', '+0.5', '+2.0e−5', '0')
     """
-    return _minus(f"{value:+.3f}") if value else "0"
+    if not value:
+        return "0"
+    small = abs(value) < 0.5 * 10**-decimals
+    return _minus(f"{value:+.1e}".replace("e-0", "e-") if small else f"{value:+.{decimals}f}")
 
 
 def short(value: float) -> str:

@@ -11,6 +11,9 @@ import platform
 import resource
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -97,7 +100,8 @@ def run(config: Config) -> Result:
         When the folder cannot be written, or holds something else than an earlier demo.
     """
     begin = time.perf_counter()
-    with fresh_folder(config.out, KIND) as folder:
+    with fresh_folder(config.out, KIND) as folder, _one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The account did not reach", RuntimeWarning)  # `converged` says it
         data = digits(config.samples, seed=config.seed, dtype=getattr(torch, config.dtype))
         model = network(config)
         subset = _by_class(data.train_y, config.subset)
@@ -158,6 +162,17 @@ def run(config: Config) -> Result:
         figure(result).savefig(folder / "overview.png", dpi=150)
         (folder / MARKER).write_text(json.dumps(result.numbers(), indent=1) + "\n", encoding="utf-8")
     return result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: the matrices are so small that more would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def network(config: Config) -> nn.Sequential:
