@@ -4,6 +4,7 @@ from networks import CASES, build, jacobian
 from torch import nn
 
 import ntkit
+from ntkit.finite.written_out import WrittenOut
 
 NO_SECOND_DERIVATIVE = {
     "embedding bag, mean",
@@ -33,7 +34,9 @@ def test_the_linearized_network_is_its_first_order(name):
         torch.testing.assert_close(lazy(x).reshape(len(x), -1), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["MLP", "MultiheadAttention", "weight norm", "LSTM", "layer norm"])
+@pytest.mark.parametrize(
+    "name", ["MLP", "MultiheadAttention", "weight norm", "LSTM", "layer norm", "RMS norm"]
+)
 def test_taylor_polynomials_fall_with_their_order(name):
     model, x = build(name)
     for order in (0, 1, 2, 3):
@@ -148,3 +151,54 @@ def test_projections_are_unbiased(kind):
     )
     with pytest.raises(ntkit.NtkitError, match="project=0"):
         k.features(x, 0)
+
+
+def test_written_out_operations_are_torchs_own():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64, generator=g)
+    for layer in (
+        nn.LayerNorm([5, 5]),
+        nn.GroupNorm(2, 4),
+        nn.RMSNorm([5]),
+        nn.RMSNorm([5], eps=0.1),
+        nn.BatchNorm2d(4).eval(),
+        nn.BatchNorm2d(4),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 2, 3)),
+    ):
+        layer = layer.double()
+        with torch.no_grad():
+            for p in [*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())]:
+                p.add_(torch.rand(p.shape, dtype=p.dtype, generator=g))
+        expected = layer(x)
+        with WrittenOut():
+            torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wrong_higher_derivative_is_found():
+    class Wrong(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.slope = 3 * inputs[0].detach() ** 2
+
+        @staticmethod
+        def jvp(ctx, t):
+            return ctx.slope * t
+
+    class Cubic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2, dtype=torch.float64)
+
+        def forward(self, x):
+            return Wrong.apply(self.linear(x))
+
+    polynomial = ntkit.taylor(Cubic(), 2)
+    moved(polynomial, 0.1)
+    with pytest.raises(ntkit.NtkitError, match="differs from finite differences"):
+        polynomial(torch.randn(4, 3, dtype=torch.float64))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from ntkit.errors import NtkitError
+from ntkit.finite.written_out import WrittenOut
 
 
 class TaylorNetwork(nn.Module):
@@ -30,6 +30,7 @@ class TaylorNetwork(nn.Module):
         self.network = deepcopy(getattr(model, "_orig_mod", model))
         self.order = order
         self._reverse = False
+        self._proved = False
         self._names = [name for name, _ in self.network.named_parameters()]
         self.origin = nn.ParameterList(
             nn.Parameter(p.detach().clone(), requires_grad=False) for p in self.network.parameters()
@@ -50,12 +51,15 @@ class TaylorNetwork(nn.Module):
             total = along(zero)
             derivative = along
             for k in range(1, self.order + 1):
-                derivative, value = self._derivative(derivative, zero)
+                previous, (derivative, value) = derivative, self._derivative(derivative, zero)
+                if k > 1 and not self._proved and any(bool((d != 0).any()) for d in step.values()):
+                    self._prove(previous, value)
+                    self._proved = k == self.order
                 total = total + value / factorial(k)
         return total
 
     def _derivative(self, function: Along, at: Tensor) -> tuple[Along, Tensor]:
-        """Return d/dt of a function of t, and its value: forward mode, or where missing reverse mode twice."""
+        """Return d/dt of a function of t, and its value: forward mode, or if missing reverse mode twice."""
 
         def forward(t: Tensor) -> Tensor:
             return jvp(function, (t,), (torch.ones_like(t),))[1]
@@ -80,18 +84,22 @@ class TaylorNetwork(nn.Module):
             f"staticmethods setup_context and jvp."
         )
 
+    def _prove(self, previous: Along, value: Tensor) -> None:
+        """Compare a higher derivative with finite differences: torch has fused ones that are wrong."""
+        with torch.no_grad():
+            h = torch.finfo(value.dtype).eps ** 0.25
+            ahead, behind = (previous(value.new_tensor(t)) for t in (h, -h))
+            error = ((ahead - behind) / (2 * h) - value).norm()
+            noise = torch.finfo(value.dtype).eps * ahead.norm() / h
+        if not error <= 0.05 * value.norm() + 10 * noise:
+            raise NtkitError(
+                f"A higher derivative of the network is wrong in torch: it differs from finite differences "
+                f"by {(error / value.norm()).item():.0%}. Write fused operations (norms, attention) out in "
+                f"plain torch, or linearize only."
+            )
+
 
 Along = Callable[[Tensor], Tensor]
-
-
-class _WrittenOut(TorchFunctionMode):
-    """Write weight norm out: torch's fused one has no forward mode, and wrong second derivatives."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
-            v, g, dim = (*args, 0)[:3]
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -100,7 +108,7 @@ def _differentiable() -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
+        with sdpa_kernel(SDPBackend.MATH), WrittenOut():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
