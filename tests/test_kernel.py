@@ -1,5 +1,6 @@
 import pytest
 import torch
+from sklearn.base import clone
 
 import ntkit
 from ntkit.kernel import Kernel
@@ -48,3 +49,20 @@ def test_what_is_no_kernel():
     model = torch.nn.Linear(3, 2, dtype=torch.float64)
     with pytest.raises(ntkit.NtkitError, match="same outputs="):
         (ntkit.EmpiricalNTK(model) + ntkit.EmpiricalNTK(model, outputs="full"))(X)
+
+
+def test_parameters_and_clones_share_the_model():
+    model = torch.nn.Linear(3, 2, dtype=torch.float64)
+    k = 2.0 * ntkit.EmpiricalNTK(model) + Linear()
+    assert k.get_params()["first__kernel__outputs"] == "mean"
+    copy = clone(k)
+    assert copy is not k
+    assert copy.first.kernel.model is model
+    torch.testing.assert_close(copy(X), k(X))
+    before = k(X)
+    copy.set_params(first__kernel__outputs="trace", first__factor=1.0)
+    torch.testing.assert_close(copy(X), before)
+    torch.testing.assert_close(k(X), before)
+    assert k.first.kernel.outputs == "mean"
+    with pytest.raises(ntkit.NtkitError, match="no parameter 'sigma'"):
+        k.set_params(sigma=1)

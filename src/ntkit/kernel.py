@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Real
@@ -45,6 +46,39 @@ class Kernel(ABC):
     def compose(self, transform: Callable[[Any], Any]) -> Kernel:
         """Return k(g(x), g(x')) for a transform g of a batch of inputs."""
         return Composed(self, transform)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor by name; with ``deep``, kernels inside as ``a__b``."""
+        signature = inspect.signature(type(self).__init__).parameters.values()
+        names = [
+            p.name for p in signature if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        params = {name: getattr(self, name) for name in names}
+        for name in names if deep else ():
+            if isinstance(params[name], Kernel):
+                params |= {f"{name}__{k}": v for k, v in params[name].get_params().items()}
+        return params
+
+    def set_params(self, **params: Any) -> Kernel:
+        """Set arguments of the constructor by name (``a__b`` for kernels inside) and return the kernel."""
+        own = self.get_params(deep=False)
+        for key, value in params.items():
+            name, _, rest = key.partition("__")
+            if name not in own:
+                raise NtkitError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(own)}.")
+            if rest:
+                own[name] = own[name].__sklearn_clone__().set_params(**{rest: value})
+            else:
+                own[name] = value
+        self.__init__(**own)  # pyright: ignore
+        return self
+
+    def __sklearn_clone__(self) -> Kernel:
+        """Return an equal kernel; networks in it are shared, not copied."""
+        params = self.get_params(deep=False)
+        return type(self)(
+            **{k: v.__sklearn_clone__() if isinstance(v, Kernel) else v for k, v in params.items()}
+        )
 
     def __add__(self, other: Kernel) -> Kernel:
         return Sum(self, other) if isinstance(other, Kernel) else NotImplemented

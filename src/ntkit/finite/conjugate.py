@@ -46,7 +46,7 @@ class ConjugateKernel(Kernel):
     """
 
     def __init__(self, model: Any, weights: Weights | None = None) -> None:
-        self.model = model
+        self.model, self.weights = model, weights
         self._net = network(model, weights)
 
     def features(self, x: Any) -> Tensor:

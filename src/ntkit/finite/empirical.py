@@ -99,6 +99,7 @@ class EmpiricalNTK(Kernel):
         if outputs not in ("full", "diagonal", "trace", "mean"):
             raise NtkitError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
         self.model, self.outputs, self.params, self.memory = model, outputs, params, memory
+        self.weights = weights
         self._net = network(model, weights)
         self._budget = parse_memory(memory)
         self._recipes: dict[Any, tuple[Recipe, Measure]] = {}

@@ -1,0 +1,1 @@
+"""Learning with a kernel, and the doors to scikit-learn and GPyTorch."""

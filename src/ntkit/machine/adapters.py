@@ -1,0 +1,151 @@
+"""One adapter each way: scikit-learn's kernels and GPyTorch's as ours, ours as theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.gaussian_process import kernels as sklearn_kernels
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.kernel import Kernel
+
+
+class FromSklearn(Kernel):
+    """A kernel of scikit-learn as a kernel of ntkit, ``[n1, n2]`` in the dtype of the inputs."""
+
+    def __init__(self, kernel: sklearn_kernels.Kernel) -> None:
+        if not isinstance(kernel, sklearn_kernels.Kernel):
+            raise NtkitError(
+                f"Expected a kernel of sklearn.gaussian_process.kernels, got {type(kernel).__name__}."
+            )
+        self.kernel = kernel
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the block."""
+        like = torch.as_tensor(x1)
+        block = self.kernel(_numpy(x1), None if x2 is None else _numpy(x2))
+        return _like(block, like)
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the diagonal."""
+        return _like(self.kernel.diag(_numpy(x)), torch.as_tensor(x))
+
+
+class ToSklearn(sklearn_kernels.Kernel):
+    """A kernel of ntkit as a kernel of scikit-learn, without hyperparameters of its own.
+
+    It combines with scikit-learn's (``+``, ``*``, a `WhiteKernel`), whose hyperparameters are fitted.
+    Estimators that take any callable (`SVC`, `KernelPCA`, `SpectralClustering`) take it too.
+
+    >>> import numpy as np, torch, ntkit
+    >>> from ntkit.machine.adapters import ToSklearn
+    >>> from sklearn.gaussian_process import GaussianProcessRegressor
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+    >>> x = np.random.default_rng(0).normal(size=(20, 2))
+    >>> gp = GaussianProcessRegressor(ToSklearn(ntkit.EmpiricalNTK(model)), alpha=1e-3)
+    >>> gp.fit(x, x[:, 0]).predict(x[:3]).shape
+    (3,)
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def __call__(self, X: Any, Y: Any = None, eval_gradient: bool = False) -> Any:
+        """Return the block as float64; its gradient has no columns, for there is nothing to fit."""
+        block = _block(self.kernel(X, Y))
+        return (block, np.empty((*block.shape, 0))) if eval_gradient else block
+
+    def diag(self, X: Any) -> np.ndarray:
+        """Return the diagonal as float64."""
+        return _block(self.kernel.diag(X), 1)
+
+    def is_stationary(self) -> bool:
+        """Return False: a tangent kernel depends on where its inputs are."""
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ToSklearn) and self.kernel is other.kernel
+
+    def __repr__(self) -> str:
+        return f"ToSklearn({type(self.kernel).__name__})"
+
+
+class FromGPyTorch(Kernel):
+    """A kernel of GPyTorch as a kernel of ntkit, at its present hyperparameters (no gradient)."""
+
+    def __init__(self, kernel: Any) -> None:
+        gpytorch = _gpytorch()
+        if not isinstance(kernel, gpytorch.kernels.Kernel):
+            raise NtkitError(f"Expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}.")
+        self.kernel = kernel
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the block."""
+        first = torch.as_tensor(x1)
+        with torch.no_grad():
+            second = first if x2 is None else torch.as_tensor(x2)
+            return self.kernel(first, second).to_dense()
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the diagonal."""
+        with torch.no_grad():
+            return self.kernel(torch.as_tensor(x), diag=True)
+
+
+def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
+    """Return a kernel of ntkit as a ``gpytorch.kernels.Kernel``, without hyperparameters of its own.
+
+    Wrap it in GPyTorch's ``ScaleKernel`` for a scale that is fitted. With ``matrix_free=True`` it hands
+    out ``kernel.operator`` (kernels of a network with scalar values), so that GPyTorch's iterative
+    solvers never form the matrix. Inputs are ``[n, d]``, without batch axes before the samples.
+    """
+    gpytorch = _gpytorch()
+    if matrix_free and not hasattr(kernel, "operator"):
+        raise NtkitError(f"{type(kernel).__name__} has no operator; use matrix_free=False.")
+
+    class ToGPyTorch(gpytorch.kernels.Kernel):
+        has_lengthscale = False
+
+        def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Any:
+            if x1.ndim != 2 or x2.ndim != 2:
+                raise NtkitError(
+                    f"Inputs of shapes {tuple(x1.shape)} and {tuple(x2.shape)}; expected [n, d] without "
+                    f"batch axes."
+                )
+            same = x1.shape == x2.shape and torch.equal(x1, x2)
+            if diag:
+                return kernel.diag(x1) if same else torch.diagonal(kernel(x1, x2))
+            if matrix_free:
+                return kernel.operator(x1, None if same else x2)  # pyright: ignore
+            return kernel(x1, None if same else x2)
+
+    return ToGPyTorch()
+
+
+def _gpytorch() -> Any:
+    try:
+        import gpytorch
+    except ImportError as error:
+        raise NtkitError("GPyTorch is not installed; pip install gpytorch.") from error
+    return gpytorch
+
+
+def _numpy(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def _like(value: np.ndarray, like: Tensor) -> Tensor:
+    dtype = like.dtype if like.is_floating_point() else torch.float64
+    return torch.as_tensor(value).to(like.device, dtype)
+
+
+def _block(value: Tensor, ndim: int = 2) -> np.ndarray:
+    if value.ndim != ndim:
+        raise NtkitError(
+            f"scikit-learn needs one number for two samples, the kernel gives {tuple(value.shape[ndim:])}; "
+            f"use outputs='mean' or 'trace'."
+        )
+    return value.detach().cpu().double().numpy()
