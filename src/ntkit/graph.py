@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
@@ -167,6 +168,11 @@ def trace(net: Network, x: Any) -> Graph:
     graph = Graph(traced, names, inputs, paths, mutates)
     refuse_random(graph)
     return graph
+
+
+def is_batched(value: Any) -> bool:
+    """Return whether a value is a tensor that vmap has given a sample axis."""
+    return isinstance(value, Tensor) and is_batchedtensor(value)
 
 
 def arguments(node: fx.Node, args: tuple, kwargs: dict) -> dict[str, Any]:

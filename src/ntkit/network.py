@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
@@ -125,7 +126,7 @@ def check_weights(weights: Weights) -> None:
     if not weights:
         raise NtkitError("The network has no parameters; there is no tangent kernel of nothing.")
     for name, w in weights.items():
-        if not isinstance(w, Tensor) or isinstance(w, nn.parameter.UninitializedTensorMixin):
+        if not isinstance(w, Tensor) or is_lazy(w):
             raise NtkitError(
                 f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
                 f"module once before giving it to ntkit."

@@ -41,8 +41,8 @@ def measure(recipe: Recipe, x: Any) -> Measure:
     item = cotangent.element_size()
     activations = 0
     for node in recipe.graph.nodes if recipe.graph is not None else ():
-        meta = node.meta.get("tensor_meta")
-        activations += meta.shape.numel() * item if hasattr(meta, "shape") else 0
+        shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+        activations += 0 if shape is None else shape.numel() * item
     uses, by_weight, seen = {}, {}, 0
     for name, groups in jacobian.items():
         factors = [f if f.left_has_outputs else f.swapped() for group in groups for f in group]

@@ -11,7 +11,7 @@ from ntkit.errors import NtkitError
 from ntkit.finite.coverage import cover
 from ntkit.finite.jacobian import quiet_vmap
 from ntkit.finite.proof import check_samples, sample_pair
-from ntkit.graph import arguments, trace
+from ntkit.graph import arguments, is_batched, trace
 from ntkit.kernel import Kernel
 from ntkit.network import Weights, as_inputs, network, refuse_stateful
 
@@ -69,7 +69,7 @@ class ConjugateKernel(Kernel):
         def one(sample: Any) -> Tensor:
             def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 for name, value in arguments(node, args, kwargs).items():
-                    if isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+                    if is_batched(value):
                         found[name] = value
                 return node.target(*args, **kwargs)  # pyright: ignore
 

@@ -7,6 +7,7 @@ is formed. Whatever is found here is proved by `ntkit.finite.jacobian` against a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -154,9 +155,9 @@ def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> tuple[
 
 def evaluate(graph: Graph, target: fx.Node, weights: dict[str, Tensor]) -> Tensor:
     """Return a node that is a function of weights alone (and of buffers and constants)."""
-    known: dict[fx.Node, object] = {}
+    known: dict[fx.Node, Any] = {}
 
-    def value(node: fx.Node) -> object:
+    def value(node: fx.Node) -> Any:
         if node not in known:
             if node.op == "placeholder":
                 known[node] = weights[graph.weights[node]]

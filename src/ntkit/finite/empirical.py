@@ -168,7 +168,7 @@ class EmpiricalNTK(Kernel):
         with _exact(self._net.device):
             recipe, size = self._recipe(first)
             plan = self._plan(recipe, size, first, second)
-            return tangent_operator(recipe, plan, size, first, second, self.outputs, self)
+            return tangent_operator(recipe, plan, first, second, self.outputs, size.outputs, self)
 
     def plan(self, x1: Any, x2: Any = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""

@@ -39,7 +39,7 @@ class Explanation:
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "uses", "way", "order", "FLOPs", "bytes")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for r in self.rows:
             uses = ", ".join(f"{n} {op}" if n > 1 else op for op, n in _counted(r.uses))
             way = f"{r.way} ({r.reason})" if r.reason else r.way

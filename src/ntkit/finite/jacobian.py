@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from ntkit.finite.coverage import Coverage, Edge, evaluate, index_map
 from ntkit.finite.factors import Factor, concatenate
 from ntkit.finite.rules import RULES, Use
-from ntkit.graph import Graph, arguments
+from ntkit.graph import Graph, arguments, is_batched
 from ntkit.network import Network, Weights, batch_size, take
 
 # The factors of each weight: one list for each set of its elements, uses that are alike summed.
@@ -131,14 +131,14 @@ class Recipe:
         total = {k: values[k].new_zeros(n * q, values[k].numel()) for k in names}
         sources: dict[fx.Node, list[tuple[Edge, Factor]]] = {}
         for edge, factor in factors.items():
-            if edge.weights & total.keys():
+            if factor is not None and edge.weights & total.keys():
                 sources.setdefault(edge.source, []).append((edge, factor))
         for source, uses in sources.items():
             wanted = [k for k in names if k in uses[0][0].weights]
             value, pull = torch.func.vjp(
                 lambda w, source=source: evaluate(self.graph, source, {**values, **w}),  # pyright: ignore
                 {k: values[k] for k in wanted},
-            )
+            )[:2]
             cotangent = value.new_zeros(n * q, value.numel())
             for _, factor in uses:
                 order = factor.arrange(torch.arange(value.numel(), device=value.device).reshape(value.shape))
@@ -184,13 +184,14 @@ def backward(
 
         def one(x: Any, taps: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
             merged = {**weights, **copies}
-            if graph is None:
-                return recipe.net.sample(merged, x), {}
             saved: dict[str, dict] = {}
+            if graph is None:
+                return recipe.net.sample(merged, x), saved
+            mutates = graph.mutates
 
             def tap(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 args, kwargs = _detached(args, kwargs, node, slots[node])
-                seen, saved[node.name] = _split(arguments(node, args, kwargs), graph.mutates)
+                seen, saved[node.name] = _split(arguments(node, args, kwargs), copy=mutates)
                 fixed[node] = seen
                 y = node.target(*args, **kwargs)  # pyright: ignore
                 return y + taps[node.name]
@@ -204,8 +205,8 @@ def backward(
         grads = recipe.gradients(out, leaves, rows)
     factors: Factors = {}
     for (node, here), g in zip(slots.items(), grads, strict=False):
-        for edge in here if g is not None else ():
-            factors[edge] = _factor(edge, g.transpose(0, 1), fixed[node], saved)
+        if g is not None:
+            factors |= {edge: _factor(edge, g.transpose(0, 1), fixed[node], saved) for edge in here}
     jacobians = {}
     for k, grad in zip(copied, grads[len(taps) :], strict=True):
         zero = weights[k].new_zeros(1).expand(n, cotangents.shape[0], *weights[k].shape)
@@ -268,10 +269,10 @@ def _split(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str,
         if isinstance(value, (list, tuple)):
             items = list(value)
             for i, item in enumerate(items):
-                if isinstance(item, Tensor) and torch._C._functorch.is_batchedtensor(item):
+                if is_batched(item):
                     moving[f"{name}.{i}"], items[i] = keep(item), None
             fixed[name] = items
-        elif isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+        elif is_batched(value):
             moving[name], fixed[name] = keep(value), None
         else:
             fixed[name] = value

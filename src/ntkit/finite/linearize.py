@@ -65,8 +65,8 @@ class TaylorNetwork(nn.Module):
             return jvp(function, (t,), (torch.ones_like(t),))[1]
 
         def reverse(t: Tensor) -> Tensor:
-            y, pull = vjp(function, t)
-            _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(y))
+            y, pull = vjp(function, t)[:2]
+            push = vjp(lambda u: pull(u)[0], torch.zeros_like(y))[1]
             return push(torch.ones_like(t))[0]
 
         for way in (reverse,) if self._reverse else (forward, reverse):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from linear_operator import LinearOperator
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -12,9 +13,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, chunks
-from ntkit.finite import blocks
 from ntkit.finite.jacobian import Recipe, quiet_vmap
+from ntkit.kernel import Kernel
 from ntkit.network import batch_size, take
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an operator is made of besides its inputs."""
+
+    recipe: Recipe
+    plan: Plan
+    structure: Any
+    outputs: str
+    o: int
+    kernel: Kernel
 
 
 class TangentOperator(LinearOperator):
@@ -27,38 +40,15 @@ class TangentOperator(LinearOperator):
     `EmpiricalNTK.operator`; solves, eigenvalues and sums come from linear_operator.
     """
 
-    def __init__(
-        self,
-        *leaves: Tensor,
-        recipe: Recipe,
-        structure: Any,
-        plan: Plan,
-        outputs: str,
-        o: int,
-        dense: Callable[[Any, Any], Tensor],
-        diagonal: Callable[[Any], Tensor],
-    ) -> None:
-        super().__init__(
-            *leaves,
-            recipe=recipe,
-            structure=structure,
-            plan=plan,
-            outputs=outputs,
-            o=o,
-            dense=dense,
-            diagonal=diagonal,
-        )
+    def __init__(self, *leaves: Tensor, setting: Setting) -> None:
+        super().__init__(*leaves, setting=setting)
         half = len(leaves) // 2
-        self._x1 = pytree.tree_unflatten(leaves[:half], structure)
-        self._x2 = pytree.tree_unflatten(leaves[half:], structure)
-        self._options = dict(recipe=recipe, structure=structure, plan=plan, outputs=outputs, o=o)
-        self._options |= dict(dense=dense, diagonal=diagonal)
-        self._recipe, self._plan, self._outputs, self._o = recipe, plan, outputs, o
-        self._dense, self._own = dense, diagonal
-        self._half = half
+        self._halves = leaves[:half], leaves[half:]
+        self._setting = setting
+        self._x1, self._x2 = (pytree.tree_unflatten(list(h), setting.structure) for h in self._halves)
 
     def _size(self) -> torch.Size:
-        rows = self._o if self._outputs == "full" else 1
+        rows = self._setting.o if self._setting.outputs == "full" else 1
         return torch.Size((batch_size(self._x1) * rows, batch_size(self._x2) * rows))
 
     def _matmul(self, rhs: Tensor) -> Tensor:
@@ -69,8 +59,8 @@ class TangentOperator(LinearOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         """Return K v for columns ``[n2 (o), r]``."""
-        n2, r, o = batch_size(self._x2), v.shape[-1], self._o
-        if self._outputs == "full":
+        n2, r, o = batch_size(self._x2), v.shape[-1], self._setting.o
+        if self._setting.outputs == "full":
             cotangents = v.T.reshape(r, n2, o)
             return self._apply(cotangents).reshape(r, -1).T
         out = v.new_zeros(batch_size(self._x1), r)
@@ -78,11 +68,11 @@ class TangentOperator(LinearOperator):
             cotangents = v.new_zeros(r, n2, o)
             cotangents[..., i] = v.T
             out += self._apply(cotangents)[..., i].T
-        return out / o if self._outputs == "mean" else out
+        return out / o if self._setting.outputs == "mean" else out
 
     def _apply(self, cotangents: Tensor) -> Tensor:
         """Return J(x1) J(x2)^T applied to ``[r, n2, o]``, as ``[r, n1, o]``."""
-        recipe, size = self._recipe, self._plan.samples
+        recipe, size = self._setting.recipe, self._setting.plan.samples
         weights = recipe.net.weights
         wanted = {k: weights[k] for k in recipe.wanted}
         total = {k: w.new_zeros(cotangents.shape[0], *w.shape) for k, w in wanted.items()}
@@ -93,51 +83,32 @@ class TangentOperator(LinearOperator):
         return torch.cat(rows, 1)
 
     def _transpose_nonbatch(self) -> TangentOperator:
-        leaves = [*self._args[self._half :], *self._args[: self._half]]
-        return TangentOperator(*leaves, **self._options)
+        return TangentOperator(*self._halves[1], *self._halves[0], setting=self._setting)
 
     def _diagonal(self) -> Tensor:
-        same = all(a is b for a, b in zip(self._args[: self._half], self._args[self._half :], strict=True))
-        if not same:
+        if not all(a is b for a, b in zip(*self._halves, strict=True)):
             return torch.diagonal(self.to_dense())
-        own = self._own(self._x1)
+        own = self._setting.kernel.diag(self._x1)
         return torch.diagonal(own, dim1=-2, dim2=-1).reshape(-1) if own.ndim == 3 else own
 
     def to_dense(self) -> Tensor:
         """Return the matrix, made by structured products and not column by column."""
-        block = self._dense(self._x1, self._x2)
+        block = self._setting.kernel(self._x1, self._x2)
         return block.transpose(1, 2).reshape(self.shape) if block.ndim == 4 else block
 
     def to_scipy(self) -> ScipyOperator:
         """Return the operator for SciPy, on NumPy arrays (for `scipy.sparse.linalg.eigsh`, `cg`, ...)."""
-        device, dtype = self.device, self.dtype
-        transposed = self._transpose_nonbatch()
-
-        def product(operator: TangentOperator) -> Callable:
-            def apply(v: Any) -> Any:
-                return (operator @ torch.as_tensor(v, dtype=dtype, device=device)).cpu().numpy()
-
-            return apply
-
-        dense = torch.empty(0, dtype=dtype).numpy().dtype
-        return ScipyOperator(
-            shape=tuple(self.shape),
-            dtype=dense,
-            matvec=product(self),
-            matmat=product(self),
-            rmatvec=product(transposed),
-            rmatmat=product(transposed),
-        )
+        return _Scipy(self)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the network (its inputs may be integers)."""
-        return self._recipe.net.dtype
+        return self._setting.recipe.net.dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the network."""
-        return self._recipe.net.device
+        return self._setting.recipe.net.device
 
 
 def pull(recipe: Recipe, x: Any, cotangents: Tensor) -> dict[str, Tensor]:
@@ -208,20 +179,26 @@ def _forward_mode_holds(recipe: Recipe, x: Any) -> bool:
     return bool((there - here).abs() <= 1e3 * torch.finfo(u.dtype).eps * scale)
 
 
+class _Scipy(ScipyOperator):
+    """A tangent operator on NumPy arrays."""
+
+    def __init__(self, operator: TangentOperator) -> None:
+        self.operator = operator
+        dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
+        super().__init__(dtype=dtype, shape=tuple(operator.shape))
+
+    def _matmat(self, V: Any) -> np.ndarray:
+        vectors = torch.as_tensor(np.array(V), dtype=self.operator.dtype, device=self.operator.device)
+        return (self.operator @ vectors).cpu().numpy()
+
+    def _adjoint(self) -> _Scipy:
+        return _Scipy(self.operator._transpose_nonbatch())
+
+
 def tangent_operator(
-    recipe: Recipe, plan: Plan, size: blocks.Measure, x1: Any, x2: Any, outputs: str, kernel: Any
+    recipe: Recipe, plan: Plan, x1: Any, x2: Any, outputs: str, o: int, kernel: Kernel
 ) -> TangentOperator:
     """Return the operator between two batches (``x2=None``: the first)."""
     leaves, structure = pytree.tree_flatten(x1)
     second = leaves if x2 is None else pytree.tree_leaves(x2)
-    return TangentOperator(
-        *leaves,
-        *second,
-        recipe=recipe,
-        structure=structure,
-        plan=plan,
-        outputs=outputs,
-        o=size.outputs,
-        dense=kernel,
-        diagonal=kernel.diag,
-    )
+    return TangentOperator(*leaves, *second, setting=Setting(recipe, plan, structure, outputs, o, kernel))

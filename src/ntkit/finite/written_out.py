@@ -64,12 +64,12 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-WRITTEN_OUT: dict[Callable, Callable] = {
+WRITTEN_OUT: dict[Any, Callable] = {
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     F.batch_norm: _batch_norm,
-    torch._weight_norm: _weight_norm,
+    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
 }
 
 
@@ -78,4 +78,5 @@ class WrittenOut(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the operation, or leave it as it is."""
-        return WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+        function = WRITTEN_OUT.get(func, func)
+        return function(*args, **(kwargs or {}))

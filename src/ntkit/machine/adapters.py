@@ -137,7 +137,7 @@ def _numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _like(value: np.ndarray, like: Tensor) -> Tensor:
+def _like(value: Any, like: Tensor) -> Tensor:
     dtype = like.dtype if like.is_floating_point() else torch.float64
     return torch.as_tensor(value).to(like.device, dtype)
 

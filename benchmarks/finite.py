@@ -1,0 +1,142 @@
+"""The finite tangent kernel beside neural-tangents, torch.func and nngeometry: ``make bench-finite``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from side_by_side import Peer, Row, compete
+
+HERE = Path(__file__).parent / "peers"
+sys.path.insert(0, str(HERE))
+
+NEURAL_TANGENTS = {1: "Jacobian", 2: "products", 3: "structured"}
+
+# job: (what it is, peers, least ratio of the best peer's time to ours)
+JOBS = {
+    "mlp-full": ("MLP 784-1024^3-10, full, N = 128", ("nt", "torch.func", "nngeometry"), 1.5),
+    "mlp-one": ("MLP 784-1024^3-1, N = 512", ("nt", "torch.func", "nngeometry"), 2.0),
+    "mlp-narrow": ("MLP 784-100^3-10, trace, N = 256", ("nt", "torch.func", "nngeometry"), 1.5),
+    "cnn": ("CNN 3 x 32 channels, 16 x 16, GAP, 10 outputs, N = 12", ("nt", "torch.func", "nngeometry"), 4.0),
+    "resnet18": ("ResNet-18, 32 x 32, eval, 10 outputs, N = 16", ("torch.func",), 4.0),
+    "vit-tiny": ("ViT-tiny, 32 x 32, patch 4, 10 outputs, N = 16", ("torch.func",), 5.0),
+}
+BARS_AGAINST = ("neural-tangents", "torch.func")  # nngeometry is shown, the bars do not speak of it
+
+
+def export(job: str, folder: Path) -> Path:
+    """Write a job's weights and inputs for the worker in JAX."""
+    from networks import build
+
+    model, x, _ = build(job)
+    path = folder / f"{job}.npz"
+    np.savez(path, x=x.numpy(), **{k: w.detach().numpy() for k, w in model.named_parameters()})
+    return path
+
+
+def peers_of(job: str, folder: Path, jax_python: str, threads: int) -> list[Peer]:
+    """Return the contestants of a job, ntkit first."""
+    here = [sys.executable, str(HERE / "torch_worker.py")]
+    extra = [job, str(threads)]
+    peers = [Peer("ntkit", [*here, "ntkit", *extra]), Peer("float64", [*here, "float64", *extra])]
+    for name in JOBS[job][1]:
+        if name == "nt":
+            from networks import JOBS as NETWORKS
+
+            weights, outputs = export(job, folder), NETWORKS[job][2]
+            for number, word in NEURAL_TANGENTS.items():
+                command = [jax_python, str(HERE / "jax_worker.py"), str(number), str(weights), outputs]
+                peers.append(Peer(f"neural-tangents {word}", command))
+        else:
+            peers.append(Peer(name, [*here, name, *extra]))
+    peers.append(Peer("gemm", [*here, "gemm", *extra]))
+    return peers
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows of one job as Markdown, with ratios to ntkit."""
+    ours = rows[0]
+    lines = [
+        "| contestant | seconds, median (min to max) | ratio | first calls, s | peak MiB | ratio | error |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for r in rows:
+        if r.peer == "gemm":
+            continue
+        if r.failure:
+            lines.append(f"| {r.peer} | failed: {r.failure[:80]} | | | | | |")
+            continue
+        spread = f"{r.median:.4g} ({min(r.seconds):.3g} to {max(r.seconds):.3g})"
+        error = "" if r.error is None or r.peer == "float64" else f"{r.error:.1e}"
+        lines.append(
+            f"| {r.peer} | {spread} | {r.median / ours.median:.2f} | {r.warm_up:.2f} | "
+            f"{r.peak / 2**20:.0f} | {r.peak / max(1, ours.peak):.2f} | {error} |"
+        )
+    return "\n".join(lines)
+
+
+def verdict(job: str, rows: list[Row], threads: int) -> str:
+    """Return one line: the bar, what was reached, and the share of the GEMM rate."""
+    ours = rows[0]
+    others = [r for r in rows if r.peer.startswith(BARS_AGAINST) and not r.failure]
+    best = min(others, key=lambda r: r.median)
+    ratio = best.median / ours.median
+    bar = JOBS[job][2]
+    gemm = next(r for r in rows if r.peer == "gemm")
+    rate = 2 * 2048**3 / gemm.median
+    line = f"Best peer: {best.peer}, {ratio:.2f} times our time (bar {bar:g}: "
+    line += "reached" if ratio >= bar else "**missed**"
+    line += f"). GEMM rate in the same run: {rate / 1e9:.0f} GFLOP/s"
+    flops = _flops(job)
+    if flops:
+        line += f"; ours {flops / ours.median / 1e9:.0f} GFLOP/s, {flops / ours.median / rate:.0%} of it"
+    return line + "."
+
+
+def _flops(job: str) -> float | None:
+    """Return the operations of an MLP's kernel that are left after symmetry."""
+    from networks import build
+
+    if not job.startswith("mlp"):
+        return None
+    model, x, outputs = build(job)
+    n, widths = len(x), [(w.shape[1], w.shape[0]) for w in model.parameters() if w.ndim == 2]
+    o = widths[-1][1]
+    forward = sum(2 * n * a * b for a, b in widths)
+    backward = sum(2 * n * o * a * b for a, b in widths[1:])
+    pairs = n * (n + 1) / 2
+    rows = o * o if outputs == "full" else o
+    return forward + backward + sum(2 * pairs * (rows * b + a) for a, b in widths)
+
+
+def main() -> None:
+    """Run the jobs and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--jax-python", required=True, help="the Python of the environment of neural-tangents"
+    )
+    parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/finite.md"))
+    options = parser.parse_args()
+    text = [
+        f"Machine: {platform.machine()}, {options.threads} threads, {options.repeats} interleaved rounds."
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for job in options.jobs:
+            peers = peers_of(job, folder, options.jax_python, options.threads)
+            rows = compete(job, peers, [], folder, options.repeats, options.threads, "float64")
+            text += [f"\n### {JOBS[job][0]}\n", table(rows), "", verdict(job, rows, options.threads)]
+            print("\n".join(text[-4:]), flush=True)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What every worker of a benchmark does: read commands, answer in JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import numpy as np
+
+
+def resident() -> int:
+    """Return the resident bytes of this process now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def serve(prepare: Callable[[], Callable[[], object]]) -> None:
+    """Answer commands until the input ends; ``prepare`` returns the call to be timed."""
+    run = base = result = None
+    for line in sys.stdin:
+        command, _, argument = line.strip().partition(" ")
+        try:
+            start = time.perf_counter()
+            if command == "prepare":
+                run = prepare()
+                base = resident()
+                start = time.perf_counter()
+                for _ in range(2):
+                    result = run()
+                answer = {"seconds": time.perf_counter() - start}
+            elif command == "run":
+                result = run()
+                answer = {"seconds": time.perf_counter() - start}
+            else:
+                np.save(argument, np.asarray(result))
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                answer = {"peak": peak - base}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failure": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)

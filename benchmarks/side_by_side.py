@@ -1,0 +1,121 @@
+"""Run peers on the same job in one interleaved run: each a process of its own, fixed threads.
+
+A worker is a script that reads commands from standard input, one a line, and answers in JSON:
+``prepare`` (build, compile, warm up; answers the resident bytes before and the compile seconds),
+``run`` (one timed call; answers seconds), ``result FILE`` (writes the kernel as npy, answers the peak
+of the resident bytes). Workers wait without using the processor while another one runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+
+@dataclass
+class Peer:
+    """One contestant: its name and the command of its worker."""
+
+    name: str
+    command: list[str]
+
+
+@dataclass
+class Row:
+    """What one contestant did on one job: seconds, bytes, relative error."""
+
+    job: str
+    peer: str
+    seconds: list[float]
+    warm_up: float
+    peak: int
+    error: float | None
+    failure: str = ""
+
+    @property
+    def median(self) -> float:
+        """The median of the timed calls."""
+        return median(self.seconds) if self.seconds else float("nan")
+
+
+class Worker:
+    """A running contestant."""
+
+    def __init__(self, peer: Peer, arguments: list[str], threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment |= {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
+        self.peer = peer
+        self.process = subprocess.Popen(
+            [*peer.command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, command: str) -> dict:
+        """Send a command and wait for its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer = json.loads(line)
+                if "failure" in answer:
+                    raise RuntimeError(answer["failure"])
+                return answer
+        raise RuntimeError(f"{self.peer.name} ended with code {self.process.wait()}")
+
+    def close(self) -> None:
+        """End the process that was started here."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+            self.process.wait(30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.kill()
+
+
+def compete(
+    job: str, peers: list[Peer], arguments: list[str], folder: Path, repeats: int, threads: int, truth: str
+) -> list[Row]:
+    """Run a job with all peers in turn, ``repeats`` rounds after a warm-up; compare with ``truth``'s result.
+
+    A peer that fails makes a row that says why; a benchmark without its peer is no benchmark.
+    """
+    rows, workers = [], {}
+    for peer in peers:
+        row = Row(job, peer.name, [], 0.0, 0, None)
+        rows.append(row)
+        workers[peer.name] = Worker(peer, arguments, threads)
+        try:
+            row.warm_up = workers[peer.name].ask("prepare")["seconds"]
+        except RuntimeError as error:
+            row.failure = str(error)
+    for _ in range(repeats):
+        for row in rows:
+            if not row.failure:
+                row.seconds.append(workers[row.peer].ask("run")["seconds"])
+    files = {}
+    for row in rows:
+        if not row.failure:
+            files[row.peer] = folder / f"{job}-{row.peer.replace(' ', '-')}.npy"
+            row.peak = workers[row.peer].ask(f"result {files[row.peer]}")["peak"]
+        workers[row.peer].close()
+    if truth in files:
+        exact = np.load(files[truth])
+        for row in rows:
+            if row.peer in files and np.load(files[row.peer], mmap_mode="r").shape == exact.shape:
+                found = np.load(files[row.peer])
+                row.error = float(np.abs(found - exact).max() / np.abs(exact).max())
+    return rows
