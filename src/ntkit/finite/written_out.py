@@ -78,5 +78,5 @@ class WrittenOut(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace the operation, or leave it as it is."""
-        function = WRITTEN_OUT.get(func, func)
+        function = WRITTEN_OUT[func] if func in WRITTEN_OUT else func
         return function(*args, **(kwargs or {}))
