@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 TORCH_INDEX ?=
 
 BIN = $(VENV)/bin
@@ -13,7 +14,7 @@ PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow gpu lint bench clean
+.PHONY: demo test slow gpu lint bench bench-finite clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -33,12 +34,13 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: $(VENV)/test.stamp
-	@if [ -e benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py; \
-	else echo "no benchmarks yet"; fi
+bench: bench-finite
+
+bench-finite: $(VENV)/bench.stamp $(PEERS)/jax.stamp
+	$(BIN)/python benchmarks/finite.py --jax-python $(PEERS)/bin/python
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +54,18 @@ $(VENV)/test.stamp: $(PINS) | $(BIN)/python
 	@echo "installing ntkit and what its tests need into $(VENV)"
 	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/ntkit.stamp
+
+$(VENV)/bench.stamp: $(PINS) benchmarks/requirements.txt | $(BIN)/python
+	@echo "installing ntkit and its peers in torch into $(VENV)"
+	@$(PIP) -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+$(PEERS)/jax.stamp: benchmarks/requirements-jax.txt
+	@echo "installing neural-tangents into $(PEERS)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet -r benchmarks/requirements-jax.txt
+	@touch $@
 
 $(VENV)/dev.stamp: $(PINS) | $(BIN)/python
 	@echo "installing ntkit and the tools of make lint into $(VENV)"

@@ -17,6 +17,8 @@ from statistics import median
 
 import numpy as np
 
+SLOW = 30.0
+
 
 @dataclass
 class Peer:
@@ -50,8 +52,7 @@ class Worker:
     def __init__(self, peer: Peer, arguments: list[str], threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
-        self.peer = peer
+            self.peer = peer
         self.process = subprocess.Popen(
             [*peer.command, *arguments],
             stdin=subprocess.PIPE,
@@ -91,7 +92,8 @@ def compete(
 ) -> list[Row]:
     """Run a job with all peers in turn, ``repeats`` rounds after a warm-up; compare with ``truth``'s result.
 
-    A peer that fails makes a row that says why; a benchmark without its peer is no benchmark.
+    A peer whose first call takes more than `SLOW` seconds, and ten times the fastest's, is timed once. One
+    that fails makes a row that says why; a benchmark without its peer is no benchmark.
     """
     rows, workers = [], {}
     for peer in peers:
@@ -102,9 +104,11 @@ def compete(
             row.warm_up = workers[peer.name].ask("prepare")["seconds"]
         except RuntimeError as error:
             row.failure = str(error)
-    for _ in range(repeats):
+    fastest = min((row.warm_up for row in rows if not row.failure), default=0.0)
+    for i in range(repeats):
         for row in rows:
-            if not row.failure:
+            slow = row.warm_up > SLOW and row.warm_up > 10 * fastest
+            if not row.failure and not (slow and i > 0):
                 row.seconds.append(workers[row.peer].ask("run")["seconds"])
     files = {}
     for row in rows:

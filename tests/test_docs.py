@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from networks import CASES
 
 import ntkit
+from ntkit.finite.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(ntkit.__path__, "ntkit."))
@@ -26,6 +28,22 @@ def test_the_readme_shows_python():
     assert len(BLOCKS) == 1
 
 
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ntkit.finite.rules.RULES", dict(RULES))
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M):
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_table_of_the_docs_is_that_of_the_tests():
+    rows = re.findall(
+        r"^\| (.*?) \| (structure|formed|contraction)", (ROOT / "docs/finite.md").read_text(), re.M
+    )
+    assert rows == [(name, case.way) for name, case in CASES.items()]
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -34,7 +52,7 @@ def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     assert failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/finite.md"])
 def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):

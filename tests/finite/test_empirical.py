@@ -200,3 +200,32 @@ def test_nothing_of_the_user_is_changed():
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_tokens_with_a_mask():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(11, 8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, tokens, mask):
+            h = self.embedding(tokens)
+            h, _ = self.attention(h, h, h, key_padding_mask=mask, need_weights=False)
+            return self.out(h.masked_fill(mask[..., None], 0.0).sum(1))
+
+    torch.manual_seed(0)
+    model = Masked().double()
+    tokens, mask = torch.randint(0, 11, (4, 5)), torch.zeros(4, 5, dtype=torch.bool)
+    mask[1, 3:] = mask[2, 4:] = True
+    rows = []
+    for i in range(4):
+        out = model(tokens[i : i + 1], mask[i : i + 1]).reshape(-1)
+        grads = [torch.autograd.grad(v, list(model.parameters()), retain_graph=True) for v in out]
+        rows.append(torch.stack([torch.cat([g.reshape(-1) for g in each]) for each in grads]))
+    j = torch.stack(rows)
+    k = ntkit.EmpiricalNTK(model, outputs="full")
+    assert_close(k({"tokens": tokens, "mask": mask}), torch.einsum("nop,mqp->nmoq", j, j))
+    assert {row.way for row in k.explain((tokens, mask)).rows} == {"structure"}
+    assert_close(k.operator((tokens, mask)).to_dense(), k((tokens, mask)).transpose(1, 2).reshape(8, 8))

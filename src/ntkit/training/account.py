@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections import Counter
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ntkit.compute.plan import parse_memory
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.network import as_inputs, batch_size, network, refuse_stateful, take
 from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
@@ -113,7 +113,7 @@ def account(
     """
     if not tol > 0:
         raise NtkitError(f"tol is {tol}, expected a positive number.")
-    budget = parse_bytes(memory)
+    budget = parse_memory(memory)
     with Run(folder) as run:
         return _account(run, model, loss, train, queries, tol, nodes, budget)
 
@@ -166,15 +166,6 @@ def _account(
         steps=run.steps,
         rule=nodes if isinstance(nodes, str) else f"{nodes} nodes",
     )
-
-
-def parse_bytes(memory: int | str) -> int:
-    """Return a number of bytes, given as such or as "512MiB", "2GiB", "1e9"."""
-    units = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*", str(memory).lower())
-    if match is None or match[2] not in units or float(match[1]) * units[match[2]] < 1:
-        raise NtkitError(f'memory is {memory!r}, expected a number of bytes such as 2**30 or "1GiB".')
-    return int(float(match[1]) * units[match[2]])
 
 
 def _checked(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[Any, Any]:
