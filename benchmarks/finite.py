@@ -29,12 +29,21 @@ BARS_AGAINST = ("neural-tangents", "torch.func")  # nngeometry is shown, the bar
 
 
 def export(job: str, folder: Path) -> Path:
-    """Write a job's weights and inputs for the worker in JAX."""
+    """Write a job's weights and inputs for the worker in JAX, in the shapes that stax gives weights.
+
+    With a transpose between a weight and its product, neural-tangents would find no structure.
+    """
     from networks import build
 
     model, x, _ = build(job)
+    weights = {k: w.detach().numpy() for k, w in model.named_parameters()}
+    for name, w in weights.items():
+        if w.ndim == 2:
+            weights[name] = np.ascontiguousarray(w.T)
+        elif w.ndim == 1 and weights[name.replace("bias", "weight")].ndim == 4:
+            weights[name] = w.reshape(1, -1, 1, 1)
     path = folder / f"{job}.npz"
-    np.savez(path, x=x.numpy(), **{k: w.detach().numpy() for k, w in model.named_parameters()})
+    np.savez(path, x=x.numpy(), **weights)
     return path
 
 
@@ -120,6 +129,7 @@ def main() -> None:
         "--jax-python", required=True, help="the Python of the environment of neural-tangents"
     )
     parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--only", default="", help="leave out the peers whose name lacks this text")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/finite.md"))
@@ -131,6 +141,8 @@ def main() -> None:
         folder = Path(name)
         for job in options.jobs:
             peers = peers_of(job, folder, options.jax_python, options.threads)
+            kept = ("ntkit", "float64", "gemm")
+            peers = [p for p in peers if p.name in kept or options.only in p.name]
             rows = compete(job, peers, [], folder, options.repeats, options.threads, "float64")
             text += [f"\n### {JOBS[job][0]}\n", table(rows), "", verdict(job, rows, options.threads)]
             print("\n".join(text[-4:]), flush=True)

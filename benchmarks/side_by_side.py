@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Timer
 
 import numpy as np
 
-SLOW = 30.0
+SLOW = 30.0  # seconds
+PATIENCE = 150.0  # seconds that one call may take
+MEMORY = 14 * 2**30  # bytes that one contestant may hold
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 @dataclass
@@ -52,17 +60,27 @@ class Worker:
     def __init__(self, peer: Peer, arguments: list[str], threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
-            self.peer = peer
+        self.peer = peer
         self.process = subprocess.Popen(
             [*peer.command, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            preexec_fn=_limit_memory,
         )
 
     def ask(self, command: str) -> dict:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for its answer, `PATIENCE` seconds at most."""
+        timer = Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            return self._ask(command)
+        finally:
+            timer.cancel()
+
+    def _ask(self, command: str) -> dict:
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(command + "\n")
@@ -75,7 +93,8 @@ class Worker:
                 if "failure" in answer:
                     raise RuntimeError(answer["failure"])
                 return answer
-        raise RuntimeError(f"{self.peer.name} ended with code {self.process.wait()}")
+        code = self.process.wait()
+        raise RuntimeError(f"ended after {PATIENCE:.0f} s" if code == -9 else f"ended with code {code}")
 
     def close(self) -> None:
         """End the process that was started here."""

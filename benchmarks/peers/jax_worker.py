@@ -29,17 +29,17 @@ def prepare() -> Callable[[], object]:
                 x = jax.lax.conv_general_dilated(
                     x, kernel, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW")
                 )
-                x = jax.nn.relu(x + w[f"{i}.bias"][:, None, None])
+                x = jax.nn.relu(x + w[f"{i}.bias"])
             else:
                 x = x.mean((2, 3)) if x.ndim == 4 else x
-                x = x @ kernel.T + w[f"{i}.bias"]
+                x = x @ kernel + w[f"{i}.bias"]
                 x = jax.nn.relu(x) if i != layers[-1] else x
         return x
 
     axes = () if OUTPUTS == "full" else (-1,)
     kernel = nt.empirical_ntk_fn(f, trace_axes=axes, vmap_axes=0, implementation=IMPLEMENTATION)
     compiled = jax.jit(lambda w, x: kernel(x, None, w))
-    scale = weights[f"{layers[-1]}.bias"].shape[0] if OUTPUTS == "trace" else 1  # its trace is a mean
+    scale = weights[f"{layers[-1]}.bias"].size if OUTPUTS == "trace" else 1  # its trace is a mean
     return lambda: np.asarray(compiled(weights, x).block_until_ready()) * scale
 
 

@@ -70,12 +70,18 @@ class Network:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return next(iter(self.weights.values())).dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(iter(self.weights.values())).device
+        return self._first.device
+
+    @property
+    def _first(self) -> Tensor:
+        if self.fixed is not None or self.module is None:
+            return next(iter((self.fixed or {}).values()))
+        return next(self.module.parameters())
 
 
 def network(model: Any, weights: Weights | None = None) -> Network:
@@ -173,7 +179,7 @@ def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
             raise NtkitError(f"{what} is a single number; its first axis must be the sample.")
         if t.shape[0] == 0:
             raise NtkitError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
-        if t.is_floating_point() and not torch.isfinite(t).all():
+        if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
             rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
             raise NtkitError(
                 f"{what} holds NaN or infinite values in sample(s) {rows[:10]}; clean or drop them."

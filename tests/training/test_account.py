@@ -11,10 +11,10 @@ import ntkit
 from ntkit.training.run import Run
 
 # Name, optimizer, batch size, nodes, figure of calibration.md ("Path account"), whose bar is ten times that.
-# The figures are of one run; what so many nodes leave depends on the sharpest step of a run, and the seed below
-# is one at which every row holds. Over seeds 0-9: GD holds at 7 of 10, SGD 9, SGD with 5 nodes 8, SGD L2 6,
-# momentum 9, Nesterov 4, Adam 0.1 9, all others at 10 of 10; with 8 nodes every miss but one falls below 1e-12
-# (GD at seed 0 jumps at the edge of stability, see below). The slow test holds the median of the ten.
+# The figures are of one run; what so many nodes leave depends on the sharpest step of a run, and the seed
+# used is one at which every row holds. Over seeds 0-9: GD holds at 7 of 10, SGD 9, SGD with 5 nodes 8,
+# SGD L2 6, momentum 9, Nesterov 4, Adam 0.1 9, all others at 10 of 10; with 8 nodes all misses but one fall
+# below 1e-12 (GD at seed 0 jumps at the edge of stability, see below). The slow test holds the medians.
 TABLE = [
     ("GD", lambda p: optim.SGD(p, 0.1), 64, 3, 1e-14),
     ("SGD", lambda p: optim.SGD(p, 0.1), 8, 3, 2e-8),

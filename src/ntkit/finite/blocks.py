@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
     pair = {"full": q * q, "diagonal": q, "trace": 1}[kind]
     tile = b
     if symmetric:  # the halves of the diagonal tiles are lost: four tiles or more, but none too small
-        tile = min(b, max(-(-n // 4), -(-256 // rows)), max(1, 2048 // rows))
+        tile = min(b, max(-(-n // 4), -(-128 // rows)), max(1, 2048 // rows))
     while tile > 1 and 2 * tile * tile * pair * size.item > budget // 8:
         tile = -(-tile // 2)
     flops = 0
@@ -122,17 +122,15 @@ def _add_group(
     def factors(x: Any, panel: Panel) -> Jacobian:
         return recipe.jacobian(take(x, panel[1]), eye[panel[0]], names)
 
-    for i, row in enumerate(rows):
-        left = factors(x1, row)
-        for column in columns[i:] if symmetric else columns:
+    for number, row in enumerate(rows):
+        left = _tiles(factors(x1, row), row, plan.tile, kind)
+        for column in columns[number:] if symmetric else columns:
             if kind != "full" and row[0] != column[0]:
                 continue
             same = symmetric and row == column
-            right = left if same else factors(second, column)
-            for a, tile_a in _tiles(left, row, plan.tile):
-                for b, tile_b in _tiles(right, column, plan.tile):
-                    if same and b[1].start < a[1].start:
-                        continue
+            right = left if same else _tiles(factors(second, column), column, plan.tile, kind)
+            for i, (a, tile_a) in enumerate(left):
+                for b, tile_b in right[i:] if same else right:
                     _add_tile(out, a, b, tile_a, tile_b, kind, plan, symmetric and a != b)
 
 
@@ -140,12 +138,34 @@ def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
     return [(q, s) for q in chunks(o, plan.outputs) for s in chunks(n, plan.samples)]
 
 
-def _tiles(jacobian: Jacobian, panel: Panel, size: int) -> Iterator[tuple[Panel, Jacobian]]:
+def _tiles(jacobian: Jacobian, panel: Panel, size: int, kind: str) -> list[tuple[Panel, Jacobian]]:
+    """Cut a panel's factors into tiles of samples, laid out in memory as their products read them."""
     outputs, samples = panel
+    tiles = []
     for s in chunks(samples.stop - samples.start, size):
         where = slice(samples.start + s.start, samples.start + s.stop)
-        rows = {k: [[f.rows(s) for f in group] for group in groups] for k, groups in jacobian.items()}
-        yield (outputs, where), rows
+        packed: dict[tuple, Tensor] = {}
+        rows = {
+            k: [[_packed(f.rows(s), kind == "full", packed) for f in group] for group in groups]
+            for k, groups in jacobian.items()
+        }
+        tiles.append(((outputs, where), rows))
+    return tiles
+
+
+def _packed(factor: Factor, outputs_first: bool, packed: dict[tuple, Tensor]) -> Factor:
+    """Copy the left slot of a use without positions once, in the order of its product's rows.
+
+    Uses that share the slot (a layer's weight and bias) share the copy, and so their product.
+    """
+    left = factor.left
+    if factor.sizes[3] > 1 or not isinstance(left, Tensor):
+        return factor
+    key = left.data_ptr(), left.shape, left.stride()
+    if key not in packed:
+        rows = left.transpose(0, 1) if outputs_first else left
+        packed[key] = rows.contiguous().transpose(0, 1) if outputs_first else rows.contiguous()
+    return replace(factor, left=packed[key])
 
 
 def _add_tile(

@@ -55,7 +55,8 @@ def add_products(out: Tensor, pairs: Pairs, kind: str, limit: int) -> None:
         else:
             _positions(out, a, b, kind, limit)
     for left, right, constant, weights in single.values():
-        gram = _outer(left[:, :, 0, 0], right[:, :, 0, 0], kind)
+        u = left[:, :, 0, 0]
+        gram = _outer(u, u if left is right else right[:, :, 0, 0], kind)
         if isinstance(weights, Tensor):
             weights = weights + constant if constant else weights
             out.addcmul_(gram, weights[:, None] if kind == "full" else weights)
@@ -129,8 +130,10 @@ def _positions(out: Tensor, a: Factor, b: Factor, kind: str, limit: int) -> None
         per_row = _item(a) * g * c * (n * o + m * p) * 2
         step = min(r, max(1, limit // per_row))
         for i in range(0, r, step):
-            u, v = (_left_rows(f, slice(i, i + step)).dense() for f in (a, b))
-            _add_outer(out, u.reshape(n, o, -1), v.reshape(m, p, -1), kind)
+            u = _left_rows(a, slice(i, i + step)).dense()
+            v = u if a is b else _left_rows(b, slice(i, i + step)).dense()
+            u = u.reshape(n, o, -1)
+            out += _outer(u, u if a is b else v.reshape(m, p, -1), kind)
         return
     per_sample = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))[order][1]
     rows = min(n, max(1, limit // (per_sample * m)))
@@ -208,7 +211,8 @@ def _inner(a: Slot | None, b: Slot | None) -> Tensor:
         m, s = b.index.shape
         return a.reshape(n, o, t, r)[..., b.index.reshape(-1)].reshape(n, o, t, m, 1, s)
     m, p, _, s, _ = b.shape
-    return (a.reshape(-1, r) @ b.reshape(-1, r).T).reshape(n, o, t, m, p, s)
+    first = a.reshape(-1, r)
+    return (first @ (first if a is b else b.reshape(-1, r)).T).reshape(n, o, t, m, p, s)
 
 
 def _inner_same(a: Slot, b: Slot | None) -> Tensor:
@@ -228,25 +232,18 @@ def _inner_same(a: Slot, b: Slot | None) -> Tensor:
 
 def _outer(u: Tensor, v: Tensor, kind: str) -> Tensor:
     """Return the block of two dense Jacobians ``[n, o, k]`` and ``[m, p, k]``."""
-    out = u.new_zeros(block_shape(kind, u.shape[0], v.shape[0], u.shape[1], v.shape[1]))
-    _add_outer(out, u, v, kind)
-    return out
+    (n, o, _), (m, p, _) = u.shape, v.shape
+    if kind == "diagonal":
+        return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
+    a = _flat(u, kind)
+    b = a if u is v else _flat(v, kind)
+    return (a @ b.T).reshape(block_shape(kind, n, m, o, p))
 
 
-def _add_outer(out: Tensor, u: Tensor, v: Tensor, kind: str) -> None:
-    (n, o, k), (m, p, _) = u.shape, v.shape
-    if kind == "trace" or (kind == "full" and o == p == 1):
-        u, v = u.reshape(n, o * k), v.reshape(m, p * k)
-        flat = out.reshape(n, m) if kind == "full" else out
-        flat.addmm_(u, v.T)
-    elif kind == "diagonal":
-        out.baddbmm_(u.transpose(0, 1), v.permute(1, 2, 0))
-    else:
-        u, v = u.transpose(0, 1).reshape(o * n, k), v.transpose(0, 1).reshape(p * m, k)
-        if out.is_contiguous():
-            out.view(o * n, p * m).addmm_(u, v.T)
-        else:
-            out += (u @ v.T).reshape(o, n, p, m)
+def _flat(u: Tensor, kind: str) -> Tensor:
+    """Bring ``[n, o, k]`` to the rows of a product: ``[o n, k]``, or ``[n, o k]`` for a trace."""
+    n, o, k = u.shape
+    return u.reshape(n, o * k) if kind == "trace" else u.transpose(0, 1).reshape(o * n, k)
 
 
 def _left_rows(f: Factor, index: slice) -> Factor:
