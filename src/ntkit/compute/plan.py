@@ -94,22 +94,17 @@ class Plan:
         )
 
 
-def plan_chunks(
-    n: int, o: int, per_sample: int, per_output: int, budget: int, extra: int = 0
-) -> tuple[int, int]:
+def plan_chunks(n: int, o: int, per_sample: int, per_output: int, budget: int) -> tuple[int, int]:
     """Return the samples and outputs of a chunk whose bytes stay within a budget.
 
-    A chunk of b samples and q outputs holds ``b (per_sample + q per_output + q^2 extra)`` bytes: all
-    outputs at once where they fit, else as many as fit for one sample.
+    A chunk of b samples and q outputs holds ``b (per_sample + q per_output)`` bytes: all outputs at once
+    where they fit for a sample, else as many as do.
+
+    >>> plan_chunks(100, 10, per_sample=20, per_output=8, budget=1000)
+    (10, 10)
+    >>> plan_chunks(100, 10, per_sample=20, per_output=8, budget=60)
+    (1, 5)
     """
-
-    def size(b: int, q: int) -> int:
-        return b * (per_sample + q * per_output + q * q * b * extra)
-
-    q = o
-    while q > 1 and size(1, q) > budget:
-        q = -(-q // 2)
-    b = n
-    while b > 1 and size(b, q) > budget:
-        b = -(-b // 2)
+    q = max(1, min(o, (budget - per_sample) // max(1, per_output)))
+    b = max(1, min(n, budget // max(1, per_sample + q * per_output)))
     return b, q

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import Plan, chunks, plan_chunks
+from ntkit.finite.coverage import VIEWS
 from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian import Jacobian, Recipe
-from ntkit.finite.products import Sizes, add_diagonals, add_products, block_shape, cheapest, order_costs
+from ntkit.finite.products import (
+    Sizes,
+    add_diagonals,
+    add_positions,
+    add_singles,
+    block_shape,
+    cheapest,
+    order_costs,
+)
 from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
 
@@ -39,30 +48,43 @@ def measure(recipe: Recipe, x: Any) -> Measure:
     cotangent = torch.ones(1, o, dtype=recipe.net.dtype, device=recipe.net.device)
     jacobian = recipe.jacobian(one, cotangent)
     item = cotangent.element_size()
-    activations = 0
+    activations, taps = 0, 0
+    tapped = {e.node for e in recipe.coverage.edges}
     for node in recipe.graph.nodes if recipe.graph is not None else ():
         shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-        activations += 0 if shape is None else shape.numel() * item
+        moves = getattr(node.target, "overloadpacket", None) in VIEWS
+        activations += 0 if shape is None or moves else shape.numel() * item
+        taps += shape.numel() * item if shape is not None and node in tapped else 0
     uses, by_weight, seen = {}, {}, 0
+    weights = recipe.net.weights
     for name, groups in jacobian.items():
         factors = [f if f.left_has_outputs else f.swapped() for group in groups for f in group]
         uses[name] = [f.sizes for f in factors]
-        by_weight[name] = sum(f.left.numel() * item for f in factors if isinstance(f.left, Tensor))
-        seen += sum(f.nbytes for f in factors) - by_weight[name]
-    if recipe.graph is None:
-        activations = 4 * sum(by_weight.values()) // max(1, len(by_weight))
-    per_output = 2 * sum(by_weight.values()) + activations
-    return Measure(o, activations + seen, per_output, item, uses, by_weight)
+        made = name in recipe.formed or name in recipe.coverage.uncovered
+        by_weight[name] = weights[name].numel() * item if made else 0
+        seen += sum(_right_bytes(f) for f in factors)
+    if recipe.graph is None:  # what a network that cannot be read saves for its backward is not known
+        activations = 4 * max(by_weight.values(), default=0)
+    return Measure(o, activations + seen, int(1.1 * taps), item, uses, by_weight)
+
+
+def _right_bytes(factor: Factor) -> int:
+    right = factor.right
+    return right.numel() * right.element_size() if isinstance(right, Tensor) else 0
 
 
 def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bool, budget: int) -> Plan:
     """Choose chunks of samples, outputs and weights whose factors take half of the budget."""
     o = size.outputs
-    half = budget // 2
-    groups = _weight_groups(recipe, size, half // 2)
+    held = budget * 8 // 10
+    groups = _weight_groups(recipe, size, held // 4)
     share = max((sum(size.by_weight.get(k, 0) for k in g) for g in groups), default=0)
-    per_output = size.per_output - 2 * sum(size.by_weight.values()) + 2 * share
-    b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, half // 2)
+    per_output = size.per_output + 2 * share
+    together = n if symmetric else n + m
+    if together * (size.per_sample + o * per_output) <= held:  # one backward pass serves each side
+        b, q = max(n, m), o
+    else:
+        b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, held // 2)
     rows = q if kind == "full" else 1
     pair = {"full": q * q, "diagonal": q, "trace": 1}[kind]
     tile = b
@@ -78,10 +100,10 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
             d = (m, o, g, t, r, c)
             product = order_costs(a, d, kind, size.item)[cheapest(a, d, kind, size.item)][0]
             flops += passes + (product // 2 if symmetric else product)
-    held = (1 if symmetric and b >= n else 2) * b * (size.per_sample + q * per_output)
+    sides = together if b >= max(n, m) else 2 * b
     shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]
     result = size.item * int(torch.Size(shape).numel())
-    peak = held + 3 * tile * tile * pair * size.item
+    peak = sides * (size.per_sample + q * per_output) + 3 * tile * tile * pair * size.item
     return Plan(shape, symmetric, b, q, tile, groups, result, peak, budget, flops)
 
 
@@ -123,33 +145,61 @@ def _add_group(
         return recipe.jacobian(take(x, panel[1]), eye[panel[0]], names)
 
     for number, row in enumerate(rows):
-        left = _tiles(factors(x1, row), row, plan.tile, kind)
+        left = factors(x1, row)
         for column in columns[number:] if symmetric else columns:
             if kind != "full" and row[0] != column[0]:
                 continue
             same = symmetric and row == column
-            right = left if same else _tiles(factors(second, column), column, plan.tile, kind)
-            for i, (a, tile_a) in enumerate(left):
-                for b, tile_b in right[i:] if same else right:
-                    _add_tile(out, a, b, tile_a, tile_b, kind, plan, symmetric and a != b)
+            right = left if same else factors(second, column)
+            block = _window(out, row, column, kind)
+            add_positions(block, pairs(left, right), kind, plan.budget // 8)
+            _add_tiles(block, left, right, kind, plan.tile, same)
+            if symmetric and not same:
+                mirrored = _window(out, column, row, kind)
+                mirrored.copy_(block.permute(2, 3, 0, 1) if kind == "full" else block.transpose(-1, -2))
+
+
+def _window(out: Tensor, row: Panel, column: Panel, kind: str) -> Tensor:
+    """Return the part of the kernel that two panels make."""
+    (q, i), (p, j) = row, column
+    return {"full": lambda: out[q, i, p, j], "diagonal": lambda: out[q, i, j]}.get(kind, lambda: out[i, j])()
 
 
 def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
     return [(q, s) for q in chunks(o, plan.outputs) for s in chunks(n, plan.samples)]
 
 
-def _tiles(jacobian: Jacobian, panel: Panel, size: int, kind: str) -> list[tuple[Panel, Jacobian]]:
-    """Cut a panel's factors into tiles of samples, laid out in memory as their products read them."""
-    outputs, samples = panel
+def _add_tiles(block: Tensor, left: Jacobian, right: Jacobian, kind: str, size: int, same: bool) -> None:
+    """Add the products of uses without positions by tiles; of a panel with itself, half of them."""
+    rows = _tiles(left, block.shape[1 if kind != "trace" else 0], size, kind)
+    columns = rows if same else _tiles(right, block.shape[-1], size, kind)
+    for i, (x, tile_a) in enumerate(rows):
+        for y, tile_b in columns[i:] if same else columns:
+            where = block[:, x, :, y] if kind == "full" else block[..., x, y]
+            if not same:
+                add_singles(where, pairs(tile_a, tile_b), kind)
+                continue
+            tile = torch.zeros_like(where, memory_format=torch.contiguous_format)
+            add_singles(tile, pairs(tile_a, tile_b), kind)
+            where += tile
+            if x != y:
+                mirrored = block[:, y, :, x] if kind == "full" else block[..., y, x]
+                mirrored += tile.permute(2, 3, 0, 1) if kind == "full" else tile.transpose(-1, -2)
+
+
+def _tiles(jacobian: Jacobian, n: int, size: int, kind: str) -> list[tuple[slice, Jacobian]]:
+    """Cut the uses without positions into tiles of samples, laid out as their products read them."""
     tiles = []
-    for s in chunks(samples.stop - samples.start, size):
-        where = slice(samples.start + s.start, samples.start + s.stop)
+    for s in chunks(n, size):
         packed: dict[tuple, Tensor] = {}
         rows = {
-            k: [[_packed(f.rows(s), kind == "full", packed) for f in group] for group in groups]
+            k: [
+                [_packed(f.rows(s), kind == "full", packed) for f in group if f.sizes[3] == 1]
+                for group in groups
+            ]
             for k, groups in jacobian.items()
         }
-        tiles.append(((outputs, where), rows))
+        tiles.append((s, rows))
     return tiles
 
 
@@ -159,34 +209,13 @@ def _packed(factor: Factor, outputs_first: bool, packed: dict[tuple, Tensor]) ->
     Uses that share the slot (a layer's weight and bias) share the copy, and so their product.
     """
     left = factor.left
-    if factor.sizes[3] > 1 or not isinstance(left, Tensor):
+    if not isinstance(left, Tensor):
         return factor
     key = left.data_ptr(), left.shape, left.stride()
     if key not in packed:
         rows = left.transpose(0, 1) if outputs_first else left
         packed[key] = rows.contiguous().transpose(0, 1) if outputs_first else rows.contiguous()
     return replace(factor, left=packed[key])
-
-
-def _add_tile(
-    out: Tensor, a: Panel, b: Panel, left: Jacobian, right: Jacobian, kind: str, plan: Plan, mirror: bool
-) -> None:
-    (q, i), (p, j) = a, b
-    sizes = (i.stop - i.start, j.stop - j.start, q.stop - q.start, p.stop - p.start)
-    tile = out.new_zeros(block_shape(kind, *sizes))
-    add_products(tile, pairs(left, right), kind, plan.budget // 4)
-    if kind == "full":
-        out[q, i, p, j] += tile
-        if mirror:
-            out[p, j, q, i] += tile.permute(2, 3, 0, 1)
-    elif kind == "diagonal":
-        out[q, i, j] += tile
-        if mirror:
-            out[q, j, i] += tile.transpose(1, 2)
-    else:
-        out[i, j] += tile
-        if mirror:
-            out[j, i] += tile.T
 
 
 def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:

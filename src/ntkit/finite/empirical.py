@@ -103,6 +103,7 @@ class EmpiricalNTK(Kernel):
         self._net = network(model, weights)
         self._budget = parse_memory(memory)
         self._recipes: dict[Any, tuple[Recipe, Measure]] = {}
+        self._plans: dict[Any, Plan] = {}
         self._select()
 
     def __call__(self, x1: Any, x2: Any = None, *, per_parameter: bool = False) -> Any:
@@ -192,7 +193,10 @@ class EmpiricalNTK(Kernel):
 
     def _plan(self, recipe: Recipe, size: Measure, x1: Any, x2: Any) -> Plan:
         n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
-        return blocks.plan(recipe, size, n, m, self._kind, x2 is None, self._budget)
+        key = (id(size), n, m, x2 is None)
+        if key not in self._plans:
+            self._plans[key] = blocks.plan(recipe, size, n, m, self._kind, x2 is None, self._budget)
+        return self._plans[key]
 
     def _view(self, out: Tensor) -> Tensor:
         """Bring a block from the layout of the products to that of the user."""

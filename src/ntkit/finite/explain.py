@@ -72,7 +72,8 @@ def explain(recipe: Recipe, size: Measure, plan: Plan, kind: str) -> Explanation
             way, reason = "formed", recipe.formed[name]
         else:
             way, reason = "structure", "" if edges else "no use: zero"
-        held = max(n, m) * size.outputs * size.by_weight.get(name, 0)
+        slots = sum(g * t * (size.outputs * r + c) for _, _, g, t, r, c in size.uses.get(name, []))
+        held = max(n, m) * size.item * slots
         order = "/".join(dict.fromkeys(orders)) or "-"
         rows.append(Row(name, tuple(weights[name].shape), uses, way, reason, order, flops, held))
     return Explanation(tuple(rows))

@@ -82,8 +82,15 @@ class Recipe:
                     return list(torch.autograd.grad(out, leaves, rows, is_grads_batched=True, **options))
             except RuntimeError:
                 self.by_output = True  # an operation whose backward has no batching rule
-        each = [torch.autograd.grad(out, leaves, row, **options) for row in rows]
-        return [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]  # pyright: ignore
+        result: list[Tensor | None] = [None] * len(leaves)
+        for i, row in enumerate(rows):
+            for j, grad in enumerate(torch.autograd.grad(out, leaves, row, **options)):
+                if grad is not None:
+                    whole = result[j]
+                    if whole is None:
+                        result[j] = whole = grad.new_empty(rows.shape[0], *grad.shape)
+                    whole[i] = grad
+        return result
 
     def outputs_of(self, x: Any) -> Callable[[Weights], Tensor]:
         """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""

@@ -38,23 +38,22 @@ def block_shape(kind: str, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
     return {"full": (o, n, p, m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
 
 
-def add_products(out: Tensor, pairs: Pairs, kind: str, limit: int) -> None:
-    """Add the products of pairs of factors to a block, with at most ``limit`` bytes besides it."""
-    single: dict[tuple, list] = {}
-    for a, b in pairs:
-        a, b = _oriented(a, b)
-        if not b.left_has_outputs:
-            out += _crossed(a, b, kind, limit)
-        elif a.sizes[2] == a.sizes[3] == b.sizes[3] == 1:
-            # Uses without positions: a layer's bias has the layer's own g, so they share its Gram.
-            terms = single.setdefault((_key(a.left), _key(b.left)), [a.left, b.left, 0, 0])
-            if a.right is None:
-                terms[2] = terms[2] + 1
-            else:
-                terms[3] = terms[3] + _inner(a.right, b.right)[:, 0, 0, :, 0, 0]
+def is_single(a: Factor, b: Factor) -> bool:
+    """Return whether two uses have no positions, and their outputs in the same slot."""
+    return a.sizes[2] == a.sizes[3] == b.sizes[3] == 1 and a.left_has_outputs == b.left_has_outputs
+
+
+def add_singles(out: Tensor, pairs: Pairs, kind: str) -> None:
+    """Add the products of pairs of uses without positions: (g . g') (h . h')."""
+    terms: dict[tuple, list] = {}
+    for a, b in (_oriented(a, b) for a, b in pairs if is_single(a, b)):
+        # A layer's bias has the layer's own g, so they share its Gram matrix.
+        term = terms.setdefault((_key(a.left), _key(b.left)), [a.left, b.left, 0, 0])
+        if a.right is None:
+            term[2] = term[2] + 1
         else:
-            _positions(out, a, b, kind, limit)
-    for left, right, constant, weights in single.values():
+            term[3] = term[3] + _inner(a.right, b.right)[:, 0, 0, :, 0, 0]
+    for left, right, constant, weights in terms.values():
         u = left[:, :, 0, 0]
         gram = _outer(u, u if left is right else right[:, :, 0, 0], kind)
         if isinstance(weights, Tensor):
@@ -62,6 +61,18 @@ def add_products(out: Tensor, pairs: Pairs, kind: str, limit: int) -> None:
             out.addcmul_(gram, weights[:, None] if kind == "full" else weights)
         else:
             out.add_(gram, alpha=constant)
+
+
+def add_positions(out: Tensor, pairs: Pairs, kind: str, limit: int) -> None:
+    """Add the products of all other pairs, with about ``limit`` bytes besides the block.
+
+    A pair of a use with itself is symmetric, and done by half.
+    """
+    for a, b in (_oriented(a, b) for a, b in pairs if not is_single(a, b)):
+        if b.left_has_outputs:
+            _positions(out, a, b, kind, limit)
+        else:
+            out += _crossed(a, b, kind, limit)
 
 
 Sizes = tuple[int, int, int, int, int, int]
@@ -78,12 +89,12 @@ def order_costs(a: Sizes, b: Sizes, kind: str, item: int) -> dict[str, tuple[int
         flops = 2 * n * m * (pair * g * r + g * c) if c > 1 else 2 * n * m * pair * g * r
         return {"direct": (flops, item * (n * o + m * p) * g * r + item * out * (3 if c > 1 else 1))}
     features = 2 * g * r * c * (n * o * t + m * p * s) + 2 * n * m * pair * g * r * c
-    one_sided = 2 * both * c + 2 * both * p * r + 2 * n * m * g * t * r * pair
+    one_sided = 2 * both * c + 2 * both * o * r + 2 * n * m * g * s * r * pair
     gram_pair = 1 if kind == "trace" else pair
     gram = 2 * both * c + 2 * both * r * pair + 2 * both * gram_pair
     return {
         "features": (features, item * (2 * g * r * c * (n * o + m * p) + out)),
-        "one-sided": (one_sided, item * (2 * both + 4 * n * m * g * t * p * r + out)),
+        "one-sided": (one_sided, item * (3 * both + 2 * n * m * g * s * o * r + out)),
         "gram": (gram, item * (2 * both + 3 * both * gram_pair + out)),
     }
 
@@ -130,42 +141,50 @@ def _positions(out: Tensor, a: Factor, b: Factor, kind: str, limit: int) -> None
         per_row = _item(a) * g * c * (n * o + m * p) * 2
         step = min(r, max(1, limit // per_row))
         for i in range(0, r, step):
-            u = _left_rows(a, slice(i, i + step)).dense()
-            v = u if a is b else _left_rows(b, slice(i, i + step)).dense()
-            u = u.reshape(n, o, -1)
-            out += _outer(u, u if a is b else v.reshape(m, p, -1), kind)
+            u = _left_rows(a, slice(i, i + step)).dense().reshape(n, o, -1)
+            v = u if a is b else _left_rows(b, slice(i, i + step)).dense().reshape(m, p, -1)
+            out += _outer(u, v, kind)
         return
-    per_sample = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))[order][1]
-    rows = min(n, max(1, limit // (per_sample * m)))
-    columns = min(m, max(1, limit // (per_sample * rows)))
-    product = _one_sided if order == "one-sided" else _gram
+    if order == "one-sided":
+        per_sample = _item(a) * o * b.sizes[3] * (b.sizes[4] + a.sizes[3])
+        rows = min(n, max(1, limit // per_sample))
+        for i in range(0, n, rows):
+            where = out[:, i : i + rows] if kind != "trace" else out[i : i + rows]
+            _one_sided(where, a.rows(slice(i, i + rows)), b, kind, mirror=a is b and rows == n)
+        return
+    per_pair = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))["gram"][1]
+    rows = min(n, max(1, limit // (per_pair * m)))
+    columns = min(m, max(1, limit // (per_pair * rows)))
     for i in range(0, n, rows):
         for j in range(0, m, columns):
             x, y = slice(i, i + rows), slice(j, j + columns)
             where = out[:, x, :, y] if kind == "full" else out[..., x, y]
-            product(where, a.rows(x), b.rows(y), kind)
+            _gram(where, a.rows(x), b.rows(y), kind)
 
 
-def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
-    n, o, groups, t, r, _ = a.sizes
-    m, p, _, s, _, _ = b.sizes
+def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, mirror: bool) -> None:
+    """Move the g of the first over to the positions of the second, one sample of the second at a time."""
+    n, o, groups, _, _, _ = a.sizes
+    m, p, _, s, r, _ = b.sizes
     assert isinstance(a.left, Tensor) and isinstance(b.left, Tensor)
     for g in range(groups):
-        h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0]  # [n, t, m, s]
-        moved = h.permute(2, 0, 1, 3).reshape(m, n * t, s)
-        right = b.left[:, :, g].permute(0, 2, 1, 3).reshape(m, s, p * r)
-        y = torch.bmm(moved, right).reshape(m, n, t, p, r)
-        left = a.left[:, :, g]
-        if kind == "full":
-            y = y.permute(1, 2, 4, 3, 0).reshape(n, t * r, p * m)
-            out += torch.bmm(left.reshape(n, o, t * r), y).reshape(n, o, p, m).transpose(0, 1)
-        elif kind == "diagonal":
-            y = y.permute(3, 1, 2, 4, 0).reshape(p, n, t * r, m)
-            left = left.reshape(n, o, 1, t * r).transpose(0, 1)
-            out += (left @ y).reshape(o, n, m)
-        else:
-            y = y.permute(1, 0, 3, 2, 4).reshape(n, m, o * t * r)
-            out += (y @ left.reshape(n, o * t * r, 1)).reshape(n, m)
+        h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0].permute(2, 0, 3, 1)  # [m, n, s, t]
+        left, right = a.left[:, :, g].transpose(0, 1), b.left[:, :, g]
+        for j in range(m):
+            first = j if mirror else 0
+            moved = (h[j, first:] @ left[:, first:]).reshape(o, n - first, s * r)
+            there = right[j].reshape(p, s * r)
+            if kind == "full":
+                value = (moved.flatten(0, 1) @ there.T).reshape(o, n - first, p)
+                out[:, first:, :, j] += value
+                if mirror:
+                    out[:, j, :, first + 1 :] += value[:, 1:].permute(2, 0, 1)
+                continue
+            value = (moved @ there.unsqueeze(-1)).squeeze(-1)
+            value = value.sum(0) if kind == "trace" else value
+            out[..., first:, j] += value
+            if mirror:
+                out[..., j, first + 1 :] += value[..., 1:]
 
 
 def _gram(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
@@ -235,15 +254,27 @@ def _outer(u: Tensor, v: Tensor, kind: str) -> Tensor:
     (n, o, _), (m, p, _) = u.shape, v.shape
     if kind == "diagonal":
         return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
-    a = _flat(u, kind)
-    b = a if u is v else _flat(v, kind)
-    return (a @ b.T).reshape(block_shape(kind, n, m, o, p))
+    if kind == "trace":
+        return _product(u.reshape(n, -1), v.reshape(m, -1), u is v)
+    if u.is_contiguous() and v.is_contiguous():  # rather than the Jacobians, turn their small product
+        product = _product(u.flatten(0, 1), v.flatten(0, 1), u is v)
+        return product.reshape(n, o, m, p).permute(1, 0, 3, 2)
+    a, b = u.transpose(0, 1).flatten(0, 1), v.transpose(0, 1).flatten(0, 1)
+    return _product(a, b, u is v).reshape(o, n, p, m)
 
 
-def _flat(u: Tensor, kind: str) -> Tensor:
-    """Bring ``[n, o, k]`` to the rows of a product: ``[o n, k]``, or ``[n, o k]`` for a trace."""
-    n, o, k = u.shape
-    return u.reshape(n, o * k) if kind == "trace" else u.transpose(0, 1).reshape(o * n, k)
+def _product(a: Tensor, b: Tensor, symmetric: bool) -> Tensor:
+    """Return A B^T; where both are the same and the product is large, its upper half twice."""
+    n, k = a.shape
+    if not symmetric or n < 64 or n * n * k < 2**26:
+        return a @ b.T
+    out = a.new_empty(n, n)
+    step = max(32, -(-n // 8))
+    for i in range(0, n, step):
+        end = min(n, i + step)
+        torch.mm(a[i:end], a[i:].T, out=out[i:end, i:])
+        out[end:, i:end] = out[i:end, end:].T
+    return out
 
 
 def _left_rows(f: Factor, index: slice) -> Factor:
