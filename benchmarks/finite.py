@@ -88,7 +88,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def verdict(job: str, rows: list[Row], threads: int) -> str:
+def verdict(job: str, rows: list[Row]) -> str:
     """Return one line: the bar, what was reached, and the share of the GEMM rate."""
     ours = rows[0]
     others = [r for r in rows if r.peer.startswith(BARS_AGAINST) and not r.failure]
@@ -144,7 +144,7 @@ def main() -> None:
             kept = ("ntkit", "float64", "gemm")
             peers = [p for p in peers if p.name in kept or options.only in p.name]
             rows = compete(job, peers, [], folder, options.repeats, options.threads, "float64")
-            text += [f"\n### {JOBS[job][0]}\n", table(rows), "", verdict(job, rows, options.threads)]
+            text += [f"\n### {JOBS[job][0]}\n", table(rows), "", verdict(job, rows)]
             print("\n".join(text[-4:]), flush=True)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text("\n".join(text) + "\n")
