@@ -102,11 +102,6 @@ class Graph:
         """The operations in the order of their execution."""
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
-    @property
-    def output(self) -> fx.Node:
-        """The node that gives the outputs ``[1, o]``."""
-        return next(n for n in self.module.graph.nodes if n.op == "output").args[0][0]
-
     def run(self, weights: Weights, buffers: Weights, x: Any, at: Mapping[fx.Node, At]) -> Tensor:
         """Return the outputs ``[o]`` of one sample without its sample axis.
 

@@ -20,7 +20,6 @@ from ntkit.finite.products import (
     add_singles,
     block_shape,
     cheapest,
-    order_costs,
 )
 from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
@@ -74,7 +73,7 @@ def _right_bytes(factor: Factor) -> int:
 
 
 def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bool, budget: int) -> Plan:
-    """Choose chunks of samples, outputs and weights whose factors take half of the budget."""
+    """Choose chunks of samples, outputs and weights whose factors take most of the budget."""
     o = size.outputs
     held = budget * 8 // 10
     groups = _weight_groups(recipe, size, held // 4)
@@ -96,9 +95,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
     for sizes in size.uses.values():
         for _, _, g, t, r, c in sizes:
             passes = 2 * g * t * r * c * ((n if symmetric else n + m) * (1 + o))
-            a = (n, o, g, t, r, c)
-            d = (m, o, g, t, r, c)
-            product = order_costs(a, d, kind, size.item)[cheapest(a, d, kind, size.item)][0]
+            _, product = cheapest((n, o, g, t, r, c), (m, o, g, t, r, c), kind, size.item)
             flops += passes + (product // 2 if symmetric else product)
     sides = together if b >= max(n, m) else 2 * b
     shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]

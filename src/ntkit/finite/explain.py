@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ntkit.compute.plan import Plan, format_bytes
 from ntkit.finite.blocks import Measure
 from ntkit.finite.jacobian import Recipe
-from ntkit.finite.products import Sizes, cheapest, order_costs
+from ntkit.finite.products import cheapest
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def explain(recipe: Recipe, size: Measure, plan: Plan, kind: str) -> Explanation
         uses = tuple(str(e.node.target).removeprefix("aten.").removesuffix(".default") for e in edges)
         flops, orders = 0, []
         for sizes in size.uses.get(name, []):
-            order, cost = _product(sizes, n, m, size.outputs, kind, size.item)
+            order, cost = cheapest(
+                (n, size.outputs, *sizes[2:]), (m, size.outputs, *sizes[2:]), kind, size.item
+            )
             orders.append(order)
             flops += cost // 2 if plan.symmetric else cost
         if name in recipe.coverage.uncovered:
@@ -77,12 +79,6 @@ def explain(recipe: Recipe, size: Measure, plan: Plan, kind: str) -> Explanation
         order = "/".join(dict.fromkeys(orders)) or "-"
         rows.append(Row(name, tuple(weights[name].shape), uses, way, reason, order, flops, held))
     return Explanation(tuple(rows))
-
-
-def _product(sizes: Sizes, n: int, m: int, o: int, kind: str, item: int) -> tuple[str, int]:
-    a, b = (n, o, *sizes[2:]), (m, o, *sizes[2:])
-    order = cheapest(a, b, kind, item)
-    return order, order_costs(a, b, kind, item)[order][0]
 
 
 def _counted(uses: tuple[str, ...]) -> list[tuple[str, int]]:

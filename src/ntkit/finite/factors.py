@@ -62,12 +62,6 @@ class Factor:
             isinstance(self.left, OneHot) or (self.left.shape[1] == 1 and self.right.shape[1] > 1)
         )
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the two slots hold."""
-        slots = [s.index if isinstance(s, OneHot) else s for s in (self.left, self.right) if s is not None]
-        return sum(s.numel() * s.element_size() for s in slots)
-
     def rows(self, index: slice) -> Factor:
         """Return the factor of some of the samples."""
         return replace(self, left=_rows(self.left, index), right=_rows(self.right, index))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -99,10 +98,11 @@ def order_costs(a: Sizes, b: Sizes, kind: str, item: int) -> dict[str, tuple[int
     }
 
 
-def cheapest(a: Sizes, b: Sizes, kind: str, item: int) -> str:
-    """Return the order of summation that takes the least time, by shapes."""
+def cheapest(a: Sizes, b: Sizes, kind: str, item: int) -> tuple[str, int]:
+    """Return the order of summation that takes the least time, by shapes, and its operations."""
     costs = order_costs(a, b, kind, item)
-    return min(costs, key=lambda order: costs[order][0] + _FLOPS_PER_BYTE * costs[order][1])
+    order = min(costs, key=lambda order: costs[order][0] + _FLOPS_PER_BYTE * costs[order][1])
+    return order, costs[order][0]
 
 
 def add_diagonals(out: Tensor, pairs: Pairs, kind: str) -> None:
@@ -134,7 +134,7 @@ def _oriented(a: Factor, b: Factor) -> tuple[Factor, Factor]:
 
 def _positions(out: Tensor, a: Factor, b: Factor, kind: str, limit: int) -> None:
     """Add the product of two uses with positions, outputs in the left slots, by the cheapest order."""
-    order = cheapest(a.sizes, b.sizes, kind, _item(a))
+    order, _ = cheapest(a.sizes, b.sizes, kind, _item(a))
     n, o, g, _, r, c = a.sizes
     m, p = b.sizes[:2]
     if order == "features":
@@ -295,8 +295,3 @@ def _key(slot: Slot) -> tuple:
 
 def _item(f: Factor) -> int:
     return next(s.element_size() for s in (f.left, f.right) if isinstance(s, Tensor))
-
-
-def block_bytes(kind: str, n: int, m: int, o: int, item: int) -> int:
-    """Return the bytes of a block."""
-    return item * prod(block_shape(kind, n, m, o, o))
