@@ -1,0 +1,61 @@
+"""The orders of summation give the same kernel, symmetric or not."""
+
+import pytest
+import torch
+from networks import build, jacobian
+from torch import nn
+
+import ntkit
+from ntkit.finite import products
+
+
+@pytest.mark.parametrize("order", ["features", "one-sided", "gram"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv, groups, 'same', dilation",
+        "transposed conv",
+        "tied embedding and decoder",
+        "embedding",
+        "TransformerEncoderLayer",
+        "LSTM",
+    ],
+)
+def test_every_order_gives_the_kernel(monkeypatch, name, order):
+    chosen = products.cheapest
+
+    def forced(a, b, kind, item):
+        found, flops = chosen(a, b, kind, item)
+        return (found, flops) if found == "direct" else (order, flops)
+
+    monkeypatch.setattr(products, "cheapest", forced)
+    model, x = build(name)
+    j = jacobian(model, x)
+    full = torch.einsum("nop,mqp->nmoq", j, j)
+    diagonal = torch.diagonal(full, dim1=2, dim2=3)
+    for outputs, expected in (("full", full), ("diagonal", diagonal), ("trace", diagonal.sum(-1))):
+        for memory in ("1GiB", "20kB"):
+            k = ntkit.EmpiricalNTK(model, outputs=outputs, memory=memory)
+            for found, wanted in ((k(x), expected), (k(x[:2], x), expected[:2])):
+                assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+
+
+def test_large_symmetric_products_are_done_by_half():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 32, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(32, 5),
+    ).double()  # fmt: skip
+    x = torch.randn(20, 3, 8, 8, dtype=torch.float64)
+    for outputs in ("full", "trace"):
+        k = ntkit.EmpiricalNTK(model, outputs=outputs)
+        torch.testing.assert_close(k(x), k(x, x.clone()), rtol=1e-11, atol=1e-12)
+    a = torch.randn(301, 1000, dtype=torch.float64)
+    torch.testing.assert_close(products._product(a, a, True), a @ a.T, rtol=1e-12, atol=1e-11)
+
+
+def test_the_cheapest_order_follows_the_shapes():
+    few, many = (16, 10, 1, 1024, 64, 576), (16, 10, 1, 16, 512, 4608)
+    assert products.cheapest(few, few, "full", 4)[0] == "features"
+    assert products.cheapest(many, many, "full", 4)[0] == "one-sided"
+    assert products.cheapest(many, many, "trace", 4)[0] == "gram"
