@@ -77,6 +77,18 @@ class Network:
         """The device of the weights."""
         return self._first.device
 
+    def signature(self) -> tuple:
+        """Return what a trace of the network depends on besides values: its modules, flags, settings, ties.
+
+        A module that was replaced, or whose printed settings changed, has another signature; an attribute
+        of the user's own that no ``repr`` shows is not seen.
+        """
+        if self.module is None:
+            return ()
+        modules = tuple((id(m), m.training) for m in self.module.modules())
+        ties = tuple(id(p) for _, p in self.module.named_parameters(remove_duplicate=False))
+        return modules, ties, repr(self.module)
+
     @property
     def _first(self) -> Tensor:
         if self.fixed is not None or self.module is None:

@@ -229,3 +229,15 @@ def test_tokens_with_a_mask():
     assert_close(k({"tokens": tokens, "mask": mask}), torch.einsum("nop,mqp->nmoq", j, j))
     assert {row.way for row in k.explain((tokens, mask)).rows} == {"structure"}
     assert_close(k.operator((tokens, mask)).to_dense(), k((tokens, mask)).transpose(1, 2).reshape(8, 8))
+
+
+def test_a_network_that_is_rebuilt_is_read_anew():
+    model, x = build("MLP")
+    k = ntkit.EmpiricalNTK(model)
+    k(x)
+    model[1] = nn.LeakyReLU(0.3)
+    assert_close(k(x), ntkit.EmpiricalNTK(model)(x))
+    model[1].negative_slope = 0.9
+    assert_close(k(x), ntkit.EmpiricalNTK(model)(x))
+    model[0] = nn.Linear(5, 7, bias=False, dtype=torch.float64)
+    assert_close(k(x), ntkit.EmpiricalNTK(model)(x))

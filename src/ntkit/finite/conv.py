@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,16 +51,19 @@ def _bias(use: Use, d: int) -> Factor:
     return Factor.vector(use.g.flatten(-d).sum(-1).flatten(2, -2).sum(2))
 
 
+def _input(use: Use, n: int, d: int) -> Tensor:
+    """Return the input ``[n, channels, *positions]``; each sample's batch axis of one is folded away."""
+    h = use.tensor("input")
+    return h.expand(n, *h.shape[1:]).reshape(n, -1, *h.shape[-d:])
+
+
 def _convolution(use: Use, d: int) -> Factor | None:
     """Y = conv(h, W) + b: the weight is sum_t g_t patch_t^T in each group."""
     if use.slot[0] == "bias":
         return _bias(use, d)
-    kernel, stride, padding, dilation = _settings(use, d)
     groups, g = use.args["groups"], use.g
     n, o = g.shape[:2]
-    h = use.tensor("input")
-    h = h.expand(n, *h.shape[1:]).reshape(n, -1, *h.shape[-d:])
-    seen = patches(h, kernel, stride, padding, dilation)
+    seen = patches(_input(use, n, d), *_settings(use, d))
     positions = g.shape[-d:].numel()
     right = seen.reshape(n, groups, -1, positions).transpose(2, 3).unsqueeze(1)
     left = g.reshape(n, o, groups, -1, positions).transpose(3, 4)
@@ -70,55 +75,21 @@ def _transposed(use: Use, d: int) -> Factor | None:
     """Y = conv_transpose(h, W) + b: the weight is sum_t h_t patch_t(g)^T in each group."""
     if use.slot[0] == "bias":
         return _bias(use, d)
-    kernel, stride, padding, dilation = _settings(use, d)
     groups, g = use.args["groups"], use.g
     n, o = g.shape[:2]
-    h = use.tensor("input")
-    h = h.expand(n, *h.shape[1:]).reshape(n, -1, *h.shape[-d:])
+    h = _input(use, n, d)
     positions = h.shape[-d:].numel()
-    seen = patches(g.reshape(n * o, -1, *g.shape[-d:]), kernel, stride, padding, dilation)
+    seen = patches(g.reshape(n * o, -1, *g.shape[-d:]), *_settings(use, d))
     corner = tuple(slice(0, s) for s in h.shape[-d:])  # output_padding may leave room for more
-    seen = seen[(..., *corner)]
-    right = seen.reshape(n, o, groups, -1, positions).transpose(3, 4)
+    right = seen[(..., *corner)].reshape(n, o, groups, -1, positions).transpose(3, 4)
     left = h.reshape(n, groups, -1, positions).transpose(2, 3).unsqueeze(1)
     arranged = (groups, left.shape[-1], right.shape[-1])
     return Factor(left, right, lambda w: w.reshape(arranged))
 
 
-@rule(aten.conv1d.default, "weight", "bias")
-@rule(aten.conv1d.padding, "weight", "bias")
-def conv1d(use: Use) -> Factor | None:
-    """One spatial axis."""
-    return _convolution(use, 1)
-
-
-@rule(aten.conv2d.default, "weight", "bias")
-@rule(aten.conv2d.padding, "weight", "bias")
-def conv2d(use: Use) -> Factor | None:
-    """Two spatial axes."""
-    return _convolution(use, 2)
-
-
-@rule(aten.conv3d.default, "weight", "bias")
-@rule(aten.conv3d.padding, "weight", "bias")
-def conv3d(use: Use) -> Factor | None:
-    """Three spatial axes."""
-    return _convolution(use, 3)
-
-
-@rule(aten.conv_transpose1d.default, "weight", "bias")
-def conv_transpose1d(use: Use) -> Factor | None:
-    """One spatial axis, transposed."""
-    return _transposed(use, 1)
-
-
-@rule(aten.conv_transpose2d.input, "weight", "bias")
-def conv_transpose2d(use: Use) -> Factor | None:
-    """Two spatial axes, transposed."""
-    return _transposed(use, 2)
-
-
-@rule(aten.conv_transpose3d.input, "weight", "bias")
-def conv_transpose3d(use: Use) -> Factor | None:
-    """Three spatial axes, transposed."""
-    return _transposed(use, 3)
+_FORWARD = (aten.conv1d, aten.conv2d, aten.conv3d)
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+for _axes, (_forward, _back) in enumerate(zip(_FORWARD, _TRANSPOSED, strict=True), start=1):
+    rule(_forward.default, "weight", "bias")(partial(_convolution, d=_axes))
+    rule(_forward.padding, "weight", "bias")(partial(_convolution, d=_axes))
+    rule(_back, "weight", "bias")(partial(_transposed, d=_axes))

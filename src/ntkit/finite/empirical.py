@@ -219,10 +219,9 @@ class EmpiricalNTK(Kernel):
     def _recipe(self, x: Any) -> tuple[Recipe, Measure]:
         """Return what was proved about the network for such inputs; prove it at the first call."""
         leaves, structure = pytree.tree_flatten(x)
-        flags = () if self._net.module is None else tuple(m.training for m in self._net.module.modules())
         chosen = self._select()
         inputs = tuple((t.shape[1:], t.dtype) for t in leaves)
-        key = (str(structure), inputs, flags, chosen, self._net.dtype, self._net.device)
+        key = (str(structure), inputs, self._net.signature(), chosen, self._net.dtype, self._net.device)
         if key not in self._recipes:
             if self.params == "last":
                 chosen = last_layer(self._net, x, chosen)

@@ -130,7 +130,7 @@ def run(config: Config) -> Result:
                 f"Its training was recorded, and each prediction below is taken apart into what every single "
                 f"training digit added to it."
             ),
-            facts=_facts(config, curves, a.steps),
+            facts=_facts(config, curves, a.steps, len(data.held_out_y)),
             queries=tuple(
                 _query(a, i, int(index), verdicts[i], data, config) for i, index in enumerate(chosen)
             ),
@@ -379,12 +379,14 @@ def _kernels(before: Tensor, after: Tensor, labels: Tensor) -> Kernels:
     )
 
 
-def _facts(config: Config, curves: tuple[Curve, ...], steps: int) -> tuple[tuple[str, str], ...]:
+def _facts(
+    config: Config, curves: tuple[Curve, ...], steps: int, held_out: int
+) -> tuple[tuple[str, str], ...]:
     """Return the table of what was trained."""
     loss, held_out_loss, accuracy, held_out_accuracy = (curve.values[-1] for curve in curves)
     weights = sum(p.numel() for p in network(config).parameters())
     return (
-        ("held-out accuracy", f"{100 * held_out_accuracy:.1f} % of 450"),
+        ("held-out accuracy", f"{100 * held_out_accuracy:.1f} % of {held_out}"),
         ("training accuracy", f"{100 * accuracy:.1f} % of {config.samples}"),
         ("held-out loss", f"{held_out_loss:.4f}"),
         ("training loss", f"{loss:.4f}"),
