@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
     from ntkit.finite.empirical import EmpiricalNTK as EmpiricalNTK
@@ -24,6 +25,7 @@ _ROOMS = {
     "Account": "ntkit.training.account",
     "ConjugateKernel": "ntkit.finite.conjugate",
     "EmpiricalNTK": "ntkit.finite.empirical",
+    "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",
     "linearize": "ntkit.finite.linearize",

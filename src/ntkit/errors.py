@@ -15,3 +15,7 @@ class RunFolderError(NtkitError):
 
 class PathMismatchError(NtkitError):
     """Data, loss or model given to an account are not those of the recorded run."""
+
+
+class NoRuleError(NtkitError):
+    """An operation whose infinite-width limit ntkit does not know."""
