@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,16 @@ from torch.nn.utils import parametrize
 
 from ntkit.errors import NtkitError
 
-_LINEAR = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
-_ELEMENTWISE = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,
-    nn.PReLU,
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_LINEAR = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    *_EMBEDDINGS,
 )
+_NO_MEAN = 4.0  # standard errors
 
 Sigma = float | Mapping[str, float]
 Module = TypeVar("Module", bound=nn.Module)
@@ -45,6 +48,24 @@ class Scale(nn.Module):
         return f"{self.factor:.6g}"
 
 
+@dataclass(frozen=True)
+class Law:
+    """The law of the entries of a parameter: independent, N(mean, std^2); the padding row is zero."""
+
+    parameter: Tensor
+    mean: float = 0.0
+    std: float = 1.0
+    padding: int | None = None
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw the parameter anew, in place; the same numbers on every device."""
+        normal = torch.randn(self.parameter.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            self.parameter.copy_(self.mean + self.std * normal)
+            if self.padding is not None:
+                self.parameter[self.padding] = 0
+
+
 def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0, *, seed: int) -> Module:
     """Return a copy of a network in the NTK parameterization, drawn anew.
 
@@ -56,17 +77,27 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     Parameters
     ----------
     model : torch.nn.Module
-        Linear layers, convolutions (transposed ones too: fan_in = input channels / groups x kernel)
-        and multi-head attention are parameterized; norms and PReLU keep their elementwise parameters.
+        Linear layers, convolutions (transposed ones too: fan_in = input channels / groups x kernel),
+        multi-head attention, and recurrent modules and cells (each weight with its own fan_in) are
+        parameterized; embeddings are sigma_w W[token]. Tied weights stay tied: one W, with the factor
+        of each layer that uses it.
     sigma_w, sigma_b : float or dict
         The scales; a dict gives them by module path, ``""`` for all other modules.
     seed : int
         Of the draw; the global random state stays as it is.
 
+    Notes
+    -----
+    All other parameters (norm scales and shifts, PReLU slopes, learned positions, any of your own) keep
+    their own parameterization: no factor. One whose entries are all equal keeps its value; another is
+    drawn from the normal law with the mean and standard deviation of its entries, a mean within four
+    standard errors of zero being taken as zero. A matrix of your own must so carry its scale itself.
+
     Raises
     ------
     NtkitError
-        A parameter of another kind of module, of which the parameterization is not defined: by name.
+        A module whose NTK parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is
+        derived from others, as under weight norm, an uninitialized one): by name.
 
     References
     ----------
@@ -80,39 +111,91 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     >>> torch.allclose(ntkit.EmpiricalNTK(wide)(x), x @ x.T / 3 + 0.01, atol=1e-5)
     True
     """
-    if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    copy = deepcopy(model)
+    copy, laws = parametrized(model, sigma_w, sigma_b)
     generator = torch.Generator().manual_seed(seed)
-    known: set[int] = set()
-    for path, module in list(copy.named_modules()):
-        own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, _ELEMENTWISE):
-            known |= {id(p) for p in own.values()}
-        elif isinstance(module, _LINEAR):
-            for name, parameter in own.items():
-                if id(parameter) not in known and parameter is not None:
-                    sigma = _of(sigma_b if "bias" in name else sigma_w, path)
-                    fan_in = 1 if "bias" in name else _fan_in(module, parameter)
-                    _draw(module, name, sigma / fan_in**0.5, generator)
-                    known |= {id(p) for p in module.parametrizations[name].parameters()}  # pyright: ignore
-    for name, parameter in copy.named_parameters():
-        if id(parameter) not in known:
-            raise NtkitError(
-                f"The NTK parameterization of {name!r} is not defined: it belongs to no linear layer, "
-                f"convolution, attention or norm. Write its scale into the model, and draw it yourself."
-            )
+    for law in laws:
+        law.draw(generator)
     return copy
 
 
-def _draw(module: nn.Module, name: str, factor: float, generator: torch.Generator) -> None:
+def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module, list[Law]]:
+    """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
+    if not isinstance(model, nn.Module):
+        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    model = getattr(model, "_orig_mod", model)
+    for path, module in model.named_modules():
+        _refuse(path, module)
+    copy = deepcopy(model)
+    laws: dict[int, Law] = {}
+    factors: dict[int, float] = {}
+    others: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for path, module in list(copy.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not isinstance(module, _LINEAR) or not ("weight" in name or "bias" in name):
+                others.append((module, name, parameter))
+                continue
+            is_bias = "bias" in name
+            fan_in = 1 if is_bias or isinstance(module, _EMBEDDINGS) else _fan_in(module, parameter)
+            factor = of_path(sigma_b if is_bias else sigma_w, path) / fan_in**0.5
+            _scale(module, name, factor)
+            factors.setdefault(id(parameter), factor)
+            laws.setdefault(id(parameter), Law(parameter, padding=getattr(module, "padding_idx", None)))
+        if isinstance(module, nn.RNNBase):
+            _read_anew(module)
+    for module, name, parameter in others:
+        if id(parameter) in factors:
+            _scale(module, name, factors[id(parameter)])
+        elif id(parameter) not in laws:
+            mean, std = _moments(parameter)
+            laws[id(parameter)] = Law(parameter, mean, std)
+    return copy, [law for law in laws.values() if law.std]
+
+
+def _refuse(path: str, module: nn.Module) -> None:
+    """Refuse a module whose NTK parameterization is not defined."""
+    name = f"{path or 'the model'} ({type(module).__name__})"
+    if isinstance(module, parametrize.ParametrizationList) or (
+        isinstance(module, _LINEAR) and not isinstance(getattr(module, "weight", None), nn.Parameter | None)
+    ):
+        raise NtkitError(
+            f"The NTK parameterization of {name} is not defined: its weight is derived from other "
+            f"parameters (a parametrization, weight norm, pruning). Give the model without it."
+        )
+    if isinstance(module, nn.Bilinear):
+        raise NtkitError(
+            f"The NTK parameterization of {name} is not defined: it multiplies two inputs by one weight. "
+            f"Write its scale into a module of your own, with the weight as a parameter drawn from N(0, 1)."
+        )
+    for key, parameter in module.named_parameters(recurse=False):
+        if nn.parameter.is_lazy(parameter):
+            raise NtkitError(f"{key!r} of {name} is not initialized; run the model once.")
+
+
+def _scale(module: nn.Module, name: str, factor: float) -> None:
     parametrize.register_parametrization(module, name, Scale(factor), unsafe=True)
-    original = module.parametrizations[name].original  # pyright: ignore
-    with torch.no_grad():
-        original.copy_(torch.randn(original.shape, generator=generator, dtype=torch.float64))  # pyright: ignore
 
 
-def _of(sigma: Sigma, path: str) -> float:
+def _read_anew(module: nn.RNNBase) -> None:
+    """Let a recurrent module read its weights at each call: torch keeps the list that it was built with."""
+    own: Any = type(module)  # the class that the parametrization made for this module alone
+    own._flat_weights = property(
+        lambda self: [getattr(self, name, None) for name in self._flat_weights_names],
+        lambda self, value: None,
+    )
+    own.flatten_parameters = lambda self: None
+    del module.__dict__["_flat_weights"]
+
+
+def _moments(parameter: Tensor) -> tuple[float, float]:
+    """Return the mean and the standard deviation of the law of a parameter's entries."""
+    entries = parameter.detach().double()
+    if not entries.numel() or entries.min() == entries.max():
+        return 0.0, 0.0
+    mean, std = entries.mean().item(), entries.std().item()
+    return (0.0 if abs(mean) <= _NO_MEAN * std / entries.numel() ** 0.5 else mean), std
+
+
+def of_path(sigma: Sigma, path: str) -> float:
     if not isinstance(sigma, Mapping):
         return float(sigma)
     if path not in sigma and "" not in sigma:
