@@ -89,7 +89,8 @@ def test_lstm_gru_and_rnn_by_hand():
     x = inputs(2, 4, 3)
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         copy = drawn(kind(3, 6, batch_first=True))
-        weight, hidden, b, c = (original(copy, f"{k}_l0") for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))  # fmt: skip
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        weight, hidden, b, c = (original(copy, name) for name in names)
         assert 0.8 < hidden.std() < 1.2
         h, cell = torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2, 6, dtype=torch.float64)
         for t in range(4):

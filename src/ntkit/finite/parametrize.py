@@ -122,10 +122,10 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
         raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    model = getattr(model, "_orig_mod", model)
-    for path, module in model.named_modules():
+    plain: Module = getattr(model, "_orig_mod", model)  # pyright: ignore
+    for path, module in plain.named_modules():
         _refuse(path, module)
-    copy = deepcopy(model)
+    copy = deepcopy(plain)
     laws: dict[int, Law] = {}
     factors: dict[int, float] = {}
     others: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -196,6 +196,7 @@ def _moments(parameter: Tensor) -> tuple[float, float]:
 
 
 def of_path(sigma: Sigma, path: str) -> float:
+    """Return the scale that is given for a module path."""
     if not isinstance(sigma, Mapping):
         return float(sigma)
     if path not in sigma and "" not in sigma:

@@ -1,0 +1,242 @@
+"""The limit of a network estimated from finite draws of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ntkit.errors import NtkitError
+from ntkit.finite.empirical import EmpiricalNTK
+from ntkit.finite.parametrize import Sigma, parametrized
+from ntkit.finite.proof import last_layer, sample_pair
+from ntkit.network import Network, as_inputs, network
+
+Draw = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate:
+    """Kernels ``[n1, n2]`` averaged over draws of a network, and the standard errors of these means."""
+
+    nngp: Tensor
+    ntk: Tensor
+    nngp_error: Tensor
+    ntk_error: Tensor
+    samples: int
+
+    def __repr__(self) -> str:
+        """Show how many draws were made, and how far the means may be off."""
+        n1, n2 = self.nngp.shape
+        errors = [
+            f"{name} up to {mean.abs().max().item():.4g}, standard error up to {error.max().item():.1e}"
+            for name, mean, error in (
+                ("nngp", self.nngp, self.nngp_error),
+                ("ntk", self.ntk, self.ntk_error),
+            )
+        ]
+        return f"Estimate from {self.samples} draws, {n1} x {n2} pairs: {'; '.join(errors)}"
+
+
+def monte_carlo(
+    model: nn.Module,
+    samples: int,
+    x1: Any,
+    x2: Any = None,
+    *,
+    sigma_w: Sigma = 2**0.5,
+    sigma_b: Sigma = 0.0,
+    parameterization: Literal["ntk", "standard"] = "ntk",
+    seed: int = 0,
+    memory: str | int = "2GiB",
+) -> Estimate:
+    """Estimate the infinite-width kernels of a network by drawing it anew and averaging.
+
+        NNGP(x, x') ~ mean over draws of (1/o) sum_o f_o(x) f_o(x')
+        NTK(x, x')  ~ mean over draws of (1/o) sum_o J_o(x) . J_o(x')
+
+    each ``[n1, n2]`` (``x2`` left out: ``x1`` with itself), with standard errors of the means. It takes
+    any network that runs, has the network's own widths, and is off by their finite-width bias, which
+    falls like 1 / width and which the standard errors do not see. Use float64 and wide layers.
+
+    Where the network is linear in the weights of its last layer, they are integrated out exactly,
+    (1/o) sum_o f_o f'_o replaced by (1/o) sum_o,w var(w) df_o/dw df'_o/dw, which for a linear layer is
+    sigma_w^2 / fan_in h . h' + sigma_b^2: few outputs then cost the NNGP no precision.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network, which stays as it is, as do its buffers and the global random state. Wider layers
+        are yours to choose.
+    samples : int
+        The number of networks, at least 2. They are drawn one after the other: memory holds one.
+    x1, x2
+        Batches of inputs.
+    sigma_w, sigma_b : float or dict
+        The scales of ``parameterization="ntk"``, also by module path as in `ntk_parametrize`.
+    parameterization : {"ntk", "standard"}
+        ``"ntk"``: drawn as `ntk_parametrize` does. ``"standard"``: drawn by the modules' own
+        ``reset_parameters``; the kernels are then those of the network as PyTorch initializes it.
+    seed : int
+        Of the draws. The first draws do not depend on how many follow.
+    memory : str or int
+        Bytes for one tangent kernel to work in.
+
+    Raises
+    ------
+    NtkitError
+        What `EmpiricalNTK` and `ntk_parametrize` refuse; under ``"standard"``, a module that has
+        parameters but no ``reset_parameters``.
+
+    References
+    ----------
+    Cappelletti, "Convolutional neural tangent kernel" (2019), section 3.2.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+    >>> x = torch.eye(3, dtype=torch.float64)
+    >>> limit = ntkit.monte_carlo(model.double(), 20, x)
+    >>> abs(limit.nngp[0, 0] - 2 / 3) < 4 * limit.nngp_error[0, 0]
+    tensor(True)
+    """
+    if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 2:
+        raise NtkitError(f"samples={samples!r}; a standard error takes a whole number of draws, at least 2.")
+    if parameterization not in ("ntk", "standard"):
+        raise NtkitError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+    if not isinstance(model, nn.Module):
+        raise NtkitError(f"Expected a torch.nn.Module, which can be drawn anew, got {type(model).__name__}.")
+    standard = parameterization == "standard"
+    copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
+    net = network(copy)
+    first = as_inputs(x1, net, "x1")
+    second = None if x2 is None else as_inputs(x2, net, "x2")
+    ntk, nngp = EmpiricalNTK(copy, memory=memory), None
+    means = _Means(), _Means()
+    for _ in range(int(samples)):
+        draw()
+        if nngp is None:
+            nngp = _nngp(net, first, standard, memory)
+        means[0].add(nngp(first, second))
+        means[1].add(ntk(first, second))
+    (mean, error), (ntk_mean, ntk_error) = (m.result(net.dtype) for m in means)
+    return Estimate(mean, ntk_mean, error, ntk_error, int(samples))
+
+
+class _Means:
+    """Mean and standard error of matrices that come one after the other (Welford), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, value: Tensor) -> None:
+        value = value.detach().double()
+        self.count += 1
+        step = value - self.mean
+        self.mean = self.mean + step / self.count
+        self.squares = self.squares + step * (value - self.mean)
+
+    def result(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        error = (self.squares / (self.count - 1) / self.count).sqrt()
+        return self.mean.to(dtype), error.to(dtype)
+
+
+def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int) -> tuple[nn.Module, Draw]:
+    copy, laws = parametrized(model, sigma_w, sigma_b)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> None:
+        for law in laws:
+            law.draw(generator)
+
+    return copy, draw
+
+
+def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
+    """Return a copy, and what draws it by its modules' own initialization, the innermost first."""
+    copy = deepcopy(getattr(model, "_orig_mod", model))
+    resets = []
+    for path, module in copy.named_modules():
+        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        if own and not callable(reset):
+            raise NtkitError(
+                f"{path or 'the model'} ({type(module).__name__}) has the parameter {own[0]!r} but no "
+                f"reset_parameters, so parameterization='standard' cannot draw it anew. Give it that "
+                f"method, or use parameterization='ntk'."
+            )
+        if any(is_lazy(p) for p in module.parameters(recurse=False)):
+            raise NtkitError(f"{path} ({type(module).__name__}) is not initialized; run the model once.")
+        if callable(reset):
+            resets.insert(0, reset)
+    buffers = {name: b.clone() for name, b in copy.named_buffers()}
+    seeds = torch.Generator().manual_seed(seed)
+    cuda = {p.device.index for p in copy.parameters() if p.device.type == "cuda"}
+
+    def draw() -> None:
+        with torch.random.fork_rng(sorted(cuda)), torch.no_grad():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+            for reset in resets:
+                reset()
+            for name, b in copy.named_buffers():
+                b.copy_(buffers[name])
+
+    return copy, draw
+
+
+def _nngp(net: Network, x: Any, standard: bool, memory: str | int) -> Callable[[Any, Any], Tensor]:
+    """Return one draw's estimate of the NNGP: its last layer integrated out, or its outputs averaged."""
+    try:
+        names = last_layer(net, x, tuple(net.weights))
+    except NtkitError:
+        names = ()
+    if names and _linear_in(net, names, sample_pair(x)):
+        assert net.module is not None
+        last = EmpiricalNTK(net.module, params=list(names), memory=memory)
+
+        def integrated(x1: Any, x2: Any) -> Tensor:
+            if not standard:
+                return last(x1, x2)
+            parts = last(x1, x2, per_parameter=True)
+            return torch.stack([part * net.weights[k].square().mean() for k, part in parts.items()]).sum(0)
+
+        return integrated
+
+    def averaged(x1: Any, x2: Any) -> Tensor:
+        with torch.no_grad():
+            y1 = net.outputs(net.weights, x1)
+            y2 = y1 if x2 is None else net.outputs(net.weights, x2)
+        return y1 @ y2.T / y1.shape[1]
+
+    return averaged
+
+
+def _linear_in(net: Network, names: tuple[str, ...], x: Any) -> bool:
+    """Return whether the network is linear in some of its weights together, by trying it."""
+    generator = torch.Generator().manual_seed(0)
+    now = net.weights
+
+    def at(point: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return net.outputs({**now, **point}, x)
+
+    a, b = (
+        {
+            k: torch.randn(now[k].shape, generator=generator, dtype=torch.float64).to(now[k]).add_(now[k])
+            for k in names
+        }
+        for _ in range(2)
+    )
+    both = at({k: 2 * a[k] - 3 * b[k] for k in names})
+    apart = 2 * at(a) - 3 * at(b)
+    tolerance = 1e4 * torch.finfo(both.dtype).eps * (at(a).abs().max() + at(b).abs().max())
+    return bool(((both - apart).abs() <= tolerance).all())
