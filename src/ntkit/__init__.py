@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
+    from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.recording import record as record
@@ -29,6 +30,7 @@ _ROOMS = {
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",
+    "infinite_width": "ntkit.infinite.limit",
     "linearize": "ntkit.finite.linearize",
     "monte_carlo": "ntkit.infinite.monte_carlo",
     "ntk_parametrize": "ntkit.finite.parametrize",

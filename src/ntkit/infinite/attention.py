@@ -1,0 +1,118 @@
+"""Products of two vectors: scores of attention, and means of values weighed by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.expressions import Apply, Expression, Function, Inner, Line, Scaled, walk
+from ntkit.infinite.rules import Reading, rule
+from ntkit.infinite.values import Wide
+from ntkit.infinite.views import single
+
+aten = torch.ops.aten
+
+
+def between(read: Reading, a: Any, b: Any) -> Wide:
+    """A product of two vectors, or of numbers and a vector along positions."""
+    if isinstance(a, Wide) and isinstance(b, Wide):
+        a, b = a.canonical(), b.canonical()
+        inner_a, inner_b = a.dims[-1], b.dims[-2]
+        if inner_a and inner_b and all(x < 0 for x in inner_a) and all(x < 0 for x in inner_b):
+            return scores(read, a, b)
+        if all(x >= 0 for x in (*inner_a, *inner_b)):
+            return weighed(read, a, b)
+    raise read.refuse("a product of this kind of values.")
+
+
+def scores(read: Reading, q: Wide, k: Wide) -> Wide:
+    """Q K^T: a G-variable of a head, where the heads are many."""
+    first, a = _rows(read, q, len(q.dims) - 2)
+    second, b = _rows(read, k, len(k.dims) - 1)
+    width = q.sizes[-1]
+    heads = tuple(s for s, place in zip(q.channels, _places(q), strict=True) if place != len(q.dims) - 1)
+    u, constant_u = _unscaled(first)
+    v, constant_v = _unscaled(second)
+    lines = {e.matrix.name + str(e.rows.tolist()) for e in walk(u) if isinstance(e, Line)}
+    others = {e.matrix.name + str(e.rows.tolist()) for e in walk(v) if isinstance(e, Line)}
+    if lines & others or not (u.centered and v.centered):
+        raise read.refuse("scores of queries and keys that are not independent diverge (or average) with the width.")
+    shape = (a, b)
+    from ntkit.infinite.expressions import reshaped
+
+    inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
+    dims: list[tuple[int, ...]] = [() for _ in q.dims]
+    dims[-2], dims[-1] = (0,), (1,)
+    channel = -1
+    for d in range(len(q.dims) - 2):
+        if any(x < 0 for x in q.dims[d]):
+            dims[d] = (channel,)
+            channel -= 1
+    if not heads:
+        dims[0], heads = (-1,), (1,)
+    read.note("Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random.")
+    wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
+    return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
+
+
+def _places(w: Wide) -> list[int]:
+    return [d for d, dim in enumerate(w.dims) for x in dim if x < 0]
+
+
+def _rows(read: Reading, w: Wide, dim: int) -> tuple[Expression, int]:
+    if len(w.pieces) > 1 or len(w.shape) > 1:
+        raise read.refuse("attention over more than one axis of positions, or of concatenated vectors.")
+    w, _ = single(w, dim)
+    return w.only.expanded(w.shape), w.shape[0]
+
+
+def _unscaled(e: Expression) -> tuple[Expression, float]:
+    if isinstance(e, Scaled) and isinstance(e.factor, float | int):
+        inner, factor = _unscaled(e.inner)
+        return inner, factor * e.factor
+    return e, 1.0
+
+
+def _matmul(a: Tensor, v: Tensor) -> Tensor:
+    return (a @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
+    """A V: a mean of values at positions, weighed by another function; by sampling."""
+    weights, values = a.canonical(), v.canonical()
+    rank = len(weights.dims)
+    weights, _ = single(weights, rank - 2)
+    weights, _ = single(weights, rank - 1)
+    value, n = _rows(read, values, len(values.dims) - 2)
+    if len(weights.shape) != 2 or len(weights.pieces) > 1:
+        raise read.refuse("attention over more than one axis of positions.")
+    shape = (weights.shape[0],)
+    function = Function("weighed mean", lambda p, x: _matmul(p.expand(*p.shape[:-2], *weights.shape), x), None, False)
+    u = weights.only.expanded(weights.shape)
+    e = Apply(shape, function, (u, value))
+    dims = [tuple(x for x in d if x < 0) for d in values.dims]
+    dims[-2] = (0,)
+    wide = Wide(((values.pieces[0][0], e),), shape, values.channels, tuple(dims))
+    from ntkit.infinite.views import refactored
+
+    wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [sampling]", wide)
+    return refactored(read, wide, wide.sizes)
+
+
+@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
+def softmax(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
+    """Softmax over positions, each head for itself."""
+    a = a.canonical()
+    dim %= len(a.dims)
+    if any(x < 0 for x in a.dims[dim]):
+        raise read.refuse("a softmax over channels of infinite width has no limit; leave it out, and give ntkit the logits.")
+    a, axis = single(a, dim)
+    back = axis - len(a.shape)
+    shape = a.shape
+    function = Function("softmax", lambda t: t.expand(*t.shape[: t.ndim - len(shape)], *shape).softmax(back), None, False)
+    value = a.map(lambda e: Apply(shape, function, (e.expanded(shape),)))
+    return read.write("Nonlin", f"softmax({read.name(a)})", value)
+
+

@@ -1,0 +1,156 @@
+"""Expectations of functions of Gaussian vectors: closed forms first, then series, then sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import NoRuleError
+from ntkit.infinite import sampling, series
+from ntkit.infinite.duals.dual import Dual, cross
+from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector
+
+if TYPE_CHECKING:
+    from ntkit.infinite.pairs import Need, Pairs, Side, Value
+
+
+def refuse(why: str) -> NoRuleError:
+    """Return the error of a program whose limit is not known."""
+    return NoRuleError(f"{why} Use ntkit.monte_carlo(model, ...) to estimate the limit from wide draws.")
+
+
+def closed(u: Apply) -> Dual | None:
+    """Return the dual of a function of one centered Gaussian, where it is all that is needed."""
+    argument = u.arguments[0]
+    if u.function.dual is None or len(u.arguments) != 1 or not isinstance(argument, Expression):
+        return None
+    if not argument.gaussian or not argument.centered:
+        return None
+    return u.function.dual if not argument.gains or gain_of(argument) is not None else None
+
+
+def gain_of(argument: Expression) -> Gain | None:
+    """Return the trained scale of a Gaussian argument that is this scale times a vector, and a shift."""
+    terms = argument.terms if isinstance(argument, Sum) else (argument,)
+    gains = [term for term in terms if term.gains]
+    rest = [term for term in terms if not term.gains]
+    if len(gains) != 1 or not isinstance(gain := gains[0], Gain) or gain.inner.gains or not gain.vector.average:
+        return None
+    if not all(isinstance(term, Vector) and not term.law.variance and not term.average for term in rest):
+        return None
+    return gain if all(s == 1 for s in gain.vector.shape) else None
+
+
+def how(u: Apply) -> str:
+    """Return how expectations of a function are taken, for people."""
+    dual = closed(u)
+    return dual.how if dual is not None else "Hermite series" if series.serves(u) else "sampling"
+
+
+def mean(side: Side, u: Apply) -> Tensor:
+    """Return E[u]."""
+    dual = closed(u)
+    if dual is not None:
+        return dual.mean(side.variance(u.arguments[0]))  # pyright: ignore
+    return series.mean(side, u) if series.serves(u) else sampling.mean(side, u)
+
+
+def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
+    """Return E[u v'] where one of them is a function."""
+    if not (isinstance(u, Apply) and isinstance(v, Apply)):
+        return _stein(pairs, u, v, need, pairs.covariance, pairs.means(u, v, need))
+    if all(pairs.covariance(a, b, need) is None for a in u.basis for b in v.basis):
+        return pairs.means(u, v, need)
+    first, second = closed(u), closed(v)
+    if first is not None and second is not None:
+        moments = _arguments(pairs, u, v, need)
+        if first is second:
+            return _both(pairs, u, v, need, first)[0]
+        return cross(first, second, *moments)
+    if series.serves(u) and series.serves(v):
+        return series.product(pairs, u, v, need)
+    return sampling.product(pairs, u, v, need)
+
+
+def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
+    """Return Theta(u, v') = sum_ij E[d_i u d_j v'] Theta(g_i, g_j') where one of them is a function."""
+    if not (isinstance(u, Apply) and isinstance(v, Apply)):
+        return _stein(pairs, u, v, need, pairs.tangent, None)
+    first = closed(u)
+    if first is not None and first is closed(v):
+        return _closed_tangent(pairs, u, v, need, first)
+    if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
+        return None
+    if series.serves(u) and series.serves(v):
+        return series.tangent(pairs, u, v, need)
+    return sampling.tangent(pairs, u, v, need)
+
+
+def _closed_tangent(pairs: Pairs, u: Apply, v: Apply, need: Need, dual: Dual) -> Value:
+    a, b = u.arguments[0], v.arguments[0]
+    assert isinstance(a, Expression) and isinstance(b, Expression)
+    first, second = gain_of(a), gain_of(b)
+    if first is None or second is None:
+        inner = pairs.tangent(a, b, need) if first is None and second is None else None
+        if first is not None or second is not None:
+            return sampling.tangent(pairs, u, v, need)
+        return None if inner is None else _both(pairs, u, v, need, dual)[1] * inner
+    x, y = first.inner, second.inner
+    factor = first.vector.average * second.vector.average
+    rest = [pairs.tangent(s, t, need) for s in _shifts(a) for t in _shifts(b)]
+    inner = [value for value in rest if value is not None]
+    through = pairs.tangent(x, y, need)
+    inner += [] if through is None else [factor * through]
+    total = sum(inner[1:], inner[0]) * _both(pairs, u, v, need, dual)[1] if inner else None
+    trained = pairs.tangent(first.vector, second.vector, need)
+    if trained is None:
+        return total
+    own = dual.radial(*_arguments(pairs, u, v, need)) * (trained / factor)
+    return own if total is None else total + own
+
+
+def _shifts(argument: Expression) -> list[Expression]:
+    return [t for t in argument.terms if not t.gains] if isinstance(argument, Sum) else []
+
+
+def _arguments(pairs: Pairs, u: Apply, v: Apply, need: Need) -> tuple[Tensor, Tensor, Tensor]:
+    """Return covariance and variances of the arguments of two functions."""
+    a, b = u.arguments[0], v.arguments[0]
+    assert isinstance(a, Expression) and isinstance(b, Expression)
+    one = pairs.lift(pairs.left.variance(a), "left", need, len(b.shape))
+    two = pairs.lift(pairs.right.variance(b), "right", need, len(a.shape))
+    covariance = pairs.covariance(a, b, need)
+    return torch.zeros_like(one) if covariance is None else covariance, one, two
+
+
+def _both(pairs: Pairs, u: Apply, v: Apply, need: Need, dual: Dual) -> tuple[Tensor, Tensor]:
+    return pairs.remember(("both", u, v, need), lambda: dual.both(*_arguments(pairs, u, v, need)))
+
+
+def _stein(pairs: Pairs, u: Expression, v: Expression, need: Need, of: object, first: Value) -> Value:
+    """Return first + sum_i E[d_i h] of(g_i, g) for a function h and a Gaussian vector g (Stein's lemma)."""
+    function_is_left = isinstance(u, Apply)
+    h, g = (u, v) if function_is_left else (v, u)
+    assert isinstance(h, Apply)
+    if g.gains or not h.local:
+        which = sampling.product if of == pairs.covariance else sampling.tangent
+        return which(pairs, u, v, need)
+    side = pairs.left if function_is_left else pairs.right
+    total = first
+    for b in h.basis:
+        value = of(b, g, need) if function_is_left else of(g, b, need)  # pyright: ignore
+        if value is not None:
+            gain = pairs.lift(slope(side, h, b), "left" if function_is_left else "right", need, len(g.shape))
+            total = gain * value if total is None else total + gain * value
+    return total
+
+
+def slope(side: Side, u: Apply, b: Expression) -> Tensor:
+    """Return E[d u / d b] for one of the vectors that a function depends on."""
+    dual = closed(u)
+    if dual is not None and u.arguments[0] is b:
+        return side.remember(("slope", u, b), lambda: dual.gain(side.variance(b)))
+    of = series.slopes if series.serves(u) else sampling.slopes
+    return side.remember(("slopes", u), lambda: of(side, u))[b]

@@ -1,0 +1,86 @@
+"""How weights are drawn and trained: the NTK parameterization, or the module's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from ntkit.finite.parametrize import Sigma, of_path
+from ntkit.infinite.expressions import Law
+
+if TYPE_CHECKING:
+    from ntkit.infinite.values import Weight
+
+
+@dataclass
+class Laws:
+    """The variance of each weight and how far a step of its training goes.
+
+    ``"ntk"``: y = sigma_w / sqrt(fan_in) W h + sigma_b b, so K = sigma_w^2 E[h h'] + sigma_b^2 and the
+    weight itself adds the same to Theta. ``"standard"``: y = W h + b with the widths and variances
+    of the module, so the weight adds fan_in E[h h'] and the bias 1.
+    """
+
+    parameterization: Literal["ntk", "standard"]
+    sigma_w: Sigma
+    sigma_b: Sigma
+
+    def matrix(self, weight: Weight, fan_in: int, path: str) -> Law:
+        """Return the law of a weight that is multiplied with a vector of ``fan_in`` entries."""
+        path = weight.name.rpartition(".")[0] or path
+        scale = weight.factor**2
+        if self.parameterization == "ntk":
+            variance = of_path(self.sigma_w, path) ** 2
+            return Law(variance * scale, variance * scale)
+        return Law(_variance(weight.tensor, fan_in) * fan_in * scale, fan_in * scale)
+
+    def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, Law]:
+        """Return mean and law of a bias."""
+        path = weight.name.rpartition(".")[0] or path
+        scale = weight.factor**2
+        if self.parameterization == "ntk":
+            variance = of_path(self.sigma_b, path) ** 2
+            return 0.0, Law(variance * scale, variance * scale)
+        average, variance = initial(weight.tensor)
+        if variance:
+            variance = _variance(weight.tensor, fan_in)
+        return average * weight.factor, Law(variance * scale, scale)
+
+    def depthwise(self, weight: Weight, size: int, path: str) -> Law:
+        """Return the law of an entry of the kernels of a depthwise convolution, of ``size`` entries each."""
+        law = self.matrix(weight, size, path)
+        return Law(law.variance / size, law.step / size)
+
+    def vector(self, weight: Weight) -> tuple[float, Law]:
+        """Return mean and law of a vector of parameters used coordinate by coordinate."""
+        average, variance = initial(weight.tensor)
+        return average * weight.factor, Law(variance * weight.factor**2, weight.factor**2)
+
+
+def initial(tensor: Tensor) -> tuple[float, float]:
+    """Return mean and variance of the entries of a weight (the mean is zero if it may well be).
+
+    All entries alike: that value and no variance. Otherwise a mean within four standard errors of
+    zero is taken for zero.
+    """
+    values = tensor.double()
+    first = float(values.flatten()[0])
+    if bool((values == first).all()):
+        return first, 0.0
+    average, variance = float(values.mean()), float(values.var(correction=0))
+    if abs(average) < 4 * (variance / values.numel()) ** 0.5:
+        return 0.0, float(values.square().mean())
+    return average, variance
+
+
+def _variance(tensor: Tensor, fan_in: int) -> float:
+    """Return E[W^2]: of PyTorch's own uniform draw where the entries look like it, else as measured."""
+    values = tensor.double()
+    measured = float(values.square().mean())
+    law = 1 / (3 * fan_in)
+    bound = float(values.abs().max()) <= fan_in**-0.5 * (1 + 1e-6)
+    error = (4 / (5 * tensor.numel())) ** 0.5  # of the mean of u^2, relative, for a uniform u
+    return law if bound and abs(measured / law - 1) < 4 * error else measured
+

@@ -1,0 +1,65 @@
+"""The fixed points at which functions are sampled, and numbers of one dtype and device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+
+class Points:
+    """Sobol points through the normal quantile: the same ones for every pair of samples.
+
+    ``jitter`` is the largest number added to a covariance, relative to its diagonal, so that it had a
+    Cholesky factor; ``error`` the largest standard error of an expectation that was sampled.
+    """
+
+    def __init__(self, count: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.count, self.seed = count, seed
+        self.kind: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.jitter, self.error, self.budget = 0.0, 0.0, 2**28
+        self._drawn: dict[int, Tensor] = {}
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Return zeros of the program's dtype."""
+        return torch.zeros(shape, **self.kind)
+
+    def eye(self, n: int) -> Tensor:
+        """Return the identity."""
+        return torch.eye(n, **self.kind)
+
+    def normal(self, dimensions: int) -> Tensor:
+        """Return standard normal points ``[count, dimensions]``."""
+        if dimensions not in self._drawn:
+            most = SobolEngine.MAXDIM
+            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed)
+            uniform = engine.draw(self.count, dtype=torch.float64)
+            if dimensions > most:
+                generator = torch.Generator().manual_seed(self.seed)
+                more = torch.rand(self.count, dimensions - most, generator=generator, dtype=torch.float64)
+                uniform = torch.cat([uniform, more], 1)
+            half = 0.5 / 2**30
+            points = torch.special.ndtri(uniform.clamp(half, 1 - half))
+            self._drawn[dimensions] = points.to(**self.kind)
+        return self._drawn[dimensions]
+
+    def note(self, blocks: Tensor) -> None:
+        """Keep the largest standard error, from the means over blocks of points (relative to the largest)."""
+        spread = blocks.std(0) / blocks.shape[0] ** 0.5
+        scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
+        self.error = max(self.error, float(spread.max() / scale))
+
+    def factor(self, covariance: Tensor) -> Tensor:
+        """Return lower triangular factors of covariances ``[..., m, m]``, adding as little as it takes."""
+        diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
+        eye = self.eye(covariance.shape[-1])
+        jitter = 4 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
+        tiny = torch.finfo(covariance.dtype).tiny
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + tiny) * eye)
+            if not failed.any() or jitter > 1:
+                self.jitter = max(self.jitter, jitter)
+                return factor
+            jitter *= 10

@@ -1,0 +1,150 @@
+"""A network read as a tensor program: its graph, one operation after the other, in the limit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ntkit.graph import Graph, Network, take
+from ntkit.infinite import attention, conv, elementwise, embedding, linear, norm, pooling, views
+from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
+from ntkit.infinite.laws import Laws
+from ntkit.infinite.pairs import Side
+from ntkit.infinite.rules import RULES, Entry, Reading, known
+from ntkit.infinite.values import Known, Weight, Wide
+
+ROOMS = (attention, conv, elementwise, embedding, linear, norm, pooling, views)  # they register the rules
+
+
+@dataclass(frozen=True)
+class Program:
+    """A tensor program: lines that are inputs, products with weights, linear combinations, functions.
+
+    ``print(program)`` shows each line with the module that it comes from.
+    """
+
+    lines: tuple[Entry, ...]
+    output: Wide
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max((len(line.name) for line in self.lines), default=1)
+        kinds = max((len(line.kind) for line in self.lines), default=1)
+        rows = []
+        for line in self.lines:
+            path = f"   # {line.path}" if line.path else ""
+            rows.append(f"{line.name:>{width}}  {line.kind:<{kinds}}  {line.text}{path}")
+        return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
+
+
+def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
+    """Read a graph as a tensor program."""
+    reading = Reading(laws, graph.paths, net.dtype, source=source)
+    env: dict[fx.Node, Any] = {}
+    env.update(_inputs(net, graph, example, reading))
+    seen: dict[Any, Any] = {}
+    result: Any = None
+    for node in graph.module.graph.nodes:
+        reading.node = node
+        if node.op == "get_attr":
+            env[node] = getattr(graph.module, node.target)
+        elif node.op == "output":
+            result = env[node.args[0][0]]
+        elif node.op == "call_function":
+            args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            key = (node.target, str(spec), tuple(leaf if _plain(leaf) else id(leaf) for leaf in leaves))
+            if key not in seen:
+                seen[key] = (_operation(reading, node.target, args, kwargs), leaves)
+            env[node] = seen[key][0]
+            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+                env[node.args[0]] = env[node]  # pyright: ignore
+    reading.node = None
+    _check_output(reading, result)
+    return Program(tuple(reading.lines), result, tuple(reading.notes))
+
+
+def _plain(leaf: Any) -> bool:
+    return isinstance(leaf, int | float | str | bool | type(None) | torch.dtype | torch.device)
+
+
+def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[fx.Node, Any]:
+    """Return the values of the placeholders: weights, buffers, inputs."""
+    env: dict[fx.Node, Any] = {}
+    weights, buffers = net.weights, net.buffers
+    leaves = pytree.tree_leaves(take(example, slice(0, 1)))
+    place = 0
+    for node in graph.module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        name = graph.weights.get(node)
+        if name in weights:
+            tensor = weights[name].clone(memory_format=torch.contiguous_format)
+            env[node] = Weight(name, tensor, tuple(tensor.shape))
+        elif name is not None:
+            env[node] = buffers[name]
+        else:
+            env[node] = Known(leaves[place], _leaf(place, tuple(leaves[place].shape)))
+            sizes = "x".join(map(str, leaves[place].shape[1:])) or "one number"
+            reading.lines.append(Entry(f"x{place + 1}" if len(leaves) > 1 else "x", "Input", f"data ({sizes})", ""))
+            place += 1
+    return env
+
+
+def _leaf(place: int, shape: tuple[int, ...]) -> Coefficient:
+    def of(side: Side) -> Tensor:
+        return pytree.tree_leaves(side.x)[place].unsqueeze(1)
+
+    return Coefficient(shape, of)
+
+
+def _operation(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
+    leaves = pytree.tree_leaves((args, kwargs))
+    if op is operator.getitem:
+        return args[0][args[1]]
+    if not any(isinstance(leaf, Wide | Weight) for leaf in leaves):
+        if any(isinstance(leaf, Known) for leaf in leaves):
+            return known(op, args, kwargs)
+        return op(*args, **kwargs)
+    if op in RULES:
+        return RULES[op](reading, *args, **kwargs)
+    if torch.Tag.pointwise in getattr(op, "tags", ()) and any(isinstance(leaf, Wide) for leaf in leaves):
+        return elementwise.function(reading, op, args, kwargs)
+    raise reading.refuse("there is no rule for it.")
+
+
+def _check_output(reading: Reading, output: Any) -> None:
+    """Refuse a network whose last line is no product with a weight of its own."""
+    if not isinstance(output, Wide):
+        raise reading.refuse("the network ends in something that no weight of infinite width made.")
+    expressions = walk(*(e for _, e in output.pieces))
+    if not all(e.gaussian for e in expressions) or any(isinstance(e, Gain) for e in expressions):
+        raise reading.refuse(
+            f"the network ends in a nonlinearity ({reading.lines[-1].text.split('   ')[0]}); the last line must be a "
+            f"linear layer. Leave a softmax, sigmoid or norm at the end out, and give ntkit the logits."
+        )
+    last = {e.matrix.name for e in expressions if isinstance(e, Line)}
+    if not last:
+        raise reading.refuse("the network does not end in a linear layer.")
+    inner = [e for line in expressions if isinstance(line, Line) for _, e in line.inputs]
+    seen: dict[Expression, None] = {}
+    while inner:
+        for e in walk(inner.pop()):
+            if e in seen:
+                continue
+            seen[e] = None
+            if isinstance(e, Line):
+                inner += [part for _, part in e.inputs]
+                if e.matrix.name in last:
+                    raise reading.refuse(
+                        f"the read-out weight {e.matrix.name!r} is used elsewhere in the network: function and "
+                        f"gradient are then correlated, and the kernel stays random."
+                    )
+            elif isinstance(e, Vector) and e.name in last:
+                raise reading.refuse(f"the read-out weight {e.name!r} is used elsewhere in the network.")

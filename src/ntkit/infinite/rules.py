@@ -1,0 +1,180 @@
+"""The table of limits: which operations of a graph ntkit knows, and what a rule may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ntkit.errors import NoRuleError, NtkitError
+from ntkit.infinite.expressions import Apply, Coefficient, Expression, Function, Raw, Sum, Vector, walk
+from ntkit.infinite.laws import Laws
+from ntkit.infinite.values import Known, Weight, Wide
+
+Rule = Callable[..., Any]
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*ops: Any) -> Callable[[Rule], Rule]:
+    """Register the limit of some operations.
+
+    The function gets a `Reading` and the arguments of the operation, in which tensors are `Known`,
+    `Weight`, `Wide` or plain tensors, and returns one of those (or a tuple of them).
+    """
+    for op in ops:
+        if not isinstance(op, torch._ops.OpOverload):
+            raise NtkitError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+register_rule = rule
+
+
+@dataclass
+class Entry:
+    """One line of a tensor program, for people."""
+
+    name: str
+    kind: str
+    text: str
+    path: str
+    value: Wide | None = None
+
+
+@dataclass
+class Reading:
+    """A graph that is being read: where we are, and the lines that were written."""
+
+    laws: Laws
+    paths: Mapping[str, str]
+    dtype: torch.dtype
+    node: fx.Node | None = None
+    lines: list[Entry] = field(default_factory=list)
+    names: dict[Any, str] = field(default_factory=dict)
+    uses: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    source: Callable[[fx.Node], str] = lambda node: ""
+
+    @property
+    def path(self) -> str:
+        """The path of the module that the operation belongs to."""
+        return (self.paths.get(self.node.name) or "") if self.node is not None else ""
+
+    def note(self, text: str) -> None:
+        """Add a remark to the program, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def refuse(self, why: str) -> NoRuleError:
+        """Return the error that names the operation, its module and its line in the user's source."""
+        node = self.node
+        where = f"the operation {node.target} ({node.name})" if node is not None else "the network"
+        module = f" in module {self.path!r}" if self.path else ""
+        line = self.source(node) if node is not None else ""
+        return NoRuleError(
+            f"No limit of infinite width is known for {where}{module}{line}: {why} Register a rule with "
+            f"ntkit.infinite.rules.register_rule, or estimate the limit with ntkit.monte_carlo(model, ...)."
+        )
+
+    def write(self, kind: str, text: str, value: Wide, prefix: str = "h") -> Wide:
+        """Write a line of the program and return its value."""
+        name = f"{prefix}{sum(line.name.startswith(prefix) for line in self.lines) + 1}"
+        self.names.update({e: name for _, e in value.pieces})
+        self.lines.append(Entry(name, kind, text, self.path, value))
+        return value
+
+    def name(self, value: Any) -> str:
+        """Return the name of a value in the program."""
+        if isinstance(value, Wide):
+            return " | ".join(self._called(e) for _, e in value.pieces)
+        if isinstance(value, Weight):
+            return value.name
+        if isinstance(value, Known):
+            return "c" if value.moments else "x"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    def _called(self, e: Expression) -> str:
+        while e not in self.names and len(e.parts) == 1:
+            e = e.parts[0]
+        if e in self.names:
+            return self.names[e]
+        if isinstance(e, Sum):
+            return "(" + " + ".join(self._called(t) for t in e.terms) + ")"
+        return e.name if isinstance(e, Vector) else type(e).__name__.lower()
+
+    def bias(self, weight: Any, fan_in: int, positions: int) -> Vector:
+        """Return the bias of a layer as a vector of parameters, the same at all positions."""
+        if not isinstance(weight, Weight) or weight.tensor.ndim != 1:
+            raise self.refuse("its bias is not a parameter with one entry per channel.")
+        self.use(weight.name, "bias")
+        average, law = self.laws.bias(weight, fan_in, self.path)
+        return Vector((1,) * positions, weight.name, rows_of(weight.tensor), average, law)
+
+    def use(self, name: str, how: str) -> None:
+        """Write down how a weight is used; what has no limit together is refused."""
+        before = self.uses.setdefault(name, how)
+        if before != how:
+            raise self.refuse(f"the weight {name!r} is used {before} and {how}: together they have no known limit.")
+
+    def apply(self, function: Function, *arguments: Any) -> Apply:
+        """Return a function of vectors; data may not be among them."""
+        inside = walk(*(a for a in arguments if isinstance(a, Expression)))
+        if any(isinstance(e, Raw) for e in inside):
+            raise self.refuse(
+                "a nonlinear function of numbers that differ from channel to channel has no limit; bring data "
+                "through a linear layer first."
+            )
+        shapes = [a.shape for a in arguments]
+        return Apply(tuple(torch.broadcast_shapes(*shapes)), function, arguments)
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """Return where the entries of a view of a weight lie in it."""
+    offset = torch.tensor(tensor.storage_offset())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offset = offset[..., None] + torch.arange(size) * stride
+    return offset
+
+
+def known(op: Callable[..., Any], arguments: tuple, keywords: dict) -> Any:
+    """Apply an operation to numbers that depend on the sample alone."""
+    leaves, spec = pytree.tree_flatten((arguments, keywords))
+    moments = any(isinstance(leaf, Known) and leaf.moments for leaf in leaves)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Known)]
+
+    def run(*values: Tensor) -> Any:
+        filled = list(leaves)
+        for i, value in zip(places, values, strict=True):
+            filled[i] = value
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return op(*args, **kwargs)
+
+    example = run(*(leaves[i].example for i in places))
+    outs, out_spec = pytree.tree_flatten(example)
+    numbers_of = [leaves[i].numbers for i in places]
+    whole = Coefficient(
+        (), lambda side: torch.vmap(lambda *v: tuple(pytree.tree_leaves(run(*v))))(*_same(side, numbers_of))
+    )
+
+    def part(i: int) -> Known:
+        return Known(outs[i], Coefficient(tuple(outs[i].shape), lambda side: whole.value(side)[i]), moments)
+
+    results = [part(i) if isinstance(out, Tensor) else out for i, out in enumerate(outs)]
+    return pytree.tree_unflatten(results, out_spec)
+
+
+def _same(side: Any, coefficients: list) -> list[Tensor]:
+    values = [c.value(side) for c in coefficients]
+    n = max(v.shape[0] for v in values)
+    return [v.expand(n, *v.shape[1:]) for v in values]
+

@@ -1,0 +1,111 @@
+"""Expectations of local functions of one Gaussian vector by their Hermite series, whatever the function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.duals.hermite import coefficients, contract
+from ntkit.infinite.expressions import Apply, Expression
+from ntkit.infinite.sampling import at_draws, random
+
+if TYPE_CHECKING:
+    from ntkit.infinite.pairs import Need, Pairs, Side, Value
+
+DEGREE = 160
+
+
+def serves(u: Expression) -> bool:
+    """Return whether a function is local, of at most one vector that is random."""
+    return isinstance(u, Apply) and u.local and sum(map(random, u.basis)) <= 1
+
+
+def mean(side: Side, u: Apply) -> Tensor:
+    """Return E[u], ``[n, *shape]``."""
+    return _coefficients(side, u)[u][..., 0]
+
+
+def slopes(side: Side, u: Apply) -> dict[Expression, Tensor]:
+    """Return E[d u / d b] for each vector b of the basis."""
+    return {b: c[..., 0] for b, c in _coefficients(side, u).items() if b is not u}
+
+
+def product(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Tensor:
+    """Return E[u v'] = sum_k a_k a_k' rho^k."""
+    a, b = _coefficients(pairs.left, u)[u], _coefficients(pairs.right, v)[v]
+    return _contract(pairs, u, v, a, b, need, u is v)
+
+
+def tangent(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Value:
+    """Return sum_ij E[d_i u d_j v'] Theta(g_i, g_j')."""
+    first, second = _coefficients(pairs.left, u), _coefficients(pairs.right, v)
+    total = None
+    for a in u.basis:
+        for b in v.basis:
+            theta = pairs.tangent(a, b, need)
+            if theta is not None and a in first and b in second:
+                value = _contract(pairs, u, v, first[a], second[b], need, a is b) * theta
+                total = value if total is None else total + value
+    return total
+
+
+def _contract(pairs: Pairs, u: Apply, v: Apply, a: Tensor, b: Tensor, need: Need, same: bool) -> Tensor:
+    positions = (len(u.shape), len(v.shape))
+    first, second = _lift(pairs, a, "left", need, positions[1]), _lift(pairs, b, "right", need, positions[0])
+    rho = _correlation(pairs, u, v, need)
+    value = contract(first[..., :-1], second[..., :-1], rho)
+    if same:
+        value = value + first[..., -1] * second[..., -1] * rho ** (DEGREE + 1)
+    return value
+
+
+def _lift(pairs: Pairs, c: Tensor, side: str, need: Need, other: int) -> Tensor:
+    lifted = [pairs.lift(part, side, need, other) for part in c.unbind(-1)]  # pyright: ignore
+    return torch.stack(lifted, -1)
+
+
+def _random(u: Apply) -> Expression | None:
+    return next((b for b in u.basis if random(b)), None)
+
+
+def _correlation(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Tensor:
+    a, b = _random(u), _random(v)
+    value = None if a is None or b is None else pairs.covariance(a, b, need)
+    if a is None or b is None or value is None:
+        return pairs.left.points.zeros(*(1 for _ in pairs.batch), *(1 for _ in (*u.shape, *v.shape)))
+    one = pairs.lift(pairs.left.variance(a), "left", need, len(v.shape))
+    two = pairs.lift(pairs.right.variance(b), "right", need, len(u.shape))
+    scale = (one * two).clamp(min=torch.finfo(value.dtype).tiny).rsqrt()
+    return (value * scale).clamp(-1, 1)
+
+
+def _coefficients(side: Side, u: Apply) -> dict[Expression, Tensor]:
+    """Return Hermite coefficients ``[n, *shape, DEGREE + 2]`` of u and its derivatives, the rest's norm last."""
+    return side.remember(("hermite", u), lambda: _make(side, u))
+
+
+def _make(side: Side, u: Apply) -> dict[Expression, Tensor]:
+    g = _random(u)
+    shape = (side.n, *u.shape)
+    variance = side.points.zeros(*shape) if g is None else side.variance(g).expand(shape)
+    average = None if g is None else side.mean(g)
+    found: dict[Expression, Tensor] = {}
+    for key in (u, *u.basis):
+
+        def at(z: Tensor, key: Expression = key) -> Tensor:
+            grid = z.movedim(-1, 0)
+            drawn = {b: grid if random(b) else grid.new_full((), b.average).expand(grid.shape) for b in u.basis}  # pyright: ignore
+            if g is not None and average is not None:
+                drawn[g] = grid + average
+            at = at_draws(u, drawn, lambda value: value, side, derive=key is not u)
+            value = at.value if key is u else at.slopes.get(key)
+            value = torch.zeros_like(grid) if value is None else value.expand(grid.shape)
+            return value.movedim(0, -1)
+
+        a = coefficients(at, variance, DEGREE)
+        square = coefficients(lambda z, at=at: at(z) ** 2, variance, 0)[..., 0]
+        rest = (square - a.square().sum(-1)).clamp(min=0).sqrt()
+        found[key] = torch.cat([a, rest[..., None]], -1)
+    return found
