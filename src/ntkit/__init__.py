@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import linearize as linearize
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
+    from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.training.account import Account as Account
@@ -30,6 +31,7 @@ _ROOMS = {
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",
+    "dual": "ntkit.infinite.duals.of",
     "infinite_width": "ntkit.infinite.limit",
     "linearize": "ntkit.finite.linearize",
     "monte_carlo": "ntkit.infinite.monte_carlo",

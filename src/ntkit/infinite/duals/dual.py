@@ -1,0 +1,197 @@
+"""What the dual of a function is: its expectations under two correlated Gaussians; the table of duals."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.infinite.duals.correlation import root
+from ntkit.infinite.duals.hermite import coefficients, contract
+
+
+class Dual(ABC):
+    """The expectations of a function phi of one variable under (u, v) ~ N(0, [[var1, cov], [cov, var2]]).
+
+    ``dual(cov, var1, var2)`` checks its input and returns E[phi(u) phi(v)] and E[phi'(u) phi'(v)]; the
+    methods below take tensors that broadcast together, in float32 or float64, and check nothing.
+
+    ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``. ``traceable`` says
+    that the methods are plain tensor operations, which ``make_fx`` and ``torch.compile`` can follow.
+    Where phi jumps, phi' is the derivative that autograd takes: it does not see the jump.
+    """
+
+    how: str = "closed form"
+    traceable: bool = True
+    kinks: tuple[float, ...] = ()
+
+    @abstractmethod
+    def phi(self, x: Tensor) -> Tensor:
+        """Return the function itself, element by element."""
+
+    @abstractmethod
+    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[phi(u) phi(v)]."""
+
+    @abstractmethod
+    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[phi'(u) phi'(v)]; where phi does not jump, the derivative of the value by ``cov``."""
+
+    def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and slope, sharing work."""
+        return self.value(cov, var1, var2), self.slope(cov, var1, var2)
+
+    def radial(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[u phi'(u) v phi'(v)], the mixed derivative of E[phi(x u) phi(y v)] at x = y = 1."""
+        one = torch.ones((), dtype=cov.dtype, device=cov.device)
+
+        def by_second(x: Tensor) -> Tensor:
+            scaled = lambda y: self.value(x * y * cov, x * x * var1, y * y * var2)  # noqa: E731
+            return torch.func.jvp(scaled, (one,), (one,))[1]
+
+        return torch.func.jvp(by_second, (one,), (one,))[1]
+
+    @abstractmethod
+    def mean(self, var: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
+
+    @abstractmethod
+    def gain(self, var: Tensor) -> Tensor:
+        """Return E[u phi(u)] / var = E[phi'(u)], jumps included: E[phi(u) w] = gain(var) cov(u, w)."""
+
+    def mean_slope(self, var: Tensor) -> Tensor:
+        """Return E[phi'(u)] for the derivative that autograd takes: the gain, less the jumps of phi."""
+        return self.gain(var)
+
+    def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return E[phi(u) psi(v)] and E[phi'(u) psi'(v)] with another function, where a formula is known."""
+        return None
+
+    def square(self, var: Tensor) -> Tensor:
+        """Return E[phi(u)^2], the value at correlation one."""
+        return self.value(var, var, var)
+
+    def hermite(self, degree: int, var: float | Tensor = 1.0) -> Tensor:
+        """Return a_k = E[phi(sqrt(var) z) he_k(z) / sqrt(k!)], k = 0..degree, for a standard normal z.
+
+        Then E[phi(u) phi(v)] = sum_k a_k b_k rho^k (Daniely et al. 2016; 3 Lemma III.3.1).
+        """
+        return coefficients(self.phi, torch.as_tensor(var, dtype=torch.float64), degree, self.kinks)
+
+    def __call__(self, cov: Any, var1: Any, var2: Any) -> tuple[Tensor, Tensor]:
+        """Return (E[phi(u) phi(v)], E[phi'(u) phi'(v)]) after checking that the three are covariances.
+
+        Takes floats, arrays or tensors that broadcast together; plain numbers count as float64. Raises
+        NtkitError for what is not finite, a negative variance, abs(cov) > sqrt(var1 var2).
+        """
+        return self.both(*_checked(cov, var1, var2))
+
+
+def cross(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+    """Return E[phi(u) psi(v)] of two functions: exact within a family, else by their Hermite series."""
+    exact = first.crossed(second, cov, var1, var2)
+    return _series(first.hermite, second.hermite, cov, var1, var2) if exact is None else exact[0]
+
+
+def cross_slope(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+    """Return E[phi'(u) psi'(v)] of two functions: exact within a family, else by their Hermite series.
+
+    The series is that of the values, differentiated: it takes neither function to have jumps.
+    """
+    exact = first.crossed(second, cov, var1, var2)
+    if exact is not None:
+        return exact[1]
+    return _series(_derived(first), _derived(second), cov, var1, var2)
+
+
+_DEGREE = 256
+
+
+def _series(first: Callable, second: Callable, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+    a, b = (of(_DEGREE, var).to(cov.dtype) for of, var in ((first, var1), (second, var2)))
+    rho = cov / root(var1 * var2).clamp(min=torch.finfo(cov.dtype).tiny)
+    return contract(a, b, rho.clamp(-1, 1))
+
+
+def _derived(dual: Dual) -> Callable[[int, Tensor], Tensor]:
+    """Return the Hermite coefficients of phi': a'_k = sqrt(k + 1) a_{k + 1} / sqrt(var)."""
+
+    def hermite(degree: int, var: Tensor) -> Tensor:
+        orders = torch.arange(1, degree + 2, dtype=torch.float64, device=var.device)
+        rest = dual.hermite(degree + 1, var)[..., 1:] * orders.sqrt()
+        safe = torch.where(var > 0, var, 1.0).double()
+        slopes = rest / safe.sqrt()[..., None]
+        at_zero = dual.mean_slope(torch.zeros_like(var)).double()[..., None] * (orders == 1)
+        return torch.where((var > 0)[..., None], slopes, at_zero)
+
+    return hermite
+
+
+RULES: dict[Any, Callable[..., Dual | None]] = {}
+
+
+def rule(*ops: Any) -> Callable[[Callable[..., Dual | None]], Callable[..., Dual | None]]:
+    """Register a function from an operation's arguments to the dual of what it computes."""
+
+    def register(make: Callable[..., Dual | None]) -> Callable[..., Dual | None]:
+        RULES.update(dict.fromkeys(ops, make))
+        return make
+
+    return register
+
+
+def find(op: Any, args: tuple, kwargs: dict[str, Any]) -> Dual | None:
+    """Return the dual of an ATen operation with arguments after its tensor, or None if there is none.
+
+    Equal operations with equal arguments get the same object.
+    """
+    if op not in RULES or not all(isinstance(a, float | int | str | None) for a in (*args, *kwargs.values())):
+        return None
+    return _made(op, args, tuple(sorted(kwargs.items())))
+
+
+@cache
+def _made(op: Any, args: tuple, kwargs: tuple) -> Dual | None:
+    return RULES[op](*args, **dict(kwargs))
+
+
+def _checked(*given: Any) -> list[Tensor]:
+    """Return three tensors of one floating dtype and shape that are covariances, or refuse."""
+    tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in given]
+    arrays = [t.dtype for t, x in zip(tensors, given, strict=True) if not isinstance(x, float | int)]
+    dtypes = [d for d in arrays if d.is_floating_point] or [torch.float64]
+    dtype = max(dtypes, key=lambda d: torch.finfo(d).bits)
+    if dtype not in (torch.float32, torch.float64):
+        raise NtkitError(f"Covariances must be float32 or float64, not {dtype}.")
+    tensors = [
+        torch.tensor(x, dtype=dtype) if isinstance(x, float | int) else t.to(dtype)
+        for t, x in zip(tensors, given, strict=True)
+    ]
+    try:
+        cov, var1, var2 = torch.broadcast_tensors(*tensors)
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise NtkitError(f"cov, var1 and var2 have shapes {shapes}, which do not broadcast.") from error
+    for name, x in (("cov", cov), ("var1", var1), ("var2", var2)):
+        if not torch.isfinite(x).all():
+            raise NtkitError(
+                f"{name} must be finite; {int((~torch.isfinite(x)).sum())} entries are NaN or inf."
+            )
+        if name != "cov" and (x < 0).any():
+            raise NtkitError(
+                f"{name} is a variance and must be >= 0; its smallest entry is {float(x.min()):.6g}."
+            )
+    bound = (var1.sqrt() * var2.sqrt()).detach()
+    excess = cov.detach().abs() - bound * (1 + 64 * torch.finfo(dtype).eps)
+    if (excess > 0).any():
+        at = int(excess.argmax())
+        raise NtkitError(
+            f"abs(cov) must not exceed sqrt(var1 var2); cov is {float(cov.flatten()[at]):.9g} where "
+            f"sqrt(var1 var2) is {float(bound.flatten()[at]):.9g}."
+        )
+    return [cov, var1, var2]
