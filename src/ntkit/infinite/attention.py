@@ -7,15 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import Apply, Expression, Function, Inner, Line, Scaled, walk
+from ntkit.infinite.expressions import (
+    Apply,
+    Coefficient,
+    Expression,
+    Function,
+    Inner,
+    Mixed,
+    Scaled,
+    reshaped,
+    sources,
+)
 from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Wide
-from ntkit.infinite.views import single
+from ntkit.infinite.values import Known, Wide, numbers
+from ntkit.infinite.views import refactored, single
 
 aten = torch.ops.aten
 
 
-def between(read: Reading, a: Any, b: Any) -> Wide:
+def between(read: Reading, a: Any, b: Any) -> Any:
     """A product of two vectors, or of numbers and a vector along positions."""
     if isinstance(a, Wide) and isinstance(b, Wide):
         a, b = a.canonical(), b.canonical()
@@ -24,10 +34,12 @@ def between(read: Reading, a: Any, b: Any) -> Wide:
             return scores(read, a, b)
         if all(x >= 0 for x in (*inner_a, *inner_b)):
             return weighed(read, a, b)
+    if isinstance(a, Known | Tensor) and isinstance(b, Wide):
+        return mixed(read, numbers(a), b.canonical())  # pyright: ignore
     raise read.refuse("a product of this kind of values.")
 
 
-def scores(read: Reading, q: Wide, k: Wide) -> Wide:
+def scores(read: Reading, q: Wide, k: Wide) -> Any:
     """Q K^T: a G-variable of a head, where the heads are many."""
     first, a = _rows(read, q, len(q.dims) - 2)
     second, b = _rows(read, k, len(k.dims) - 1)
@@ -35,13 +47,16 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide:
     heads = tuple(s for s, place in zip(q.channels, _places(q), strict=True) if place != len(q.dims) - 1)
     u, constant_u = _unscaled(first)
     v, constant_v = _unscaled(second)
-    lines = {e.matrix.name + str(e.rows.tolist()) for e in walk(u) if isinstance(e, Line)}
-    others = {e.matrix.name + str(e.rows.tolist()) for e in walk(v) if isinstance(e, Line)}
-    if lines & others or not (u.centered and v.centered):
-        raise read.refuse("scores of queries and keys that are not independent diverge (or average) with the width.")
+    constant = constant_u * constant_v
+    averages = abs(constant) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
+    if averages:
+        return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
+    if sources(u) & sources(v) or not (u.centered and v.centered):
+        raise read.refuse(
+            "scores of queries and keys that are not independent diverge with the width under a scale of 1/sqrt(d); "
+            "scale them by 1/d."
+        )
     shape = (a, b)
-    from ntkit.infinite.expressions import reshaped
-
     inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
     dims: list[tuple[int, ...]] = [() for _ in q.dims]
     dims[-2], dims[-1] = (0,), (1,)
@@ -55,6 +70,44 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide:
     read.note("Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random.")
     wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
     return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
+
+
+def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, factor: float) -> Known:
+    """Return scores under a scale of 1/d: the numbers factor E[q k]."""
+    sizes = (*q.sizes[:-1], k.sizes[-1])
+
+    def of(side: Any) -> Tensor:
+        value = side.own.moment(u, v, "equal")
+        value = side.points.zeros(1, 1, 1) if value is None else factor * value
+        value = value.expand(side.n, u.shape[0], v.shape[1])
+        return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)
+
+    read.note("Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows (Hron et al. 2020).")
+    example = torch.zeros(sizes, dtype=read.dtype)
+    return Known(example, Coefficient(sizes, of), moments=True)
+
+
+def mixed(read: Reading, weights: Known, v: Wide) -> Wide:
+    """A V for numbers A of the sample: attention with fixed scores, a graph's adjacency matrix."""
+    if any(x < 0 for x in v.dims[-2]):
+        raise read.refuse("it mixes channels by numbers of the sample.")
+    value, n = _rows(read, v, len(v.dims) - 2)
+    sizes = tuple(weights.example.shape)
+    t = sizes[-2]
+
+    def of(side: Any) -> Tensor:
+        full = weights.numbers.value(side)
+        index = [0] * (full.ndim - 3)
+        return full[(slice(None), *index)]
+
+    if any(s != 1 for s in sizes[:-2]) and not weights.moments:
+        raise read.refuse("it mixes positions by several matrices.")
+    e = Mixed((t,), Coefficient((t, n), of), value)
+    dims = [tuple(x for x in d if x < 0) for d in v.dims]
+    dims[-2] = (0,)
+    wide = Wide(((v.pieces[0][0], e),), (t,), v.channels, tuple(dims))
+    wide = read.write("LinComb", f"{read.name(weights)} {read.name(v)}   (positions mixed)", wide)
+    return refactored(read, wide, wide.sizes)
 
 
 def _places(w: Wide) -> list[int]:
@@ -95,8 +148,6 @@ def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
     dims = [tuple(x for x in d if x < 0) for d in values.dims]
     dims[-2] = (0,)
     wide = Wide(((values.pieces[0][0], e),), shape, values.channels, tuple(dims))
-    from ntkit.infinite.views import refactored
-
     wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [sampling]", wide)
     return refactored(read, wide, wide.sizes)
 

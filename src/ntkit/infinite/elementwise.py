@@ -339,3 +339,34 @@ def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
     e = value.only
     text = f"{name}({', '.join(read.name(args[i]) for i in places)}{', ' + detail if detail else ''})"
     return read.write("Nonlin", f"{text}   [{how(e) if isinstance(e, Apply) else ''}]", value)
+
+
+@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(read: Reading, a: Wide, mask: Any, value: Any) -> Wide:
+    """Numbers in place of some positions."""
+    return function(read, aten.masked_fill.Scalar, (a, mask, float(value)), {})
+
+
+@rule(aten.glu.default)
+def glu(read: Reading, a: Wide, dim: int = -1) -> Wide:
+    """The first half of the channels times the sigmoid of the second."""
+    from ntkit.infinite.views import chunk
+
+    first, second = chunk(read, a, 2, dim)
+    return mul(read, first, function(read, aten.sigmoid.default, (second,), {}))
+
+
+@rule(aten.prelu.default)
+def prelu(read: Reading, a: Wide, slopes: Any) -> Wide:
+    """relu(h) - slope relu(-h), a slope for each channel."""
+    if not isinstance(slopes, Weight):
+        raise read.refuse("its slopes are no parameter of the model as it is.")
+    rank = len(a.dims)
+    slopes = Weight(slopes.name, slopes.tensor.reshape(-1, *(1 for _ in range(rank - 2))), slopes.shape, slopes.factor)
+    f = Function("relu", torch.relu, find(aten.relu.default, (), {}))
+
+    def of(h: Any, s: Any) -> Expression:
+        below = times(read, read.apply(f, scale(h, -1)), s)
+        return total(read.apply(f, h), scale(below, -1))
+
+    return read.write("Nonlin", f"prelu({read.name(a)}, {slopes.name})", combine(read, [a, slopes], of))

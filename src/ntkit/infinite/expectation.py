@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkit.errors import NoRuleError
 from ntkit.infinite import sampling, series
 from ntkit.infinite.duals.dual import Dual, cross
-from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector
+from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector, sources
 
 if TYPE_CHECKING:
     from ntkit.infinite.pairs import Need, Pairs, Side, Value
@@ -46,7 +46,19 @@ def gain_of(argument: Expression) -> Gain | None:
 def how(u: Apply) -> str:
     """Return how expectations of a function are taken, for people."""
     dual = closed(u)
+    if dual is None and u.factors is not None:
+        return "product of independent factors"
     return dual.how if dual is not None else "Hermite series" if series.serves(u) else "sampling"
+
+
+def _factors(u: Apply, v: Apply) -> tuple[Expression, Expression, Expression, Expression] | None:
+    """Return the factors of two products where those of one and of the other sort are independent."""
+    if u.factors is None or v.factors is None:
+        return None
+    (a, b), (c, d) = u.factors, v.factors
+    if (sources(a) | sources(c)) & (sources(b) | sources(d)):
+        c, d = d, c
+    return None if (sources(a) | sources(c)) & (sources(b) | sources(d)) else (a, b, c, d)
 
 
 def mean(side: Side, u: Apply) -> Tensor:
@@ -54,6 +66,10 @@ def mean(side: Side, u: Apply) -> Tensor:
     dual = closed(u)
     if dual is not None:
         return dual.mean(side.variance(u.arguments[0]))  # pyright: ignore
+    if u.factors is not None:
+        first, second = map(side.mean, u.factors)
+        none = side.points.zeros(1, *(1 for _ in u.shape))
+        return none if first is None or second is None else first * second
     return series.mean(side, u) if series.serves(u) else sampling.mean(side, u)
 
 
@@ -63,6 +79,10 @@ def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
         return _stein(pairs, u, v, need, pairs.covariance, pairs.means(u, v, need))
     if all(pairs.covariance(a, b, need) is None for a in u.basis for b in v.basis):
         return pairs.means(u, v, need)
+    parts = _factors(u, v)
+    if parts is not None:
+        a, b = pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need)
+        return None if a is None or b is None else a * b
     first, second = closed(u), closed(v)
     if first is not None and second is not None:
         moments = _arguments(pairs, u, v, need)
@@ -81,6 +101,12 @@ def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
     first = closed(u)
     if first is not None and first is closed(v):
         return _closed_tangent(pairs, u, v, need, first)
+    parts = _factors(u, v)
+    if parts is not None:
+        a, b, c, d = parts
+        terms = ((pairs.tangent(a, c, need), pairs.moment(b, d, need)), (pairs.moment(a, c, need), pairs.tangent(b, d, need)))
+        found = [x * y for x, y in terms if x is not None and y is not None]
+        return sum(found[1:], found[0]) if found else None
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
     if series.serves(u) and series.serves(v):
@@ -134,23 +160,28 @@ def _stein(pairs: Pairs, u: Expression, v: Expression, need: Need, of: object, f
     function_is_left = isinstance(u, Apply)
     h, g = (u, v) if function_is_left else (v, u)
     assert isinstance(h, Apply)
+    moments = of == pairs.covariance
     if g.gains or not h.local:
-        which = sampling.product if of == pairs.covariance else sampling.tangent
+        which = sampling.product if moments else sampling.tangent
         return which(pairs, u, v, need)
     side = pairs.left if function_is_left else pairs.right
     total = first
     for b in h.basis:
         value = of(b, g, need) if function_is_left else of(g, b, need)  # pyright: ignore
         if value is not None:
-            gain = pairs.lift(slope(side, h, b), "left" if function_is_left else "right", need, len(g.shape))
+            gain = pairs.lift(slope(side, h, b, moments), "left" if function_is_left else "right", need, len(g.shape))
             total = gain * value if total is None else total + gain * value
     return total
 
 
-def slope(side: Side, u: Apply, b: Expression) -> Tensor:
-    """Return E[d u / d b] for one of the vectors that a function depends on."""
+def slope(side: Side, u: Apply, b: Expression, jumps: bool) -> Tensor:
+    """Return E[d u / d b] for one of the vectors that a function depends on, with or without its jumps.
+
+    Covariances see a jump (Stein), gradients do not: autograd takes the derivative of a step for zero.
+    """
     dual = closed(u)
     if dual is not None and u.arguments[0] is b:
-        return side.remember(("slope", u, b), lambda: dual.gain(side.variance(b)))
+        of = dual.gain if jumps else dual.mean_slope
+        return side.remember(("slope", u, jumps), lambda: of(side.variance(b)))
     of = series.slopes if series.serves(u) else sampling.slopes
-    return side.remember(("slopes", u), lambda: of(side, u))[b]
+    return side.remember(("slopes", u, jumps), lambda: of(side, u, jumps))[b]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +223,36 @@ class Moved(Expression):
 
 
 @dataclass(frozen=True, eq=False)
+class Mixed(Expression):
+    """A vector whose positions are summed with weights of the sample: ``[n, t, s]`` for its last axis s."""
+
+    weights: Coefficient
+    inner: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The vector."""
+        return (self.inner,)
+
+    @cached_property
+    def gaussian(self) -> bool:
+        """As Gaussian as the vector."""
+        return self.inner.gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class Stopped(Expression):
+    """A G-variable behind a ``detach``: it keeps its covariance, no gradient goes through it."""
+
+    inner: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The vector."""
+        return (self.inner,)
+
+
+@dataclass(frozen=True, eq=False)
 class Gain(Expression):
     """A vector times a vector of parameters that are all equal at the start (the scale of a norm)."""
 
@@ -294,7 +324,17 @@ class Apply(Expression):
     def local(self) -> bool:
         """Whether a position depends on the same position of the basis only."""
         inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
-        return all(e.function.local if isinstance(e, Apply) else not isinstance(e, Moved) for e in inside)
+        return all(e.function.local if isinstance(e, Apply) else not isinstance(e, Moved | Mixed) for e in inside)
+
+    @cached_property
+    def factors(self) -> tuple[Expression, Expression] | None:
+        """The factors of a product of two vectors that are independent."""
+        if self.function.name != "mul" or len(self.arguments) != 2:
+            return None
+        a, b = self.arguments
+        if not isinstance(a, Expression) or not isinstance(b, Expression) or sources(a) & sources(b):
+            return None
+        return a, b
 
 
 def _basis(u: Expression) -> tuple[Expression, ...]:
@@ -303,6 +343,39 @@ def _basis(u: Expression) -> tuple[Expression, ...]:
     if isinstance(u, Vector) or (u.gaussian and not u.gains):
         return (u,)
     return tuple(dict.fromkeys(b for part in u.parts for b in _basis(part)))
+
+
+def sources(u: Expression) -> frozenset:
+    """Return which coordinates of which weights a vector is made of; vectors without a common one are independent."""
+    found: set[tuple] = set()
+    for e in walk(u):
+        if isinstance(e, Line):
+            found.add((e.matrix.name, tuple(e.rows.flatten().tolist())))
+        elif isinstance(e, Vector):
+            found.add((e.name, tuple(e.rows.flatten().tolist())))
+        elif isinstance(e, Inner):
+            found |= sources(e.left) | sources(e.right)
+    return frozenset(found)
+
+
+def stopped(u: Expression) -> Expression:
+    """Return a vector through which no gradient goes."""
+    known = u.__dict__.setdefault("stopped", [])
+    if not known:
+        known.append(_stopped(u))
+    return known[0]
+
+
+def _stopped(u: Expression) -> Expression:
+    if isinstance(u, Sum):
+        return replace(u, terms=tuple(map(stopped, u.terms)))
+    if isinstance(u, Scaled | Moved | Mixed):
+        return replace(u, inner=stopped(u.inner))
+    if isinstance(u, Gain):
+        return Scaled(u.shape, u.vector.average, stopped(u.inner))
+    if isinstance(u, Apply):
+        return replace(u, arguments=tuple(stopped(a) if isinstance(a, Expression) else a for a in u.arguments))
+    return u if isinstance(u, Raw | Offset | Stopped) else Stopped(u.shape, u)
 
 
 def walk(*roots: Expression, below: Callable[[Expression], bool] = lambda _: True) -> list[Expression]:

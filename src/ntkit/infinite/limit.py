@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from ntkit.errors import NtkitError
 from ntkit.finite.parametrize import Sigma
 from ntkit.graph import as_inputs, network, refuse_stateful, trace
-from ntkit.infinite import tiles
 from ntkit.infinite.laws import Laws
 from ntkit.infinite.points import Points
 from ntkit.infinite.program import Program, read
+from ntkit.infinite.tiles import Tiles
 from ntkit.kernel import Kernel
 from ntkit.network import Network, take
 
@@ -31,7 +31,7 @@ class Limit:
         with torch.no_grad():
             graph = trace(net, example)
             self.program: Program = read(net, graph, example, laws, _source)
-        self.tiles = tiles.Tiles(self.program, net, points, memory, compile)
+        self.tiles = Tiles(self.program.output, points, memory, compile)
         settings = {
             "model": net.module,
             "example": example,
@@ -53,7 +53,7 @@ class Limit:
         found = []
         for line in self.program.lines:
             if line.value is not None:
-                found.append((line.name, self.tiles.of(line.value)))
+                found.append((line.name, Tiles(line.value, self.points, self.memory, self.compile)))
         return found
 
     def __repr__(self) -> str:
@@ -110,11 +110,11 @@ class LimitKernel(Kernel):
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
         second = None if x2 is None or x2 is x1 else as_inputs(x2, net, "x2")
-        return self.limit.tiles(self.kind, self._checked(first), self._checked(second))
+        return self.limit.tiles(self.kind == "ntk", self._checked(first), self._checked(second))[-1]
 
     def diag(self, x: Any) -> Tensor:
         """Return the kernel of each sample with itself, ``[n]``."""
-        return self.limit.tiles.diagonal(self.kind, self._checked(as_inputs(x, self.limit.net)))
+        return self.limit.tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
 
     def _checked(self, x: Any) -> Any:
         if x is None:

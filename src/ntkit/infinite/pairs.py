@@ -17,11 +17,13 @@ from ntkit.infinite.expressions import (
     Gain,
     Inner,
     Line,
+    Mixed,
     Moved,
     Offset,
     Raw,
     Scaled,
     Shape,
+    Stopped,
     Sum,
     Vector,
     broadcast,
@@ -31,7 +33,7 @@ from ntkit.infinite.points import Points
 Value = Tensor | None  # None is an exact zero
 Need = Literal["equal", "all"]  # [*batch, *shape] at equal positions, [*batch, *shape, *shape] for all pairs
 
-COMPOUND = (Sum, Scaled, Moved)
+COMPOUND = (Sum, Scaled, Moved, Mixed)
 
 
 class Side:
@@ -83,6 +85,13 @@ class Side:
             case Moved():
                 inner = self.mean(u.inner)
                 return None if inner is None else u.move.apply(inner)
+            case Mixed():
+                inner = self.mean(u.inner)
+                if inner is None:
+                    return None
+                return _mixed(u.weights.value(self), inner.expand(*inner.shape[:1], *u.inner.shape))
+            case Stopped():
+                return self.mean(u.inner)
             case Apply():
                 return expectation.mean(self, u)
         raise AssertionError(u)
@@ -94,6 +103,13 @@ class Pairs:
     def __init__(self, left: Side, right: Side, outer: bool) -> None:
         self.left, self.right, self.outer = left, right, outer
         self._memo: dict[Any, Any] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What the values made so far hold in memory."""
+        own = [side._memo["own"]._memo for side in (self.left, self.right) if "own" in side._memo]
+        held = [v for memo in (self._memo, *own) for v in memo.values() if isinstance(v, Tensor)]
+        return max(1, sum(v.numel() * v.element_size() for v in held))
 
     @property
     def batch(self) -> Shape:
@@ -125,6 +141,7 @@ class Pairs:
 
     def covariance(self, u: Expression, v: Expression, need: Need) -> Value:
         """Return Cov[u, v']."""
+        u, v = _varying(u), _varying(v)
         moment = self.moment(u, v, need)
         if moment is None or u.centered or v.centered:
             return moment
@@ -149,6 +166,10 @@ class Pairs:
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return self._bilinear(self.moment, u, v, need)
         match u, v:
+            case Stopped(), _:
+                return self.moment(u.inner, v, need)
+            case _, Stopped():
+                return self.moment(u, v.inner, need)
             case Gain(), _:
                 return times(self.moment(u.inner, v, need), u.vector.average)
             case _, Gain():
@@ -172,7 +193,7 @@ class Pairs:
         return self.means(u, v, need)
 
     def _tangent(self, u: Expression, v: Expression, need: Need) -> Value:
-        if isinstance(u, Offset | Raw) or isinstance(v, Offset | Raw):
+        if isinstance(u, Offset | Raw | Stopped) or isinstance(v, Offset | Raw | Stopped):
             return None
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return self._bilinear(self.tangent, u, v, need)
@@ -216,6 +237,27 @@ class Pairs:
             case _, Moved():
                 inner = of(u, v.inner, "all")
                 return None if inner is None else v.move.apply(inner)
+            case (Mixed(), _) | (_, Mixed()) if need == "equal":
+                whole = of(u, v, "all")
+                return None if whole is None else at_equal(whole, u.shape, v.shape)
+            case Mixed(), _:
+                inner = of(u.inner, v, "all")
+                if inner is None:
+                    return None
+                inner = inner.expand(*inner.shape[: inner.ndim - 1 - len(v.shape)], *u.inner.shape, *inner.shape[inner.ndim - len(v.shape) :])
+                weights = self.lift(u.weights.value(self.left), "left", "all", len(v.shape) - 1)
+                flat = inner.flatten(len(self.batch) + 1)
+                mixed = weights.reshape(*weights.shape[: len(self.batch)], *u.weights.shape) @ flat
+                return mixed.reshape(*mixed.shape[:-1], *inner.shape[len(self.batch) + 1 :])
+            case _, Mixed():
+                inner = of(u, v.inner, "all")
+                if inner is None:
+                    return None
+                inner = inner.expand(*inner.shape[:-1], *v.inner.shape)
+                weights = self.lift(v.weights.value(self.right), "right", "all", 0)
+                flat = inner.flatten(len(self.batch), -2)
+                mixed = flat @ weights.mT
+                return mixed.reshape(*mixed.shape[: len(self.batch)], *inner.shape[len(self.batch) : -1], mixed.shape[-1])
             case Sum(), _:
                 return add(of(term, v, need) for term in u.terms)
             case _, Sum():
@@ -268,6 +310,20 @@ class Pairs:
         else:
             block = torch.einsum(f"i...c,{other}...c->i{other.strip('i')}...", a, b)
         return block / a.shape[-1]
+
+
+def _mixed(weights: Tensor, t: Tensor) -> Tensor:
+    return (weights @ t.unsqueeze(-1)).squeeze(-1)
+
+
+def _varying(u: Expression) -> Expression:
+    """Return a vector without the numbers in its sum, whose covariance is the same."""
+    if not isinstance(u, Sum) or not any(isinstance(t, Offset) for t in u.terms):
+        return u
+    known = u.__dict__.setdefault("varying", [])
+    if not known:
+        known.append(Sum(u.shape, tuple(t for t in u.terms if not isinstance(t, Offset))))
+    return known[0]
 
 
 def same_rows(a: Tensor, b: Tensor, name: str) -> bool:

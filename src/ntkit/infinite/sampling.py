@@ -21,10 +21,12 @@ from ntkit.infinite.expressions import (
     Coefficient,
     Expression,
     Gain,
+    Mixed,
     Moved,
     Offset,
     Scaled,
     Shape,
+    Stopped,
     Sum,
     Vector,
 )
@@ -59,6 +61,11 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                     done[e] = of(e.vector) * of(e.inner)
                 case Moved():
                     done[e] = e.move.apply(of(e.inner))
+                case Mixed():
+                    weights, inner = lift(e.weights.value(side)), of(e.inner)
+                    done[e] = (weights @ inner.unsqueeze(-1)).squeeze(-1)
+                case Stopped():
+                    done[e] = of(e.inner).detach()
                 case Offset():
                     done[e] = lift(e.coefficient.value(side))
                 case Apply():
@@ -328,7 +335,7 @@ def mean(side: Side, u: Apply) -> Tensor:
     return _alone(side, u, False)[u]
 
 
-def slopes(side: Side, u: Apply) -> dict[Expression, Tensor]:
+def slopes(side: Side, u: Apply, _: bool) -> dict[Expression, Tensor]:
     """Return E[d u / d b] for the vectors b that a function depends on, at the same position."""
     return _alone(side, u, True)
 

@@ -27,9 +27,15 @@ def mean(side: Side, u: Apply) -> Tensor:
     return _coefficients(side, u)[u][..., 0]
 
 
-def slopes(side: Side, u: Apply) -> dict[Expression, Tensor]:
-    """Return E[d u / d b] for each vector b of the basis."""
-    return {b: c[..., 0] for b, c in _coefficients(side, u).items() if b is not u}
+def slopes(side: Side, u: Apply, jumps: bool) -> dict[Expression, Tensor]:
+    """Return E[d u / d b] for each vector b of the basis (``jumps``: as covariances see it, E[u z] / std)."""
+    found = _coefficients(side, u)
+    result = {b: c[..., 0] for b, c in found.items() if b is not u}
+    g = _random(u)
+    if jumps and g is not None:
+        std = side.variance(g).sqrt()
+        result[g] = torch.where(std > 0, found[u][..., 1] / std.clamp(min=torch.finfo(std.dtype).tiny), result[g])
+    return result
 
 
 def product(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Tensor:

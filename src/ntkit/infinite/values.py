@@ -17,11 +17,13 @@ from ntkit.infinite.expressions import (
     Gain,
     Inner,
     Line,
+    Mixed,
     Moved,
     Offset,
     Raw,
     Scaled,
     Shape,
+    Stopped,
     Sum,
     Vector,
     permuted,
@@ -136,7 +138,7 @@ def _narrow(e: Expression, index: Tensor) -> Expression:
             return replace(e, rows=e.rows[index])
         case Sum():
             return replace(e, terms=tuple(narrow(t, index) for t in e.terms))
-        case Scaled() | Moved():
+        case Scaled() | Moved() | Mixed() | Stopped():
             return replace(e, inner=narrow(e.inner, index))
         case Gain():
             return replace(e, vector=narrow(e.vector, index), inner=narrow(e.inner, index))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.elementwise import Aligned, combine, total
-from ntkit.infinite.expressions import Expression, Move, Moved, Sum
+from ntkit.infinite.expressions import Expression, Move, Moved, Sum, stopped
 from ntkit.infinite.rules import Reading, rule
 from ntkit.infinite.values import Weight, Wide, numbers
 
@@ -21,7 +21,6 @@ aten = torch.ops.aten
     aten.contiguous.default,
     aten.clone.default,
     aten.alias.default,
-    aten.detach_.default,
     aten.dropout.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
@@ -38,12 +37,10 @@ def to(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
     return a
 
 
-@rule(aten.detach.default)
+@rule(aten.detach.default, aten.detach_.default)
 def detach(read: Reading, a: Any) -> Any:
-    """Detach keeps K and makes Theta zero: a wall for gradients."""
-    if not isinstance(a, Wide):
-        return a
-    raise read.refuse("a detached vector keeps its covariance and has no tangent kernel, which is not built yet.")
+    """Detach keeps K and makes Theta zero."""
+    return read.write("LinComb", f"{read.name(a)}, detached", a.map(stopped)) if isinstance(a, Wide) else a
 
 
 def refactored(read: Reading, a: Wide, sizes: Sequence[int]) -> Wide:
