@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import platform
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import Peer, Row, compete
+from side_by_side import Peer
+from tables import against_bar, options, run
 
 HERE = Path(__file__).parent / "peers"
 sys.path.insert(0, str(HERE))
@@ -66,46 +64,6 @@ def peers_of(job: str, folder: Path, jax_python: str, threads: int) -> list[Peer
     return peers
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows of one job as Markdown, with ratios to ntkit."""
-    ours = rows[0]
-    lines = [
-        "| contestant | seconds, median (min to max) | ratio | first calls, s | peak MiB | ratio | error |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    for r in rows:
-        if r.peer == "gemm":
-            continue
-        if r.failure:
-            lines.append(f"| {r.peer} | failed: {r.failure[:80]} | | | | | |")
-            continue
-        spread = f"{r.median:.4g} ({min(r.seconds):.3g} to {max(r.seconds):.3g})"
-        error = "" if r.error is None or r.peer == "float64" else f"{r.error:.1e}"
-        lines.append(
-            f"| {r.peer} | {spread} | {r.median / ours.median:.2f} | {r.warm_up:.2f} | "
-            f"{r.peak / 2**20:.0f} | {r.peak / max(1, ours.peak):.2f} | {error} |"
-        )
-    return "\n".join(lines)
-
-
-def verdict(job: str, rows: list[Row]) -> str:
-    """Return one line: the bar, what was reached, and the share of the GEMM rate."""
-    ours = rows[0]
-    others = [r for r in rows if r.peer.startswith(BARS_AGAINST) and not r.failure]
-    best = min(others, key=lambda r: r.median)
-    ratio = best.median / ours.median
-    bar = JOBS[job][2]
-    gemm = next(r for r in rows if r.peer == "gemm")
-    rate = 2 * 2048**3 / gemm.median
-    line = f"Best peer: {best.peer}, {ratio:.2f} times our time (bar {bar:g}: "
-    line += "reached" if ratio >= bar else "**missed**"
-    line += f"). GEMM rate in the same run: {rate / 1e9:.0f} GFLOP/s"
-    flops = _flops(job)
-    if flops:
-        line += f"; ours {flops / ours.median / 1e9:.0f} GFLOP/s, {flops / ours.median / rate:.0%} of it"
-    return line + "."
-
-
 def _flops(job: str) -> float | None:
     """Return the operations of an MLP's kernel that are left after symmetry."""
     from networks import build
@@ -124,30 +82,13 @@ def _flops(job: str) -> float | None:
 
 def main() -> None:
     """Run the jobs and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--jax-python", required=True, help="the Python of the environment of neural-tangents"
+    chosen = options(__doc__, JOBS, "out/benchmarks/finite.md")
+    run(
+        chosen,
+        {job: title for job, (title, _, _) in JOBS.items()},
+        lambda job, folder: peers_of(job, folder, chosen.jax_python, chosen.threads),
+        lambda job, rows: against_bar(rows, JOBS[job][2], BARS_AGAINST, _flops(job)),
     )
-    parser.add_argument("--jobs", nargs="*", default=list(JOBS), choices=list(JOBS))
-    parser.add_argument("--only", default="", help="leave out the peers whose name lacks this text")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/finite.md"))
-    options = parser.parse_args()
-    text = [
-        f"Machine: {platform.machine()}, {options.threads} threads, {options.repeats} interleaved rounds."
-    ]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for job in options.jobs:
-            peers = peers_of(job, folder, options.jax_python, options.threads)
-            kept = ("ntkit", "float64", "gemm")
-            peers = [p for p in peers if p.name in kept or options.only in p.name]
-            rows = compete(job, peers, [], folder, options.repeats, options.threads, "float64")
-            text += [f"\n### {JOBS[job][0]}\n", table(rows), "", verdict(job, rows)]
-            print("\n".join(text[-4:]), flush=True)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -107,11 +107,18 @@ class Worker:
 
 
 def compete(
-    job: str, peers: list[Peer], arguments: list[str], folder: Path, repeats: int, threads: int, truth: str
+    job: str,
+    peers: list[Peer],
+    arguments: list[str],
+    folder: Path,
+    repeats: int,
+    threads: int,
+    truth: str,
+    slow: float = SLOW,
 ) -> list[Row]:
     """Run a job with all peers in turn, ``repeats`` rounds after a warm-up; compare with ``truth``'s result.
 
-    A peer whose first call takes more than `SLOW` seconds, and ten times the fastest's, is timed once. One
+    A peer whose first call takes more than ``slow`` seconds, and ten times the fastest's, is timed once. One
     that fails makes a row that says why; a benchmark without its peer is no benchmark.
     """
     rows, workers = [], {}
@@ -126,8 +133,8 @@ def compete(
     fastest = min((row.warm_up for row in rows if not row.failure), default=0.0)
     for i in range(repeats):
         for row in rows:
-            slow = row.warm_up > SLOW and row.warm_up > 10 * fastest
-            if not row.failure and not (slow and i > 0):
+            once = row.warm_up > slow and row.warm_up > 10 * fastest
+            if not row.failure and not (once and i > 0):
                 row.seconds.append(workers[row.peer].ask("run")["seconds"])
     files = {}
     for row in rows:
