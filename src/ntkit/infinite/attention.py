@@ -48,7 +48,7 @@ def scores(read: Reading, q: Wide, k: Wide) -> Any:
     u, constant_u = _unscaled(first)
     v, constant_v = _unscaled(second)
     constant = constant_u * constant_v
-    averages = abs(constant) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
+    averages = abs(constant * _later(read)) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
     if averages:
         return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
     if sources(u) & sources(v) or not (u.centered and v.centered):
@@ -70,6 +70,17 @@ def scores(read: Reading, q: Wide, k: Wide) -> Any:
     read.note("Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random.")
     wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
     return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
+
+
+def _later(read: Reading) -> float:
+    """Return the number that the result of this operation is multiplied with by the next ones."""
+    factor, node = 1.0, read.node
+    while node is not None and len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not isinstance(node.args[1], float | int):
+            break
+        factor *= node.args[1] if node.target is aten.mul.Tensor else 1 / node.args[1]
+    return factor
 
 
 def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, factor: float) -> Known:

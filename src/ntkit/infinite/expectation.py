@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkit.errors import NoRuleError
 from ntkit.infinite import sampling, series
 from ntkit.infinite.duals.dual import Dual, cross
-from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector, sources
+from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector, sources, walk
 
 if TYPE_CHECKING:
     from ntkit.infinite.pairs import Need, Pairs, Side, Value
@@ -71,6 +71,12 @@ def mean(side: Side, u: Apply) -> Tensor:
         none = side.points.zeros(1, *(1 for _ in u.shape))
         return none if first is None or second is None else first * second
     return series.mean(side, u) if series.serves(u) else sampling.mean(side, u)
+
+
+def entangled(u: Expression, v: Expression) -> bool:
+    """Return whether a trained scale is part of a function and of another vector too."""
+    scales = [{e.vector.name for e in walk(w) if isinstance(e, Gain)} for w in (u, v)]
+    return bool(scales[0] & scales[1])
 
 
 def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:

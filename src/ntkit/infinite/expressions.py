@@ -345,6 +345,13 @@ def _basis(u: Expression) -> tuple[Expression, ...]:
     return tuple(dict.fromkeys(b for part in u.parts for b in _basis(part)))
 
 
+def as_function(u: Expression) -> Apply:
+    """Return a vector as a function of its basis, the identity."""
+    if isinstance(u, Apply):
+        return u
+    return u.__dict__.setdefault("function", Apply(u.shape, Function("identity", lambda t: t), (u,)))
+
+
 def sources(u: Expression) -> frozenset:
     """Return which coordinates of which weights a vector is made of; vectors without a common one are independent."""
     found: set[tuple] = set()

@@ -26,6 +26,7 @@ from ntkit.infinite.expressions import (
     Stopped,
     Sum,
     Vector,
+    as_function,
     broadcast,
 )
 from ntkit.infinite.points import Points
@@ -198,8 +199,8 @@ class Pairs:
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return self._bilinear(self.tangent, u, v, need)
         match u, v:
-            case (Apply(), _) | (_, Apply()):
-                return expectation.tangent(self, u, v, need)
+            case (Gain(), Apply()) | (Apply(), Gain()) if expectation.entangled(u, v):
+                return expectation.tangent(self, as_function(u), as_function(v), need)
             case Gain(), Gain():
                 own = self._same_vector(u.vector, v.vector, need, u.vector.law.step)
                 moment = None if own is None else self.moment(u.inner, v.inner, need)
@@ -216,6 +217,8 @@ class Pairs:
                 law = u.matrix.law
                 moment = times(self._contracted(self.moment, u, v, need), law.step)
                 return add((moment, times(self._contracted(self.tangent, u, v, need), law.variance)))
+            case (Apply(), _) | (_, Apply()):
+                return expectation.tangent(self, u, v, need)
             case Vector(), Vector():
                 return self._same_vector(u, v, need, u.law.step)
             case Inner(), Inner():
