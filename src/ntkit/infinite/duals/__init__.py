@@ -1,5 +1,5 @@
 """E[phi(u) phi(v)] and E[phi'(u) phi'(v)] of functions of one variable, u and v jointly Gaussian."""
 
-from ntkit.infinite.duals import erf, homogeneous, smooth
+from ntkit.infinite.duals import erf, exponential, homogeneous, piecewise, polynomial, rectified, smooth
 
-__all__ = ["erf", "homogeneous", "smooth"]
+__all__ = ["erf", "exponential", "homogeneous", "piecewise", "polynomial", "rectified", "smooth"]

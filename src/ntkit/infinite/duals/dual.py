@@ -13,6 +13,7 @@ from torch import Tensor
 from ntkit.errors import NtkitError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
+from ntkit.infinite.duals.pieces import Pieces
 
 
 class Dual(ABC):
@@ -68,6 +69,10 @@ class Dual(ABC):
         """Return E[phi'(u)] for the derivative that autograd takes: the gain, less the jumps of phi."""
         return self.gain(var)
 
+    def pieces(self) -> Pieces | None:
+        """Return the function as polynomials times exponentials between kinks, where it is that."""
+        return None
+
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return E[phi(u) psi(v)] and E[phi'(u) psi'(v)] with another function, where a formula is known."""
         return None
@@ -94,7 +99,7 @@ class Dual(ABC):
 
 def cross(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
     """Return E[phi(u) psi(v)] of two functions: exact within a family, else by their Hermite series."""
-    exact = first.crossed(second, cov, var1, var2)
+    exact = _exact(first, second, cov, var1, var2)
     return _series(first.hermite, second.hermite, cov, var1, var2) if exact is None else exact[0]
 
 
@@ -103,10 +108,15 @@ def cross_slope(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tens
 
     The series is that of the values, differentiated: it takes neither function to have jumps.
     """
+    exact = _exact(first, second, cov, var1, var2)
+    return _series(_derived(first), _derived(second), cov, var1, var2) if exact is None else exact[1]
+
+
+def _exact(
+    first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor
+) -> tuple[Tensor, Tensor] | None:
     exact = first.crossed(second, cov, var1, var2)
-    if exact is not None:
-        return exact[1]
-    return _series(_derived(first), _derived(second), cov, var1, var2)
+    return second.crossed(first, cov, var2, var1) if exact is None else exact
 
 
 _DEGREE = 256
@@ -179,13 +189,10 @@ def _checked(*given: Any) -> list[Tensor]:
         raise NtkitError(f"cov, var1 and var2 have shapes {shapes}, which do not broadcast.") from error
     for name, x in (("cov", cov), ("var1", var1), ("var2", var2)):
         if not torch.isfinite(x).all():
-            raise NtkitError(
-                f"{name} must be finite; {int((~torch.isfinite(x)).sum())} entries are NaN or inf."
-            )
+            count = int((~torch.isfinite(x)).sum())
+            raise NtkitError(f"{name} must be finite; {count} of {x.numel()} entries are NaN or inf.")
         if name != "cov" and (x < 0).any():
-            raise NtkitError(
-                f"{name} is a variance and must be >= 0; its smallest entry is {float(x.min()):.6g}."
-            )
+            raise NtkitError(f"{name} is a variance and must be >= 0; its smallest is {float(x.min()):.6g}.")
     bound = (var1.sqrt() * var2.sqrt()).detach()
     excess = cov.detach().abs() - bound * (1 + 64 * torch.finfo(dtype).eps)
     if (excess > 0).any():

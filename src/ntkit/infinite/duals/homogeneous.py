@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ntkit.infinite.duals.correlation import arcsine, root
 from ntkit.infinite.duals.dual import Dual, rule
+from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
 aten = torch.ops.aten
 
@@ -46,6 +47,13 @@ class Homogeneous(Dual):
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root and one arcsine."""
         return self._with(self, cov, var1, var2)
+
+    def pieces(self) -> Pieces:
+        """Return the two rays."""
+        if self.d == 0:
+            return (Piece(-INF, INF, (0.0, self.m)),)
+        rays = Piece(-INF, 0.0, (0.0, self.b)), Piece(0.0, INF, (0.0, self.a))
+        return tuple(p for p in rays if p.coefficients[1])
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the closed form with another such function; Stein's identity if this one is linear."""

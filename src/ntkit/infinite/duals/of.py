@@ -98,7 +98,9 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _known(fn: Callable[[Tensor], Tensor]) -> Dual | None:
     """Return the dual from the table if the function is one operation of ATen."""
     try:
-        graph: Any = make_fx(fn, pre_dispatch=True)(torch.tensor(_PROBE, dtype=torch.float64)).graph
+        graph: Any = make_fx(lambda x: fn(x), pre_dispatch=True)(
+            torch.tensor(_PROBE, dtype=torch.float64)
+        ).graph
     except Exception:  # what cannot be traced is not one operation
         return None
     nodes = [node for node in graph.nodes if node.op != "output"]

@@ -1,0 +1,144 @@
+"""Functions made of pieces, polynomials times exponentials between kinks, and their Gaussian means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Piece:
+    """sum_j coefficients[j] x^j exp(rate x) for low < x < high.
+
+    The rate is zero, or positive where low = -inf.
+    """
+
+    low: float
+    high: float
+    coefficients: tuple[float, ...]
+    rate: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the formula at x, inside the interval or not."""
+        total = torch.zeros_like(x)
+        for a in reversed(self.coefficients):
+            total = total * x + a
+        return total * torch.exp(self.rate * x) if self.rate else total
+
+
+Pieces = tuple[Piece, ...]
+
+
+def kinks(f: Pieces) -> tuple[float, ...]:
+    """Return where one piece ends and another begins."""
+    return tuple(sorted({k for p in f for k in (p.low, p.high) if math.isfinite(k)}))
+
+
+def evaluate(f: Pieces, x: Tensor) -> Tensor:
+    """Return f(x); at a kink, the piece to the right."""
+    total = torch.zeros_like(x)
+    for p in f:
+        inside = (x >= p.low) & (x < p.high)
+        total = total + torch.where(inside, p(torch.where(inside, x, min(max(0.0, p.low), p.high))), 0.0)
+    return total
+
+
+def derivative(f: Pieces) -> Pieces:
+    """Return f' between the kinks."""
+    made = []
+    for p in f:
+        own = [*(j * a for j, a in enumerate(p.coefficients) if j), 0.0]
+        made.append([a + p.rate * b for a, b in zip(own, p.coefficients, strict=True)])
+    return tuple(replace(p, coefficients=_trimmed(c)) for p, c in zip(f, made, strict=True) if any(c))
+
+
+def times_x(f: Pieces) -> Pieces:
+    """Return x f(x)."""
+    return tuple(replace(p, coefficients=(0.0, *p.coefficients)) for p in f)
+
+
+def multiply(f: Pieces, g: Pieces) -> Pieces:
+    """Return f(x) g(x)."""
+    made = []
+    for p in f:
+        for q in g:
+            low, high = max(p.low, q.low), min(p.high, q.high)
+            if low < high:
+                c = [0.0] * (len(p.coefficients) + len(q.coefficients) - 1)
+                for i, a in enumerate(p.coefficients):
+                    for j, b in enumerate(q.coefficients):
+                        c[i + j] += a * b
+                made.append(Piece(low, high, tuple(c), p.rate + q.rate))
+    return tuple(made)
+
+
+def jumps(f: Pieces) -> list[tuple[float, float]]:
+    """Return (kink, f just above it - f just below it) wherever that is not rounding."""
+    found = []
+    for k in kinks(f):
+        at = torch.tensor(k, dtype=torch.float64)
+        above = sum(float(p(at)) for p in f if p.low <= k < p.high)
+        below = sum(float(p(at)) for p in f if p.low < k <= p.high)
+        if abs(above - below) > 1e-13 * (abs(above) + abs(below)):
+            found.append((k, above - below))
+    return found
+
+
+def smoothed(f: Pieces, mean: Tensor, sd: Tensor) -> Tensor:
+    """Return E[f(mean + sd z)] in closed form, from the moments of truncated normals."""
+    safe = sd.clamp(min=torch.finfo(sd.dtype).tiny)
+    total = torch.zeros_like(mean * sd)
+    for p in f:
+        for a, moment in zip(p.coefficients, _moments(p, mean, safe), strict=True):
+            if a:
+                total = total + a * moment
+    return total
+
+
+def _moments(p: Piece, mean: Tensor, sd: Tensor) -> list[Tensor]:
+    """Return E[x^j exp(rate x) 1(low < x < high)] for every power j of a piece."""
+    shifted = mean + p.rate * sd * sd
+    ends = []
+    if p.rate:
+        z = ((p.high - mean) / sd).clamp(-60, 60)
+        density = torch.exp(p.rate * p.high - z * z / 2)
+        beta = (p.high - shifted) / sd
+        inner = torch.exp((p.rate * (mean + shifted) / 2).clamp(max=p.rate * p.high)) * _cdf(
+            beta.clamp(-60, 60)
+        )
+        tail = 0.5 * torch.special.erfcx((-beta / math.sqrt(2)).clamp(min=0)) * density
+        found = [torch.where(beta < 0, tail, inner)]
+        ends.append((p.high, -density / math.sqrt(2 * math.pi)))
+    else:
+        low, high = (((k - mean) / sd).clamp(-60, 60) for k in (p.low, p.high))
+        flip = low > 0
+        found = [_cdf(torch.where(flip, -low, high)) - _cdf(torch.where(flip, -high, low))]
+        for k, z, sign in ((p.low, low, 1), (p.high, high, -1)):
+            if math.isfinite(k):
+                ends.append((k, sign * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)))
+    for j in range(1, len(p.coefficients)):
+        moment = shifted * found[-1]
+        if j > 1:
+            moment = moment + (j - 1) * sd * sd * found[-2]
+        for k, density in ends:
+            if k or j == 1:
+                moment = moment + sd * k ** (j - 1) * density
+        found.append(moment)
+    return found
+
+
+def _cdf(z: Tensor) -> Tensor:
+    return 0.5 * torch.special.erfc(-z / math.sqrt(2))
+
+
+def _trimmed(c: Sequence[float]) -> tuple[float, ...]:
+    c = list(c)
+    while len(c) > 1 and not c[-1]:
+        c.pop()
+    return tuple(c)
