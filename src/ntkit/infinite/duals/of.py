@@ -34,8 +34,10 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
         ``nn.Module`` (``nn.LeakyReLU(0.1)``), or any function of your own that maps a tensor element by
         element and that autograd can differentiate.
 
-    Known functions have closed forms or quadratures good to 1e-10; any other gets its Hermite series
-    (Daniely et al. 2016; 3 Lemma III.3.1), whose ``error`` attribute says what the last call left out.
+    Functions with a formula, and those with kinks (ELU, Hardtanh), are exact to 1e-13. Smooth ones (tanh,
+    SiLU, any of your own) are Hermite series (Daniely et al. 2016; 3 Lemma III.3.1), good to 1e-10 up to
+    variances of about ten (tanh: four); ``error`` says what the last call left out. A function of your
+    own with kinks is only as good as its ``error`` says.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from ntkit.infinite.duals.pieces import (
 )
 
 REACH = 9.5  # standard deviations of u
-ORDER = 16  # nodes between two splits
+ORDER = 12  # nodes between two splits
 CHUNK = 2**19  # nodes at a time
 _AROUND = (-9.0, -5.5, -2.5, 0.0, 2.5, 5.5, 9.0)  # splits at a kink of g, in its widths there
 _DECAYS = (3.0, 9.0, 30.0)  # splits below a kink, in units of 1 / rate
@@ -32,7 +32,7 @@ def expectation(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -
 
     Given u, v is normal with mean cov u / var1 and variance (var1 var2 - cov^2) / var1, and E[g(v) | u] has
     a closed form. The integral over u is split at the kinks of f, and around u = k var1 / cov for each kink
-    k of g at multiples of the width that v's spread gives it: 16 Gauss-Legendre nodes between two splits.
+    k of g at multiples of the width that v's spread gives it: 12 Gauss-Legendre nodes between two splits.
     Gradients come from Price's theorem: the derivative by ``cov`` is E[f'(u) g'(v)], jumps included.
     """
     dtype = torch.promote_types(cov.dtype, torch.promote_types(var1.dtype, var2.dtype))
