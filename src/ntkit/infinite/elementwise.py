@@ -23,7 +23,7 @@ from ntkit.infinite.expressions import (
     Vector,
 )
 from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Known, Weight, Wide, narrow, numbers
+from ntkit.infinite.values import Known, Weight, Wide, narrow, numbers, rows_for
 
 aten = torch.ops.aten
 
@@ -145,9 +145,9 @@ class Aligned:
         )
 
         def of(side: Any) -> Tensor:
-            value = known.numbers.value(side)
-            value = value.reshape(value.shape[0], *sizes).movedim(place + 1, -1)
-            return value.reshape(value.shape[0], *shape, sizes[place])
+            value = rows_for(side, known.numbers.value(side))
+            value = value.reshape(side.n, *sizes).movedim(place + 1, -1)
+            return value.reshape(side.n, *shape, sizes[place])
 
         raw = Raw(shape, Coefficient((*shape, sizes[place]), of))
         return self._cut(((sizes[place], raw),))

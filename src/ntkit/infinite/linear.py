@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkit.infinite.expressions import Coefficient, Expression, Line, Matrix, Raw, Shape, Sum
 from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Known, Weight, Wide, numbers
+from ntkit.infinite.values import Weight, Wide, numbers, rows_for
 
 aten = torch.ops.aten
 
@@ -21,6 +21,7 @@ class Contraction:
     """The sum over channels and, behind the ``kept`` axes of positions, over equal positions."""
 
     kept: int
+    scale = 1.0  # the mean over positions is taken where they are summed
 
     def needs(self, other: Contraction, need: str) -> str:
         """Return which pairs of positions of the inputs it takes."""
@@ -67,7 +68,7 @@ def vector_of(read: Reading, value: Any) -> tuple[tuple[tuple[float, Expression]
     if isinstance(value, Tensor) and not value.any():
         return (), frame
     full = (*shape, data.example.shape[-1])
-    raw = Raw(shape, Coefficient(full, lambda side: data.numbers.value(side).reshape(-1, *full)))
+    raw = Raw(shape, Coefficient(full, lambda side: rows_for(side, data.numbers.value(side)).reshape(-1, *full)))
     return ((1.0, raw),), frame
 
 

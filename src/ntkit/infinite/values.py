@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from ntkit.infinite.expressions import (
     permuted,
     reshaped,
 )
+
+if TYPE_CHECKING:
+    from ntkit.infinite.pairs import Side
 
 Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
 
@@ -158,6 +161,11 @@ def _narrow(e: Expression, index: Tensor) -> Expression:
 def spread(e: Expression, rank: int) -> Expression:
     """Return a vector with axes of size 1 in front, up to a number of axes of positions."""
     return reshaped(e, (1,) * (rank - len(e.shape)) + e.shape)
+
+
+def rows_for(side: Side, value: Tensor) -> Tensor:
+    """Return numbers of all samples: a tensor of the network's own has one row for all of them."""
+    return value.expand(side.n, *value.shape[1:])
 
 
 def numbers(value: Any) -> Known | None:
