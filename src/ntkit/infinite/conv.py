@@ -25,7 +25,7 @@ from ntkit.infinite.expressions import (
 )
 from ntkit.infinite.linear import matrix_of
 from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Weight, Wide, numbers
+from ntkit.infinite.values import Weight, Wide, numbers, rows_for
 from ntkit.infinite.views import refactored, single
 
 aten = torch.ops.aten
@@ -40,6 +40,11 @@ class Window:
     padding: tuple[tuple[int, int], ...]
     dilation: Shape
 
+    @property
+    def scale(self) -> float:
+        """What makes a mean of the sum."""
+        return 1 / prod(self.kernel)
+
     def needs(self, other: Window, need: str) -> str:
         """Return which pairs of positions of the inputs it takes."""
         return need if self == other else "all"
@@ -50,18 +55,18 @@ class Window:
         return (n + sum(self.padding[axis]) - span) // self.stride[axis] + 1
 
     def sum(self, other: Window, inner: Tensor, a: Shape, b: Shape, batch: int, need: str) -> Tensor:
-        """Return the mean over the kernel of a kernel of the inputs, at windows around the positions."""
+        """Return the sum over the window of a kernel of the inputs, at windows around the positions."""
         lead = inner.shape[:batch]
         if self.needs(other, need) == "equal":
             inner = inner.expand(*lead, *a)
             for axis in range(len(a)):
                 inner = _window(inner, self, axis, (batch + axis,))
-            return inner / prod(self.kernel)
+            return inner
         inner = inner.expand(*lead, *a, *b)
         if self == other:
             for axis in range(len(a)):
                 inner = _window(inner, self, axis, (batch + axis, batch + len(a) + axis))
-            return inner / prod(self.kernel)
+            return inner
         return self._crossed(other, inner, len(a), batch, need)
 
     def _crossed(self, other: Window, inner: Tensor, rank: int, batch: int, need: str) -> Tensor:
@@ -77,7 +82,7 @@ class Window:
         if need == "equal":
             for i in range(rank):
                 total = torch.diagonal(total, dim1=batch, dim2=batch + rank - i)
-        return total / prod(self.kernel)
+        return total
 
 
 def _shifted(t: Tensor, window: Window, axis: int, dim: int, j: int) -> Tensor:
@@ -93,17 +98,17 @@ def _zeros(t: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 def _window(t: Tensor, window: Window, axis: int, dims: tuple[int, ...]) -> Tensor:
     """Sum over the window along one axis, or along the diagonal of two."""
-    n, k, stride, dilation = t.shape[dims[0]], window.kernel[axis], window.stride[axis], window.dilation[axis]
-    size = window.size(axis, n)
+    size, stride, dilation = window.size(axis, t.shape[dims[0]]), window.stride[axis], window.dilation[axis]
+    widths = [0] * (2 * (t.ndim - min(dims)))
     for dim in dims:
-        t = _zeros(t, dim, *window.padding[axis])
+        at = 2 * (t.ndim - 1 - dim)
+        widths[at : at + 2] = window.padding[axis]
+    t = F.pad(t, widths) if any(widths) else t
     total = None
-    for j in range(k):
+    for j in range(window.kernel[axis]):
         part = slice(j * dilation, j * dilation + (size - 1) * stride + 1, stride)
-        index: list[Any] = [slice(None)] * t.ndim
-        for dim in dims:
-            index[dim] = part
-        total = t[tuple(index)] if total is None else total + t[tuple(index)]
+        seen = t[tuple(part if d in dims else slice(None) for d in range(t.ndim))]
+        total = seen if total is None else total + seen
     assert total is not None
     return total
 
@@ -131,8 +136,8 @@ def _frame(read: Reading, value: Any, rank: int) -> tuple[tuple[tuple[float, Exp
     full = (*pixels, example.shape[-rank - 1])
 
     def of(side: Any) -> Tensor:
-        numbers = data.numbers.value(side)
-        return numbers.reshape(numbers.shape[0], full[-1], *pixels).movedim(1, -1)
+        value = rows_for(side, data.numbers.value(side))
+        return value.reshape(side.n, full[-1], *pixels).movedim(1, -1)
 
     return ((1.0, Raw(pixels, Coefficient(full, of))),), pixels
 
@@ -162,6 +167,7 @@ def convolved(
         if len(inputs) > 1 or not isinstance(x, Wide):
             raise read.refuse("groups of channels of data, or of concatenated vectors, are not alike.")
     fan_in = channels // groups * prod(window.kernel)
+    read.starts(x, weight, fan_in)
     matrix, rows = matrix_of(read, weight, out, fan_in)
     if out and groups > 1:
         rows = rows_of(weight.tensor[..., *([0] * rank)].reshape(groups, -1, weight.tensor.shape[1])[:, 0]).reshape(-1)

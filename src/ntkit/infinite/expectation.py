@@ -91,10 +91,11 @@ def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
         return None if a is None or b is None else a * b
     first, second = closed(u), closed(v)
     if first is not None and second is not None:
-        moments = _arguments(pairs, u, v, need)
+        if u is v and pairs.left is pairs.right and not pairs.outer and need == "equal":
+            return first.square(pairs.left.variance(u.arguments[0]))  # pyright: ignore
         if first is second:
             return _both(pairs, u, v, need, first)[0]
-        return cross(first, second, *moments)
+        return cross(first, second, *_arguments(pairs, u, v, need))
     if series.serves(u) and series.serves(v):
         return series.product(pairs, u, v, need)
     return sampling.product(pairs, u, v, need)

@@ -95,6 +95,7 @@ def product(read: Reading, h: Any, weight: Weight, out: int, bias: Any) -> Wide:
     """Return W h + b, with ``out`` the dimension of the weight that counts the outputs."""
     inputs, frame = vector_of(read, h)
     fan_in = weight.tensor.shape[1 - out]
+    read.starts(h, weight, fan_in)
     matrix, rows = matrix_of(read, weight, out, fan_in)
     kept = len(frame.shape)
     value: Expression = Line(frame.shape, matrix, rows, inputs, Contraction(kept))

@@ -106,11 +106,12 @@ class Pairs:
         self._memo: dict[Any, Any] = {}
 
     @property
-    def bytes(self) -> int:
-        """What the values made so far hold in memory."""
+    def bytes(self) -> tuple[int, int]:
+        """What the values made so far hold in memory, and what the largest does."""
         own = [side._memo["own"]._memo for side in (self.left, self.right) if "own" in side._memo]
         held = [v for memo in (self._memo, *own) for v in memo.values() if isinstance(v, Tensor)]
-        return max(1, sum(v.numel() * v.element_size() for v in held))
+        sizes = [v.numel() * v.element_size() for v in held]
+        return max(1, sum(sizes)), max(1, *sizes)
 
     @property
     def batch(self) -> Shape:
@@ -180,7 +181,7 @@ class Pairs:
             case Line(), Line():
                 if not _same_line(u, v):
                     return None
-                return times(self._contracted(self.moment, u, v, need), u.matrix.law.variance)
+                return self._contracted(self.moment, u, v, need)
             case Vector(), Vector():
                 return add((self._same_vector(u, v, need, u.law.variance), self.means(u, v, need)))
             case Inner(), Inner():
@@ -214,9 +215,7 @@ class Pairs:
             case Line(), Line():
                 if not _same_line(u, v):
                     return None
-                law = u.matrix.law
-                moment = times(self._contracted(self.moment, u, v, need), law.step)
-                return add((moment, times(self._contracted(self.tangent, u, v, need), law.variance)))
+                return self._line_tangent(u, v, need)
             case (Apply(), _) | (_, Apply()):
                 return expectation.tangent(self, u, v, need)
             case Vector(), Vector():
@@ -277,8 +276,22 @@ class Pairs:
                 return times(of(u, v.inner, need), factor)
         raise AssertionError((u, v))
 
+    def _line_tangent(self, u: Line, v: Line, need: Need) -> Value:
+        """Return the contraction of step E[h h'] + variance Theta(h, h'): the sum first, then once the contraction."""
+        law = u.matrix.law
+        pairs = [(a, b) for (_, a), (_, b) in zip(u.inputs, v.inputs, strict=False)]
+        wanted = u.contraction.needs(v.contraction, need)
+        if law.variance and all(self.tangent(a, b, wanted) is None for a, b in pairs):
+            return times(self.moment(u, v, need), law.step / law.variance)
+        ratio = law.step / law.variance if law.variance else 0.0
+
+        def both(a: Expression, b: Expression, need: Need) -> Value:
+            return add((times(self.moment(a, b, need), ratio), self.tangent(a, b, need)))
+
+        return self._contracted(both, u, v, need)
+
     def _contracted(self, of: Callable[..., Value], u: Line, v: Line, need: Need) -> Value:
-        """Return the mean over fan_in of the inputs' kernel, each part by its share."""
+        """Return the variance of the weight times the mean over fan_in of the inputs' kernel, parts by share."""
         if len(u.inputs) != len(v.inputs):
             return None
         batch = len(self.batch)
@@ -286,7 +299,8 @@ class Pairs:
         for (share, a), (_, b) in zip(u.inputs, v.inputs, strict=True):
             inner = of(a, b, u.contraction.needs(v.contraction, need))
             if inner is not None:
-                values.append(share * u.contraction.sum(v.contraction, inner, a.shape, b.shape, batch, need))
+                value = u.contraction.sum(v.contraction, inner, a.shape, b.shape, batch, need)
+                values.append(times(value, share * u.contraction.scale * u.matrix.law.variance))
         return add(values)
 
     def _same_vector(self, u: Vector, v: Vector, need: Need, value: float) -> Value:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,12 +19,12 @@ from ntkit.errors import NtkitError
 from ntkit.graph import batch_size, take
 from ntkit.infinite import expectation
 from ntkit.infinite.expressions import Apply, Line, walk
-from ntkit.infinite.pairs import Pairs, Side
+from ntkit.infinite.pairs import Pairs, Side, add, times
 from ntkit.infinite.points import Points
 from ntkit.infinite.values import Wide
 
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
-LARGEST = 2048  # samples of a tile: beyond, larger tiles are no faster
+CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
 
@@ -32,13 +34,13 @@ def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
     total = sum(width for width, _ in value.pieces)
     found = []
     for of in (pairs.moment, pairs.tangent) if ntk else (pairs.moment,):
-        whole = pairs.left.points.zeros(*(1 for _ in pairs.batch))
+        parts = []
         for width, e in value.pieces:
             k = of(e, e, "equal")
-            if k is not None:
-                axes = list(range(len(pairs.batch), k.ndim))
-                whole = whole + (k.mean(axes) if axes else k) * (width / total)
-        found.append(whole.expand(pairs.batch))
+            axes = [] if k is None else list(range(len(pairs.batch), k.ndim))
+            parts.append(times(k.mean(axes) if k is not None and axes else k, width / total))
+        whole = add(parts)
+        found.append((pairs.left.points.zeros(1) if whole is None else whole).expand(pairs.batch))
     return tuple(found)
 
 
@@ -57,49 +59,65 @@ class Tiles:
         points.budget = min(points.budget, self.budget // 4)
         self.plain = all(_traceable(e) for e in _everything(value))
         self._compiled: dict[Any, Tile] = {}
-        self._bytes: dict[Any, int] = {}
+        self._bytes: dict[Any, tuple[int, int]] = {}
 
-    def __call__(self, ntk: bool, x1: Any, x2: Any = None) -> tuple[Tensor, ...]:
-        """Return the blocks of K (and Theta)."""
+    def __call__(self, ntk: bool, x1: Any, x2: Any = None, *, last: bool = False) -> tuple[Tensor, ...]:
+        """Return the blocks of K (and Theta); with ``last`` only the last of them."""
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
-        with torch.no_grad():
-            rows, columns = self.sizes(x1, n1, n2, ntk)
-            if symmetric and (rows < n1 or columns < n2):
-                rows = columns = min(rows, columns)
-            blocks = tuple(torch.empty(n1, n2, **self.points.kind) for _ in range(1 + ntk))
-            corners = [(i, j) for i in range(0, n1, rows) for j in range(0, n2, columns)]
-            if symmetric:
-                corners = [(i, j) for i, j in corners if i <= j]
-            tile = self._tile(ntk, take(x1, slice(0, 1)), rows, columns) if self.compile is True else None
-            for done, (i, j) in enumerate(corners):
-                start = time.perf_counter()
-                left, right = _filled(x1, i, rows), _filled(x2, j, columns)
-                same = symmetric and i == j
-                values = self._evaluate(ntk, same)(left, right) if tile is None else tile(left, right)
-                for block, value in zip(blocks, values, strict=True):
-                    part = value[: n1 - i, : n2 - j]
-                    block[i : i + rows, j : j + columns] = part
-                    if symmetric and i != j:
-                        block[j : j + columns, i : i + rows] = part.T
-                left_over = (len(corners) - done - 1) * (time.perf_counter() - start)
-                if tile is None and self.compile == "auto" and left_over > PATIENCE:
-                    tile = self._tile(ntk, take(x1, slice(0, 1)), rows, columns)
-            return blocks
+        rows, columns = self.sizes(x1, n1, n2, ntk)
+        if symmetric and (rows < n1 or columns < n2):
+            rows = columns = min(rows, columns)
+        blocks = tuple(torch.empty(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
+        corners = [(i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric]
+
+        def fill(corner: tuple[int, int], compiled: Tile | None = None) -> None:
+            i, j = corner
+            tile = compiled or self._evaluate(ntk, symmetric and i == j)
+            with torch.no_grad():
+                values = tile(_filled(x1, i, rows), _filled(x2, j, columns))
+            for block, value in zip(blocks, values[-1:] if last else values, strict=True):
+                part = value[: n1 - i, : n2 - j]
+                block[i : i + rows, j : j + columns] = part
+                if symmetric and i != j:
+                    block[j : j + columns, i : i + rows] = part.T
+
+        if len(corners) == 1 and self.compile is not True:
+            fill(corners[0])
+        else:
+            with _threads(self.points.kind["device"]) as workers:
+                compiled = self._first(fill, corners, (ntk, x1, rows, columns), workers)
+                _each(lambda corner: fill(corner, compiled), corners, workers)
+        if symmetric:  # a correlation of exactly one, whatever the order of summation was
+            exact = self.diagonal(ntk, x1)
+            for block, value in zip(blocks, exact[-1:] if last else exact, strict=True):
+                block.diagonal().copy_(value)
+        return blocks
+
+    def _first(self, fill: Callable, corners: list, tile: tuple, workers: int) -> Tile | None:
+        """Return a compiled tile where that was asked for, or pays as the first tile shows."""
+        if self.compile is True:
+            return self._tile(*tile)
+        if self.compile == "auto" and self.plain:
+            start = time.perf_counter()
+            fill(corners.pop(0))
+            if len(corners) * (time.perf_counter() - start) / workers > PATIENCE:
+                return self._tile(*tile)
+        return None
 
     def diagonal(self, ntk: bool, x: Any) -> tuple[Tensor, ...]:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
         with torch.no_grad():
-            rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)))
+            rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
                 kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk) for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def bytes(self, x: Any, ntk: bool) -> int:
-        """Return what the values of a single pair of samples hold, measured on one."""
+    def bytes(self, x: Any, ntk: bool) -> tuple[int, int]:
+        """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
         shapes = (*(tuple(t.shape[1:]) for t in pytree.tree_leaves(x)), ntk)
         if shapes not in self._bytes:
             pairs = Pairs(Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True)
@@ -109,10 +127,11 @@ class Tiles:
 
     def sizes(self, x: Any, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
         """Return the samples of a tile: as even as they can be within the budget."""
-        most = max(1, self.budget // 2 // self.bytes(x, ntk))
-        if n1 * n2 <= most and max(n1, n2) <= LARGEST:
+        held, largest = self.bytes(x, ntk)
+        most = max(1, min(self.budget // 2 // torch.get_num_threads() // held, CACHE // largest))
+        if n1 * n2 <= most:
             return n1, n2
-        side = max(1, min(LARGEST, int(most**0.5)))
+        side = max(1, int(most**0.5))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
     def _evaluate(self, ntk: bool, same: bool = False) -> Tile:
@@ -126,19 +145,44 @@ class Tiles:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
             return None
+        x = take(x, slice(0, 1))
         key = (ntk, rows, columns)
         if key not in self._compiled:
             example = [pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x) for n in (rows, columns)]
-            traced = make_fx(self._evaluate(ntk))(*example)
             try:
-                compiled = torch.compile(traced, dynamic=False)
-                compiled(*example)
+                with torch.no_grad():
+                    compiled = torch.compile(make_fx(self._evaluate(ntk))(*example), dynamic=False)
+                    compiled(*example)
             except Exception as error:
                 warnings.warn(f"torch.compile failed, ntkit goes on without it: {error}", RuntimeWarning, stacklevel=2)
                 self.plain = False
                 return None
-            self._compiled[key] = compiled
+            self._compiled[key] = lambda x1, x2: compiled(x1, x2)
         return self._compiled[key]
+
+
+@contextmanager
+def _threads(device: torch.device) -> Iterator[int]:
+    """Give each tile a thread of its own: several threads in one operation wait for each other."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _each(work: Callable[[Any], None], items: list, workers: int) -> None:
+    if min(workers, len(items)) <= 1:
+        for item in items:
+            work(item)
+        return
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in pool.map(work, items):
+            pass
 
 
 def _filled(x: Any, start: int, count: int) -> Any:
