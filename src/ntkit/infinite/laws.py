@@ -34,7 +34,7 @@ class Laws:
         if self.parameterization == "ntk":
             variance = of_path(self.sigma_w, path) ** 2
             return Law(variance * scale, variance * scale)
-        return Law(_variance(weight.tensor, fan_in) * fan_in * scale, fan_in * scale)
+        return Law(_variance(weight, fan_in) * fan_in * scale, fan_in * scale)
 
     def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, Law]:
         """Return mean and law of a bias."""
@@ -45,7 +45,7 @@ class Laws:
             return 0.0, Law(variance * scale, variance * scale)
         average, variance = initial(weight.tensor)
         if variance:
-            variance = _variance(weight.tensor, fan_in)
+            variance = _variance(weight, fan_in)
         return average * weight.factor, Law(variance * scale, scale)
 
     def depthwise(self, weight: Weight, size: int, path: str) -> Law:
@@ -75,12 +75,18 @@ def initial(tensor: Tensor) -> tuple[float, float]:
     return average, variance
 
 
-def _variance(tensor: Tensor, fan_in: int) -> float:
-    """Return E[W^2]: of PyTorch's own uniform draw where the entries look like it, else as measured."""
+def uniform(tensor: Tensor, fan_in: int) -> bool:
+    """Return whether entries look like PyTorch's own draw, uniform in +-1 / sqrt(fan_in)."""
     values = tensor.double()
-    measured = float(values.square().mean())
-    law = 1 / (3 * fan_in)
     bound = float(values.abs().max()) <= fan_in**-0.5 * (1 + 1e-6)
     error = (4 / (5 * tensor.numel())) ** 0.5  # of the mean of u^2, relative, for a uniform u
-    return law if bound and abs(measured / law - 1) < 4 * error else measured
+    return bound and abs(float(values.square().mean()) * 3 * fan_in - 1) < 4 * error
 
+
+def _variance(weight: Weight, fan_in: int) -> float:
+    """Return E[W^2]: of the draw of PyTorch or of ntk_parametrize where the entries look like it, else as measured."""
+    if uniform(weight.tensor, fan_in):
+        return 1 / (3 * fan_in)
+    measured = float(weight.tensor.double().square().mean())
+    drawn = weight.name.endswith(".original") and abs(measured - 1) < 4 * (2 / weight.tensor.numel()) ** 0.5
+    return 1.0 if drawn else measured

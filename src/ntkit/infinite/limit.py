@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ntkit.errors import NtkitError
-from ntkit.finite.parametrize import Sigma
-from ntkit.graph import as_inputs, network, refuse_stateful, trace
+from ntkit.errors import NoRuleError, NtkitError
+from ntkit.finite.parametrize import Scale, Sigma
+from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
 from ntkit.infinite.laws import Laws
 from ntkit.infinite.points import Points
 from ntkit.infinite.program import Program, read
+from ntkit.infinite.source import source_of
 from ntkit.infinite.tiles import Tiles
+from ntkit.infinite.values import Wide
 from ntkit.kernel import Kernel
 from ntkit.network import Network, take
 
@@ -23,51 +26,119 @@ Kind = Literal["nngp", "ntk"]
 
 
 class Limit:
-    """The infinite-width limit of a network: ``limit.nngp``, ``limit.ntk``, ``limit.program``, ``limit.layers``."""
+    """The infinite-width limit of a network, made by `infinite_width`.
 
-    def __init__(self, net: Network, example: Any, laws: Laws, points: Points, memory: Any, compile: Any) -> None:
-        self.net, self.example, self.laws, self.points = net, example, laws, points
-        self.memory, self.compile = memory, compile
+    Attributes
+    ----------
+    nngp, ntk : LimitKernel
+        The covariance of the outputs at the start, and their tangent kernel: ``k(x1, x2)`` is ``[n1, n2]``.
+    program : Program
+        The tensor program that was read: print it.
+    layers : dict[str, Layer]
+        The lines of the program by name, each with the kernels of what it computes.
+    """
+
+    def __init__(
+        self, net: Network, example: Any, laws: Laws, points: Points, settings: dict[str, Any]
+    ) -> None:
+        self.net, self.example, self.laws, self.points, self.settings = net, example, laws, points, settings
         with torch.no_grad():
-            graph = trace(net, example)
-            self.program: Program = read(net, graph, example, laws, _source)
-        self.tiles = Tiles(self.program.output, points, memory, compile)
-        settings = {
-            "model": net.module,
-            "example": example,
-            "sigma_w": laws.sigma_w,
-            "sigma_b": laws.sigma_b,
-            "parameterization": laws.parameterization,
-            "samples": points.count,
-            "seed": points.seed,
-            "memory": memory,
-            "compile": compile,
-        }
-        self.nngp = LimitKernel(kind="nngp", **settings)
-        self.ntk = LimitKernel(kind="ntk", **settings)
-        self.nngp._limit = self.ntk._limit = self
+            graph = _traced(net, example)
+            self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
+        self._tiles: dict[str | None, Tiles] = {}
+        self.tiles(None)
+        self.nngp, self.ntk = self.kernel("nngp"), self.kernel("ntk")
 
     @property
-    def layers(self) -> list[tuple[str, Callable[..., tuple[Tensor | None, Tensor | None]]]]:
-        """The lines of the program with their kernels: ``(name, f)``, ``f(x1, x2)`` gives K and Theta."""
-        found = []
-        for line in self.program.lines:
-            if line.value is not None:
-                found.append((line.name, Tiles(line.value, self.points, self.memory, self.compile)))
-        return found
+    def layers(self) -> dict[str, Layer]:
+        """The lines of the program by name, in their order, each with its kernels."""
+        return {
+            line.name: Layer(
+                line.name,
+                line.kind,
+                line.text,
+                line.path,
+                self.kernel("nngp", line.name),
+                self.kernel("ntk", line.name),
+            )
+            for line in self.program.lines
+            if line.value is not None
+        }
+
+    @property
+    def error(self) -> float:
+        """The largest standard error of an expectation that was sampled so far, relative to the largest value."""
+        return self.points.error
+
+    def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
+        """Return the NNGP or NTK of the output, or of a line of the program."""
+        kernel = LimitKernel(kind=kind, line=line, **self.settings)
+        kernel._limit = self
+        return kernel
+
+    def tiles(self, line: str | None) -> Tiles:
+        """Return what evaluates a line of the program, or the output."""
+        if line not in self._tiles:
+            value = self.program.output if line is None else self._line(line)
+            self._tiles[line] = Tiles(value, self.points, self.settings["memory"], self.settings["compile"])
+        return self._tiles[line]
+
+    def _line(self, name: str) -> Wide:
+        found = {line.name: line.value for line in self.program.lines if line.value is not None}
+        if name not in found:
+            raise NtkitError(f"The program has no line {name!r}; it has {', '.join(found)}.")
+        return found[name]
 
     def __repr__(self) -> str:
-        return f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)\n{self.program}"
+        rows = [
+            f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)",
+            str(self.program),
+        ]
+        if self.points.error:
+            rows.append(
+                f"note: sampled at {self.points.count} points, standard error up to {self.points.error:.1e} "
+                f"of the largest value."
+            )
+        return "\n".join(rows)
 
 
-def _source(node: fx.Node) -> str:
-    return ""
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A line of a tensor program with the kernels of its vector: E[h h'] and its tangent kernel.
+
+    Where it has several positions they are the means over equal positions; concatenated vectors count by
+    their widths.
+    """
+
+    name: str
+    kind: str
+    text: str
+    path: str
+    nngp: LimitKernel
+    ntk: LimitKernel
+
+    def __repr__(self) -> str:
+        return f"Layer({self.name}: {self.kind} {self.text}{f', module {self.path!r}' if self.path else ''})"
+
+
+def _traced(net: Network, example: Any) -> Graph:
+    try:
+        return trace(net, example)
+    except NtkitError:
+        raise
+    except Exception as error:
+        raise NoRuleError(
+            f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its data: "
+            f"{type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) estimates the "
+            f"limit of whatever runs."
+        ) from error
 
 
 class LimitKernel(Kernel):
     """The NNGP or the NTK of a network's infinite-width limit, ``[n1, n2]`` for each single output.
 
-    The full kernel of o outputs is this one times the identity of size o. Made by `infinite_width`.
+    The full kernel of o outputs is this one times the identity of size o. Made by `infinite_width`; with
+    ``line`` the kernel of a line of the program, as in ``limit.layers``.
     """
 
     def __init__(
@@ -82,8 +153,9 @@ class LimitKernel(Kernel):
         seed: int = 0,
         memory: int | float | str = "2GiB",
         compile: bool | Literal["auto"] = "auto",
+        line: str | None = None,
     ) -> None:
-        self.model, self.example, self.kind = model, example, kind
+        self.model, self.example, self.kind, self.line = model, example, kind, line
         self.sigma_w, self.sigma_b, self.parameterization = sigma_w, sigma_b, parameterization
         self.samples, self.seed, self.memory, self.compile = samples, seed, memory, compile
         self._limit: Limit | None = None
@@ -92,17 +164,10 @@ class LimitKernel(Kernel):
     def limit(self) -> Limit:
         """The limit that this kernel belongs to, read again after `set_params` or `clone`."""
         if self._limit is None:
-            self._limit = infinite_width(
-                self.model,
-                self.example,
-                self.sigma_w,
-                self.sigma_b,
-                parameterization=self.parameterization,
-                samples=self.samples,
-                seed=self.seed,
-                memory=self.memory,
-                compile=self.compile,
-            )
+            if self.kind not in ("nngp", "ntk"):
+                raise NtkitError(f"kind={self.kind!r}; expected 'nngp' or 'ntk'.")
+            own = self.get_params(deep=False)
+            self._limit = infinite_width(**{k: v for k, v in own.items() if k not in ("kind", "line")})
         return self._limit
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
@@ -110,11 +175,13 @@ class LimitKernel(Kernel):
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
         second = None if x2 is None or x2 is x1 else as_inputs(x2, net, "x2")
-        return self.limit.tiles(self.kind == "ntk", self._checked(first), self._checked(second))[-1]
+        tiles = self.limit.tiles(self.line)
+        return tiles(self.kind == "ntk", self._checked(first), self._checked(second), last=True)[0]
 
     def diag(self, x: Any) -> Tensor:
         """Return the kernel of each sample with itself, ``[n]``."""
-        return self.limit.tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
+        tiles = self.limit.tiles(self.line)
+        return tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
 
     def _checked(self, x: Any) -> Any:
         if x is None:
@@ -131,7 +198,11 @@ class LimitKernel(Kernel):
         return x
 
     def __repr__(self) -> str:
-        return f"LimitKernel({self.kind} of {type(self.model).__name__}, {self.parameterization} parameterization)"
+        line = f" of line {self.line}" if self.line else ""
+        return (
+            f"LimitKernel({self.kind}{line} of {type(self.model).__name__}, "
+            f"{self.parameterization} parameterization)"
+        )
 
 
 def infinite_width(
@@ -146,14 +217,99 @@ def infinite_width(
     memory: int | float | str = "2GiB",
     compile: bool | Literal["auto"] = "auto",
 ) -> Limit:
-    """Return the NNGP and NTK of a network's infinite-width limit, read off the module itself."""
+    """Return the NNGP and NTK of a network's infinite-width limit, read off the module itself.
+
+        g = W h + b:          K(g, g')     = sigma_w^2 E[h h'] + sigma_b^2
+                              Theta(g, g') = K(g, g') + sigma_w^2 sum_ij E[d_i h d_j h'] Theta(g_i, g'_j)
+        h = phi(g_1, ..., g_k): E[...] under the joint Gaussian of the g's, whose covariance is K
+
+    for two uses of the **same** weight; uses of different weights are independent. ``limit.nngp`` and
+    ``limit.ntk`` are kernels, ``[n1, n2]`` for each single output: the full kernel of o outputs is that
+    times the identity. ``limit.ntk`` is what `EmpiricalNTK` (mean over outputs) tends to.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network as it stands, in eval mode; it is not changed. It must end in a linear map.
+    example : tensor, or tuple or dict of tensors
+        A batch of inputs; only the shapes of its first sample count.
+    sigma_w, sigma_b : float or dict
+        The scales of ``"ntk"``; a dict gives them by module path, ``""`` for all other modules.
+    parameterization : {"ntk", "standard"}
+        ``"ntk"``: y = sigma_w / sqrt(fan_in) W h + sigma_b b with W, b from N(0, 1), which `ntk_parametrize`
+        makes of a network. ``"standard"``: y = W h + b with the widths and the initial variances of the
+        module itself (PyTorch's where its entries look like PyTorch's draw, else measured), so that
+        Theta' = fan_in E[h h'] + 1 + fan_in Var(W) E[h' h'] Theta is the NTK of the network as it was
+        initialized. Parameters used coordinate by coordinate (scales and shifts of norms, learned
+        positions) have their own initial mean and variance, and rate 1, in both.
+    samples, seed : int
+        Quasi-random points for the functions that have neither a closed form nor a Hermite series (gates,
+        softmax attention, max-pooling), and their seed. The same points serve all pairs of samples, so a
+        value depends on its pair only. ``limit.error`` is the standard error found.
+    memory : int or str
+        A budget in bytes for the tiles in which blocks are made.
+    compile : bool or "auto"
+        Whether tiles go through `torch.compile`; ``"auto"``: where the work is long enough to pay for it.
+
+    Raises
+    ------
+    NoRuleError
+        An operation whose limit is not known, or a network that has none or a random one (a weight and its
+        transpose, the read-out weight used elsewhere, a scalar parameter of all channels, an instance
+        norm, a softmax or sigmoid at the end): with the operation, its module and its line of source.
+    NotPerSampleError
+        Batch norm in training mode, active dropout.
+    NtkitError
+        A model that is no module; a copy made by `ntk_parametrize` under ``"ntk"``; inputs of another
+        shape than the example's.
+
+    References
+    ----------
+    Cappelletti (2019), "Convolutional neural tangent kernel", section 2 (tensor programs, Eq. 2.3-2.4);
+    Giancola (2023), Prop. III.1.2 and Thm. III.1.4; Yang, "Tensor programs II" (2020); Hron et al. (2020)
+    for attention.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(3, 128), nn.ReLU(), nn.Linear(128, 1)).double()
+    >>> x = torch.eye(3, dtype=torch.float64)[:2]
+    >>> limit = ntkit.infinite_width(model, x[:1], sigma_w=2**0.5)
+    >>> print(limit.program)
+     x  Input   data (3)
+    g1  MatMul  0.weight x + 0.bias   (fan_in 3)   # 0
+    h1  Nonlin  relu(g1)   [closed form]   # 1
+    g2  MatMul  2.weight h1 + 2.bias   (fan_in 128)   # 2
+    >>> limit.nngp(x)  # 2 / 3 on the diagonal, 2 / (3 pi) off it: the arc-cosine kernel
+    tensor([[0.6667, 0.2122],
+            [0.2122, 0.6667]], dtype=torch.float64)
+    >>> limit.layers["h1"].nngp.diag(x), limit.ntk.normalized()(x)[0, 1]
+    (tensor([0.3333, 0.3333], dtype=torch.float64), tensor(0.1592, dtype=torch.float64))
+    """
     if not isinstance(model, nn.Module):
         raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    if parameterization not in ("ntk", "standard"):
+        raise NtkitError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+    scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
+    if scaled and parameterization == "ntk":
+        raise NtkitError(
+            f"The model went through ntk_parametrize ({scaled[0]} is a factor): its scales would count twice. "
+            f"Give the original model, or parameterization='standard', which takes the scales from the model."
+        )
     net = network(model)
     refuse_stateful(net.module)
     example = take(as_inputs(example, net, "example"), slice(0, 1))
+    settings = {
+        "model": net.module,
+        "example": example,
+        "sigma_w": sigma_w,
+        "sigma_b": sigma_b,
+        "parameterization": parameterization,
+        "samples": samples,
+        "seed": seed,
+        "memory": memory,
+        "compile": compile,
+    }
     laws = Laws(parameterization, sigma_w, sigma_b)
-    points = Points(samples, seed, net.dtype, net.device)
-    return Limit(net, example, laws, points, memory, compile)
-
-
+    return Limit(net, example, laws, Points(samples, seed, net.dtype, net.device), settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
 from ntkit.infinite import attention, conv, elementwise, embedding, linear, norm, pooling, views
 from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
@@ -49,13 +50,13 @@ def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[
     env: dict[fx.Node, Any] = {}
     env.update(_inputs(net, graph, example, reading))
     seen: dict[Any, Any] = {}
-    result: Any = None
+    result, last = None, None
     for node in graph.module.graph.nodes:
         reading.node = node
         if node.op == "get_attr":
             env[node] = getattr(graph.module, node.target)
         elif node.op == "output":
-            result = env[node.args[0][0]]
+            result, last = env[node.args[0][0]], node.args[0][0]
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
             leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -65,7 +66,9 @@ def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[
             env[node] = seen[key][0]
             if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
                 env[node.args[0]] = env[node]  # pyright: ignore
-    reading.node = None
+    while last is not None and last.target is torch.ops.aten.reshape.default and last.name not in graph.paths:
+        last = last.args[0]  # outputs are reshaped by ntkit
+    reading.node = last if last is not None and last.op == "call_function" else None
     _check_output(reading, result)
     return Program(tuple(reading.lines), result, tuple(reading.notes))
 
@@ -113,10 +116,27 @@ def _operation(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
             return known(op, args, kwargs)
         return op(*args, **kwargs)
     if op in RULES:
-        return RULES[op](reading, *args, **kwargs)
+        return _ruled(reading, op, args, kwargs)
     if torch.Tag.pointwise in getattr(op, "tags", ()) and any(isinstance(leaf, Wide) for leaf in leaves):
         return elementwise.function(reading, op, args, kwargs)
-    raise reading.refuse("there is no rule for it.")
+    raise reading.unknown(_derived(args) or "there is no rule for it.")
+
+
+def _derived(args: tuple) -> str:
+    """Return why there is no rule, for an operation on a weight itself."""
+    if not args or not isinstance(args[0], Weight):
+        return ""
+    return f"it computes a weight from {args[0].name!r} (a weight norm, a spectral norm, a mask)."
+
+
+def _ruled(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
+    try:
+        return RULES[op](reading, *args, **kwargs)
+    except NtkitError:
+        raise
+    except Exception as error:  # a rule that was made for other kinds of arguments
+        why = _derived(args) or f"its rule does not take these arguments ({type(error).__name__}: {error})."
+        raise reading.unknown(why) from error
 
 
 def _check_output(reading: Reading, output: Any) -> None:

@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NoRuleError, NtkitError
 from ntkit.infinite.expressions import Apply, Coefficient, Expression, Function, Raw, Sum, Vector, walk
-from ntkit.infinite.laws import Laws
+from ntkit.infinite.laws import Laws, uniform
 from ntkit.infinite.values import Known, Weight, Wide
 
 Rule = Callable[..., Any]
 
 RULES: dict[Any, Rule] = {}
+
+SMALL = 50  # fan_in below which PyTorch's uniform draw of the first layer is far from a Gaussian one
 
 
 def rule(*ops: Any) -> Callable[[Rule], Rule]:
@@ -77,14 +79,27 @@ class Reading:
 
     def refuse(self, why: str) -> NoRuleError:
         """Return the error that names the operation, its module and its line in the user's source."""
-        node = self.node
-        where = f"the operation {node.target} ({node.name})" if node is not None else "the network"
-        module = f" in module {self.path!r}" if self.path else ""
-        line = self.source(node) if node is not None else ""
         return NoRuleError(
-            f"No limit of infinite width is known for {where}{module}{line}: {why} Register a rule with "
-            f"ntkit.infinite.rules.register_rule, or estimate the limit with ntkit.monte_carlo(model, ...)."
+            f"No limit of infinite width is known for {self.where}: {why} ntkit.monte_carlo(model, ...) estimates "
+            f"the mean kernel over draws of whatever runs."
         )
+
+    def unknown(self, why: str = "there is no rule for it.") -> NoRuleError:
+        """Return the error of an operation without a rule, which says how to register one."""
+        return NoRuleError(
+            f"No limit of infinite width is known for {self.where}: {why} Register a rule, one function, with "
+            f"@ntkit.infinite.rules.register_rule(torch.ops.{self.node.target if self.node else 'aten...'}), or "
+            f"estimate the limit with ntkit.monte_carlo(model, ...)."
+        )
+
+    @property
+    def where(self) -> str:
+        """The operation that is being read, its module, and the line in the user's source."""
+        if self.node is None:
+            return "the network"
+        module = f" in module {self.path!r}" if self.path else ""
+        line = self.source(self.node)
+        return f"the operation {self.node.target} ({self.node.name}){module}{f' at {line}' if line else ''}"
 
     def write(self, kind: str, text: str, value: Wide, prefix: str = "h") -> Wide:
         """Write a line of the program and return its value."""
@@ -119,6 +134,15 @@ class Reading:
         self.use(weight.name, "bias")
         average, law = self.laws.bias(weight, fan_in, self.path)
         return Vector((1,) * positions, weight.name, rows_of(weight.tensor), average, law)
+
+    def starts(self, value: Any, weight: Weight, fan_in: int) -> None:
+        """Say where a product with data is not Gaussian at the start, in the module's own initialization."""
+        data = not isinstance(value, Wide)
+        if data and fan_in < SMALL and self.laws.parameterization == "standard" and uniform(weight.tensor, fan_in):
+            self.note(
+                f"{weight.name} is drawn uniformly, as PyTorch does, and has a fan_in of {fan_in}: its product with "
+                f"data is not quite Gaussian at any width (the kernels are off by 10 % at a fan_in of 2, by 0.1 % at 50)."
+            )
 
     def use(self, name: str, how: str) -> None:
         """Write down how a weight is used; what has no limit together is refused."""
