@@ -67,7 +67,9 @@ def scores(read: Reading, q: Wide, k: Wide) -> Any:
             channel -= 1
     if not heads:
         dims[0], heads = (-1,), (1,)
-    read.note("Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random.")
+    read.note(
+        "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random."
+    )
     wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
     return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
 
@@ -93,7 +95,9 @@ def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, fact
         value = value.expand(side.n, u.shape[0], v.shape[1])
         return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)
 
-    read.note("Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows (Hron et al. 2020).")
+    read.note(
+        "Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows (Hron et al. 2020)."
+    )
     example = torch.zeros(sizes, dtype=read.dtype)
     return Known(example, Coefficient(sizes, of), moments=True)
 
@@ -153,7 +157,9 @@ def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
     if len(weights.shape) != 2 or len(weights.pieces) > 1:
         raise read.refuse("attention over more than one axis of positions.")
     shape = (weights.shape[0],)
-    function = Function("weighed mean", lambda p, x: _matmul(p.expand(*p.shape[:-2], *weights.shape), x), None, False)
+    function = Function(
+        "weighed mean", lambda p, x: _matmul(p.expand(*p.shape[:-2], *weights.shape), x), None, False
+    )
     u = weights.only.expanded(weights.shape)
     e = Apply(shape, function, (u, value))
     dims = [tuple(x for x in d if x < 0) for d in values.dims]
@@ -169,12 +175,14 @@ def softmax(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
     a = a.canonical()
     dim %= len(a.dims)
     if any(x < 0 for x in a.dims[dim]):
-        raise read.refuse("a softmax over channels of infinite width has no limit; leave it out, and give ntkit the logits.")
+        raise read.refuse(
+            "a softmax over channels of infinite width has no limit; leave it out, and give ntkit the logits."
+        )
     a, axis = single(a, dim)
     back = axis - len(a.shape)
     shape = a.shape
-    function = Function("softmax", lambda t: t.expand(*t.shape[: t.ndim - len(shape)], *shape).softmax(back), None, False)
+    function = Function(
+        "softmax", lambda t: t.expand(*t.shape[: t.ndim - len(shape)], *shape).softmax(back), None, False
+    )
     value = a.map(lambda e: Apply(shape, function, (e.expanded(shape),)))
     return read.write("Nonlin", f"softmax({read.name(a)})", value)
-
-

@@ -72,7 +72,9 @@ class Window:
     def _crossed(self, other: Window, inner: Tensor, rank: int, batch: int, need: str) -> Tensor:
         """Return the same for one weight used with two strides, paddings or dilations."""
         total = None
-        for offsets in torch.cartesian_prod(*(torch.arange(k) for k in self.kernel)).reshape(-1, rank).tolist():
+        for offsets in (
+            torch.cartesian_prod(*(torch.arange(k) for k in self.kernel)).reshape(-1, rank).tolist()
+        ):
             term = inner
             for axis, j in enumerate(offsets):
                 term = _shifted(term, self, axis, batch + axis, j)
@@ -89,7 +91,10 @@ def _shifted(t: Tensor, window: Window, axis: int, dim: int, j: int) -> Tensor:
     size = window.size(axis, t.shape[dim])
     t = _zeros(t, dim, *window.padding[axis])
     start = j * window.dilation[axis]
-    return t[(slice(None),) * dim + (slice(start, start + (size - 1) * window.stride[axis] + 1, window.stride[axis]),)]
+    return t[
+        (slice(None),) * dim
+        + (slice(start, start + (size - 1) * window.stride[axis] + 1, window.stride[axis]),)
+    ]
 
 
 def _zeros(t: Tensor, dim: int, before: int, after: int) -> Tensor:
@@ -148,7 +153,14 @@ def _many(value: int | Sequence[int], rank: int) -> Shape:
 
 
 def convolved(
-    read: Reading, x: Any, weight: Any, bias: Any, window: Window, groups: int, out: int = 0, upsample: Shape = ()
+    read: Reading,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    window: Window,
+    groups: int,
+    out: int = 0,
+    upsample: Shape = (),
 ) -> Wide:
     """Return the line of a convolution."""
     rank = len(window.kernel)
@@ -170,7 +182,9 @@ def convolved(
     read.starts(x, weight, fan_in)
     matrix, rows = matrix_of(read, weight, out, fan_in)
     if out and groups > 1:
-        rows = rows_of(weight.tensor[..., *([0] * rank)].reshape(groups, -1, weight.tensor.shape[1])[:, 0]).reshape(-1)
+        rows = rows_of(
+            weight.tensor[..., *([0] * rank)].reshape(groups, -1, weight.tensor.shape[1])[:, 0]
+        ).reshape(-1)
     shape = tuple(window.size(i, n) for i, n in enumerate(pixels))
     value: Expression = Line(shape, matrix, rows, inputs, window)
     text = f"{weight.name} * {read.name(x)}"
@@ -208,9 +222,12 @@ def depthwise(read: Reading, x: Wide, weight: Weight, bias: Any, window: Window)
     size = prod(window.kernel)
     law = read.laws.depthwise(weight, size, read.path)
     kernels = weight.tensor.reshape(weight.tensor.shape[0], -1)
+
     def of(e: Expression) -> Expression:
         terms = []
-        for j, offsets in enumerate(torch.cartesian_prod(*map(torch.arange, window.kernel)).reshape(-1, rank).tolist()):
+        for j, offsets in enumerate(
+            torch.cartesian_prod(*map(torch.arange, window.kernel)).reshape(-1, rank).tolist()
+        ):
             entry = Vector((1,) * rank, weight.name, rows_of(kernels[:, j]), 0.0, law)
             move = Move((windowed, window, tuple(offsets)), x.shape, shape, True, True)
             terms.append(times(read, entry, Moved(shape, move, e.expanded(x.shape))))
@@ -305,4 +322,3 @@ def convolution(
     if transposed:
         return conv_transpose(read, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(read, x, weight, bias, stride, padding, dilation, groups)
-

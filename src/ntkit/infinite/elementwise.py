@@ -126,19 +126,25 @@ class Aligned:
             for d, (size, dim) in enumerate(zip((1,) * (rank - len(sizes)) + sizes, self.frame, strict=True)):
                 if size != 1 and dim == (-1,):
                     narrowed = narrowed.narrow(d - rank + len(sizes), 0, 1)
-            if bool((narrowed == known.example).all()) and not any(len(dim) > 1 for dim in self.frame if -1 in dim):
+            if bool((narrowed == known.example).all()) and not any(
+                len(dim) > 1 for dim in self.frame if -1 in dim
+            ):
                 return self._numbers(numbers(narrowed), rank, True)  # pyright: ignore
         if channels:
             return self._raw(known, rank)
         full = tuple(shape)
         if fixed and known.example.numel() == 1:
             return [float(known.example)] * len(self.bounds)
-        return [Coefficient(full, lambda side: known.numbers.value(side).reshape(-1, *full))] * len(self.bounds)
+        return [Coefficient(full, lambda side: known.numbers.value(side).reshape(-1, *full))] * len(
+            self.bounds
+        )
 
     def _raw(self, known: Known, rank: int) -> list[Any]:
         sizes = (1,) * (rank - len(_sizes(known))) + _sizes(known)
         if any(-1 in dim and len(dim) > 1 for dim in self.frame) or len(self.channels) > 1:
-            raise self.read.refuse("data with a number for each channel meet a vector with axes that were flattened.")
+            raise self.read.refuse(
+                "data with a number for each channel meet a vector with axes that were flattened."
+            )
         place = next(d for d, dim in enumerate(self.frame) if -1 in dim)
         shape = tuple(
             s if size != 1 else 1 for size, dim in zip(sizes, self.frame, strict=True) for s in dim if s > 0
@@ -159,12 +165,18 @@ class Aligned:
         for d, dim in enumerate(self.frame):
             if -1 in dim:
                 if len(dim) > 1 or t.shape[d] not in (1, prod(self.channels)):
-                    raise self.read.refuse(f"the parameter {weight.name!r} meets channels that were flattened.")
+                    raise self.read.refuse(
+                        f"the parameter {weight.name!r} meets channels that were flattened."
+                    )
                 channels.append(d)
             else:
                 shape += [s if t.shape[d] != 1 else 1 for s in dim]
         place = channels[0] if channels else rank - 1
-        if len(channels) > 1 or t.shape[place] != prod(self.channels) or (t.numel() == 1 and prod(self.channels) > 1):
+        if (
+            len(channels) > 1
+            or t.shape[place] != prod(self.channels)
+            or (t.numel() == 1 and prod(self.channels) > 1)
+        ):
             raise self.read.refuse(
                 f"the parameter {weight.name!r} of shape {tuple(weight.shape)} is shared by all channels: its gradient "
                 f"grows with the width, and the tangent kernel has no limit. Give it one entry per channel."
@@ -184,7 +196,15 @@ class Aligned:
 def _sizes(value: Any) -> tuple[int, ...]:
     if isinstance(value, Wide):
         return value.sizes
-    return tuple((value.example if isinstance(value, Known) else value.tensor if isinstance(value, Weight) else value).shape)
+    return tuple(
+        (
+            value.example
+            if isinstance(value, Known)
+            else value.tensor
+            if isinstance(value, Weight)
+            else value
+        ).shape
+    )
 
 
 def _bounds(w: Wide) -> list[int]:
@@ -234,7 +254,12 @@ def total(*terms: Any) -> Expression:
         if isinstance(t, float | int):
             if t:
                 shape = (1,) * rank
-                parts.append(Offset(shape, Coefficient(shape, lambda side, t=t, shape=shape: side.points.zeros(1, *shape) + t)))
+                parts.append(
+                    Offset(
+                        shape,
+                        Coefficient(shape, lambda side, t=t, shape=shape: side.points.zeros(1, *shape) + t),
+                    )
+                )
         elif isinstance(t, Coefficient):
             parts.append(Offset(t.shape, t))
         else:
@@ -282,9 +307,19 @@ def mul(read: Reading, a: Any, b: Any) -> Any:
 
 def times(read: Reading, x: Any, y: Any) -> Expression:
     """Return a product of two terms."""
-    if isinstance(y, Vector) and not y.law.variance and not isinstance(x, Vector) and isinstance(x, Expression):
+    if (
+        isinstance(y, Vector)
+        and not y.law.variance
+        and not isinstance(x, Vector)
+        and isinstance(x, Expression)
+    ):
         return Gain(shape_of(x, y), y, x)
-    if isinstance(x, Vector) and not x.law.variance and not isinstance(y, Vector) and isinstance(y, Expression):
+    if (
+        isinstance(x, Vector)
+        and not x.law.variance
+        and not isinstance(y, Vector)
+        and isinstance(y, Expression)
+    ):
         return Gain(shape_of(x, y), x, y)
     if not isinstance(y, Expression) or not isinstance(x, Expression):
         return scale(x, y) if isinstance(x, Expression) else scale(y, x)
@@ -302,13 +337,19 @@ def div(read: Reading, a: Any, b: Any) -> Any:
         return function(read, aten.div.Tensor, (a, b), {})
     known = numbers(b)
     assert known is not None
-    one = Known(1 / known.example, Coefficient(known.numbers.shape, lambda side: 1 / known.numbers.value(side)), known.moments)
+    one = Known(
+        1 / known.example,
+        Coefficient(known.numbers.shape, lambda side: 1 / known.numbers.value(side)),
+        known.moments,
+    )
     return mul(read, a, 1 / b if isinstance(b, Tensor) else one)
 
 
 def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
     """Return a function of vectors and numbers, coordinate by coordinate, with its closed form if it has one."""
-    places = [i for i, a in enumerate(args) if isinstance(a, Wide | Known | Weight) or (isinstance(a, Tensor))]
+    places = [
+        i for i, a in enumerate(args) if isinstance(a, Wide | Known | Weight) or (isinstance(a, Tensor))
+    ]
     rest = tuple(a for i, a in enumerate(args) if i not in places)
     dual = find(op, rest, kwargs) if places == [0] else None
 
@@ -328,7 +369,9 @@ def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
 
         def with_constants(*tensors: Tensor) -> Tensor:
             left = iter(tensors)
-            return call(*(constants[i].to(tensors[0]) if i in constants else next(left) for i in range(len(fixed))))
+            return call(
+                *(constants[i].to(tensors[0]) if i in constants else next(left) for i in range(len(fixed)))
+            )
 
         f = Function(name, with_constants if constants else call, dual)
         return read.apply(f, *moving)
@@ -362,7 +405,9 @@ def prelu(read: Reading, a: Wide, slopes: Any) -> Wide:
     if not isinstance(slopes, Weight):
         raise read.refuse("its slopes are no parameter of the model as it is.")
     rank = len(a.dims)
-    slopes = Weight(slopes.name, slopes.tensor.reshape(-1, *(1 for _ in range(rank - 2))), slopes.shape, slopes.factor)
+    slopes = Weight(
+        slopes.name, slopes.tensor.reshape(-1, *(1 for _ in range(rank - 2))), slopes.shape, slopes.factor
+    )
     f = Function("relu", torch.relu, find(aten.relu.default, (), {}))
 
     def of(h: Any, s: Any) -> Expression:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkit.errors import NoRuleError
 from ntkit.infinite import sampling, series
-from ntkit.infinite.duals.dual import Dual, cross
+from ntkit.infinite.duals.dual import Dual, cross, cross_slope
 from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector, sources, walk
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ def gain_of(argument: Expression) -> Gain | None:
     terms = argument.terms if isinstance(argument, Sum) else (argument,)
     gains = [term for term in terms if term.gains]
     rest = [term for term in terms if not term.gains]
-    if len(gains) != 1 or not isinstance(gain := gains[0], Gain) or gain.inner.gains or not gain.vector.average:
+    if (
+        len(gains) != 1
+        or not isinstance(gain := gains[0], Gain)
+        or gain.inner.gains
+        or not gain.vector.average
+    ):
         return None
     if not all(isinstance(term, Vector) and not term.law.variance and not term.average for term in rest):
         return None
@@ -111,9 +116,16 @@ def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
     parts = _factors(u, v)
     if parts is not None:
         a, b, c, d = parts
-        terms = ((pairs.tangent(a, c, need), pairs.moment(b, d, need)), (pairs.moment(a, c, need), pairs.tangent(b, d, need)))
+        terms = (
+            (pairs.tangent(a, c, need), pairs.moment(b, d, need)),
+            (pairs.moment(a, c, need), pairs.tangent(b, d, need)),
+        )
         found = [x * y for x, y in terms if x is not None and y is not None]
         return sum(found[1:], found[0]) if found else None
+    second = closed(v)
+    if first is not None and second is not None and not (u.gains or v.gains):
+        inner = pairs.tangent(u.basis[0], v.basis[0], need)
+        return None if inner is None else inner * cross_slope(first, second, *_arguments(pairs, u, v, need))
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
     if series.serves(u) and series.serves(v):
@@ -176,7 +188,9 @@ def _stein(pairs: Pairs, u: Expression, v: Expression, need: Need, of: object, f
     for b in h.basis:
         value = of(b, g, need) if function_is_left else of(g, b, need)  # pyright: ignore
         if value is not None:
-            gain = pairs.lift(slope(side, h, b, moments), "left" if function_is_left else "right", need, len(g.shape))
+            gain = pairs.lift(
+                slope(side, h, b, moments), "left" if function_is_left else "right", need, len(g.shape)
+            )
             total = gain * value if total is None else total + gain * value
     return total
 

@@ -87,7 +87,10 @@ class Matrix:
 
     def same(self, other: Matrix) -> bool:
         """Return whether two uses are products with the same matrix."""
-        mine, theirs = (self.name, self.transposed, self.columns), (other.name, other.transposed, other.columns)
+        mine, theirs = (
+            (self.name, self.transposed, self.columns),
+            (other.name, other.transposed, other.columns),
+        )
         return mine == theirs
 
 
@@ -324,7 +327,9 @@ class Apply(Expression):
     def local(self) -> bool:
         """Whether a position depends on the same position of the basis only."""
         inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
-        return all(e.function.local if isinstance(e, Apply) else not isinstance(e, Moved | Mixed) for e in inside)
+        return all(
+            e.function.local if isinstance(e, Apply) else not isinstance(e, Moved | Mixed) for e in inside
+        )
 
     @cached_property
     def factors(self) -> tuple[Expression, Expression] | None:
@@ -381,7 +386,9 @@ def _stopped(u: Expression) -> Expression:
     if isinstance(u, Gain):
         return Scaled(u.shape, u.vector.average, stopped(u.inner))
     if isinstance(u, Apply):
-        return replace(u, arguments=tuple(stopped(a) if isinstance(a, Expression) else a for a in u.arguments))
+        return replace(
+            u, arguments=tuple(stopped(a) if isinstance(a, Expression) else a for a in u.arguments)
+        )
     return u if isinstance(u, Raw | Offset | Stopped) else Stopped(u.shape, u)
 
 
@@ -423,7 +430,9 @@ def reshaped(expression: Expression, shape: Shape) -> Expression:
     """Return a vector whose positions have another shape."""
     if expression.shape == shape:
         return expression
-    return moved(expression, Move((reshape, len(expression.shape), shape), expression.shape, shape, True, False))
+    return moved(
+        expression, Move((reshape, len(expression.shape), shape), expression.shape, shape, True, False)
+    )
 
 
 def expand(t: Tensor, shape: Shape) -> Tensor:

@@ -68,7 +68,9 @@ def vector_of(read: Reading, value: Any) -> tuple[tuple[tuple[float, Expression]
     if isinstance(value, Tensor) and not value.any():
         return (), frame
     full = (*shape, data.example.shape[-1])
-    raw = Raw(shape, Coefficient(full, lambda side: rows_for(side, data.numbers.value(side)).reshape(-1, *full)))
+    raw = Raw(
+        shape, Coefficient(full, lambda side: rows_for(side, data.numbers.value(side)).reshape(-1, *full))
+    )
     return ((1.0, raw),), frame
 
 
@@ -80,7 +82,9 @@ def matrix_of(read: Reading, weight: Weight, out: int, fan_in: int) -> tuple[Mat
     start = t.storage_offset() // row if transposed else t.storage_offset() % row
     read.use(weight.name, "transposed in a product" if transposed else "in a product")
     law = read.laws.matrix(weight, fan_in, read.path)
-    return Matrix(weight.name, transposed, (start, prod(t.shape[1:])), law), rows_of(t[(slice(None), *(0,) * (t.ndim - 1))])
+    return Matrix(weight.name, transposed, (start, prod(t.shape[1:])), law), rows_of(
+        t[(slice(None), *(0,) * (t.ndim - 1))]
+    )
 
 
 @rule(aten.linear.default)

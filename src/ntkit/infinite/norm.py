@@ -59,7 +59,9 @@ def affine(read: Reading, a: Wide, weight: Any, bias: Any, dim: int | None) -> W
     def shaped(w: Weight) -> Weight:
         if dim is None:
             return w
-        return Weight(w.name, w.tensor.reshape(-1, *(1 for _ in range(len(a.dims) - dim - 1))), w.shape, w.factor)
+        return Weight(
+            w.name, w.tensor.reshape(-1, *(1 for _ in range(len(a.dims) - dim - 1))), w.shape, w.factor
+        )
 
     if weight is not None:
         a = combine(read, [a, shaped(weight)], lambda h, g: times(read, h, g))
@@ -72,6 +74,8 @@ def affine(read: Reading, a: Wide, weight: Any, bias: Any, dim: int | None) -> W
 
 def _over(read: Reading, a: Wide, count: int, what: str) -> bool:
     """Return whether a norm over the last ``count`` dimensions takes all positions in, and check the channels."""
+    if not isinstance(a, Wide):
+        raise read.refuse(f"{what} of data with trained parameters; normalize the data beforehand.")
     last = [x for d in a.dims[-count:] for x in d]
     channels, positions = sum(x < 0 for x in last), sum(x >= 0 for x in last)
     if channels != len(a.channels):
@@ -99,7 +103,9 @@ def layer_norm(
 
 
 @rule(aten.rms_norm.default)
-def rms_norm(read: Reading, a: Wide, sizes: Sequence[int], weight: Any = None, eps: float | None = None) -> Wide:
+def rms_norm(
+    read: Reading, a: Wide, sizes: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Wide:
     """RMS norm over the channels: no mean is taken off."""
     pooled = _over(read, a, len(sizes), "an RMS norm")
     eps = torch.finfo(read.dtype).eps if eps is None else eps
@@ -108,12 +114,22 @@ def rms_norm(read: Reading, a: Wide, sizes: Sequence[int], weight: Any = None, e
 
 @rule(aten.group_norm.default)
 def group_norm(
-    read: Reading, a: Wide, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True
+    read: Reading,
+    a: Wide,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    _: bool = True,
 ) -> Wide:
     """Group norm: moments over the channels of a group and over all positions; groups are alike."""
+    if not isinstance(a, Wide):
+        raise read.refuse("a group norm of data with trained parameters; normalize the data beforehand.")
     width = sum(w for w, _ in a.pieces)
     if a.dims[1] != (-1,) or width // groups < 2:
-        raise read.refuse("a group norm with one channel a group has random statistics (it is an instance norm).")
+        raise read.refuse(
+            "a group norm with one channel a group has random statistics (it is an instance norm)."
+        )
     if len(a.pieces) > 1 and groups > 1:
         raise read.refuse("a group norm of concatenated vectors: its groups are not alike.")
     return affine(read, normalized(read, a, True, True, eps, "group_norm"), weight, bias, 1)
@@ -122,14 +138,27 @@ def group_norm(
 @rule(aten.instance_norm.default)
 def instance_norm(read: Reading, a: Wide, *_: Any) -> Wide:
     """Instance norm has no limit."""
-    raise read.refuse("the statistics of an instance norm are those of one channel: they stay random at any width.")
+    raise read.refuse(
+        "the statistics of an instance norm are those of one channel: they stay random at any width."
+    )
 
 
 @rule(aten.batch_norm.default)
 def batch_norm(
-    read: Reading, a: Wide, weight: Any, bias: Any, mean: Any, var: Any, training: bool, _: float, eps: float, __: bool
+    read: Reading,
+    a: Wide,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    _: float,
+    eps: float,
+    __: bool,
 ) -> Wide:
     """Batch norm in eval mode: an affine map with the running statistics."""
+    if not isinstance(a, Wide):
+        raise read.refuse("a batch norm of data with trained parameters; normalize the data beforehand.")
     if mean is None or not bool((mean == mean[0]).all()) or not bool((var == var[0]).all()):
         raise read.refuse(
             "the running statistics of a batch norm differ from channel to channel, as after training; the limit is "

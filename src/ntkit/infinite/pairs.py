@@ -99,10 +99,13 @@ class Side:
 
 
 class Pairs:
-    """Pairs of samples: all of two batches (``outer``), or the first with the first and so on."""
+    """Pairs of samples: all of two batches (``outer``), or the first with the first and so on.
 
-    def __init__(self, left: Side, right: Side, outer: bool) -> None:
-        self.left, self.right, self.outer = left, right, outer
+    ``derive`` if tangent kernels will be asked for: functions that are sampled are then derived at once.
+    """
+
+    def __init__(self, left: Side, right: Side, outer: bool, derive: bool = False) -> None:
+        self.left, self.right, self.outer, self.derive = left, right, outer, derive
         self._memo: dict[Any, Any] = {}
 
     @property
@@ -235,7 +238,9 @@ class Pairs:
                 return None if whole is None else at_equal(whole, u.shape, v.shape)
             case Moved(), _:
                 inner = of(u.inner, v, "all")
-                return None if inner is None else _on_left(u.move.apply, inner, len(u.inner.shape), len(v.shape))
+                return (
+                    None if inner is None else _on_left(u.move.apply, inner, len(u.inner.shape), len(v.shape))
+                )
             case _, Moved():
                 inner = of(u, v.inner, "all")
                 return None if inner is None else v.move.apply(inner)
@@ -246,7 +251,11 @@ class Pairs:
                 inner = of(u.inner, v, "all")
                 if inner is None:
                     return None
-                inner = inner.expand(*inner.shape[: inner.ndim - 1 - len(v.shape)], *u.inner.shape, *inner.shape[inner.ndim - len(v.shape) :])
+                inner = inner.expand(
+                    *inner.shape[: inner.ndim - 1 - len(v.shape)],
+                    *u.inner.shape,
+                    *inner.shape[inner.ndim - len(v.shape) :],
+                )
                 weights = self.lift(u.weights.value(self.left), "left", "all", len(v.shape) - 1)
                 flat = inner.flatten(len(self.batch) + 1)
                 mixed = weights.reshape(*weights.shape[: len(self.batch)], *u.weights.shape) @ flat
@@ -259,7 +268,9 @@ class Pairs:
                 weights = self.lift(v.weights.value(self.right), "right", "all", 0)
                 flat = inner.flatten(len(self.batch), -2)
                 mixed = flat @ weights.mT
-                return mixed.reshape(*mixed.shape[: len(self.batch)], *inner.shape[len(self.batch) : -1], mixed.shape[-1])
+                return mixed.reshape(
+                    *mixed.shape[: len(self.batch)], *inner.shape[len(self.batch) : -1], mixed.shape[-1]
+                )
             case Sum(), _:
                 return add(of(term, v, need) for term in u.terms)
             case _, Sum():
@@ -321,7 +332,10 @@ class Pairs:
         a, b = u.data.value(self.left), v.data.value(self.right)
         other = "j" if self.outer else "i"
         if need == "all":
-            first, second = a.flatten(1, -2) if a.ndim > 2 else a[:, None], b.flatten(1, -2) if b.ndim > 2 else b[:, None]
+            first, second = (
+                a.flatten(1, -2) if a.ndim > 2 else a[:, None],
+                b.flatten(1, -2) if b.ndim > 2 else b[:, None],
+            )
             block = torch.einsum(f"itc,{other}sc->i{other.strip('i')}ts", first, second)
             block = block.reshape(*self.batch, *a.shape[1:-1], *b.shape[1:-1])
         else:
@@ -348,7 +362,9 @@ def same_rows(a: Tensor, b: Tensor, name: str) -> bool:
     if a is b:
         return True
     if a.shape != b.shape:
-        raise expectation.refuse(f"Slices of {name} of sizes {a.numel()} and {b.numel()} meet in one operation.")
+        raise expectation.refuse(
+            f"Slices of {name} of sizes {a.numel()} and {b.numel()} meet in one operation."
+        )
     equal = a == b
     if equal.all():
         return True

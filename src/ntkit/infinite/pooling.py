@@ -98,10 +98,17 @@ def _maximum(op: Any, rank: int) -> None:
             return out[0] if isinstance(out, tuple) else out
 
         after = _after(first, shape, *args)
-        f = Function(name, lambda t: pooled(t.expand(*t.shape[: t.ndim - rank], *shape), rank, first, *args), None, False)
+        f = Function(
+            name,
+            lambda t: pooled(t.expand(*t.shape[: t.ndim - rank], *shape), rank, first, *args),
+            None,
+            False,
+        )
         pieces = tuple((w, _applied(read, f, e.expanded(shape), after)) for w, e in a.pieces)
         wide = Wide(pieces, after, a.channels, a.dims)
-        return refactored(read, read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide), wide.sizes)
+        return refactored(
+            read, read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide), wide.sizes
+        )
 
 
 def _applied(read: Reading, f: Function, e: Expression, after: Shape) -> Expression:
@@ -135,7 +142,9 @@ def sum_(read: Reading, a: Wide, dims: Any = None, keepdim: bool = False, **_: A
 def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> Any:
     a = a.canonical()
     rank = len(a.dims)
-    chosen = sorted({d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)})
+    chosen = sorted(
+        {d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)}
+    )
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
         raise read.refuse(
@@ -153,6 +162,6 @@ def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> An
     wide = refactored(read, wide, wide.sizes)
     if keepdim:
         return wide
-    return Wide(wide.pieces, wide.shape, wide.channels, tuple(d for i, d in enumerate(wide.dims) if i not in chosen))
-
-
+    return Wide(
+        wide.pieces, wide.shape, wide.channels, tuple(d for i, d in enumerate(wide.dims) if i not in chosen)
+    )

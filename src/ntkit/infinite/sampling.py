@@ -7,7 +7,6 @@ whatever the tiles; each pair is drawn in both orders, so that the kernel is sym
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
+from ntkit.infinite.draws import Draws, Lift, is_local
 from ntkit.infinite.expressions import (
     Apply,
     Coefficient,
@@ -25,24 +25,14 @@ from ntkit.infinite.expressions import (
     Moved,
     Offset,
     Scaled,
-    Shape,
     Stopped,
     Sum,
-    Vector,
 )
 
 if TYPE_CHECKING:
     from ntkit.infinite.pairs import Need, Pairs, Side, Value
 
-Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
-
 BLOCKS = 8  # of points, whose spread gives the standard error
-FEW = 64  # pairs of positions that are each drawn on their own: fewer dimensions, smaller error
-
-
-def random(b: Expression) -> bool:
-    """Return whether a vector varies between coordinates (parameters that are all equal do not)."""
-    return not (isinstance(b, Vector) and not b.law.variance)
 
 
 def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: Side) -> Tensor:
@@ -80,27 +70,26 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
 
 @dataclass
 class Drawn:
-    """One vector of a side at its draws, with its derivatives."""
+    """One vector at its draws, with its derivatives by the vectors of its basis."""
 
     value: Tensor  # [S, B, *shape]
-    slopes: dict[Expression, Tensor]  # [S, B, *shape], or [S, B, *shape, *shape of the basis]
+    slopes: dict[Expression, Tensor]  # [S, B, *shape], or [S, B, P, Q] for all pairs of positions
 
 
 def at_draws(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: Side, derive: bool) -> Drawn:
     """Return a vector at draws of its basis, and its derivatives with respect to each of the basis."""
+    if not isinstance(u, Apply):
+        return Drawn(drawn[u], {u: torch.ones_like(drawn[u])} if derive else {})
     if not derive:
         return Drawn(evaluate(u, drawn, lift, side), {})
-    if not isinstance(u, Apply) and u in drawn:
-        return Drawn(drawn[u], {u: torch.ones_like(drawn[u])})
-    local = not isinstance(u, Apply) or u.local
     with torch.enable_grad():
         leaves = {b: t.detach() for b, t in drawn.items()}
-        if local:  # a vector that broadcasts has a derivative for each position
+        if u.local:  # a vector that broadcasts has a derivative for each position
             shape = torch.broadcast_shapes(*(t.shape for t in leaves.values()))
             leaves = {b: t.expand(shape) for b, t in leaves.items()}
         leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
         value = evaluate(u, leaves, lift, side)
-        slopes = _slopes(value, leaves) if local else _jacobians(value, leaves, len(u.shape))
+        slopes = _slopes(value, leaves) if u.local else _jacobians(value, leaves, len(u.shape))
     return Drawn(value.detach(), slopes)
 
 
@@ -111,221 +100,135 @@ def _slopes(value: Tensor, leaves: dict[Expression, Tensor]) -> dict[Expression,
     return {b: g for b, g in zip(leaves, found, strict=True) if g is not None}
 
 
-def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], positions: int) -> dict[Expression, Tensor]:
+def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> dict[Expression, Tensor]:
     """Return d value / d leaf for all pairs of positions, ``[S, B, P, Q]`` with flat positions."""
-    lead = value.shape[: value.ndim - positions]
+    lead = value.shape[: value.ndim - rank]
     flat = value.reshape(*lead, -1)
-    rows = []
+    ends = list(leaves.values())
+    rows: list[list[Tensor]] = [[] for _ in ends]
     for p in range(flat.shape[-1]):
-        found = torch.autograd.grad(flat[..., p].sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
-        rows.append([torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves.values(), strict=True)])
-    return {
-        b: torch.stack([row[i].reshape(*lead, -1) for row in rows], -2) for i, b in enumerate(leaves)
-    }
-
-
-class _Plan:
-    """What is drawn together for two vectors: each pair of positions apart, or all positions at once."""
-
-    def __init__(self, pairs: Pairs, u: Expression, v: Expression, need: Need) -> None:
-        self.pairs, self.u, self.v = pairs, u, v
-        local = all(not isinstance(e, Apply) or e.local for e in (u, v))
-        few = prod(u.shape) * prod(v.shape) <= FEW
-        self.apart = local and (need == "equal" or few)
-        self.need: Need = need if self.apart else "all"
-        self.bases = [_basis(u), _basis(v)]
-        self.points = pairs.left.points
-        n1, n2 = pairs.left.n, pairs.right.n
-        if self.apart:
-            self.shape = self._shape()
-            self.count = prod(self.shape)
-        else:
-            self.shape = pairs.batch
-            self.count = prod(self.shape)
-            grid = torch.arange(n1 * n2) if pairs.outer else None
-            self.index = (grid // n2, grid % n2) if grid is not None else (torch.arange(n1), torch.arange(n1))
-
-    def _shape(self) -> Shape:
-        positions = (*self.u.shape, *self.v.shape)
-        if self.need == "equal":
-            positions = tuple(torch.broadcast_shapes(self.u.shape, self.v.shape))
-        return (*self.pairs.batch, *positions)
-
-    def chunk(self) -> int:
-        """Return how many pairs are drawn at a time."""
-        each = sum(prod(b.shape) if not self.apart else 1 for basis in self.bases for b in basis)
-        held = self.points.count * self.points.zeros(1).element_size() * 4 * max(each, 1)
-        return max(1, self.points.budget // held)
-
-    def lift(self, which: int, chunk: slice) -> Lift:
-        """Return how values of a side broadcast with the draws of a chunk of pairs."""
-        pairs, other = self.pairs, (self.v, self.u)[which]
-        if self.apart:
-            name = ("left", "right")[which]
-
-            def spread(value: Tensor) -> Tensor:
-                lifted = pairs.lift(value, name, self.need, len(other.shape))  # pyright: ignore
-                return lifted.expand(self.shape).reshape(-1)[chunk]
-
-            return spread
-        index = self.index[which][chunk]
-        return lambda value: value[index] if value.shape[0] > 1 else value
-
-    def blocks(self, first: int, second: int, chunk: slice) -> Tensor:
-        """Return the covariances of what is drawn for two of the two vectors, ``[B, m, m']``."""
-        rows = []
-        for a in self.bases[first]:
-            row = [self._block(a, b, first, second, chunk) for b in self.bases[second]]
-            rows.append(torch.cat(row, -1))
-        return torch.cat(rows, -2)
-
-    def _block(self, a: Expression, b: Expression, first: int, second: int, chunk: slice) -> Tensor:
-        sides = (self.pairs.left, self.pairs.right)
-        if first == second:
-            value = sides[first].own.covariance(a, b, "equal" if self.apart else "all")
-        elif first == 0:
-            value = self.pairs.covariance(a, b, self.need)
-        else:
-            return self._block(b, a, 0, 1, chunk).transpose(-1, -2)
-        size = (1, 1) if self.apart else (prod(a.shape), prod(b.shape))
-        count = len(range(*chunk.indices(self.count)))
-        if value is None:
-            return self.points.zeros(count, *size)
-        if self.apart:
-            flat = self.lift(first, chunk)(value) if first == second else value.expand(self.shape).reshape(-1)[chunk]
-            return flat[:, None, None]
-        value = value.expand(*value.shape[: value.ndim - len(a.shape) - len(b.shape)], *a.shape, *b.shape)
-        if first == second:
-            return self.lift(first, chunk)(value.reshape(value.shape[0], *size)).expand(count, *size)
-        return value.expand(*self.pairs.batch, *a.shape, *b.shape).reshape(-1, *size)[chunk]
-
-    def draw(self, order: tuple[int, int], chunk: slice, alone: bool) -> list[dict[Expression, Tensor]]:
-        """Return draws ``[S, B, *shape]`` of both bases, the first of the order from the first dimensions."""
-        x, y = order
-        sizes = [sum(1 if self.apart else prod(b.shape) for b in basis) for basis in self.bases]
-        own = self.blocks(x, x, chunk)
-        if alone:
-            z = self.points.normal(2 * sizes[x])[:, : sizes[x]]
-            joint = own
-        else:
-            z = self.points.normal(sum(sizes))
-            mixed = self.blocks(x, y, chunk)
-            top, bottom = torch.cat([own, mixed], -1), torch.cat([mixed.mT, self.blocks(y, y, chunk)], -1)
-            joint = torch.cat([top, bottom], -2)
-        flat = torch.einsum("sm,bkm->sbk", z, self.points.factor(joint))
-        drawn: list[dict[Expression, Tensor]] = [{}, {}]
-        start = 0
-        for which in order[:1] if alone else order:
-            side = (self.pairs.left, self.pairs.right)[which]
-            lift = self.lift(which, chunk)
-            for b in self.bases[which]:
-                size = 1 if self.apart else prod(b.shape)
-                g = flat[..., start : start + size].reshape(*flat.shape[:2], *(() if self.apart else b.shape))
-                average = side.mean(b)
-                drawn[which][b] = g if average is None else g + lift(average)
-                start += size
-        if alone:
-            drawn[order[1]] = drawn[x]
-        for which, e in enumerate((self.u, self.v)):
-            ones = torch.ones_like(flat[..., :1].reshape(*flat.shape[:2], *(() if self.apart else (1,) * len(e.shape))))
-            for b in e.basis if isinstance(e, Apply) else (e,):
-                if not random(b):
-                    assert isinstance(b, Vector)
-                    shape = ones.shape if self.apart else (*ones.shape[:2], *b.shape)
-                    drawn[which][b] = ones.new_full(shape, b.average)
-        return drawn
-
-
-def _basis(e: Expression) -> list[Expression]:
-    return [b for b in (e.basis if isinstance(e, Apply) else (e,)) if random(b)]
+        found = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
+        for row, g, t in zip(rows, found, ends, strict=True):
+            row.append((torch.zeros_like(t) if g is None else g).reshape(*lead, -1))
+    return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
 
 
 def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Tensor:
     """Return E[u v']."""
-    return _sampled(pairs, u, v, need, derive=False)
+    return _sampled(pairs, u, v, need, pairs.derive)[0]
 
 
 def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
     """Return sum_ij E[d_i u d_j v'] Theta(g_i, g_j')."""
-    return _sampled(pairs, u, v, need, derive=True)
+    return _sampled(pairs, u, v, need, True)[1]
 
 
-def _sampled(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> Tensor:
+def _sampled(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> tuple[Tensor, Value]:
+    """Return both from the same draws; the second only where it is wanted."""
+    key = ("sampled", u, v, need, derive)
+    return pairs.remember(key, lambda: _sample(pairs, u, v, need, derive))
+
+
+def _sample(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> tuple[Tensor, Value]:
     from ntkit.infinite.pairs import at_equal
 
-    plan = _Plan(pairs, u, v, need)
-    alone = u is v and pairs.left is pairs.right and not pairs.outer
-    pieces = []
-    for chunk in chunks(plan.count, plan.chunk()):
-        total = None
-        for order in ((0, 1),) if alone else ((0, 1), (1, 0)):
-            drawn = plan.draw(order, chunk, alone)
-            first = at_draws(u, drawn[0], plan.lift(0, chunk), pairs.left, derive)
-            second = first if alone else at_draws(v, drawn[1], plan.lift(1, chunk), pairs.right, derive)
-            value = _tangent(plan, first, second, chunk) if derive else _product(plan, first.value, second.value)
-            total = value if total is None else (total + value) / 2
-        pieces.append(total)
-    whole = torch.cat(pieces)
-    if plan.apart:
-        return whole.reshape(plan.shape)
-    whole = whole.reshape(*pairs.batch, *u.shape, *v.shape)
-    return at_equal(whole, u.shape, v.shape) if need == "equal" else whole  # pyright: ignore
+    draws = Draws(pairs, u, v, need)
+    found: tuple[list, list] = ([], [])
+    for chunk in chunks(draws.count, draws.chunk):
+        parts = [
+            _ordered(draws, order, chunk, derive) for order in ([(0, 1)] if draws.alone else [(0, 1), (1, 0)])
+        ]
+        for values, part in zip(found, zip(*parts, strict=True), strict=True):
+            if part[0] is not None:
+                values.append(sum(part[1:], part[0]) / len(part))
+
+    def whole(values: list[Tensor]) -> Value:
+        if not values or draws.apart:
+            return torch.cat(values).reshape(draws.shape) if values else None
+        shaped = torch.cat(values).reshape(*pairs.batch, *u.shape, *v.shape)
+        return at_equal(shaped, u.shape, v.shape) if need == "equal" else shaped
+
+    value = whole(found[0])
+    assert value is not None
+    return value, whole(found[1])
 
 
-def _product(plan: _Plan, a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean of products over points, and keep the standard error."""
-    if plan.apart:
-        a, b = torch.broadcast_tensors(a, b)
-        blocks = torch.stack([(x * y).mean(0) for x, y in zip(a.chunk(BLOCKS), b.chunk(BLOCKS), strict=True)])
-    else:
-        a, b = a.expand(plan.points.count, -1, *plan.u.shape), b.expand(plan.points.count, -1, *plan.v.shape)
-        a, b = a.flatten(2), b.flatten(2)
-        a, b = (t[..., None] if t.ndim == 2 else t for t in (a, b))
-        blocks = torch.stack(
-            [
-                torch.einsum("sbp,sbq->bpq", x, y) / x.shape[0]
-                for x, y in zip(a.chunk(BLOCKS), b.chunk(BLOCKS), strict=True)
-            ]
-        )
-    plan.points.note(blocks)
-    return blocks.mean(0)
+def _ordered(draws: Draws, order: tuple[int, int], chunk: slice, derive: bool) -> tuple[Tensor, Value]:
+    (u, v), (left, right) = draws.vectors, draws.sides
+    drawn = draws.draw(order, chunk)
+    first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
+    second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
+    return _product(draws, first.value, second.value, chunk), _tangent(
+        draws, first, second, chunk
+    ) if derive else None
 
 
-def _tangent(plan: _Plan, first: Drawn, second: Drawn, chunk: slice) -> Tensor:
+def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
+    """Return the mean of products over points, and note its standard error."""
+    count = draws.points.count
+    if draws.apart:
+        blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
+        draws.points.note(blocks)
+        return blocks.mean(0)
+    a, b = (
+        t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape))
+        for t, e in zip((a, b), draws.vectors, strict=True)
+    )
+    size = count // BLOCKS
+    blocks = torch.stack(
+        [torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in zip(a.split(size), b.split(size), strict=True)]
+    )
+    draws.points.note(blocks)
+    scale = _scale(draws, 0, a, chunk)[:, :, None] * _scale(draws, 1, b, chunk)[:, None, :]
+    return blocks.mean(0) * scale
+
+
+def _scale(draws: Draws, which: int, h: Tensor, chunk: slice) -> Tensor:
+    """Return sqrt(E[h^2] / its mean over the draws): the moments then fit together, no correlation exceeds one.
+
+    E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
+    """
+    e = draws.vectors[which]
+    if not isinstance(e, Apply) or not e.local or draws.alone:
+        return torch.ones_like(h[0])
+    square = draws.sides[which].own.moment(e, e, "equal")
+    if square is None:
+        return torch.ones_like(h[0])
+    known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
+    drawn = h.square().mean(0)
+    return torch.where(drawn > 0, known / drawn.clamp(min=torch.finfo(h.dtype).tiny), 1.0).clamp(min=0).sqrt()
+
+
+def _tangent(draws: Draws, first: Drawn, second: Drawn, chunk: slice) -> Value:
     total = None
     for a, left in first.slopes.items():
         for b, right in second.slopes.items():
-            theta = plan.pairs.tangent(a, b, plan.need)
-            if theta is None:
-                continue
-            value = _contract(plan, a, b, left, right, theta, chunk)
-            total = value if total is None else total + value
-    if total is None:
-        count = len(range(*chunk.indices(plan.count)))
-        size = () if plan.apart else (prod(plan.u.shape), prod(plan.v.shape))
-        total = plan.points.zeros(count, *size)
+            theta = draws.pairs.tangent(a, b, draws.need)
+            if theta is not None:
+                value = _contract(draws, left, right, draws.flat(theta, a, b)[chunk], (a, b))
+                total = value if total is None else total + value
     return total
 
 
 def _contract(
-    plan: _Plan, a: Expression, b: Expression, left: Tensor, right: Tensor, theta: Tensor, chunk: slice
+    draws: Draws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
 ) -> Tensor:
     """Return E[d_a u Theta(a, b) d_b v']."""
-    count = plan.points.count
-    if plan.apart:
-        return (left * right).mean(0) * theta.expand(plan.shape).reshape(-1)[chunk]
-    p, q = prod(plan.u.shape), prod(plan.v.shape)
-    theta = theta.expand(*plan.pairs.batch, *a.shape, *b.shape)
-    diagonal_left = not isinstance(plan.u, Apply) or plan.u.local
-    diagonal_right = not isinstance(plan.v, Apply) or plan.v.local
-    if diagonal_left and diagonal_right:
-        left = left.expand(*left.shape[:2], *plan.u.shape).reshape(count, -1, p)
-        right = right.expand(*right.shape[:2], *plan.v.shape).reshape(count, -1, q)
-        theta = theta.expand(*plan.pairs.batch, *plan.u.shape, *plan.v.shape).reshape(-1, p, q)[chunk]
-        return torch.einsum("sbp,sbq->bpq", left, right) / count * theta
-    theta = theta.reshape(-1, prod(a.shape), prod(b.shape))[chunk]
-    left = torch.diag_embed(left.reshape(count, -1, p)) if diagonal_left else left
-    right = torch.diag_embed(right.reshape(count, -1, q)) if diagonal_right else right
+    count = draws.points.count
+    if draws.apart:
+        return (left * right).expand(count, -1).mean(0) * theta
+    u, v = draws.vectors
+    p, q = prod(u.shape), prod(v.shape)
+    pair = theta.shape[0]
+    if is_local(u):
+        left = left.expand(count, pair, *u.shape).reshape(count, pair, p)
+    if is_local(v):
+        right = right.expand(count, pair, *v.shape).reshape(count, pair, q)
+    if is_local(u) and is_local(v):
+        full = theta.reshape(pair, *ends[0].shape, *ends[1].shape).expand(pair, *u.shape, *v.shape)
+        return torch.einsum("sbp,sbq->bpq", left, right) / count * full.reshape(pair, p, q)
+    left = torch.diag_embed(left) if is_local(u) else left
+    right = torch.diag_embed(right) if is_local(v) else right
     through = torch.einsum("sbpr,brt->sbpt", left, theta)
     return torch.einsum("sbpt,sbqt->bpq", through, right) / count
 
@@ -341,12 +244,12 @@ def slopes(side: Side, u: Apply, _: bool) -> dict[Expression, Tensor]:
 
 
 def _alone(side: Side, u: Apply, derive: bool) -> dict[Expression, Tensor]:
-    plan = _Plan(side.own, u, u, "equal")
+    draws = Draws(side.own, u, u, "equal")
     found: dict[Expression, list[Tensor]] = {}
-    for chunk in chunks(plan.count, plan.chunk()):
-        drawn = plan.draw((0, 1), chunk, alone=True)
-        at = at_draws(u, drawn[0], plan.lift(0, chunk), side, derive)
+    for chunk in chunks(draws.count, draws.chunk):
+        at = at_draws(u, draws.draw((0, 1), chunk)[0], draws.lift(0, chunk), side, derive)
+        count = len(range(*chunk.indices(draws.count)))
         for key, value in (at.slopes if derive else {u: at.value}).items():
-            shape = () if plan.apart else u.shape
-            found.setdefault(key, []).append(value.mean(0).expand(-1, *shape))
+            shape = () if draws.apart else u.shape
+            found.setdefault(key, []).append(value.mean(0).expand(count, *shape))
     return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in found.items()}

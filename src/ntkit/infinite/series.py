@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.expressions import Apply, Expression
-from ntkit.infinite.sampling import at_draws, random
+from ntkit.infinite.draws import random
+from ntkit.infinite.sampling import at_draws
 
 if TYPE_CHECKING:
     from ntkit.infinite.pairs import Need, Pairs, Side, Value
@@ -34,7 +35,9 @@ def slopes(side: Side, u: Apply, jumps: bool) -> dict[Expression, Tensor]:
     g = _random(u)
     if jumps and g is not None:
         std = side.variance(g).sqrt()
-        result[g] = torch.where(std > 0, found[u][..., 1] / std.clamp(min=torch.finfo(std.dtype).tiny), result[g])
+        result[g] = torch.where(
+            std > 0, found[u][..., 1] / std.clamp(min=torch.finfo(std.dtype).tiny), result[g]
+        )
     return result
 
 
@@ -102,7 +105,9 @@ def _make(side: Side, u: Apply) -> dict[Expression, Tensor]:
 
         def at(z: Tensor, key: Expression = key) -> Tensor:
             grid = z.movedim(-1, 0)
-            drawn = {b: grid if random(b) else grid.new_full((), b.average).expand(grid.shape) for b in u.basis}  # pyright: ignore
+            drawn = {
+                b: grid if random(b) else grid.new_full((), b.average).expand(grid.shape) for b in u.basis
+            }  # pyright: ignore
             if g is not None and average is not None:
                 drawn[g] = grid + average
             at = at_draws(u, drawn, lambda value: value, side, derive=key is not u)

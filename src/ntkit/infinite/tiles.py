@@ -70,7 +70,9 @@ class Tiles:
         if symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
         blocks = tuple(torch.empty(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
-        corners = [(i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric]
+        corners = [
+            (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
+        ]
 
         def fill(corner: tuple[int, int], compiled: Tile | None = None) -> None:
             i, j = corner
@@ -112,7 +114,8 @@ class Tiles:
         with torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
-                kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk) for i in range(0, n, rows)
+                kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk)
+                for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
@@ -120,7 +123,9 @@ class Tiles:
         """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
         shapes = (*(tuple(t.shape[1:]) for t in pytree.tree_leaves(x)), ntk)
         if shapes not in self._bytes:
-            pairs = Pairs(Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True)
+            pairs = Pairs(
+                Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True
+            )
             kernels(pairs, self.value, ntk)
             self._bytes[shapes] = pairs.bytes
         return self._bytes[shapes]
@@ -137,7 +142,7 @@ class Tiles:
     def _evaluate(self, ntk: bool, same: bool = False) -> Tile:
         def tile(x1: Any, x2: Any) -> tuple[Tensor, ...]:
             left = Side(x1, self.points)
-            return kernels(Pairs(left, left if same else Side(x2, self.points), True), self.value, ntk)
+            return kernels(Pairs(left, left if same else Side(x2, self.points), True, ntk), self.value, ntk)
 
         return tile
 
@@ -148,13 +153,18 @@ class Tiles:
         x = take(x, slice(0, 1))
         key = (ntk, rows, columns)
         if key not in self._compiled:
-            example = [pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x) for n in (rows, columns)]
+            example = [
+                pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x)
+                for n in (rows, columns)
+            ]
             try:
                 with torch.no_grad():
                     compiled = torch.compile(make_fx(self._evaluate(ntk))(*example), dynamic=False)
                     compiled(*example)
             except Exception as error:
-                warnings.warn(f"torch.compile failed, ntkit goes on without it: {error}", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"torch.compile failed, ntkit goes on without it: {error}", RuntimeWarning, stacklevel=2
+                )
                 self.plain = False
                 return None
             self._compiled[key] = lambda x1, x2: compiled(x1, x2)

@@ -114,7 +114,9 @@ class Wide:
         return Wide(_narrowed(self.pieces, index), self.shape, channels, tuple(dims))
 
 
-def _narrowed(pieces: tuple[tuple[int, Expression], ...], index: Tensor) -> tuple[tuple[int, Expression], ...]:
+def _narrowed(
+    pieces: tuple[tuple[int, Expression], ...], index: Tensor
+) -> tuple[tuple[int, Expression], ...]:
     found, start = [], 0
     for width, e in pieces:
         mine = index[(index >= start) & (index < start + width)] - start

@@ -197,7 +197,9 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
     dim %= len(a.dims)
     axes = a.dims[dim]
     if len(axes) > 1:
-        raise read.refuse("it selects from a dimension in which channels or positions were flattened together.")
+        raise read.refuse(
+            "it selects from a dimension in which channels or positions were flattened together."
+        )
     if not axes:
         return _dropped(a, dim) if drop else a
     if axes[0] >= 0:
@@ -340,7 +342,9 @@ def padded(read: Reading, a: Wide, dim: int, low: int, high: int) -> Wide:
     a, axis = single(a, dim)
     shape = a.shape[:axis] + (a.shape[axis] + low + high,) + a.shape[axis + 1 :]
     move = Move((place, axis, len(a.shape), low, high), a.shape, shape, True, True)
-    return Wide(tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces), shape, a.channels, a.dims)
+    return Wide(
+        tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces), shape, a.channels, a.dims
+    )
 
 
 @rule(aten.cat.default)
@@ -353,7 +357,9 @@ def cat(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
     if any(x < 0 for x in first.dims[dim]):
         return read.write("Concat", f"channels of {text}", _channels(read, values, dim))
     template = _hollow(first, dim)
-    wides = [v if isinstance(v, Wide) else combine(read, [v, template], lambda x, _: total(x)) for v in values]
+    wides = [
+        v if isinstance(v, Wide) else combine(read, [v, template], lambda x, _: total(x)) for v in values
+    ]
     sizes = [w.sizes[dim] for w in wides]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = [
@@ -364,7 +370,11 @@ def cat(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _size(v: Any, dim: int) -> int:
-    return v.sizes[dim] if isinstance(v, Wide) else (v.tensor if isinstance(v, Weight) else numbers(v).example).shape[dim]  # pyright: ignore
+    return (
+        v.sizes[dim]
+        if isinstance(v, Wide)
+        else (v.tensor if isinstance(v, Weight) else numbers(v).example).shape[dim]
+    )  # pyright: ignore
 
 
 def _hollow(v: Wide, dim: int) -> Wide:
@@ -404,7 +414,11 @@ def stack(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
     """Put vectors side by side in a new axis of positions."""
     rank = max(len(v.dims) for v in values if isinstance(v, Wide)) + 1
     dim %= rank
-    return cat(read, [unsqueeze(read, v, dim) if isinstance(v, Wide | Weight) else v.unsqueeze(dim) for v in values], dim)
+    return cat(
+        read,
+        [unsqueeze(read, v, dim) if isinstance(v, Wide | Weight) else v.unsqueeze(dim) for v in values],
+        dim,
+    )
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)
@@ -422,6 +436,10 @@ def pad(read: Reading, a: Wide, widths: Sequence[int], mode: str = "constant", v
         a, _ = single(a, dim)
         n = a.sizes[dim]
         index = torch.arange(-low, n + high)
-        turned = {"circular": index % n, "replicate": index.clamp(0, n - 1), "reflect": n - 1 - (n - 1 - index.abs()).abs()}
+        turned = {
+            "circular": index % n,
+            "replicate": index.clamp(0, n - 1),
+            "reflect": n - 1 - (n - 1 - index.abs()).abs(),
+        }
         a = selected(read, a, dim, turned[mode], False)
     return a
