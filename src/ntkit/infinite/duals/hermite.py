@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ def coefficients(
     scale = torch.where(scale > 0, scale, 1.0).sqrt() * (scale > 0)
     nodes, weights = _panels(scale, kinks, degree) if kinks else _grid(scale)
     values = fn(scale[..., None] * nodes) * (weights * torch.exp(-nodes * nodes / 4)) / (2 * math.pi) ** 0.5
-    if nodes.ndim == 1:
-        return (values @ torch.stack(_functions(nodes, degree), -1)).to(var.dtype)
+    if not kinks:
+        return (values @ _table(degree, nodes.device)).to(var.dtype)
     return torch.stack([(values * h).sum(-1) for h in _functions(nodes, degree)], -1).to(var.dtype)
 
 
@@ -51,6 +52,13 @@ def _functions(z: Tensor, degree: int) -> list[Tensor]:
     for k in range(1, degree):
         h.append((z * h[k] - math.sqrt(k) * h[k - 1]) / math.sqrt(k + 1))
     return h
+
+
+@lru_cache(maxsize=16)
+def _table(degree: int, device: torch.device) -> Tensor:
+    """Return the functions at the nodes of the grid, ``[Q, degree + 1]``."""
+    with torch.no_grad():
+        return torch.stack(_functions(_grid(torch.zeros((), device=device))[0], degree), -1)
 
 
 def _grid(scale: Tensor) -> tuple[Tensor, Tensor]:
