@@ -44,8 +44,9 @@ class Laws:
             variance = of_path(self.sigma_b, path) ** 2
             return 0.0, Law(variance * scale, variance * scale)
         average, variance = initial(weight.tensor)
-        if variance:
-            variance = _variance(weight, fan_in)
+        drawn = (average or variance) and uniform(weight.tensor, fan_in)  # a single entry may well be, too
+        if drawn or (variance and not average):
+            average, variance = 0.0, _variance(weight, fan_in)
         return average * weight.factor, Law(variance * scale, scale)
 
     def depthwise(self, weight: Weight, size: int, path: str) -> Law:
