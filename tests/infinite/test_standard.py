@@ -108,6 +108,6 @@ def test_a_bias_that_starts_elsewhere_keeps_its_mean():
     nn.init.normal_(model[0].bias, 2.0, 0.1)
     nn.init.zeros_(model[2].bias)
     limit = ntkit.infinite_width(model, x[:1], parameterization="standard")
-    moment = float(model[0].bias.square().mean())
+    moment = float(model[0].bias.detach().square().mean())
     expected = (x @ x.T / (3 * 64) + moment) / 3
     torch.testing.assert_close(limit.nngp(x), expected, rtol=1e-3, atol=0)
