@@ -185,4 +185,4 @@ def softmax(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
         "softmax", lambda t: t.expand(*t.shape[: t.ndim - len(shape)], *shape).softmax(back), None, False
     )
     value = a.map(lambda e: Apply(shape, function, (e.expanded(shape),)))
-    return read.write("Nonlin", f"softmax({read.name(a)})", value)
+    return read.write("Nonlin", f"softmax({read.name(a)})   [sampling]", value)

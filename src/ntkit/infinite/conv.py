@@ -237,7 +237,7 @@ def depthwise(read: Reading, x: Wide, weight: Weight, bias: Any, window: Window)
 
     pieces = tuple((w, of(e)) for w, e in x.pieces)
     wide = Wide(pieces, shape, x.channels, ((), (-1,), *((i,) for i in range(rank))))
-    text = f"{weight.name} * {read.name(x)}   (depthwise, coordinate by coordinate)"
+    text = f"{weight.name} * {read.name(x)}   (depthwise)   [product of independent factors]"
     return refactored(read, read.write("Nonlin", text, wide), wide.sizes)
 
 

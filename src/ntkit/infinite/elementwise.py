@@ -301,8 +301,17 @@ def mul(read: Reading, a: Any, b: Any) -> Any:
     if isinstance(b, Weight) and isinstance(a, float | int):
         return mul(read, b, a)
     value = combine(read, [a, b], lambda x, y: times(read, x, y))
-    linear = not all(isinstance(v, Wide | Weight) for v in (a, b))
-    return read.write("LinComb" if linear else "Nonlin", f"{read.name(a)} * {read.name(b)}", value)
+    text = f"{read.name(a)} * {read.name(b)}"
+    if isinstance(value.only, Apply):
+        return read.write("Nonlin", f"{text}   {taken(value.only)}", value)
+    return read.write("LinComb", text, value)
+
+
+def taken(e: Expression) -> str:
+    """Return how expectations of a function are taken, for people."""
+    from ntkit.infinite.expectation import how
+
+    return f"[{how(e)}]" if isinstance(e, Apply) else ""
 
 
 def times(read: Reading, x: Any, y: Any) -> Expression:
@@ -377,11 +386,8 @@ def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
         return read.apply(f, *moving)
 
     value = combine(read, [args[i] for i in places], apply)
-    from ntkit.infinite.expectation import how
-
-    e = value.only
     text = f"{name}({', '.join(read.name(args[i]) for i in places)}{', ' + detail if detail else ''})"
-    return read.write("Nonlin", f"{text}   [{how(e) if isinstance(e, Apply) else ''}]", value)
+    return read.write("Nonlin", f"{text}   {taken(value.only)}", value)
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -414,4 +420,5 @@ def prelu(read: Reading, a: Wide, slopes: Any) -> Wide:
         below = times(read, read.apply(f, scale(h, -1)), s)
         return total(read.apply(f, h), scale(below, -1))
 
-    return read.write("Nonlin", f"prelu({read.name(a)}, {slopes.name})", combine(read, [a, slopes], of))
+    text = f"prelu({read.name(a)}, {slopes.name})   [closed form]"
+    return read.write("Nonlin", text, combine(read, [a, slopes], of))

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NoRuleError, NtkitError
-from ntkit.infinite.expressions import Apply, Coefficient, Expression, Function, Raw, Sum, Vector, walk
+from ntkit.infinite.expressions import Apply, Coefficient, Expression, Function, Line, Raw, Sum, Vector, walk
 from ntkit.infinite.laws import Laws, uniform
 from ntkit.infinite.values import Known, Weight, Wide
 
@@ -125,6 +125,8 @@ class Reading:
             return self.names[e]
         if isinstance(e, Sum):
             return "(" + " + ".join(self._called(t) for t in e.terms) + ")"
+        if isinstance(e, Line):
+            return e.matrix.name
         return e.name if isinstance(e, Vector) else type(e).__name__.lower()
 
     def bias(self, weight: Any, fan_in: int, positions: int) -> Vector:
