@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
+    from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
     from ntkit.training.recording import record as record
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _ROOMS = {
     "monte_carlo": "ntkit.infinite.monte_carlo",
     "ntk_parametrize": "ntkit.finite.parametrize",
     "record": "ntkit.training.recording",
+    "register_optimizer": "ntkit.training.optimizers.registry",
     "taylor": "ntkit.finite.linearize",
 }
 

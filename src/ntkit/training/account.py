@@ -224,7 +224,8 @@ def _refuse_mixing(run: Run, net: FlatNetwork, data: Any, loss: Loss) -> None:
     """Refuse a network whose samples depend on each other: its per-sample gradients do not add up."""
     if run.steps == 0:
         return
-    w, batch = run.weights(0), run.step(0).batch
+    w, step = run.weights(0), run.step(0)
+    batch, loss = step.batch, step.loss(loss)
     x, y = take(data[0], batch), take(data[1], batch)
     together = net.gradient(w, x, y, loss)
     parts = _samplewise(net, w, x, net.cotangents(w, x, y, loss))

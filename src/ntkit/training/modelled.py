@@ -14,7 +14,7 @@ from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.network import take
 from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
 from ntkit.training.optimizers import Coefficients
-from ntkit.training.run import Run
+from ntkit.training.run import Run, Step
 
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
@@ -88,36 +88,40 @@ class _Check:
                 )
         step = self.run.step(k)
         c = step.coefficients
-        g = self.net.gradient(w, take(self.x, step.batch), take(self.y, step.batch), self.loss)
-        g_native, noise = self._rounded(w, g, step.batch)
+        x, y = take(self.x, step.batch), take(self.y, step.batch)
+        g = self.net.gradient(w, x, y, step.loss(self.loss))
+        g_native, noise = self._rounded(w, g, step)
         self.noise = max(noise, 0.98 * self.noise)
         g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
         if not torch.isfinite(g).all():
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
-        g_error = self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
+        g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
         self.m = c.mu * self.m + c.nu * g
         self.m_native = c.mu * self.m_native + c.nu * g_native
-        self.m_error = c.mu * self.m_error + c.nu * g_error + self.eps * self.m_native.abs()
+        self.m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
         made = after - w
         off = (made - _delta(c, g_native, self.m_native, w)).abs()
-        allowed = c.a * g_error + c.b * self.m_error + self.eps * (w.abs() + after.abs() + made.abs())
+        allowed = (
+            _size(c.a) * g_error + _size(c.b) * self.m_error + self.eps * (w.abs() + after.abs() + made.abs())
+        )
         self._refuse(k, off, _MARGIN * allowed)
         return made - _delta(c, g, self.m, w)
 
-    def _rounded(self, w: Tensor, g: Tensor, batch: Tensor) -> tuple[Tensor, float]:
+    def _rounded(self, w: Tensor, g: Tensor, step: Step) -> tuple[Tensor, float]:
+        batch = step.batch
         if self.native.dtype == torch.float64:
             nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
             moved = self.net.gradient(
-                w * (1 + self.eps * nudge), take(self.x, batch), take(self.y, batch), self.loss
+                w * (1 + self.eps * nudge), take(self.x, batch), take(self.y, batch), step.loss(self.loss)
             )
             return g, float((moved - g).abs().max())
         made = self.native.gradient(
-            w, take(self.x_native, batch), take(self.y_native, batch), self.loss_native
+            w, take(self.x_native, batch), take(self.y_native, batch), step.loss(self.loss_native)
         ).double()
         return made, float((made - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
-        wrong = off > allowed
+        wrong = ~(off <= allowed)
         if not wrong.any():
             return
         worst = int((off / allowed.clamp_min(1e-300)).argmax())
@@ -129,9 +133,14 @@ class _Check:
             f"where rounding explains at most {float(allowed[worst]):.3g} ({int(wrong.sum())} of {len(off)} "
             f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
             f"that `loss` is the one that backward() was called on (mean or sum, its weights), that the "
-            f"model is built alike, and that nothing else touched the gradients (clipping, augmentation)."
+            f"model is built alike, that nothing else touched the gradients (noise, augmentation), and that "
+            f"the description of {self.run.manifest['optimizer']} is right."
         )
 
 
 def _delta(c: Coefficients, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
     return -(c.a * g + c.b * m) - c.d * w
+
+
+def _size(coefficient: float | Tensor) -> Any:
+    return abs(coefficient)

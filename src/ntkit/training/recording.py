@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,13 +16,19 @@ from torch import Tensor, nn
 from ntkit import __version__
 from ntkit.errors import NtkitError, RunFolderError
 from ntkit.network import as_inputs, batch_size, network, refuse_stateful
+from ntkit.training.gradients import Gradients, Part
+from ntkit.training.indices import as_indices
 from ntkit.training.log import LOG, LogWriter
 from ntkit.training.manifest import MANIFEST, as_bytes, hash_data, write_manifest
-from ntkit.training.optimizers import Coefficients, description
+from ntkit.training.optimizers import Coefficients, Made, description
 
 
 def record(
-    folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, train: Any = None
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: Any = None,
+    scaler: Any = None,
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
@@ -40,14 +48,17 @@ def record(
     model
         The network; its samples must be independent (no train-mode batch norm, no active dropout).
     optimizer
-        ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over parameters of the model; the others are frozen.
+        Any of ``torch.optim`` but LBFGS, Muon and SparseAdam, or one of your own (`register_optimizer`), over
+        parameters of the model; those that it does not hold are frozen.
     train
         The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
+    scaler
+        The ``torch.amp.GradScaler`` of the loop, if it has one.
 
     Returns
     -------
     Recording
-        In the loop, call ``run.batch(indices)`` once before each step.
+        In the loop, call ``run.batch(indices)`` before each backward pass.
 
     Raises
     ------
@@ -73,14 +84,19 @@ def record(
     >>> run.steps
     3
     """
-    return Recording(folder, model, optimizer, train)
+    return Recording(folder, model, optimizer, train, scaler)
 
 
 class Recording:
     """A run being recorded; made by `record`. ``steps`` counts the steps that are written."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, train: Any
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: Any,
+        scaler: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
@@ -88,6 +104,7 @@ class Recording:
         self.steps = 0
         self._module: nn.Module = getattr(model, "_orig_mod", model)
         self._optimizer = optimizer
+        self._scaler = scaler
         self._description = description(optimizer)
         self._net = network(self._module)
         refuse_stateful(self._module)
@@ -95,31 +112,32 @@ class Recording:
         self._trained = self._trained_parameters()
         self._samples, self._hash = self._read(train)
 
-    def batch(self, indices: Any) -> None:
-        """Say which training samples the coming step uses.
+    def batch(self, indices: Any, weight: float = 1.0) -> None:
+        """Say which training samples the next backward pass uses; called again before a step, they add up.
+
+        A step that the loop skips (a loss that is not finite, a GradScaler) is forgotten when the next
+        backward pass finds the gradients zeroed.
 
         Parameters
         ----------
         indices
             Numbers of samples (tensor, array or list; repeated ones count twice), or a slice or a
             boolean mask where `train` was given to `record`.
+        weight
+            What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
         """
         refuse_stateful(self._module)
-        index = self._as_indices(indices)
-        if index.numel() == 0:
-            raise NtkitError(f"The batch of step {self.steps} is empty; a step needs at least one sample.")
-        if int(index.min()) < 0 or (self._samples is not None and int(index.max()) >= self._samples):
-            limit = "" if self._samples is None else f" and less than {self._samples}, the size of `train`"
+        index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
             raise NtkitError(
-                f"The batch of step {self.steps} has indices from {int(index.min())} to {int(index.max())}; "
-                f"they must be at least 0{limit}."
+                f"The weight of step {self.steps}'s batch is {weight!r}, expected a finite number."
             )
-        self._batch = index.to(torch.int32 if int(index.max()) < 2**31 else torch.int64)
+        self._gradients.announce(Part(index, float(weight)))
 
     def __enter__(self) -> Recording:
         self._log = self._create()
-        self._batch: Tensor | None = None
         self._last_batch: Tensor | None = None
+        self._gradients = Gradients(self._trained, self._scaler)
         self._batch_at = 0
         self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
         self._at = dict.fromkeys(self._trained, 0)
@@ -140,6 +158,7 @@ class Recording:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._gradients.close()
         self._log.close()
         write_manifest(self.folder, self._manifest("finished" if kind is None else "interrupted"))
         if kind is None:
@@ -152,12 +171,14 @@ class Recording:
                 f"optimizer.step was given a closure at {step}; a closure may evaluate the loss many times. "
                 f"Call backward() yourself and then optimizer.step()."
             )
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise NtkitError(f"A GradScaler scales the gradients of {step}; train without it to record.")
-        if self._batch is None:
+        self._skipped = bool(getattr(optimizer, "found_inf", None) or 0)
+        if self._skipped:  # a fused optimizer under a GradScaler leaves everything as it is
+            return
+        self._parts = self._gradients.parts()
+        if not self._parts:
             raise NtkitError(
-                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it once "
-                f"before each optimizer.step()."
+                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it "
+                f"before each backward pass."
             )
         for name, p in self._trained_parameters().items():
             if name not in self._trained:
@@ -174,9 +195,25 @@ class Recording:
             name: all(v is None for v in optimizer.state.get(p, {}).values())
             for name, p in self._trained.items()
         }
-        self._given = {name for name, p in self._trained.items() if p.grad is not None}
+        scale = getattr(optimizer, "grad_scale", None)
+        self._given = {
+            name: p.grad.detach() / scale if scale is not None else p.grad.detach().clone()
+            for name, p in self._trained.items()
+            if p.grad is not None
+        }
+        self._factors = {name: self._gradients.factor(name, g) for name, g in self._given.items()}
+        self._state_before = {
+            name: {
+                key: optimizer.state[p][key].detach().clone()
+                for key in self._description.before
+                if not self._fresh[name] and key in optimizer.state[p]
+            }
+            for name, p in self._trained.items()
+        }
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._skipped:
+            return
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, dict[str, float]] = {}
         for group in optimizer.param_groups:
@@ -184,18 +221,19 @@ class Recording:
                 name = self._names[id(p)]
                 if name not in self._given:
                     continue
-                made = self._description.coefficients(group, optimizer.state[p], self._fresh[name])
                 scalars[name] = {}
-                for key, value in vars(made).items():
+                for key, value in vars(self._coefficients(name, p, group)).items():
                     if isinstance(value, Tensor):
                         wide = torch.promote_types(p.dtype, torch.float32)
                         tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
                     elif value != getattr(Coefficients, key):
                         scalars[name][key] = float(value)
-        assert self._batch is not None
-        if self._last_batch is None or not torch.equal(self._batch, self._last_batch):
-            tensors["batch"] = self._last_batch = self._batch
+        batch = torch.cat([part.batch for part in self._parts])
+        if self._last_batch is None or not torch.equal(batch, self._last_batch):
+            tensors["batch"] = self._last_batch = batch
             self._batch_at = self.steps + 1
+        parts = [[len(part.batch), part.weight] for part in self._parts]
+        more = {"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {}
         at = {}
         for name, p in self._trained.items():
             now = as_bytes(p)
@@ -203,12 +241,24 @@ class Recording:
                 at[name] = self._at[name]
             else:
                 tensors[f"w/{name}"] = p.detach().cpu().contiguous()
-        self._log.append(tensors, {"coefficients": scalars, "at": at, "batch_at": self._batch_at})
+        self._log.append(tensors, {"coefficients": scalars, "at": at, "batch_at": self._batch_at, **more})
         self.steps += 1
         for name, p in self._trained.items():
             if name not in at:
                 self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
-        self._batch = None
+        self._gradients.made()
+
+    def _coefficients(self, name: str, p: Tensor, group: Mapping[str, Any]) -> Coefficients:
+        made = Made(
+            group=group,
+            state=self._optimizer.state[p],
+            fresh=self._fresh[name],
+            before=self._state_before[name],
+            weight=self._last[name].view(p.dtype).view(p.shape),
+            gradient=self._given[name],
+        )
+        coefficients = self._description.of(made, name)
+        return replace(coefficients, scale=coefficients.scale * self._factors[name])
 
     def _trained_parameters(self) -> dict[str, Tensor]:
         trained = {}
@@ -233,28 +283,6 @@ class Recording:
         if batch_size(x) != batch_size(y):
             raise NtkitError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
         return batch_size(x), hash_data(x, y)
-
-    def _as_indices(self, indices: Any) -> Tensor:
-        what = f"The batch of step {self.steps}"
-        if isinstance(indices, slice):
-            if self._samples is None:
-                raise NtkitError(f"{what} is a slice, whose end depends on the data: give `train` to record.")
-            return torch.arange(self._samples)[indices]
-        try:
-            index = torch.as_tensor(indices).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise NtkitError(f"{what} is a {type(indices).__name__} that is no list of indices.") from error
-        if index.dtype == torch.bool:
-            if index.ndim != 1 or (self._samples is not None and len(index) != self._samples):
-                raise NtkitError(
-                    f"{what} is a mask of shape {tuple(index.shape)}, expected ({self._samples},)."
-                )
-            return index.nonzero().flatten()
-        if index.ndim != 1 or index.is_floating_point() or index.is_complex():
-            raise NtkitError(
-                f"{what} has shape {tuple(index.shape)}, dtype {index.dtype}; expected one axis of integers."
-            )
-        return index.long()
 
     def _check_still(self, values: bool) -> None:
         for name, (tensor, version, value) in self._still.items():

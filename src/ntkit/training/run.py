@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import RunFolderError
 from ntkit.training.log import LOG, LogReader
@@ -19,10 +22,30 @@ from ntkit.training.optimizers import Coefficients
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``."""
+    """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``.
+
+    ``parts`` are the sizes and weights of the batches that were added up, one after the other.
+    """
 
     batch: Tensor
     coefficients: Coefficients
+    parts: tuple[tuple[int, float], ...]
+
+    def loss(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        """Return the loss of the whole step: the weighted sum of those of its parts."""
+        if len(self.parts) == 1:
+            weight = self.parts[0][1]
+            return loss if weight == 1 else lambda outputs, targets: weight * loss(outputs, targets)
+        ends = list(accumulate((size for size, _ in self.parts), initial=0))
+
+        def added(outputs: Any, targets: Any) -> Tensor:
+            total: Any = 0
+            for first, last, (_, weight) in zip(ends, ends[1:], self.parts, strict=False):
+                part = slice(first, last)
+                total = total + weight * loss(*pytree.tree_map(lambda t, p=part: t[p], (outputs, targets)))
+            return total
+
+        return added
 
 
 class Run:
@@ -105,9 +128,11 @@ class Run:
                 lambda name: torch.as_tensor(by_name[name], dtype=torch.float64).expand(self.trained[name])
             )
 
+        parts = scalars.get("parts", [[len(batch), 1.0]])
         return Step(
             batch.long().to(self.device),
             Coefficients(**{key: gather(key, value) for key, value in vars(Coefficients()).items()}),
+            tuple((size, weight) for size, weight in parts),
         )
 
     def _weight(self, name: str, k: int) -> Tensor:

@@ -65,7 +65,7 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
         weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
         rules = path.rules[first : first + len(steps)]
         averaged = net.averaged_jacobians(weights[:-1], weights.diff(dim=0), rules, queries).flatten(1, 2)
-        gradients = _sample_gradients(path, weights[:-1], [step.batch for step in steps])
+        gradients = _sample_gradients(path, weights[:-1], steps)
         for t in reversed(range(len(steps))):
             d, g, w, c = averaged[t], gradients[t], weights[t], steps[t].coefficients
             if remembered is not None:
@@ -112,11 +112,14 @@ def _blocks(path: Path, rows: int, budget: int) -> Iterator[tuple[int, list[Step
         yield end, steps
 
 
-def _sample_gradients(path: Path, weights: Tensor, batches: list[Tensor]) -> Tensor:
+def _sample_gradients(path: Path, weights: Tensor, steps: list[Step]) -> Tensor:
+    batches = [step.batch for step in steps]
     x, y = gather(path.data[0], batches), gather(path.data[1], batches)
-    rows = range(len(batches))
-    c = torch.stack([path.net.cotangents(weights[t], _row(x, t), _row(y, t), path.loss) for t in rows])
-    return path.net.sample_gradients(weights, x, c)
+    c = [
+        path.net.cotangents(weights[t], _row(x, t), _row(y, t), step.loss(path.loss))
+        for t, step in enumerate(steps)
+    ]
+    return path.net.sample_gradients(weights, x, torch.stack(c))
 
 
 def _row(data: Any, t: int) -> Any:

@@ -1,16 +1,14 @@
 """Adam and AdamW: momentum divided by the root of the mean square gradient that the step used."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, describes
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
 
 
-@describes(torch.optim.Adam, torch.optim.AdamW, buffer="exp_avg")
-def adam(group: Mapping[str, Any], state: Mapping[str, Any], fresh: bool) -> Coefficients:
+@register_optimizer(torch.optim.Adam, torch.optim.AdamW, buffer="exp_avg")
+def adam(made: Made) -> Coefficients:
     """Write m = beta1 m + (1 - beta1) g; w -= rate / (bc1 (sqrt(v / bc2) + eps)) m, v as recorded."""
+    group, state = made.group, made.state
     rate, (beta1, beta2), decay = group["lr"], group["betas"], float(group["weight_decay"])
     step = state["step"] if group["capturable"] else float(state["step"])
     if group["fused"]:  # all in double; elsewhere a rate or beta that is a tensor keeps its precision
@@ -19,7 +17,7 @@ def adam(group: Mapping[str, Any], state: Mapping[str, Any], fresh: bool) -> Coe
     root = square.sqrt() / float((1 - beta2**step) ** 0.5)
     decoupled = bool(group.get("decoupled_weight_decay", False))
     return Coefficients(
-        mu=0.0 if fresh else float(beta1),
+        mu=0.0 if made.fresh else float(beta1),
         nu=1 - float(beta1),
         b=float(rate / (1 - beta1**step)) / (root + float(group["eps"])),
         d=1 - float(1 - rate * decay) if decoupled else 0.0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,34 @@ class Coefficients:
     scale: float | Tensor = 1.0
 
 
-Describe = Callable[[Mapping[str, Any], Mapping[str, Any], bool], Coefficients]
+@dataclass(frozen=True)
+class Made:
+    """A step that an optimizer just made of one parameter: all that a description may read.
+
+    Attributes
+    ----------
+    group, state
+        The optimizer's own, after the step.
+    fresh
+        Whether the parameter had no state before the step.
+    before
+        The entries of ``state`` that the description asked for, as they were before the step; empty at
+        a fresh parameter.
+    weight
+        The parameter before the step.
+    gradient
+        What the optimizer found in ``.grad``, clipped and unscaled if it was.
+    """
+
+    group: Mapping[str, Any]
+    state: Mapping[str, Any]
+    fresh: bool
+    before: Mapping[str, Tensor]
+    weight: Tensor
+    gradient: Tensor
+
+
+Describe = Callable[[Made], Coefficients]
 
 
 @dataclass(frozen=True)
@@ -42,23 +70,103 @@ class Description:
     """How to read an optimizer: the coefficients of a step just made, and where it keeps m."""
 
     coefficients: Describe
-    buffer: str
+    buffer: str | None
+    before: Sequence[str] = ()
+
+    def of(self, made: Made, name: str) -> Coefficients:
+        """Return the coefficients of a step of the parameter of a name, checked."""
+        found = self.coefficients(made)
+        what = f"The description of the optimizer, {getattr(self.coefficients, '__name__', 'a callable')},"
+        if not isinstance(found, Coefficients):
+            raise NtkitError(f"{what} returned {found!r}, expected ntkit.training.optimizers.Coefficients.")
+        for key, value in vars(found).items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != made.weight.shape:
+                raise NtkitError(
+                    f"{what} gave {key} of shape {tuple(value.shape)} to {name!r}, expected a number or the "
+                    f"shape {tuple(made.weight.shape)}."
+                )
+            if not (torch.isfinite(value).all() if isinstance(value, Tensor) else math.isfinite(value)):
+                raise NtkitError(f"{what} gave {key} with NaN or infinite values to {name!r}.")
+        return found
 
 
 _DESCRIPTIONS: dict[type, Description] = {}
+_REASONS = {
+    "LBFGS": "its step multiplies gradients of several evaluations with each other: no sum over samples",
+    "SparseAdam": "it takes sparse gradients, and an account needs dense ones; use Adam",
+}
 
 
-def describes(*optimizers: type, buffer: str) -> Callable[[Describe], Describe]:
-    """Register ``f(group, state, fresh) -> Coefficients`` for exactly these optimizer classes.
+def register_optimizer(
+    *optimizers: type, buffer: str | None = None, before: Sequence[str] = ()
+) -> Callable[[Describe], Describe]:
+    r"""Say how an optimizer makes its steps, so that `record` takes it.
 
-    It is called after each step for each parameter with a gradient: ``group`` and ``state`` are the
-    optimizer's own, ``fresh`` says that the parameter had no state before the step, and
-    ``state[buffer]`` is m.
+    A step must be linear in the gradients seen so far, given what the optimizer divided by::
+
+        g_k = scale * gradient + decay * w_k        m_k = mu * m_{k-1} + nu * g_k
+        w_{k+1} - w_k = -(a * g_k + b * m_k) - d * w_k
+
+    Decorate a function ``f(made) -> Coefficients``. It is called after each step for each parameter that
+    has a gradient, with ``made.group`` and ``made.state`` (the optimizer's own), ``made.fresh`` (no state
+    before the step: then mu is 0), ``made.before``, ``made.weight``, ``made.gradient``. Each coefficient is
+    a number, or a tensor of the parameter's shape. Whether it is right is checked: `account` refuses a run
+    whose recorded steps are not the described ones, and names the first.
+
+    Parameters
+    ----------
+    optimizers
+        Exactly these classes, not their subclasses; a description that is there is replaced.
+    buffer
+        The name of m in the optimizer's state, if it has one: what it holds when a recording begins moves
+        predictions too (`Account.start`).
+    before
+        Names in the optimizer's state that the description needs as they were before the step.
+
+    Raises
+    ------
+    NtkitError
+        Something that is no class of optimizers.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> from ntkit.training.optimizers import Coefficients
+    >>> class Halving(torch.optim.Optimizer):  # plain descent, with a rate that halves at each step
+    ...     def __init__(self, params, lr):
+    ...         super().__init__(params, {"lr": lr, "factor": 2.0})
+    ...     @torch.no_grad()
+    ...     def step(self):
+    ...         for group in self.param_groups:
+    ...             group["factor"] /= 2
+    ...             for p in group["params"]:
+    ...                 p -= group["lr"] * group["factor"] * p.grad
+    >>> @ntkit.register_optimizer(Halving)
+    ... def halving(made):
+    ...     return Coefficients(a=made.group["lr"] * made.group["factor"])
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> model, loss = torch.nn.Linear(3, 1), torch.nn.MSELoss()
+    >>> optimizer = Halving(model.parameters(), lr=0.1)
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), y).backward()
+    ...         optimizer.step()
+    >>> ntkit.account(folder, model, loss, train=(x, y), queries=x).converged
+    True
     """
+    for optimizer in optimizers:
+        if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+            raise NtkitError(
+                f"register_optimizer was given {optimizer!r}, expected classes of torch.optim.Optimizer: "
+                f"@ntkit.register_optimizer(MyOptimizer)."
+            )
 
     def register(function: Describe) -> Describe:
         for optimizer in optimizers:
-            _DESCRIPTIONS[optimizer] = Description(function, buffer)
+            _DESCRIPTIONS[optimizer] = Description(function, buffer, tuple(before))
         return function
 
     return register
@@ -66,11 +174,15 @@ def describes(*optimizers: type, buffer: str) -> Callable[[Describe], Describe]:
 
 def description(optimizer: torch.optim.Optimizer) -> Description:
     """Return the description of an optimizer, looked up by its exact class."""
-    found = _DESCRIPTIONS.get(type(optimizer))
+    kind = type(optimizer)
+    found = _DESCRIPTIONS.get(kind)
     if found is None:
         known = ", ".join(sorted(t.__name__ for t in _DESCRIPTIONS))
+        reason = next((_REASONS[t.__name__] for t in kind.__mro__ if t.__name__ in _REASONS), None)
         raise NtkitError(
-            f"The optimizer is a {type(optimizer).__name__}, and ntkit knows no way to write its steps as "
-            f"sums over training samples. Known are exactly these classes, not their subclasses: {known}."
+            f"The optimizer is a {kind.__name__}, and ntkit knows no way to write its steps as sums over "
+            f"training samples{f': {reason}' if reason else ''}. Known are exactly these classes, not their "
+            f"subclasses: {known}. If a step is linear in the gradients seen so far, given what they were "
+            f"divided by, describe it: @ntkit.register_optimizer({kind.__name__})."
         )
     return found

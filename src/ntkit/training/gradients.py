@@ -1,0 +1,136 @@
+"""What backward passes left in the gradients, batch by batch, and what was done to it before the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+
+
+class Part(NamedTuple):
+    """A batch whose gradients went into a step, and the factor that its loss was multiplied by."""
+
+    batch: Tensor
+    weight: float
+
+
+class Gradients:
+    """Follows the gradients of some parameters from the backward passes to the optimizer's step.
+
+    A batch that is announced belongs to the next backward pass. One that finds gradients adds to them;
+    one that finds none begins anew, and what came before it moved nothing (a step that was skipped).
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], scaler: Any) -> None:
+        self._parameters = parameters
+        self._scaler = scaler
+        self._hooks: dict[str, list[Any]] = {}
+        self._coming: Part | None = None
+        self._parts: list[Part] = []
+        self._raw: dict[str, Tensor] = {}  # the sum that the backward passes made
+        self._left: set[str] = set()  # by backward passes since the last step
+        self._seen: set[str] = set()  # by the present backward pass
+        self._loss_scale = 1.0
+        self._stepped = False
+        self._trouble: str | None = None
+        self.follow()
+
+    def follow(self) -> None:
+        """Watch the parameters that have begun to take gradients."""
+        for name, p in self._parameters.items():
+            if p.requires_grad and name not in self._hooks:
+                self._hooks[name] = [
+                    p.register_hook(lambda _, name=name: self._begins(name)),
+                    p.register_post_accumulate_grad_hook(lambda p, name=name: self._ends(name, p)),
+                ]
+
+    def close(self) -> None:
+        """Stop watching."""
+        for hooks in self._hooks.values():
+            for hook in hooks:
+                hook.remove()
+
+    def announce(self, part: Part) -> None:
+        """Say which batch the next backward pass is of."""
+        self.follow()
+        self._claim()
+        self._coming = part
+
+    def _claim(self) -> None:
+        if self._coming is not None:
+            self._parts.append(self._coming)
+            self._coming = None
+
+    def _begins(self, name: str) -> None:
+        if self._coming is None and name not in self._seen:  # the same backward pass goes on
+            self._seen.add(name)
+            return
+        self._seen = {name}
+        scale = self._scale()
+        grads = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        held = {n: g for n, g in grads.items() if g.layout != torch.strided or g.any()}
+        if not held:  # a second look at a batch, without a word, replaces the first
+            self._parts = [] if self._coming is not None else self._parts[-1:]
+            self._left, self._trouble = set(), None
+        elif self._stepped:
+            self._trouble = "has gradients left from the step before: call optimizer.zero_grad() after a step"
+        elif scale != self._loss_scale:
+            self._trouble = (
+                "adds up gradients of different loss scales; call scaler.update() after steps only"
+            )
+        elif any(n in self._left and not torch.equal(g, self._raw[n]) for n, g in held.items()):
+            self._trouble = (
+                "has gradients that were changed between two backward passes that add up; clip and unscale "
+                "them after the last one"
+            )
+        self._stepped, self._loss_scale = False, scale
+        self._claim()
+
+    def _scale(self) -> float:
+        if self._scaler is None or not self._scaler.is_enabled():
+            return 1.0
+        return float(self._scaler.get_scale())
+
+    def _ends(self, name: str, p: Tensor) -> None:
+        assert p.grad is not None
+        if p.grad.layout != torch.strided:
+            return
+        if name in self._raw and self._raw[name].shape == p.grad.shape:
+            self._raw[name].copy_(p.grad)
+        else:
+            self._raw[name] = p.grad.detach().clone()
+        self._left.add(name)
+
+    def parts(self) -> list[Part]:
+        """Return the batches whose gradients the coming step uses."""
+        if self._trouble is not None:
+            raise NtkitError(f"The coming step {self._trouble}.")
+        return self._parts + ([self._coming] if self._coming is not None else [])
+
+    def factor(self, name: str, gradient: Tensor) -> float | Tensor:
+        """Return S = the gradient that the optimizer uses / the one that the loss, unscaled, has."""
+        raw = self._raw[name] if name in self._left else gradient * self._loss_scale
+        if torch.equal(gradient, raw) or not torch.isfinite(raw).all():
+            return self._loss_scale
+        eps, tiny = torch.finfo(raw.dtype).eps, torch.finfo(raw.dtype).tiny
+        used, wide = gradient.double(), raw.double() / self._loss_scale
+        ratio = torch.where(wide == 0, 1.0, used / wide)
+        one = float(ratio.flatten()[wide.abs().argmax()])
+        if ((used - one * wide).abs() <= 4 * eps * used.abs() + tiny).all():
+            return one
+        if (used[wide == 0] != 0).any() or not ((ratio >= 0) & (ratio <= 1 + 8 * eps)).all():
+            raise NtkitError(
+                f"The gradient of {name!r} was changed after the backward pass, by no factor from 0 to 1: "
+                f"clipping by norm or by value can be recorded, noise or centering cannot. If a GradScaler "
+                f"scales the loss, give it: ntkit.record(..., scaler=scaler)."
+            )
+        return ratio
+
+    def made(self) -> None:
+        """Say that the step was made."""
+        self._parts, self._coming, self._left = [], None, set()
+        self._stepped = True

@@ -1,0 +1,28 @@
+"""NAdam: Adam with Nesterov's look ahead, by a momentum that grows with the steps."""
+
+import torch
+
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+
+
+@register_optimizer(torch.optim.NAdam, buffer="exp_avg")
+def nadam(made: Made) -> Coefficients:
+    r"""Write, with mu_t = beta1 (1 - 0.96^(t psi) / 2), p_t = mu_1 ... mu_t and den = sqrt(v / bc2) + eps.
+
+    w -= rate ((1 - mu_t) / (1 - p_t) g + mu_{t+1} / (1 - p_t mu_{t+1}) m) / den
+    """
+    group, state = made.group, made.state
+    rate, (beta1, beta2), decay = float(group["lr"]), group["betas"], float(group["weight_decay"])
+    step, product = float(state["step"]), float(state["mu_product"])
+    now, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
+    divisor = state["exp_avg_sq"].detach().double().div(1 - beta2**step).sqrt() + group["eps"]
+    decoupled = bool(group["decoupled_weight_decay"])
+    return Coefficients(
+        mu=0.0 if made.fresh else float(beta1),
+        nu=1 - float(beta1),
+        a=rate * (1 - now) / (1 - product) / divisor,
+        b=rate * ahead / (1 - product * ahead) / divisor,
+        d=rate * decay if decoupled else 0.0,
+        decay=0.0 if decoupled else decay,
+        scale=-1.0 if group["maximize"] else 1.0,
+    )
