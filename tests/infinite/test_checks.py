@@ -63,7 +63,7 @@ def test_the_operator_norm_is_the_largest_value_of_its_definition():
     k = limit(nn.ReLU).ntk
     x = sphere(30, 3, seed=3)
     norm, matrix = operator_norm(k, x), k(x)
-    values, vectors = torch.linalg.eigh(matrix)
+    _, vectors = torch.linalg.eigh(matrix)
     f = vectors[:, -1] * 30**0.5  # E f^2 = 1
     assert norm == pytest.approx(float((f @ matrix @ f / 30**2).sqrt()), rel=1e-12)
     other = torch.randn(30, generator=torch.Generator().manual_seed(0)).double()

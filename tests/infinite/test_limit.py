@@ -11,7 +11,13 @@ from wide_networks import CASES, Net, mlp
 import ntkit
 
 SIGMAS = {"sigma_w": 1.4, "sigma_b": 0.3}
-SAMPLED = {"post-activation ResNet block", "max pooling", "softmax attention", "squeeze and excitation", "GLU"}
+SAMPLED = {
+    "post-activation ResNet block",
+    "max pooling",
+    "softmax attention",
+    "squeeze and excitation",
+    "GLU",
+}
 LAWFUL = [
     "relu MLP",
     "tanh MLP",
@@ -79,7 +85,8 @@ def test_float32_is_float64_to_rounding(name):
     for single, double in zip(kernels(limit_of(name, torch.float32)), kernels(limit), strict=True):
         found, expected = single(cast(x, torch.float32)), double(x)
         assert found.dtype == torch.float32
-        close(found.double(), expected, 3e-5 + 0.1 * limit.error)  # rounding moves the sampled points a little
+        # rounding moves the sampled points a little
+        close(found.double(), expected, 3e-5 + 0.1 * limit.error)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -106,8 +113,12 @@ def test_correlations_of_one_and_minus_one_are_exact():
     limit = ntkit.infinite_width(mlp(32, nn.ReLU, depth=1).double(), x[:1], sigma_w=2**0.5)
     size = float(one.square().sum() / 4)  # h = relu(g), E[g^2] = 2 |x|^2 / d, and relu(g) relu(-g) = 0
     nngp, ntk = limit.nngp(x), limit.ntk(x)
-    torch.testing.assert_close(nngp[0], 2 * size * torch.tensor([1.0, 1.0, 0.0, 2.0]).double(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ntk[0], 4 * size * torch.tensor([1.0, 1.0, 0.0, 2.0]).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        nngp[0], 2 * size * torch.tensor([1.0, 1.0, 0.0, 2.0]).double(), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(
+        ntk[0], 4 * size * torch.tensor([1.0, 1.0, 0.0, 2.0]).double(), rtol=1e-12, atol=1e-12
+    )
 
 
 def arc_cosine(x1, x2, depth, w2, b2):
@@ -238,7 +249,12 @@ def test_more_points_and_other_seeds_agree_within_the_reported_error(name):
 
 
 def test_several_inputs_and_dicts():
-    model = Net(lambda s, a, b: s.o(torch.relu(s.a(a) + s.b(b))), a=nn.Linear(3, 8), b=nn.Linear(2, 8), o=nn.Linear(8, 1))
+    model = Net(
+        lambda s, a, b: s.o(torch.relu(s.a(a) + s.b(b))),
+        a=nn.Linear(3, 8),
+        b=nn.Linear(2, 8),
+        o=nn.Linear(8, 1),
+    )
     model.double()
     x = (torch.randn(3, 3).double(), torch.randn(3, 2).double())
     limit = ntkit.infinite_width(model, x, **SIGMAS)

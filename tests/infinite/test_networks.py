@@ -18,7 +18,7 @@ def pair(case, width, samples=2**12):
 
 
 def misses(found, mean, error, z, bias):
-    """Return by how much the allowed distance is exceeded, and the allowed distance, in units of the kernel."""
+    """Return by how much the allowed distance is exceeded, and that distance, in units of the kernel."""
     scale = found.abs().max()
     allowed = z * error + bias * scale
     return float(((found - mean).abs() - allowed).max() / scale), float(allowed.max() / scale)
@@ -81,9 +81,7 @@ def test_the_bias_of_smooth_networks_falls_like_one_over_width(name):
     x = CASES[name].inputs(8, 2)[:, :3] if name == "RNN" else CASES[name].inputs(8, 2)
     limit = ntkit.infinite_width(build(8).double(), x[:1], sigma_w=2.0, sigma_b=0.3, samples=2**14)
     widths, counts = torch.tensor([8.0, 16.0, 32.0], dtype=torch.float64), (40_000, 40_000, 20_000)
-    drawn = [
-        draws(build(int(w)).double(), x, n, 2.0, 0.3) for w, n in zip(widths, counts, strict=True)
-    ]
+    drawn = [draws(build(int(w)).double(), x, n, 2.0, 0.3) for w, n in zip(widths, counts, strict=True)]
     slopes = []
     for kernel, found in zip((limit.nngp(x), limit.ntk(x)), zip(*drawn, strict=True), strict=True):
         means = torch.stack([k.mean(0) for k in found]).flatten(1)

@@ -92,13 +92,21 @@ REFUSED = {
         ["spectral norm", "0.parametrizations.weight.original"],
     ),
     "an affine norm of data": (Sequential(nn.LayerNorm(4), Linear(4, W)), (4,), ["of data"]),
-    "trained batch-norm statistics": (bent(nn.BatchNorm1d(W)), (4,), ["running statistics", "reset_running_stats"]),
+    "trained batch-norm statistics": (
+        bent(nn.BatchNorm1d(W)),
+        (4,),
+        ["running statistics", "reset_running_stats"],
+    ),
     "a branch on data": (
         Net(lambda s, x: s.o(relu(s.a(x)) if x.sum() > 0 else s.a(x)), a=Linear(4, W), o=Linear(W, 1)),
         (4,),
         ["branches on its data"],
     ),
-    "cumsum": (hidden(lambda s, h, x: h.cumsum(1).mean(1), 3), (4, 3), ["no rule", "cumsum", "register_rule"]),
+    "cumsum": (
+        hidden(lambda s, h, x: h.cumsum(1).mean(1), 3),
+        (4, 3),
+        ["no rule", "cumsum", "register_rule"],
+    ),
     "sort": (Sequential(Linear(4, W), Sorted(), Linear(W, 1)), (4,), ["no rule", "sort", "module '1'"]),
 }
 

@@ -19,12 +19,18 @@ def network(name, w):
     if name == "LayerNorm":
         return Sequential(Linear(64, w), LayerNorm(w), Tanh(), Linear(w, w), ReLU(), Linear(w, 16))
     return Sequential(
-        nn.Conv2d(8, w, 3, padding=1), ReLU(), nn.Conv2d(w, w, 3), ReLU(), nn.AvgPool2d(2), Flatten(), Linear(w, 16)
+        nn.Conv2d(8, w, 3, padding=1),
+        ReLU(),
+        nn.Conv2d(w, w, 3),
+        ReLU(),
+        nn.AvgPool2d(2),
+        Flatten(),
+        Linear(w, 16),
     )
 
 
 def drawn(name, w, x, seeds):
-    """Return the mean of the tangent kernels of networks as PyTorch initializes them, and its standard error."""
+    """Return the mean kernel of networks as PyTorch initializes them, and its standard error."""
     found = []
     for seed in range(seeds):
         with torch.random.fork_rng():
@@ -86,7 +92,13 @@ def test_a_small_first_layer_is_noted():
     assert note not in str(ntkit.infinite_width(large, normal(1, 64), parameterization="standard").program)
 
 
-NAMES = ["relu MLP", "tanh MLP", "layer norm before a ReLU", "convolutions with stride, dilation, pooling", "GRU"]
+NAMES = [
+    "relu MLP",
+    "tanh MLP",
+    "layer norm before a ReLU",
+    "convolutions with stride, dilation, pooling",
+    "GRU",
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "softmax attention", "embedding", "learned positions"])

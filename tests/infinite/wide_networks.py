@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ OUTPUTS = 2
 
 def mlp(w, act, d=4, depth=2):
     sizes = [d, *[w] * depth]
-    hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (Linear(a, b), act())]
+    hidden = [m for a, b in pairwise(sizes) for m in (Linear(a, b), act())]
     return Sequential(*hidden, Linear(w, OUTPUTS))
 
 
@@ -117,7 +118,9 @@ def _(w):
 
 
 case("a layer used twice in depth", 4, issue=True)(
-    lambda w: Net(lambda s, x: s.o(relu(s.b(relu(s.b(relu(s.a(x))))))), a=Linear(4, w), b=Linear(w, w), o=out(w))
+    lambda w: Net(
+        lambda s, x: s.o(relu(s.b(relu(s.b(relu(s.a(x))))))), a=Linear(4, w), b=Linear(w, w), o=out(w)
+    )
 )
 case("concatenation with the input", 40, issue=True)(
     lambda w: Net(lambda s, x: s.o(torch.cat([x, relu(s.a(x))], 1)), a=Linear(40, w), o=out(40 + w))
@@ -341,15 +344,11 @@ case("class token", 4, 3)(
     )
 )
 case("embedding", 5, tokens=True)(
-    lambda w: Net(
-        lambda s, x: s.o(relu(s.b(s.e(x))).mean(1)), e=nn.Embedding(7, w), b=Linear(w, w), o=out(w)
-    )
+    lambda w: Net(lambda s, x: s.o(relu(s.b(s.e(x))).mean(1)), e=nn.Embedding(7, w), b=Linear(w, w), o=out(w))
 )
 
 
-def heads(w):
-    """Few heads are many draws of the limit's one, on average; what must be wide is each of them."""
-    return 4 if w < 1024 else 8
+HEADS = 8  # any number does on average; what must be wide is each of them
 
 
 @case("softmax attention", 4, 3, issue=True)
@@ -358,7 +357,7 @@ def _(w):
         e = s.e(x)
         return s.o(s.a(e, e, e, need_weights=False)[0].mean(1))
 
-    return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, heads(w), batch_first=True), o=out(w))
+    return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, HEADS, batch_first=True), o=out(w))
 
 
 @case("causal attention", 4, 3)
@@ -368,7 +367,7 @@ def _(w):
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
         return s.o(s.a(e, e, e, attn_mask=mask, need_weights=False)[0].mean(1))
 
-    return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, heads(w), batch_first=True), o=out(w))
+    return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, HEADS, batch_first=True), o=out(w))
 
 
 def _attention_by_d(w, tied):
@@ -387,14 +386,14 @@ case("attention scaled by 1/d, query = key", 4, 3)(lambda w: _attention_by_d(w, 
 
 @case("transformer layer", 4, 3)
 def _(w):
-    layer = nn.TransformerEncoderLayer(w, heads(w), 2 * w, batch_first=True, dropout=0.0)
+    layer = nn.TransformerEncoderLayer(w, HEADS, 2 * w, batch_first=True, dropout=0.0)
     return Net(lambda s, x: s.o(s.t(s.e(x)).mean(1)), e=Linear(3, w), t=layer, o=out(w))
 
 
 @case("transformer layer, norm first", 4, 3)
 def _(w):
     layer = nn.TransformerEncoderLayer(
-        w, heads(w), 2 * w, batch_first=True, dropout=0.0, norm_first=True, activation="gelu"
+        w, HEADS, 2 * w, batch_first=True, dropout=0.0, norm_first=True, activation="gelu"
     )
     return Net(lambda s, x: s.o(s.t(s.e(x)).mean(1)), e=Linear(3, w), t=layer, o=out(w))
 

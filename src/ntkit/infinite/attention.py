@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def between(read: Reading, a: Any, b: Any) -> Any:
-    """A product of two vectors, or of numbers and a vector along positions."""
+    """Return a product of two vectors, or of numbers and a vector along positions."""
     if isinstance(a, Wide) and isinstance(b, Wide):
         a, b = a.canonical(), b.canonical()
         inner_a, inner_b = a.dims[-1], b.dims[-2]
@@ -53,8 +53,8 @@ def scores(read: Reading, q: Wide, k: Wide) -> Any:
         return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
     if sources(u) & sources(v) or not (u.centered and v.centered):
         raise read.refuse(
-            "scores of queries and keys that are not independent diverge with the width under a scale of 1/sqrt(d); "
-            "scale them by 1/d."
+            "scores of queries and keys that are not independent diverge with the width under a scale of "
+            "1/sqrt(d); scale them by 1/d."
         )
     shape = (a, b)
     inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
@@ -68,7 +68,8 @@ def scores(read: Reading, q: Wide, k: Wide) -> Any:
     if not heads:
         dims[0], heads = (-1,), (1,)
     read.note(
-        "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel is random."
+        "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel "
+        "is random."
     )
     wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
     return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
@@ -96,14 +97,15 @@ def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, fact
         return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)
 
     read.note(
-        "Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows (Hron et al. 2020)."
+        "Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows "
+        "(Hron et al. 2020)."
     )
     example = torch.zeros(sizes, dtype=read.dtype)
     return Known(example, Coefficient(sizes, of), moments=True)
 
 
 def mixed(read: Reading, weights: Known, v: Wide) -> Wide:
-    """A V for numbers A of the sample: attention with fixed scores, a graph's adjacency matrix."""
+    """Return A V for numbers A of the sample: attention with fixed scores, a graph's adjacency matrix."""
     if any(x < 0 for x in v.dims[-2]):
         raise read.refuse("it mixes channels by numbers of the sample.")
     value, n = _rows(read, v, len(v.dims) - 2)
@@ -148,12 +150,12 @@ def _matmul(a: Tensor, v: Tensor) -> Tensor:
 
 
 def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
-    """A V: a mean of values at positions, weighed by another function; by sampling."""
+    """Return A V: a mean of values at positions, weighed by another function; by sampling."""
     weights, values = a.canonical(), v.canonical()
     rank = len(weights.dims)
     weights, _ = single(weights, rank - 2)
     weights, _ = single(weights, rank - 1)
-    value, n = _rows(read, values, len(values.dims) - 2)
+    value, _ = _rows(read, values, len(values.dims) - 2)
     if len(weights.shape) != 2 or len(weights.pieces) > 1:
         raise read.refuse("attention over more than one axis of positions.")
     shape = (weights.shape[0],)

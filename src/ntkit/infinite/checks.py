@@ -118,8 +118,8 @@ def operator_norm(kernel: Kernel, x: Any) -> float:
     --------
     >>> import torch, ntkit
     >>> from ntkit.infinite.checks import operator_norm
-    >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(2, 1, bias=False))  # K = x . x', so the norm is that of E[x x^T]
-    >>> operator_norm(k, torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # diag(4, 1) / 2
+    >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(2, 1, bias=False))
+    >>> operator_norm(k, torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # K = x . x', so E[x x^T] = diag(2, 0.5)
     1.4142135623730951
     """
     matrix, _ = _matrix(kernel, x)
@@ -153,8 +153,8 @@ def _matrix(kernel: Kernel, x: Any) -> tuple[Tensor, float]:
         block = block.permute(0, 2, 1, 3).reshape(n * o, n * o)
     if block.ndim != 2:
         raise NtkitError(
-            f"The kernel has values of shape {tuple(block.shape)}; a matrix takes one value per pair of samples, "
-            f"or outputs='full'."
+            f"The kernel has values of shape {tuple(block.shape)}; a matrix takes one value per pair "
+            f"of samples, or outputs='full'."
         )
     matrix = block.detach().double()
     if not matrix.isfinite().all():

@@ -33,7 +33,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Window:
-    """The sum over a window along each axis: ``kernel``, ``stride``, ``(before, after)`` zeros, ``dilation``."""
+    """The sum over a window along each axis, with ``padding`` zeros ``(before, after)``."""
 
     kernel: Shape
     stride: Shape
@@ -277,7 +277,7 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Wide:
-    """A convolution: K(p, q) = sigma_w^2 / k sum_j E[h h'](p + j, q + j)."""
+    """Return a convolution: K(p, q) = sigma_w^2 / k sum_j E[h h'](p + j, q + j)."""
     return convolved(read, x, weight, bias, _window_of(weight, stride, padding, dilation), groups)
 
 
@@ -293,7 +293,7 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Wide:
-    """A transposed convolution: zeros between the pixels, then a convolution of stride 1."""
+    """Return a transposed convolution: zeros between the pixels, then a convolution of stride 1."""
     kernel = tuple(weight.tensor.shape[2:])
     rank = len(kernel)
     padding, output_padding, dilation = (_many(v, rank) for v in (padding, output_padding, dilation))
@@ -318,7 +318,7 @@ def convolution(
     output_padding: Any,
     groups: int,
 ) -> Wide:
-    """A convolution of either kind."""
+    """Return a convolution of either kind."""
     if transposed:
         return conv_transpose(read, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(read, x, weight, bias, stride, padding, dilation, groups)

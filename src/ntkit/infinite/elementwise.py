@@ -178,8 +178,9 @@ class Aligned:
             or (t.numel() == 1 and prod(self.channels) > 1)
         ):
             raise self.read.refuse(
-                f"the parameter {weight.name!r} of shape {tuple(weight.shape)} is shared by all channels: its gradient "
-                f"grows with the width, and the tangent kernel has no limit. Give it one entry per channel."
+                f"the parameter {weight.name!r} of shape {tuple(weight.shape)} is shared by all channels: "
+                f"its gradient grows with the width, and the tangent kernel has no limit. Give it one "
+                f"entry per channel."
             )
         rows = rows_of(t).movedim(place, -1).reshape(-1, t.shape[place])[0]
         self.read.use(weight.name, "coordinate by coordinate")
@@ -269,33 +270,33 @@ def total(*terms: Any) -> Expression:
 
 @rule(aten.add.Tensor, aten.add_.Tensor)
 def add(read: Reading, a: Any, b: Any, *, alpha: float = 1) -> Any:
-    """A sum is bilinear in covariance and tangent kernel."""
+    """Return a sum, bilinear in covariance and tangent kernel."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, alpha)))
     return read.write("LinComb", f"{read.name(a)} + {read.name(b)}", value)
 
 
 @rule(aten.sub.Tensor, aten.sub_.Tensor)
 def sub(read: Reading, a: Any, b: Any, *, alpha: float = 1) -> Any:
-    """A difference."""
+    """Return a difference."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, -alpha)))
     return read.write("LinComb", f"{read.name(a)} - {read.name(b)}", value)
 
 
 @rule(aten.rsub.Scalar, aten.rsub.Tensor)
 def rsub(read: Reading, a: Any, b: Any, alpha: float = 1) -> Any:
-    """A difference, the other way round."""
+    """Return a difference, the other way round."""
     return sub(read, b, a, alpha=alpha)
 
 
 @rule(aten.neg.default)
 def neg(read: Reading, a: Wide) -> Wide:
-    """A multiple by -1."""
+    """Return a multiple by -1."""
     return read.write("LinComb", f"-{read.name(a)}", a.map(lambda e: scale(e, -1)))
 
 
 @rule(aten.mul.Tensor, aten.mul_.Tensor, aten.mul.Scalar)
 def mul(read: Reading, a: Any, b: Any) -> Any:
-    """A multiple by numbers or parameters is linear; a product of vectors is a function of both."""
+    """Return a product: linear with numbers and parameters, of vectors a function of both."""
     if isinstance(a, Weight) and isinstance(b, float | int):
         return Weight(a.name, a.tensor, a.shape, a.factor * b)
     if isinstance(b, Weight) and isinstance(a, float | int):
@@ -339,7 +340,7 @@ def times(read: Reading, x: Any, y: Any) -> Expression:
 
 @rule(aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar)
 def div(read: Reading, a: Any, b: Any) -> Any:
-    """A multiple by 1 / b, or a function of two vectors."""
+    """Return a multiple by 1 / b, or a function of two vectors."""
     if isinstance(b, float | int):
         return mul(read, a, 1 / b)
     if isinstance(b, Wide | Weight):
@@ -355,7 +356,7 @@ def div(read: Reading, a: Any, b: Any) -> Any:
 
 
 def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
-    """Return a function of vectors and numbers, coordinate by coordinate, with its closed form if it has one."""
+    """Return a function of vectors and numbers, coordinate by coordinate."""
     places = [
         i for i, a in enumerate(args) if isinstance(a, Wide | Known | Weight) or (isinstance(a, Tensor))
     ]
@@ -398,7 +399,7 @@ def masked_fill(read: Reading, a: Wide, mask: Any, value: Any) -> Wide:
 
 @rule(aten.glu.default)
 def glu(read: Reading, a: Wide, dim: int = -1) -> Wide:
-    """The first half of the channels times the sigmoid of the second."""
+    """Return the first half of the channels times the sigmoid of the second."""
     from ntkit.infinite.views import chunk
 
     first, second = chunk(read, a, 2, dim)

@@ -37,4 +37,6 @@ def embedding(read: Reading, weight: Any, tokens: Any, padding: int = -1, *_: An
     axes = iter(range(len(shape)))
     dims = tuple((next(axes),) if s != 1 else () for s in sizes)
     wide = Wide(((width, line),), shape, (width,), (*dims, (-1,)))
-    return read.write("MatMul", f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)", wide, "g")
+    return read.write(
+        "MatMul", f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)", wide, "g"
+    )

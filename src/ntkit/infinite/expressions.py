@@ -358,7 +358,7 @@ def as_function(u: Expression) -> Apply:
 
 
 def sources(u: Expression) -> frozenset:
-    """Return which coordinates of which weights a vector is made of; vectors without a common one are independent."""
+    """Return which coordinates of which weights a vector is made of."""
     found: set[tuple] = set()
     for e in walk(u):
         if isinstance(e, Line):

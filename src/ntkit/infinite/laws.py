@@ -85,7 +85,7 @@ def uniform(tensor: Tensor, fan_in: int) -> bool:
 
 
 def _variance(weight: Weight, fan_in: int) -> float:
-    """Return E[W^2]: of the draw of PyTorch or of ntk_parametrize where the entries look like it, else as measured."""
+    """Return E[W^2]: of PyTorch's draw or ntk_parametrize's where the entries look like it, else measured."""
     if uniform(weight.tensor, fan_in):
         return 1 / (3 * fan_in)
     measured = float(weight.tensor.double().square().mean())

@@ -67,7 +67,7 @@ class Limit:
 
     @property
     def error(self) -> float:
-        """The largest standard error of an expectation that was sampled so far, relative to the largest value."""
+        """The largest standard error of what was sampled so far, relative to the largest value."""
         return self.points.error
 
     def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
@@ -128,9 +128,9 @@ def _traced(net: Network, example: Any) -> Graph:
         raise
     except Exception as error:
         raise NoRuleError(
-            f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its data: "
-            f"{type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) estimates the "
-            f"limit of whatever runs."
+            f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its "
+            f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "
+            f"estimates the limit of whatever runs."
         ) from error
 
 
@@ -294,8 +294,9 @@ def infinite_width(
     scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
     if scaled and parameterization == "ntk":
         raise NtkitError(
-            f"The model went through ntk_parametrize ({scaled[0]} is a factor): its scales would count twice. "
-            f"Give the original model, or parameterization='standard', which takes the scales from the model."
+            f"The model went through ntk_parametrize ({scaled[0]} is a factor): its scales would count "
+            f"twice. Give the original model, or parameterization='standard', which takes the scales from "
+            f"the model."
         )
     net = network(model)
     refuse_stateful(net.module)

@@ -73,7 +73,7 @@ def affine(read: Reading, a: Wide, weight: Any, bias: Any, dim: int | None) -> W
 
 
 def _over(read: Reading, a: Wide, count: int, what: str) -> bool:
-    """Return whether a norm over the last ``count`` dimensions takes all positions in, and check the channels."""
+    """Return whether a norm over the last ``count`` dimensions takes all positions in; check the channels."""
     if not isinstance(a, Wide):
         raise read.refuse(f"{what} of data with trained parameters; normalize the data beforehand.")
     last = [x for d in a.dims[-count:] for x in d]
@@ -161,8 +161,8 @@ def batch_norm(
         raise read.refuse("a batch norm of data with trained parameters; normalize the data beforehand.")
     if mean is None or not bool((mean == mean[0]).all()) or not bool((var == var[0]).all()):
         raise read.refuse(
-            "the running statistics of a batch norm differ from channel to channel, as after training; the limit is "
-            "one of the network at its start: call reset_running_stats() first."
+            "the running statistics of a batch norm differ from channel to channel, as after training; the "
+            "limit is one of the network at its start: call reset_running_stats() first."
         )
     factor, shift = float((var[0] + eps).rsqrt()), float(mean[0])
 

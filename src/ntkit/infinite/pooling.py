@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import Coefficient, Expression, Function, Move, Moved, Shape
+from ntkit.infinite.expressions import Expression, Function, Move, Moved, Shape
 from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Known, Wide
+from ntkit.infinite.values import Wide
 from ntkit.infinite.views import refactored, single
 
 aten = torch.ops.aten
@@ -32,7 +31,7 @@ def reduced(t: Tensor, rank: int, axes: tuple[int, ...], how: str) -> Tensor:
 
 def on_pixels(read: Reading, a: Wide, rank: int, move: Callable[[Shape], Move], text: str) -> Wide:
     """Apply a map of the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
-    a, sizes = _pixels(read, a, rank)
+    a, _ = _pixels(read, a, rank)
     m = move(a.shape)
     pieces = tuple((w, Moved(m.after, m, e.expanded(a.shape))) for w, e in a.pieces)
     wide = Wide(pieces, m.after, a.channels, a.dims)
@@ -129,13 +128,13 @@ for _op, _r in (
 
 @rule(aten.mean.dim)
 def mean(read: Reading, a: Wide, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """The mean over positions; over channels it is a number, for norms written by hand."""
+    """Return the mean over positions; over channels it is a number, for norms written by hand."""
     return _reduction(read, a, dims, keepdim, "mean")
 
 
 @rule(aten.sum.dim_IntList)
 def sum_(read: Reading, a: Wide, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """The sum over positions."""
+    """Return the sum over positions."""
     return _reduction(read, a, dims, keepdim, "sum")
 
 
@@ -148,8 +147,8 @@ def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> An
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
         raise read.refuse(
-            f"a {how} over channels of infinite width has no limit as a vector (norms are known: LayerNorm, RMSNorm, "
-            f"GroupNorm)."
+            f"a {how} over channels of infinite width has no limit as a vector (norms are known: LayerNorm, "
+            f"RMSNorm, GroupNorm)."
         )
     wide = a
     if axes:

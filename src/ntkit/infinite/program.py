@@ -50,7 +50,8 @@ def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[
     env: dict[fx.Node, Any] = {}
     env.update(_inputs(net, graph, example, reading))
     seen: dict[Any, Any] = {}
-    result, last = None, None
+    result: Any = None
+    last: Any = None
     for node in graph.module.graph.nodes:
         reading.node = node
         if node.op == "get_attr":
@@ -95,7 +96,9 @@ def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[
         else:
             env[node] = Known(leaves[place], _leaf(place, tuple(leaves[place].shape)))
             sizes = "x".join(map(str, leaves[place].shape[1:])) or "one number"
-            reading.lines.append(Entry(f"x{place + 1}" if len(leaves) > 1 else "x", "Input", f"data ({sizes})", ""))
+            reading.lines.append(
+                Entry(f"x{place + 1}" if len(leaves) > 1 else "x", "Input", f"data ({sizes})", "")
+            )
             place += 1
     return env
 
@@ -146,8 +149,9 @@ def _check_output(reading: Reading, output: Any) -> None:
     expressions = walk(*(e for _, e in output.pieces))
     if not all(e.gaussian for e in expressions) or any(isinstance(e, Gain) for e in expressions):
         raise reading.refuse(
-            f"the network ends in a nonlinearity ({reading.lines[-1].text.split('   ')[0]}); the last line must be a "
-            f"linear layer. Leave a softmax, sigmoid or norm at the end out, and give ntkit the logits."
+            f"the network ends in a nonlinearity ({reading.lines[-1].text.split('   ')[0]}); the last line "
+            f"must be a linear layer. Leave a softmax, sigmoid or norm at the end out, and give ntkit the "
+            f"logits."
         )
     last = {e.matrix.name for e in expressions if isinstance(e, Line)}
     if not last:
@@ -163,8 +167,8 @@ def _check_output(reading: Reading, output: Any) -> None:
                 inner += [part for _, part in e.inputs]
                 if e.matrix.name in last:
                     raise reading.refuse(
-                        f"the read-out weight {e.matrix.name!r} is used elsewhere in the network: function and "
-                        f"gradient are then correlated, and the kernel stays random."
+                        f"the read-out weight {e.matrix.name!r} is used elsewhere in the network: function "
+                        f"and gradient are then correlated, and the kernel stays random."
                     )
             elif isinstance(e, Vector) and e.name in last:
                 raise reading.refuse(f"the read-out weight {e.name!r} is used elsewhere in the network.")

@@ -80,16 +80,17 @@ class Reading:
     def refuse(self, why: str) -> NoRuleError:
         """Return the error that names the operation, its module and its line in the user's source."""
         return NoRuleError(
-            f"No limit of infinite width is known for {self.where}: {why} ntkit.monte_carlo(model, ...) estimates "
-            f"the mean kernel over draws of whatever runs."
+            f"No limit of infinite width is known for {self.where}: {why} ntkit.monte_carlo(model, ...) "
+            f"estimates the mean kernel over draws of whatever runs."
         )
 
     def unknown(self, why: str = "there is no rule for it.") -> NoRuleError:
         """Return the error of an operation without a rule, which says how to register one."""
+        op = self.node.target if self.node is not None else "..."
         return NoRuleError(
-            f"No limit of infinite width is known for {self.where}: {why} Register a rule, one function, with "
-            f"@ntkit.infinite.rules.register_rule(torch.ops.{self.node.target if self.node else 'aten...'}), or "
-            f"estimate the limit with ntkit.monte_carlo(model, ...)."
+            f"No limit of infinite width is known for {self.where}: {why} Register a rule, one function, "
+            f"with @ntkit.infinite.rules.register_rule(torch.ops.{op}), "
+            f"or estimate the limit with ntkit.monte_carlo(model, ...)."
         )
 
     @property
@@ -140,25 +141,33 @@ class Reading:
     def starts(self, value: Any, weight: Weight, fan_in: int) -> None:
         """Say where a product with data is not Gaussian at the start, in the module's own initialization."""
         data = not isinstance(value, Wide)
-        if data and fan_in < SMALL and self.laws.parameterization == "standard" and uniform(weight.tensor, fan_in):
+        if (
+            data
+            and fan_in < SMALL
+            and self.laws.parameterization == "standard"
+            and uniform(weight.tensor, fan_in)
+        ):
             self.note(
-                f"{weight.name} is drawn uniformly, as PyTorch does, and has a fan_in of {fan_in}: its product with "
-                f"data is not quite Gaussian at any width (the kernels are off by 10 % at a fan_in of 2, by 0.1 % at 50)."
+                f"{weight.name} is drawn uniformly, as PyTorch does, and has a fan_in of {fan_in}: its "
+                f"product with data is not quite Gaussian at any width (the kernels are off by 10 % at a "
+                f"fan_in of 2, by 0.1 % at 50)."
             )
 
     def use(self, name: str, how: str) -> None:
         """Write down how a weight is used; what has no limit together is refused."""
         before = self.uses.setdefault(name, how)
         if before != how:
-            raise self.refuse(f"the weight {name!r} is used {before} and {how}: together they have no known limit.")
+            raise self.refuse(
+                f"the weight {name!r} is used {before} and {how}: together they have no known limit."
+            )
 
     def apply(self, function: Function, *arguments: Any) -> Apply:
         """Return a function of vectors; data may not be among them."""
         inside = walk(*(a for a in arguments if isinstance(a, Expression)))
         if any(isinstance(e, Raw) for e in inside):
             raise self.refuse(
-                "a nonlinear function of numbers that differ from channel to channel has no limit; bring data "
-                "through a linear layer first."
+                "a nonlinear function of numbers that differ from channel to channel has no limit; bring "
+                "data through a linear layer first."
             )
         shapes = [a.shape for a in arguments]
         return Apply(tuple(torch.broadcast_shapes(*shapes)), function, arguments)
@@ -188,9 +197,13 @@ def known(op: Callable[..., Any], arguments: tuple, keywords: dict) -> Any:
     example = run(*(leaves[i].example for i in places))
     outs, out_spec = pytree.tree_flatten(example)
     numbers_of = [leaves[i].numbers for i in places]
-    whole = Coefficient(
-        (), lambda side: torch.vmap(lambda *v: tuple(pytree.tree_leaves(run(*v))))(*_same(side, numbers_of))
-    )
+
+    def all_of(side: Any) -> Any:
+        return torch.vmap(lambda *v: tuple(pytree.tree_leaves(run(*v))))(  # pyright: ignore
+            *_same(side, numbers_of)
+        )
+
+    whole = Coefficient((), all_of)
 
     def part(i: int) -> Known:
         return Known(outs[i], Coefficient(tuple(outs[i].shape), lambda side: whole.value(side)[i]), moments)
@@ -203,4 +216,3 @@ def _same(side: Any, coefficients: list) -> list[Tensor]:
     values = [c.value(side) for c in coefficients]
     n = max(v.shape[0] for v in values)
     return [v.expand(n, *v.shape[1:]) for v in values]
-

@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkit.infinite.elementwise import Aligned, combine, total
 from ntkit.infinite.expressions import Expression, Move, Moved, Sum, stopped
 from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Weight, Wide, numbers
+from ntkit.infinite.values import Known, Weight, Wide, numbers
 
 aten = torch.ops.aten
 
@@ -27,13 +27,13 @@ aten = torch.ops.aten
     aten.lift_fresh_copy.default,
 )
 def same(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
-    """An operation that changes nothing (dropout is not active: the graph refuses it where it is)."""
+    """Return the same (dropout is not active: the graph refuses it where it is)."""
     return a
 
 
 @rule(aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.other, aten.to.device)
 def to(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
-    """A conversion of dtype or device; covariances keep the dtype of the network."""
+    """Return the same; covariances keep the dtype of the network."""
     return a
 
 
@@ -113,7 +113,7 @@ def flatten(read: Reading, a: Wide, start: int = 0, end: int = -1) -> Wide:
     sizes = list(a.sizes)
     rank = len(sizes)
     start, end = start % rank, end % rank
-    return refactored(read, a, sizes[:start] + [prod(sizes[start : end + 1])] + sizes[end + 1 :])
+    return refactored(read, a, [*sizes[:start], prod(sizes[start : end + 1]), *sizes[end + 1 :]])
 
 
 @rule(aten.unflatten.int)
@@ -206,7 +206,7 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
         return _positions(a, dim, axes[0], index, drop)
     sizes, place = a.channels, -axes[0] - 1
     rows = torch.arange(prod(sizes)).reshape(sizes).index_select(place, index)
-    channels = sizes[:place] + (len(index),) + sizes[place + 1 :]
+    channels = (*sizes[:place], len(index), *sizes[place + 1 :])
     if drop and len(sizes) > 1:
         channels = sizes[:place] + sizes[place + 1 :]
         dims = [tuple(x + 1 if x < axes[0] else x for x in d) for i, d in enumerate(a.dims) if i != dim]
@@ -225,7 +225,7 @@ def _dropped(a: Wide, dim: int) -> Wide:
 
 
 def _positions(a: Wide, dim: int, axis: int, index: Tensor, drop: bool) -> Wide:
-    shape = a.shape[:axis] + (len(index),) + a.shape[axis + 1 :]
+    shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
     move = Move((pick, axis, len(a.shape), tuple(index.tolist())), a.shape, shape, True, False)
     pieces = tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces)
     result = Wide(pieces, shape, a.channels, a.dims)
@@ -329,7 +329,7 @@ def single(a: Wide, dim: int) -> tuple[Wide, int]:
     if len(axes) == 1:
         return a, at
     count = len(axes)
-    shape = a.shape[:at] + (prod(a.shape[at : at + count]),) + a.shape[at + count :]
+    shape = (*a.shape[:at], prod(a.shape[at : at + count]), *a.shape[at + count :])
     dims = [tuple(x + 1 - count if x >= at + count else x for x in d) for d in a.dims]
     dims[dim] = (at,)
     return a.reshaped(shape, dims), at
@@ -340,7 +340,7 @@ def padded(read: Reading, a: Wide, dim: int, low: int, high: int) -> Wide:
     if any(x < 0 for x in a.dims[dim]):
         raise read.refuse("it pads channels.")
     a, axis = single(a, dim)
-    shape = a.shape[:axis] + (a.shape[axis] + low + high,) + a.shape[axis + 1 :]
+    shape = (*a.shape[:axis], a.shape[axis] + low + high, *a.shape[axis + 1 :])
     move = Move((place, axis, len(a.shape), low, high), a.shape, shape, True, True)
     return Wide(
         tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces), shape, a.channels, a.dims
@@ -370,11 +370,9 @@ def cat(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
 
 
 def _size(v: Any, dim: int) -> int:
-    return (
-        v.sizes[dim]
-        if isinstance(v, Wide)
-        else (v.tensor if isinstance(v, Weight) else numbers(v).example).shape[dim]
-    )  # pyright: ignore
+    if isinstance(v, Wide):
+        return v.sizes[dim]
+    return (v.tensor if isinstance(v, Weight) else v.example if isinstance(v, Known) else v).shape[dim]
 
 
 def _hollow(v: Wide, dim: int) -> Wide:
