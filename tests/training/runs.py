@@ -63,9 +63,12 @@ def worst(account: ntkit.Account) -> float:
 
 
 def forward_oracle(
-    folder: Path, model: nn.Module, data: tuple[Tensor, Tensor], queries: Tensor, nodes: int
+    folder: Path, model: nn.Module, data: tuple[Tensor, Tensor], queries: Tensor, nodes: int, average=None
 ) -> Tensor:
-    """Contributions ``[q, n]`` by carrying each sample's gradients and momentum along, mean square loss."""
+    """Contributions ``[q, n]`` by carrying each sample's gradients and momentum along, mean square loss.
+
+    ``average`` are the Averages of the run, if they are to its averaged network.
+    """
     from ntkit.training.quadrature import gauss
 
     names = [name for name, _ in model.named_parameters()]
@@ -79,6 +82,7 @@ def forward_oracle(
     x, y = data
     with Run(folder) as run:
         momentum = torch.zeros(len(x), run.weights(0).numel(), dtype=torch.float64)
+        lag = torch.zeros_like(momentum)
         contributions = torch.zeros(len(queries), len(x), dtype=torch.float64)
         for k in range(run.steps):
             w, step = run.weights(k), run.step(k)
@@ -90,7 +94,10 @@ def forward_oracle(
             rows = c.scale * rows
             momentum = c.mu * momentum + c.nu * rows
             delta = -(c.a * rows + c.b * momentum)
-            move = run.weights(k + 1) - w
+            if average is not None:  # each sample's part of w - v, of which v takes tau
+                tau, w = average.taus[k + 1], average.weights(k)
+                delta, lag = tau * (lag + delta), (1 - tau) * (lag + delta)
+            move = (run if average is None else average).weights(k + 1) - w
             d = sum(
                 share * torch.autograd.functional.jacobian(lambda w: f(w, queries), w + s * move)
                 for s, share in zip(*gauss(nodes), strict=True)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.network import as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.training.averaging import Averages
 from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
 from ntkit.training.manifest import hash_data
 from ntkit.training.modelled import compare_steps
@@ -36,6 +37,7 @@ def account(
     tol: float = 1e-8,
     nodes: Nodes = "auto",
     memory: int | str = "1GiB",
+    average: bool = False,
 ) -> Account:
     r"""Return predictions of a recorded run as exact sums over its training samples.
 
@@ -68,6 +70,8 @@ def account(
         a number takes that many; ``"left"`` takes D_k = grad f(x; w_k), the first-order rule of Eq. 9.
     memory
         Bytes for the large arrays, as a number or as ``"512MiB"``; queries are streamed to fit.
+    average
+        Account for the averaged network (EMA, SWA) that was given to `record`, instead of the last one.
 
     Returns
     -------
@@ -115,24 +119,38 @@ def account(
         raise NtkitError(f"tol is {tol}, expected a positive number.")
     budget = parse_memory(memory)
     with Run(folder) as run:
-        return _account(run, model, loss, train, queries, tol, nodes, budget)
+        return _account(run, model, loss, train, queries, tol, nodes, budget, average)
 
 
 def _account(
-    run: Run, model: nn.Module, loss: Loss, train: Any, queries: Any, tol: float, nodes: Nodes, budget: int
+    run: Run,
+    model: nn.Module,
+    loss: Loss,
+    train: Any,
+    queries: Any,
+    tol: float,
+    nodes: Nodes,
+    budget: int,
+    average: bool,
 ) -> Account:
     data, x = _checked(run, model, train, queries)
     net = FlatNetwork(model, run, torch.float64)
     native = net if run.dtype == torch.float64 else FlatNetwork(model, run, run.dtype)
     x, data64 = cast(x, torch.float64), cast(data, torch.float64)
+    if average and not run.averaged:
+        raise NtkitError(
+            f"{run.folder} was recorded without an average of the weights: record with average=."
+        )
     with torch.no_grad():
         _refuse_mixing(run, net, data64, cast_loss(loss, torch.float64))
         with progress("Checking the steps", run.steps) as done:
             differences = compare_steps(run, net, native, data, loss, budget // 4, done)
         with progress("Choosing nodes", run.steps) as done:
-            rules = choose_rules(run, net, x, nodes, tol, done)
-        path = Path(run, net, data64, cast_loss(loss, torch.float64), rules, differences)
-        initial, prediction = (net.outputs(run.weights(k), x) for k in (0, run.steps))
+            averages = Averages(run, budget // 4) if average else None
+            trail = run if averages is None else averages
+            rules = choose_rules(trail, net, x, nodes, tol, done)
+        path = Path(run, net, data64, cast_loss(loss, torch.float64), rules, differences, averages)
+        initial, prediction = (net.outputs(trail.weights(k), x) for k in (0, run.steps))
         q, o = initial.shape
         size = max(1, budget // (64 * max(1, net.total) * o))
         chunks = torch.arange(q).split(size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,26 +13,10 @@ from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.network import take
 from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
 from ntkit.training.optimizers import Coefficients
+from ntkit.training.rows import Rows
 from ntkit.training.run import Run, Step
 
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
-
-
-class Differences:
-    """The step as it was minus the step as modelled, ``[P]`` for each step, float64."""
-
-    def __init__(self, steps: int, size: int, budget: int) -> None:
-        if steps * size * 8 <= budget:
-            self._rows = np.zeros((steps, size))
-        else:
-            self._file = tempfile.TemporaryFile()
-            self._rows = np.memmap(self._file, np.float64, "w+", shape=(steps, size))
-
-    def __getitem__(self, k: int) -> Tensor:
-        return torch.from_numpy(np.array(self._rows[k]))
-
-    def __setitem__(self, k: int, value: Tensor) -> None:
-        self._rows[k] = value.cpu().numpy()
 
 
 def compare_steps(
@@ -44,14 +27,14 @@ def compare_steps(
     loss: Loss,
     budget: int,
     done: Callable[[int], None],
-) -> Differences:
+) -> Rows:
     """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
 
     The gradient is also made in the dtype of the training: the recorded step must be that one up to
     rounding. How large rounding is, is measured at each step: by what separates the two dtypes, or, in a
     float64 run, by what relative changes of the weights by one unit in the last place do.
     """
-    differences = Differences(run.steps, net.total, budget)
+    differences = Rows(run.steps, net.total, budget)
     check = _Check(run, data, loss, net, native)
     before = run.weights(0)
     for k in range(run.steps):

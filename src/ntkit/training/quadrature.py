@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ntkit.errors import NtkitError
 from ntkit.training.flat import FlatNetwork, Rule
-from ntkit.training.run import Run
+from ntkit.training.run import Trail
 
 Nodes = int | Literal["left", "auto"]
 
@@ -34,7 +34,7 @@ LEFT: Rule = ((0.0,), (1.0,))  # Theorem 2 of "Can neural networks extrapolate?"
 
 
 def choose_rules(
-    run: Run, net: FlatNetwork, queries: Any, nodes: Nodes, tol: float, done: Callable[[int], None]
+    run: Trail, net: FlatNetwork, queries: Any, nodes: Nodes, tol: float, done: Callable[[int], None]
 ) -> list[Rule]:
     """Return a rule for each step.
 
@@ -58,7 +58,7 @@ def choose_rules(
 
 
 class _Chooser:
-    def __init__(self, run: Run, net: FlatNetwork, queries: Any, share: float) -> None:
+    def __init__(self, run: Trail, net: FlatNetwork, queries: Any, share: float) -> None:
         self.run, self.net, self.queries, self.share = run, net, queries, share
         self.rules: list[Rule] = [LEFT] * run.steps
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ntkit import __version__
 from ntkit.errors import NtkitError, RunFolderError
 from ntkit.network import as_inputs, batch_size, network, refuse_stateful
+from ntkit.training.averaging import AverageWatch
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
 from ntkit.training.log import LOG, LogWriter
@@ -29,6 +30,7 @@ def record(
     optimizer: torch.optim.Optimizer,
     train: Any = None,
     scaler: Any = None,
+    average: nn.Module | None = None,
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
@@ -54,6 +56,9 @@ def record(
         The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
     scaler
         The ``torch.amp.GradScaler`` of the loop, if it has one.
+    average
+        An average of the weights that the loop keeps, if predictions of it are to be accounted for:
+        ``torch.optim.swa_utils.AveragedModel``, or a module with the model's parameters.
 
     Returns
     -------
@@ -84,7 +89,7 @@ def record(
     >>> run.steps
     3
     """
-    return Recording(folder, model, optimizer, train, scaler)
+    return Recording(folder, model, optimizer, train, scaler, average)
 
 
 class Recording:
@@ -97,6 +102,7 @@ class Recording:
         optimizer: torch.optim.Optimizer,
         train: Any,
         scaler: Any,
+        average: nn.Module | None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
@@ -111,6 +117,7 @@ class Recording:
         self._names = {id(p): name for name, p in self._module.named_parameters()}
         self._trained = self._trained_parameters()
         self._samples, self._hash = self._read(train)
+        self._average = None if average is None else AverageWatch(average, self._module, self._trained)
 
     def batch(self, indices: Any, weight: float = 1.0) -> None:
         """Say which training samples the next backward pass uses; called again before a step, they add up.
@@ -159,10 +166,24 @@ class Recording:
         for hook in self._hooks:
             hook.remove()
         self._gradients.close()
-        self._log.close()
+        try:
+            if self._average is not None:
+                self._end_average(self._average, kind is None)
+        finally:
+            self._log.close()
         write_manifest(self.folder, self._manifest("finished" if kind is None else "interrupted"))
         if kind is None:
             self._check_still(values=True)
+
+    def _end_average(self, average: AverageWatch, strict: bool) -> None:
+        moved, tensors = 0.0, {}
+        try:
+            average.check_still()
+            moved, tensors = average.moved(), average.tensors()
+        except NtkitError:
+            if strict:
+                raise
+        self._log.append(tensors if average.active else {}, {"average": moved, "end": True})
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         step = f"step {self.steps}"
@@ -202,6 +223,7 @@ class Recording:
             if p.grad is not None
         }
         self._factors = {name: self._gradients.factor(name, g) for name, g in self._given.items()}
+        self._moved = {} if self._average is None else {"average": self._average.moved()}
         self._state_before = {
             name: {
                 key: optimizer.state[p][key].detach().clone()
@@ -233,7 +255,7 @@ class Recording:
             tensors["batch"] = self._last_batch = batch
             self._batch_at = self.steps + 1
         parts = [[len(part.batch), part.weight] for part in self._parts]
-        more = {"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {}
+        more = self._moved | ({"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {})
         at = {}
         for name, p in self._trained.items():
             now = as_bytes(p)
@@ -316,7 +338,8 @@ class Recording:
             }
             weights = {f"w/{name}": p for name, p in self._module.named_parameters()}
             buffers = {f"buffer/{name}": b for name, b in self._module.named_buffers()}
-            start = {**weights, **buffers, **momentum}
+            average = self._average.tensors() if self._average is not None and self._average.active else {}
+            start = {**weights, **buffers, **momentum, **average}
             log.append({name: t.detach().cpu().clone().contiguous() for name, t in start.items()}, {})
             self._log = log
             write_manifest(self.folder, self._manifest("recording"))
@@ -353,5 +376,6 @@ class Recording:
             },
             "buffers": [name for name, _ in self._module.named_buffers()],
             "samples": self._samples,
+            "average": self._average is not None,
             "train_sha256": self._hash,
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,16 @@ class Step:
         return added
 
 
+class Trail(Protocol):
+    """Weights that moved step by step: those of a run, or an average of them."""
+
+    steps: int
+
+    def weights(self, k: int) -> Tensor:
+        """Return the weights before step k, after the last one for k = steps, ``[P]``."""
+        ...
+
+
 class Run:
     """A run folder, opened for reading; steps may be read in any order.
 
@@ -60,7 +70,9 @@ class Run:
         self.device: torch.device | str = "cpu"  # where tensors are wanted
         self.manifest = read_manifest(self.folder)
         steps, length = self.manifest["steps"], self.manifest["log_bytes"]
-        self.log = LogReader(self.folder / LOG, None if steps is None else steps + 1, length)
+        self.averaged = bool(self.manifest.get("average"))  # then one more record ends a finished log
+        records = None if steps is None else steps + 1 + self.averaged
+        self.log = LogReader(self.folder / LOG, records, length)
         try:
             self._read_start()
         except RunFolderError:
@@ -74,6 +86,8 @@ class Run:
                 f"Delete the folder and record again."
             )
         self.steps = len(self.log) - 1
+        if self.averaged and self.steps > 0 and "end" in self.log.read(self.steps)[1]:
+            self.steps -= 1
         parameters = self.manifest["parameters"]
         self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
@@ -104,6 +118,21 @@ class Run:
         if not any(key.startswith("m/") for key in self.start):
             return None
         return self._flat(lambda name: self.start.get(f"m/{name}", torch.zeros(self.trained[name])))
+
+    def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
+        """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
+        last = range(self.steps, len(self.log) - 1)
+        taus = [self._record(k + 1)[1]["average"] for k in (*range(self.steps), *last)]
+        end = {} if not last else self._record(len(self.log) - 1)[0]
+        if not last:  # killed: what the last step moved is not known
+            taus.append(0.0)
+        start, stop = (
+            self._flat(lambda name, t=tensors: t[f"v/{name}"])
+            if any(k.startswith("v/") for k in tensors)
+            else None
+            for tensors in (self.start, end)
+        )
+        return taus, start, stop
 
     def step(self, k: int) -> Step:
         """Return step k, counted from 0."""

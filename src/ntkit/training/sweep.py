@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.network import batch_size
+from ntkit.training.averaging import Averages
 from ntkit.training.flat import FlatNetwork, Loss, Rule, gather
-from ntkit.training.modelled import Differences
-from ntkit.training.run import Run, Step
+from ntkit.training.rows import Rows
+from ntkit.training.run import Run, Step, Trail
 
 _BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
 
@@ -30,14 +31,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Path:
-    """A run with all that a sweep over it needs: network, data, loss, rules and differences."""
+    """A run with all that a sweep over it needs; ``average`` if predictions are those of an average."""
 
     run: Run
     net: FlatNetwork
     data: Any
     loss: Loss
     rules: Sequence[Rule]
-    differences: Differences
+    differences: Rows
+    average: Averages | None = None
 
 
 def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) -> Columns:
@@ -50,8 +52,14 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
         decay   -= decay_k A_k . w_k + d_k D_k . w_k
         start    = -mu_0 R_0 . m_{-1}
         rounding += D_k . (the step as it was - the step as modelled)
+
+    For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
+
+        E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
     """
     run, net = path.run, path.net
+    average = path.average
+    trail: Trail = run if average is None else average
     o = net.outputs(run.weights(0), queries).shape[1]
     rows = batch_size(queries) * o
 
@@ -60,14 +68,23 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
 
     contributions, decay, rounding = zeros(rows, batch_size(path.data[0])), zeros(rows), zeros(rows)
     remembered: Tensor | None = None
+    later: Tensor | None = None
     mu_next: float | Tensor = 0.0
     for first, steps in _blocks(path, rows, budget):
         weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
         rules = path.rules[first : first + len(steps)]
-        averaged = net.averaged_jacobians(weights[:-1], weights.diff(dim=0), rules, queries).flatten(1, 2)
+        along = weights
+        if average is not None:
+            along = torch.stack([trail.weights(k) for k in range(first, first + len(steps) + 1)])
+        averaged = net.averaged_jacobians(along[:-1], along.diff(dim=0), rules, queries).flatten(1, 2)
         gradients = _sample_gradients(path, weights[:-1], steps)
         for t in reversed(range(len(steps))):
             d, g, w, c = averaged[t], gradients[t], weights[t], steps[t].coefficients
+            if average is not None:
+                if first + t == run.steps - 1:
+                    rounding += d @ average.rounding
+                tau = average.taus[first + t + 1]
+                later = d = tau * d if later is None else tau * d + (1 - tau) * later
             if remembered is not None:
                 remembered *= mu_next
             if isinstance(c.b, Tensor) or c.b != 0:
@@ -92,6 +109,8 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
     start, buffer = zeros(rows), run.momentum()
     if remembered is not None and buffer is not None:
         start -= remembered @ (mu_next * buffer)
+    if later is not None and average is not None:
+        start += later @ average.lag
     return Columns(contributions, decay, start, rounding)
 
 

@@ -1,0 +1,118 @@
+"""An average of the weights, kept beside a training run: how it moves, and where it has been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.errors import NtkitError
+from ntkit.training.manifest import as_bytes
+from ntkit.training.rows import Rows
+from ntkit.training.run import Run
+
+
+class AverageWatch:
+    """Measures tau in v += tau (w - v), for the weights w of a model and their average v.
+
+    It takes ``torch.optim.swa_utils.AveragedModel``, and any module with the parameters of the model. Until
+    the first update an AveragedModel averages nothing, and v is taken to follow w (tau = 1).
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module, trained: Mapping[str, Tensor]) -> None:
+        inner = getattr(average, "module", average)
+        if not isinstance(average, nn.Module) or not isinstance(inner, nn.Module):
+            raise NtkitError(
+                f"`average` is a {type(average).__name__}, expected a module of averaged weights, such as "
+                f"torch.optim.swa_utils.AveragedModel(model)."
+            )
+        inner = getattr(inner, "_orig_mod", inner)
+        found, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
+        differ = [
+            n for n in {**wanted, **found} if getattr(found.get(n), "shape", 0) != _shape(wanted.get(n))
+        ]
+        if differ:
+            raise NtkitError(
+                f"`average` has other parameters than the model ({', '.join(differ[:3])}); give the average "
+                f"of this model's weights."
+            )
+        if any(found[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
+            raise NtkitError("`average` shares its weights with the model; give a copy, or leave it out.")
+        self._count = getattr(average, "n_averaged", None)
+        self._weights = trained
+        self._average = {name: found[name] for name in trained}
+        self._still = {name: (p, wanted[name]) for name, p in found.items() if name not in trained}
+        self._last = self._flat(self._average)
+        self._refused: NtkitError | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether there is an average already."""
+        return self._count is None or bool(self._count > 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the average as it is, for the log."""
+        return {f"v/{name}": p.detach().cpu().clone().contiguous() for name, p in self._average.items()}
+
+    def moved(self) -> float:
+        """Return tau since this was called before, with the weights as they are now."""
+        if self._refused is not None:
+            raise self._refused
+        before, now = self._last, self._flat(self._average)
+        self._last = now
+        weights = self._flat(self._weights)
+        if not self.active or torch.equal(now, weights):
+            return 1.0
+        change, way = now - before, weights - before
+        if not change.any():
+            return 0.0
+        tau = float(change @ way / (way @ way)) if way.any() else 0.0
+        eps = max(torch.finfo(p.dtype).eps for p in self._average.values())
+        if not ((change - tau * way).abs() <= 16 * eps * (before.abs() + weights.abs())).all():
+            self._refused = NtkitError(
+                "`average` moved otherwise than by a part of the way to the weights (one number for all); "
+                "such a change is no average that ntkit can account for. Record without `average`."
+            )
+            raise self._refused
+        return tau
+
+    def check_still(self) -> None:
+        """Refuse an average whose frozen parameters are not those of the model."""
+        for name, (p, wanted) in self._still.items():
+            if not torch.equal(as_bytes(p), as_bytes(wanted)):
+                raise NtkitError(
+                    f"{name!r}, a frozen parameter, is another one in `average` than in the model."
+                )
+
+    def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([p.detach().cpu().double().reshape(-1) for p in tensors.values()])
+
+
+class Averages:
+    """The average before each step and after the last, ``[P]`` each, made again from a run's weights."""
+
+    def __init__(self, run: Run, budget: int) -> None:
+        self.taus, start, end = run.average()
+        self.steps = run.steps
+        first = run.weights(0)
+        self.lag = first - start if start is not None else torch.zeros_like(first)
+        self.lag = (1 - self.taus[0]) * self.lag
+        self._rows = Rows(run.steps + 1, len(first), budget)
+        at = first - self.lag
+        self._rows[0] = at
+        for k in range(run.steps):
+            at = at + self.taus[k + 1] * (run.weights(k + 1) - at)
+            self._rows[k + 1] = at
+        self.rounding = torch.zeros_like(at)
+        if end is not None and run.steps > 0:
+            self.rounding = end - at
+            self._rows[run.steps] = end
+
+    def weights(self, k: int) -> Tensor:
+        """Return the average before step k."""
+        return self._rows[k]
+
+
+def _shape(p: Tensor | None) -> object:
+    return 0 if p is None else p.shape
