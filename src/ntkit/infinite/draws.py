@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
 
-FEW = 64  # pairs of positions that are each drawn on their own: fewer dimensions, smaller error
+FEW = 1024  # pairs of positions of two samples up to which each is drawn on its own: fewer dimensions,
+SOME = 64  # smaller error; with fewer points from this number of pairs on
 
 
 def random(b: Expression) -> bool:
@@ -37,6 +38,9 @@ def is_local(e: Expression) -> bool:
 class Draws:
     """What is drawn together for two vectors: each pair of positions ``apart``, or all positions at once.
 
+    Apart, where both depend on their basis position by position and positions are few: a few dimensions,
+    so that few points do, and the same error for the same covariances.
+
     Variables are the random vectors of the basis of the left vector (side 0) and of the right one (1);
     those without a common weight are drawn independently of each other.
     """
@@ -45,11 +49,13 @@ class Draws:
         self.pairs, self.vectors = pairs, (u, v)
         self.sides = (pairs.left, pairs.right)
         self.points = pairs.left.points
-        few = prod(u.shape) * prod(v.shape) <= FEW
-        self.apart = is_local(u) and is_local(v) and (need == "equal" or few)
+        places = prod(u.shape) * prod(v.shape) if need == "all" else 1
+        self.apart = is_local(u) and is_local(v) and places <= FEW
+        self.samples = self.points.count // 8 if SOME < places <= FEW else self.points.count
         self.need: Need = need if self.apart else "all"
         self.bases = [[b for b in basis(e) if random(b)] for e in (u, v)]
-        self.alone = u is v and pairs.left is pairs.right and not pairs.outer
+        same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
+        self.alone = u is v and same
         positions: Shape = ()
         if self.apart:
             joint = (
@@ -65,7 +71,7 @@ class Draws:
     def chunk(self) -> int:
         """How many pairs are drawn at a time within the budget."""
         each = sum(self.size(b) for bases in self.bases for b in bases)
-        held = self.points.count * self.points.zeros(1).element_size() * 4 * max(each, 1)
+        held = self.samples * self.points.zeros(1).element_size() * 4 * max(each, 1)
         return max(1, self.points.budget // held)
 
     def size(self, b: Expression) -> int:
@@ -102,7 +108,7 @@ class Draws:
             size = self.size(variable[1])
             places[variable] = range(start, start + size)
             start += size
-        z = self.points.normal(2 * start if self.alone else start)
+        z = self.points.normal(2 * start if self.alone else start)[: self.samples]
         drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
         for group in self._groups(variables, chunk):
             columns = [i for variable in group for i in places[variable]]

@@ -50,6 +50,11 @@ class Side:
         """Each sample with itself."""
         return self.remember("own", lambda: Pairs(self, self, outer=False))
 
+    @property
+    def bytes(self) -> int:
+        """What is known of the samples holds in memory."""
+        return self.own.bytes[0] if "own" in self._memo else 0
+
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was made for a key, made on the first call."""
         if key not in self._memo:
@@ -111,10 +116,9 @@ class Pairs:
     @property
     def bytes(self) -> tuple[int, int]:
         """What the values made so far hold in memory, and what the largest does."""
-        own = [side._memo["own"]._memo for side in (self.left, self.right) if "own" in side._memo]
-        held = [v for memo in (self._memo, *own) for v in memo.values() if isinstance(v, Tensor)]
+        held = [v for v in list(self._memo.values()) if isinstance(v, Tensor)]
         sizes = [v.numel() * v.element_size() for v in held]
-        return max(1, sum(sizes)), max(1, *sizes)
+        return max([1, sum(sizes)]), max([1, *sizes])
 
     @property
     def batch(self) -> Shape:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+SMALL = 12  # variables up to which a factor is written out
+
 
 class Points:
     """Sobol points through the normal quantile: the same ones for every pair of samples.
@@ -52,14 +54,35 @@ class Points:
         self.error = max(self.error, float(spread.max() / scale))
 
     def factor(self, covariance: Tensor) -> Tensor:
-        """Return lower triangular factors of covariances ``[..., m, m]``, adding as little as it takes."""
+        """Return lower triangular factors of covariances ``[..., m, m]``; where one is singular, its variables repeat."""
+        covariance = covariance.double()
+        if covariance.shape[-1] <= SMALL:
+            return _cholesky(covariance).to(self.kind["dtype"])
         diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
-        eye = self.eye(covariance.shape[-1])
-        jitter = 4 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps
-        tiny = torch.finfo(covariance.dtype).tiny
+        eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+        jitter = 4 * covariance.shape[-1] * torch.finfo(torch.float64).eps
         while True:
-            factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + tiny) * eye)
+            factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + 1e-300) * eye)
             if not failed.any() or jitter > 1:
                 self.jitter = max(self.jitter, jitter)
-                return factor
+                return factor.to(self.kind["dtype"])
             jitter *= 10
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    """Return Cholesky factors of small matrices that may be singular: a variable without variance of its own adds none."""
+    m = covariance.shape[-1]
+    zero = torch.zeros_like(covariance[..., 0, 0])
+    rows: list[list[Tensor]] = []
+    for i in range(m):
+        row: list[Tensor] = []
+        for j in range(i):
+            rest = covariance[..., i, j] - sum((row[k] * rows[j][k] for k in range(j)), zero)
+            pivot = rows[j][j]
+            row.append(torch.where(pivot > 0, rest / torch.where(pivot > 0, pivot, 1.0), zero))
+        own = covariance[..., i, i] - sum((value.square() for value in row), zero)
+        floor = 1e-13 * covariance[..., i, i]
+        row.append(torch.where(own > floor, own.clamp(min=0).sqrt(), zero))
+        rows.append(row)
+    full = [torch.stack([*row, *([zero] * (m - len(row)))], -1) for row in rows]
+    return torch.stack(full, -2)

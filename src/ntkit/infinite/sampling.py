@@ -165,7 +165,7 @@ def _ordered(draws: Draws, order: tuple[int, int], chunk: slice, derive: bool) -
 
 def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
     """Return the mean of products over points, and note its standard error."""
-    count = draws.points.count
+    count = draws.samples
     if draws.apart:
         blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
         draws.points.note(blocks)
@@ -189,9 +189,7 @@ def _scale(draws: Draws, which: int, h: Tensor, chunk: slice) -> Tensor:
     E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
     """
     e = draws.vectors[which]
-    if not isinstance(e, Apply) or not e.local or draws.alone:
-        return torch.ones_like(h[0])
-    square = draws.sides[which].own.moment(e, e, "equal")
+    square = draws.sides[which].own.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
     if square is None:
         return torch.ones_like(h[0])
     known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
@@ -214,7 +212,7 @@ def _contract(
     draws: Draws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
 ) -> Tensor:
     """Return E[d_a u Theta(a, b) d_b v']."""
-    count = draws.points.count
+    count = draws.samples
     if draws.apart:
         return (left * right).expand(count, -1).mean(0) * theta
     u, v = draws.vectors

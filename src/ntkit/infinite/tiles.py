@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ntkit.infinite.points import Points
 from ntkit.infinite.values import Wide
 
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
+PARTS = 8  # along each side of a symmetric block, where halving the work matters most
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
@@ -67,18 +69,26 @@ class Tiles:
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
         rows, columns = self.sizes(x1, n1, n2, ntk)
-        if symmetric and (rows < n1 or columns < n2):
+        if symmetric and not self.plain:  # half of the work, nearly: sampling is dear
+            rows = columns = min(rows, columns, -(-n1 // PARTS))
+        elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
         blocks = tuple(torch.empty(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
         corners = [
             (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
         ]
 
+        sides = _Sides(self.points, self.budget // 4)
+
         def fill(corner: tuple[int, int], compiled: Tile | None = None) -> None:
             i, j = corner
-            tile = compiled or self._evaluate(ntk, symmetric and i == j)
             with torch.no_grad():
-                values = tile(_filled(x1, i, rows), _filled(x2, j, columns))
+                if compiled is not None:
+                    values = compiled(_filled(x1, i, rows), _filled(x2, j, columns))
+                else:
+                    left = sides.get(x1, slice(i, i + rows))
+                    right = sides.get(x2, slice(j, j + columns))
+                    values = kernels(Pairs(left, right, True, ntk), self.value, ntk)
             for block, value in zip(blocks, values[-1:] if last else values, strict=True):
                 part = value[: n1 - i, : n2 - j]
                 block[i : i + rows, j : j + columns] = part
@@ -169,6 +179,26 @@ class Tiles:
                 return None
             self._compiled[key] = lambda x1, x2: compiled(x1, x2)
         return self._compiled[key]
+
+
+class _Sides:
+    """The last few batches of samples, with what was found out about each sample alone."""
+
+    def __init__(self, points: Points, budget: int) -> None:
+        self.points, self.budget = points, budget
+        self._kept: dict[tuple[int, int, int], Side] = {}
+        self._lock = Lock()
+
+    def get(self, x: Any, part: slice) -> Side:
+        """Return some samples of a batch."""
+        key = (id(x), part.start, part.stop)
+        with self._lock:
+            side = self._kept.pop(key, None) or Side(take(x, part), self.points)
+            held = sum(other.bytes for other in self._kept.values())
+            while held > self.budget and self._kept:
+                held -= self._kept.pop(next(iter(self._kept))).bytes
+            self._kept[key] = side
+        return side
 
 
 @contextmanager
