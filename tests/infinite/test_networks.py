@@ -11,7 +11,7 @@ SIGMAS = {"sigma_w": 1.4, "sigma_b": 0.3}
 NINE = [name for name, case in CASES.items() if case.issue]
 
 
-def pair(case, width, samples=2**12):
+def pair(case, width, samples=2**11):
     x = case.inputs(width)
     limit = ntkit.infinite_width(case.network(width), x[:1], samples=samples, **SIGMAS)
     return x, limit

@@ -23,10 +23,43 @@ SMALL = 50  # fan_in below which PyTorch's uniform draw of the first layer is fa
 
 
 def rule(*ops: Any) -> Callable[[Rule], Rule]:
-    """Register the limit of some operations.
+    """Register the limit of some operations of a graph; elementwise ones need no rule.
 
-    The function gets a `Reading` and the arguments of the operation, in which tensors are `Known`,
-    `Weight`, `Wide` or plain tensors, and returns one of those (or a tuple of them).
+    The function gets a `Reading` and the arguments of the operation, in which tensors are vectors of
+    infinite width (`Wide`), numbers that depend on the sample alone (`Known`), weights (`Weight`) or plain
+    tensors, and returns one of those (or a tuple of them). `Reading.write` puts a line into the program,
+    `Reading.refuse` returns the error of arguments that it does not take.
+
+    Raises
+    ------
+    NtkitError
+        An operation that is no overload (``torch.ops.aten.cumsum.default``, not ``torch.cumsum``).
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> from torch import nn
+    >>> from ntkit.infinite.rules import RULES, register_rule
+    >>> from ntkit.infinite.views import selected
+    >>> op = torch.ops.aten.rot90.default  # turned by 180 degrees: both axes of positions in reverse order
+    >>> @register_rule(op)
+    ... def rot90(read, h, k=1, dims=(0, 1)):
+    ...     if k != 2:
+    ...         raise read.refuse("only half turns are known.")
+    ...     for dim in dims:
+    ...         h = selected(read, h, dim, torch.arange(h.sizes[dim]).flip(0), False)
+    ...     return read.write("LinComb", f"half turn of {read.name(h)}", h)
+    >>> class Turn(nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.rot90(x, 2, (2, 3))
+    >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), Turn(), nn.ReLU(), nn.Flatten(), nn.Linear(32, 1))
+    >>> print(ntkit.infinite_width(model, torch.randn(1, 1, 4, 4)).program)
+     x  Input    data (1x4x4)
+    g1  MatMul   0.weight * x + 0.bias   (convolution 3x3, fan_in 9)   # 0
+    h1  LinComb  half turn of g1   # 1
+    h2  Nonlin   relu(h1)   [closed form]   # 2
+    g2  MatMul   4.weight h2 + 4.bias   (fan_in 32)   # 4
+    >>> del RULES[op]
     """
     for op in ops:
         if not isinstance(op, torch._ops.OpOverload):
