@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ntkit import __version__
-from ntkit.errors import NtkitError, RunFolderError
+from ntkit.errors import NtkitError
 from ntkit.network import as_inputs, batch_size, network, refuse_stateful
 from ntkit.training.averaging import AverageWatch
+from ntkit.training.folder import new_folder
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
-from ntkit.training.log import LOG, LogWriter
-from ntkit.training.manifest import MANIFEST, as_bytes, hash_data, write_manifest
-from ntkit.training.optimizers import Coefficients, Made, description
+from ntkit.training.log import LogWriter
+from ntkit.training.manifest import as_bytes, hash_data, write_manifest
+from ntkit.training.optimizers import Coefficients, description
+from ntkit.training.stepping import Stepping
 
 
 def record(
@@ -111,11 +111,12 @@ class Recording:
         self._module: nn.Module = getattr(model, "_orig_mod", model)
         self._optimizer = optimizer
         self._scaler = scaler
-        self._description = description(optimizer)
+        described = description(optimizer)
         self._net = network(self._module)
         refuse_stateful(self._module)
         self._names = {id(p): name for name, p in self._module.named_parameters()}
         self._trained = self._trained_parameters()
+        self._stepping = Stepping(optimizer, described, self._trained)
         self._samples, self._hash = self._read(train)
         self._average = None if average is None else AverageWatch(average, self._module, self._trained)
 
@@ -212,44 +213,22 @@ class Recording:
                     f"the optimizer; such a change belongs to no sample. Start a new recording after it."
                 )
         self._check_still(values=False)
-        self._fresh = {
-            name: all(v is None for v in optimizer.state.get(p, {}).values())
-            for name, p in self._trained.items()
-        }
-        scale = getattr(optimizer, "grad_scale", None)
-        self._given = {
-            name: p.grad.detach() / scale if scale is not None else p.grad.detach().clone()
-            for name, p in self._trained.items()
-            if p.grad is not None
-        }
-        self._factors = {name: self._gradients.factor(name, g) for name, g in self._given.items()}
+        self._stepping.before(self._gradients)
         self._moved = {} if self._average is None else {"average": self._average.moved()}
-        self._state_before = {
-            name: {
-                key: optimizer.state[p][key].detach().clone()
-                for key in self._description.before
-                if not self._fresh[name] and key in optimizer.state[p]
-            }
-            for name, p in self._trained.items()
-        }
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, dict[str, float]] = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                name = self._names[id(p)]
-                if name not in self._given:
-                    continue
-                scalars[name] = {}
-                for key, value in vars(self._coefficients(name, p, group)).items():
-                    if isinstance(value, Tensor):
-                        wide = torch.promote_types(p.dtype, torch.float32)
-                        tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
-                    elif value != getattr(Coefficients, key):
-                        scalars[name][key] = float(value)
+        for name, made in self._stepping.after(self._weight_before).items():
+            scalars[name] = {}
+            for key, value in vars(made).items():
+                if isinstance(value, Tensor):
+                    wide = torch.promote_types(self._trained[name].dtype, torch.float32)
+                    tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
+                elif value != getattr(Coefficients, key):
+                    scalars[name][key] = float(value)
         batch = torch.cat([part.batch for part in self._parts])
         if self._last_batch is None or not torch.equal(batch, self._last_batch):
             tensors["batch"] = self._last_batch = batch
@@ -270,17 +249,9 @@ class Recording:
                 self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
         self._gradients.made()
 
-    def _coefficients(self, name: str, p: Tensor, group: Mapping[str, Any]) -> Coefficients:
-        made = Made(
-            group=group,
-            state=self._optimizer.state[p],
-            fresh=self._fresh[name],
-            before=self._state_before[name],
-            weight=self._last[name].view(p.dtype).view(p.shape),
-            gradient=self._given[name],
-        )
-        coefficients = self._description.of(made, name)
-        return replace(coefficients, scale=coefficients.scale * self._factors[name])
+    def _weight_before(self, name: str) -> Tensor:
+        p = self._trained[name]
+        return self._last[name].view(p.dtype).view(p.shape)
 
     def _trained_parameters(self) -> dict[str, Tensor]:
         trained = {}
@@ -316,26 +287,8 @@ class Recording:
                 )
 
     def _create(self) -> LogWriter:
-        made = not self.folder.exists()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if any(self.folder.iterdir()):
-                raise RunFolderError(
-                    f"{self.folder} is not empty, and no run is overwritten. Choose another, or delete it."
-                )
-            log = LogWriter(self.folder / LOG)
-        except OSError as error:
-            self._remove(made)
-            raise RunFolderError(
-                f"{self.folder} cannot be written ({error.strerror}). Choose a folder that can."
-            ) from error
-        try:
-            state: Mapping[Any, Any] = self._optimizer.state
-            momentum = {
-                f"m/{name}": state[p][self._description.buffer]
-                for name, p in self._trained.items()
-                if state.get(p, {}).get(self._description.buffer) is not None
-            }
+        with new_folder(self.folder) as log:
+            momentum = {f"m/{name}": m for name, m in self._stepping.momentum().items()}
             weights = {f"w/{name}": p for name, p in self._module.named_parameters()}
             buffers = {f"buffer/{name}": b for name, b in self._module.named_buffers()}
             average = self._average.tensors() if self._average is not None and self._average.active else {}
@@ -343,17 +296,7 @@ class Recording:
             log.append({name: t.detach().cpu().clone().contiguous() for name, t in start.items()}, {})
             self._log = log
             write_manifest(self.folder, self._manifest("recording"))
-        except (OSError, RunFolderError) as error:
-            log.close()
-            self._remove(made)
-            raise RunFolderError(f"{self.folder} cannot be written ({error}). Choose another.") from error
         return log
-
-    def _remove(self, made: bool) -> None:
-        for name in (LOG, MANIFEST):
-            (self.folder / name).unlink(missing_ok=True) if self.folder.is_dir() else None
-        if made and self.folder.is_dir():
-            self.folder.rmdir()
 
     def _manifest(self, status: str) -> dict[str, Any]:
         done = status != "recording"
