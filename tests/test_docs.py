@@ -68,7 +68,15 @@ def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/finite.md", "docs/infinite.md", "docs/benchmarks.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/finite.md",
+        "docs/infinite.md",
+        "docs/benchmarks.md",
+    ],
 )
 def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")

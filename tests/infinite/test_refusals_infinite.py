@@ -165,6 +165,11 @@ def test_the_border_says_what_was_given_and_what_is_expected():
         ntkit.infinite_width(model, x, sigma_w={"0": 1.0})
     with pytest.raises(ntkit.NtkitError, match=r"float64.*float32"):
         ntkit.infinite_width(model, x.double())
+    for settings in ({"samples": 0}, {"samples": 1e4}, {"sigma_w": float("nan")}, {"sigma_b": {"": "1"}}):
+        with pytest.raises(ntkit.NtkitError, match=f"{next(iter(settings))}=.*(at least 32|finite number)"):
+            ntkit.infinite_width(model, x, **settings)
+    with pytest.raises(ntkit.NtkitError, match="empty batch"):
+        ntkit.infinite_width(model, x[:0])
     limit = ntkit.infinite_width(model, x)
     with pytest.raises(ntkit.NtkitError, match=r"shape \[\(4,\)\], got \[\(5,\)\]"):
         limit.ntk(torch.ones(2, 5))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -291,6 +294,14 @@ def infinite_width(
         raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if parameterization not in ("ntk", "standard"):
         raise NtkitError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+    if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 32:
+        raise NtkitError(f"samples={samples!r}; sampling takes a whole number of points, at least 32.")
+    for name, sigma in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+        for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
+            if not (isinstance(value, Real) and isfinite(value)):
+                raise NtkitError(
+                    f"{name}={sigma!r}; expected a finite number, or a dict of them by module path."
+                )
     scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
     if scaled and parameterization == "ntk":
         raise NtkitError(
