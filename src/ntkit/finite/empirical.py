@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, parse_memory
+from ntkit.compute.precision import exact
 from ntkit.errors import NtkitError
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
@@ -109,7 +108,7 @@ class EmpiricalNTK(Kernel):
     def __call__(self, x1: Any, x2: Any = None, *, per_parameter: bool = False) -> Any:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             recipe, size = self._recipe(first)
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
@@ -124,7 +123,7 @@ class EmpiricalNTK(Kernel):
     def diag(self, x: Any) -> Tensor:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n is made."""
         x, _ = self._inputs(x, None)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             recipe, size = self._recipe(x)
             plan = self._plan(recipe, size, x, None)
             out = blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
@@ -142,7 +141,7 @@ class EmpiricalNTK(Kernel):
         """
         projection = None if project is None else Projection(project, seed, kind)
         x, _ = self._inputs(x, None)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             recipe, size = self._recipe(x)
             plan = self._plan(recipe, size, x, None)
             return blocks.features(recipe, plan, x, size.outputs, projection)
@@ -166,7 +165,7 @@ class EmpiricalNTK(Kernel):
                 "or 'mean'."
             )
         first, second = self._inputs(x1, x2)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             recipe, size = self._recipe(first)
             plan = self._plan(recipe, size, first, second)
             return tangent_operator(recipe, plan, first, second, self.outputs, size.outputs, self)
@@ -174,7 +173,7 @@ class EmpiricalNTK(Kernel):
     def plan(self, x1: Any, x2: Any = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""
         first, second = self._inputs(x1, x2)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             return self._plan(*self._recipe(first), first, second)
 
     def explain(self, x: Any) -> Explanation:
@@ -183,7 +182,7 @@ class EmpiricalNTK(Kernel):
         The figures are those of ``k(x)``; print it, or read its ``rows``.
         """
         x, _ = self._inputs(x, None)
-        with _exact(self._net.device):
+        with exact(self._net.device):
             recipe, size = self._recipe(x)
             return explain(recipe, size, self._plan(recipe, size, x, None), self._kind)
 
@@ -256,17 +255,3 @@ class EmpiricalNTK(Kernel):
         if not chosen:
             raise NtkitError(f"params={params!r} holds no parameter of the model; it has {list(named)}.")
         return tuple(chosen)
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Turn TF32 off on CUDA devices, and put it back."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -100,7 +100,7 @@ class Draws:
         return lambda value: value[index] if value.shape[0] > 1 else value
 
     def draw(self, order: tuple[int, int], chunk: slice) -> list[dict[Expression, Tensor]]:
-        """Return draws ``[S, B, *shape]`` of both bases; the first of the order takes the first dimensions."""
+        """Return draws ``[S, B, *shape]`` of both bases, the first of the order by the first dimensions."""
         x, y = order
         variables = [(x, b) for b in self.bases[x]] + ([] if self.alone else [(y, b) for b in self.bases[y]])
         places, start = {}, 0

@@ -211,10 +211,10 @@ class Pairs:
                 return expectation.tangent(self, as_function(u), as_function(v), need)
             case Gain(), Gain():
                 own = self._same_vector(u.vector, v.vector, need, u.vector.law.step)
-                moment = None if own is None else self.moment(u.inner, v.inner, need)
+                moment = self.moment(u.inner, v.inner, need)
                 factor = u.vector.average * v.vector.average
-                first = times(self.tangent(u.inner, v.inner, need), factor)
-                return add((first, None if moment is None else moment * own))
+                through = times(self.tangent(u.inner, v.inner, need), factor)
+                return add((through, None if own is None or moment is None else moment * own))
             case Gain(), _:
                 return times(self.tangent(u.inner, v, need), u.vector.average)
             case _, Gain():
@@ -292,7 +292,7 @@ class Pairs:
         raise AssertionError((u, v))
 
     def _line_tangent(self, u: Line, v: Line, need: Need) -> Value:
-        """Return the contraction of step E[h h'] + variance Theta(h, h'): the sum first, then once the contraction."""
+        """Return the contraction of step E[h h'] + variance Theta(h, h'), of their sum at once."""
         law = u.matrix.law
         pairs = [(a, b) for (_, a), (_, b) in zip(u.inputs, v.inputs, strict=False)]
         wanted = u.contraction.needs(v.contraction, need)
@@ -306,7 +306,7 @@ class Pairs:
         return self._contracted(both, u, v, need)
 
     def _contracted(self, of: Callable[..., Value], u: Line, v: Line, need: Need) -> Value:
-        """Return the variance of the weight times the mean over fan_in of the inputs' kernel, parts by share."""
+        """Return the variance of the weight times the mean over fan_in of a kernel of the inputs."""
         if len(u.inputs) != len(v.inputs):
             return None
         batch = len(self.batch)

@@ -54,7 +54,7 @@ class Points:
         self.error = max(self.error, float(spread.max() / scale))
 
     def factor(self, covariance: Tensor) -> Tensor:
-        """Return lower triangular factors of covariances ``[..., m, m]``; where one is singular, its variables repeat."""
+        """Return lower triangular factors of covariances ``[..., m, m]`` that may be singular."""
         covariance = covariance.double()
         if covariance.shape[-1] <= SMALL:
             return _cholesky(covariance).to(self.kind["dtype"])
@@ -70,7 +70,7 @@ class Points:
 
 
 def _cholesky(covariance: Tensor) -> Tensor:
-    """Return Cholesky factors of small matrices that may be singular: a variable without variance of its own adds none."""
+    """Return Cholesky factors of small matrices; a variable without variance of its own adds none."""
     m = covariance.shape[-1]
     zero = torch.zeros_like(covariance[..., 0, 0])
     rows: list[list[Tensor]] = []

@@ -184,7 +184,7 @@ def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
 
 
 def _scale(draws: Draws, which: int, h: Tensor, chunk: slice) -> Tensor:
-    """Return sqrt(E[h^2] / its mean over the draws): the moments then fit together, no correlation exceeds one.
+    """Return sqrt(E[h^2] / its mean over the draws): no correlation then exceeds one.
 
     E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
     """

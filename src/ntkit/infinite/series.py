@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.hermite import coefficients, contract
-from ntkit.infinite.expressions import Apply, Expression
 from ntkit.infinite.draws import random
+from ntkit.infinite.duals.hermite import coefficients, contract
+from ntkit.infinite.expressions import Apply, Expression, Vector
 from ntkit.infinite.sampling import at_draws
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _correlation(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Tensor:
 
 
 def _coefficients(side: Side, u: Apply) -> dict[Expression, Tensor]:
-    """Return Hermite coefficients ``[n, *shape, DEGREE + 2]`` of u and its derivatives, the rest's norm last."""
+    """Return coefficients ``[n, *shape, DEGREE + 2]`` of u and its derivatives, the rest's norm last."""
     return side.remember(("hermite", u), lambda: _make(side, u))
 
 
@@ -100,23 +100,31 @@ def _make(side: Side, u: Apply) -> dict[Expression, Tensor]:
     shape = (side.n, *u.shape)
     variance = side.points.zeros(*shape) if g is None else side.variance(g).expand(shape)
     average = None if g is None else side.mean(g)
+    grid = _nodes(variance).movedim(-1, 0)
+    ends: dict[Expression, Tensor] = {
+        b: grid.new_full(grid.shape, b.average) for b in u.basis if isinstance(b, Vector)
+    }
+    if g is not None:
+        ends[g] = grid if average is None else grid + average
+    at = at_draws(u, ends, lambda value: value, side, derive=True)
+    drawn = {u: at.value, **at.slopes}
     found: dict[Expression, Tensor] = {}
-    for key in (u, *u.basis):
-
-        def at(z: Tensor, key: Expression = key) -> Tensor:
-            grid = z.movedim(-1, 0)
-            drawn = {
-                b: grid if random(b) else grid.new_full((), b.average).expand(grid.shape) for b in u.basis
-            }  # pyright: ignore
-            if g is not None and average is not None:
-                drawn[g] = grid + average
-            at = at_draws(u, drawn, lambda value: value, side, derive=key is not u)
-            value = at.value if key is u else at.slopes.get(key)
-            value = torch.zeros_like(grid) if value is None else value.expand(grid.shape)
-            return value.movedim(0, -1)
-
-        a = coefficients(at, variance, DEGREE)
-        square = coefficients(lambda z, at=at: at(z) ** 2, variance, 0)[..., 0]
+    for key, value in drawn.items():
+        values = value.expand(grid.shape).movedim(0, -1)
+        a = coefficients(lambda _, values=values: values, variance, DEGREE)
+        square = coefficients(lambda _, values=values: values.square(), variance, 0)[..., 0]
         rest = (square - a.square().sum(-1)).clamp(min=0).sqrt()
         found[key] = torch.cat([a, rest[..., None]], -1)
     return found
+
+
+def _nodes(variance: Tensor) -> Tensor:
+    """Return the places at which `coefficients` asks for a function."""
+    seen: list[Tensor] = []
+
+    def look(z: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    coefficients(look, variance, 0)
+    return seen[0]

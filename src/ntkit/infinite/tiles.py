@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
+from ntkit.compute.precision import exact
 from ntkit.errors import NtkitError
 from ntkit.graph import batch_size, take
 from ntkit.infinite import expectation
@@ -25,7 +26,8 @@ from ntkit.infinite.points import Points
 from ntkit.infinite.values import Wide
 
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
-PARTS = 8  # along each side of a symmetric block, where halving the work matters most
+HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
+PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
@@ -65,11 +67,16 @@ class Tiles:
 
     def __call__(self, ntk: bool, x1: Any, x2: Any = None, *, last: bool = False) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
+        with exact(self.points.kind["device"]), torch.no_grad():
+            return self._blocks(ntk, x1, x2, last)
+
+    def _blocks(self, ntk: bool, x1: Any, x2: Any, last: bool) -> tuple[Tensor, ...]:
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
-        rows, columns = self.sizes(x1, n1, n2, ntk)
-        if symmetric and not self.plain:  # half of the work, nearly: sampling is dear
+        rows, columns = self.sizes(x1, n1, n2, ntk) if n1 * n2 > 16 else (n1, n2)
+        dear = n1 > 4 and not self.plain and self.bytes(x1, ntk)[1] > HEAVY
+        if symmetric and dear:  # nearly half of the work
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
@@ -121,7 +128,7 @@ class Tiles:
     def diagonal(self, ntk: bool, x: Any) -> tuple[Tensor, ...]:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
-        with torch.no_grad():
+        with exact(self.points.kind["device"]), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
                 kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk)
