@@ -19,7 +19,7 @@ def prepare() -> Callable[[], object]:
     import ntkit
 
     model, x = build(JOB, torch.float64 if WHO == "float64" else torch.float32)
-    limit = ntkit.infinite_width(model, x[:1], sigma_w=SIGMA_W, sigma_b=SIGMA_B)
+    limit = ntkit.infinite_width(model, x[:1], sigma_w=SIGMA_W, sigma_b=SIGMA_B, compile=True)
     return lambda: limit.ntk(x).numpy()
 
 

@@ -28,6 +28,7 @@ from ntkit.infinite.values import Wide
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
+FUSION = {"realize_reads_threshold": 1}  # a window reads a covariance many times: it is not computed anew
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
@@ -163,6 +164,10 @@ class Tiles:
 
         return tile
 
+    @property
+    def _options(self) -> dict[str, Any] | None:
+        return FUSION if any(e.shape for e in _everything(self.value)) else None
+
     def _tile(self, ntk: bool, x: Any, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
@@ -176,7 +181,9 @@ class Tiles:
             ]
             try:
                 with torch.no_grad():
-                    compiled = torch.compile(make_fx(self._evaluate(ntk))(*example), dynamic=False)
+                    compiled = torch.compile(
+                        make_fx(self._evaluate(ntk))(*example), dynamic=False, options=self._options
+                    )
                     compiled(*example)
             except Exception as error:
                 warnings.warn(
