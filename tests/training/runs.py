@@ -41,6 +41,7 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] = square,
     hashed: bool = True,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    clip: Callable[[list[nn.Parameter]], object] | None = None,
 ) -> Path:
     x, y = data
     with ntkit.record(folder, model, optimizer, train=data if hashed else None) as run:
@@ -48,6 +49,8 @@ def train(
             run.batch(index)
             optimizer.zero_grad()
             loss(model(x[index]), y[index]).backward()
+            if clip is not None:
+                clip(list(model.parameters()))
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -93,7 +96,7 @@ def forward_oracle(
             rows.index_add_(0, batch, error[:, None] * jacobian)
             rows = c.scale * rows
             momentum = c.mu * momentum + c.nu * rows
-            delta = -(c.a * rows + c.b * momentum)
+            delta = -step.multiplied(c.a * rows + c.b * momentum)
             if average is not None:  # each sample's part of w - v, of which v takes tau
                 tau, w = average.taus[k + 1], average.weights(k)
                 delta, lag = tau * (lag + delta), (1 - tau) * (lag + delta)

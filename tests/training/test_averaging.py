@@ -19,7 +19,7 @@ from ntkit.training.run import Run
 QUERIES = GRID[::9]
 
 
-def train(folder, model, averaged, data, steps=40, when=lambda k: True, scheduler=False, optimizer=None):
+def train(folder, model, averaged, data, steps=25, when=lambda k: True, scheduler=False, optimizer=None):
     x, y = data
     optimizer = optimizer or optim.AdamW(model.parameters(), 1e-2)
     swa = SWALR(optimizer, 2e-2, anneal_epochs=10) if scheduler else None
@@ -53,7 +53,7 @@ def check(folder, model, averaged, data, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    "when", [lambda k: True, lambda k: k % 7 == 6, lambda k: k >= 20], ids=["always", "epochs", "late"]
+    "when", [lambda k: True, lambda k: k % 7 == 6, lambda k: k >= 15], ids=["always", "epochs", "late"]
 )
 @pytest.mark.parametrize("kind", ["ema", "swa"])
 def test_ema_and_swa(kind, when, tmp_path):
@@ -63,7 +63,7 @@ def test_ema_and_swa(kind, when, tmp_path):
     a, averages = check(folder, model, averaged, data)
     plain = ntkit.account(folder, model, square, train=data, queries=QUERIES)
     assert plain.converged and (plain.prediction - a.prediction).abs().max() > 1e-3
-    count = sum(when(k) for k in range(40))
+    count = sum(when(k) for k in range(25))
     if kind == "swa":
         expected = [1 / n for n in range(1, count + 1)]
     else:

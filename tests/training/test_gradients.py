@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import GRID, ball, batches, forward_oracle, mlp, square, worst
+from runs import GRID, ball, batches, forward_oracle, mlp, square, train, worst
 from torch import nn, optim
 
 import ntkit
@@ -21,17 +21,8 @@ CLIPS = {
 }
 
 
-def loop(folder, model, optimizer, data, steps, clip=None, **options):
-    x, y = data
-    with ntkit.record(folder, model, optimizer, **options) as run:
-        for index in batches(len(x), 5, steps):
-            run.batch(index)
-            optimizer.zero_grad()
-            square(model(x[index]), y[index]).backward()
-            if clip is not None:
-                clip(list(model.parameters()))
-            optimizer.step()
-    return run
+def loop(folder, model, optimizer, data, steps, clip=None):
+    train(folder, model, optimizer, data, batches(len(data[0]), 5, steps), clip=clip)
 
 
 def check(folder, model, data, oracle=True, loss=square):
@@ -51,7 +42,7 @@ def test_clipping(kind, clip, tmp_path):
     model, data = mlp(), ball(16)
     extra = {"momentum": 0.9, "nesterov": True} if kind is optim.SGD else {}
     optimizer = kind(model.parameters(), 0.02, weight_decay=0.01, **extra)
-    loop(tmp_path / "run", model, optimizer, data, 30, CLIPS[clip])
+    loop(tmp_path / "run", model, optimizer, data, 15, CLIPS[clip])
     check(tmp_path / "run", model, data)
     with Run(tmp_path / "run") as run:
         scale = torch.as_tensor(run.step(0).coefficients.scale)
@@ -73,14 +64,14 @@ def test_accumulated_batches_of_different_sizes_and_weights(tmp_path):
     x, y = data
     optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9)
     with ntkit.record(tmp_path / "run", model, optimizer, train=data) as run:
-        for step in range(20):
+        for step in range(10):
             optimizer.zero_grad(set_to_none=step % 2 == 0)
             for index, weight in zip(batches(16, 5 + step % 2, 3, seed=step), (0.5, 0.3, 0.2), strict=True):
                 run.batch(index, weight=weight)
                 (square(model(x[index]), y[index]) * weight).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
-    assert run.steps == 20
+    assert run.steps == 10
     check(tmp_path / "run", model, data, oracle=False)
     with Run(tmp_path / "run") as run:
         assert run.step(1).parts == ((6, 0.5), (6, 0.3), (6, 0.2))
@@ -177,10 +168,10 @@ def test_grad_scaler_with_skipped_steps(make, unscale, tmp_path):
     model, data = mlp(), ball(16)
     x, y = data
     optimizer = make(model.parameters())
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     skipped = 0
     with ntkit.record(tmp_path / "run", model, optimizer, scaler=scaler) as run:
-        for k, index in enumerate(batches(16, 5, 30)):
+        for k, index in enumerate(batches(16, 5, 18)):
             run.batch(index)
             optimizer.zero_grad()
             loss = square(model(x[index]), y[index])
@@ -192,7 +183,7 @@ def test_grad_scaler_with_skipped_steps(make, unscale, tmp_path):
             scaler.step(optimizer)
             scaler.update()
             skipped += scaler.get_scale() < before
-    assert skipped == 5 and run.steps == 25
+    assert skipped == 3 and run.steps == 15
     check(tmp_path / "run", model, data)
 
 

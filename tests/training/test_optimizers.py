@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from runs import GRID, ball, batches, forward_oracle, mlp, square, train, worst
-from torch import optim
+from torch import nn, optim
 
 import ntkit
 from ntkit.errors import NtkitError, PathMismatchError
@@ -44,7 +44,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_residual_is_rounding_and_samples_agree_with_the_oracle(name, tmp_path):
     model, data, queries = mlp(), ball(16), GRID[::9]
-    folder = train(tmp_path / "run", model, OPTIMIZERS[name](model.parameters()), data, batches(16, 5, 30))
+    folder = train(tmp_path / "run", model, OPTIMIZERS[name](model.parameters()), data, batches(16, 5, 20))
     a = ntkit.account(folder, model, square, train=data, queries=queries, nodes=6)
     print(f"{name}: residual {worst(a):.1e}, rounding {float(a.rounding.abs().max()):.1e}")
     assert worst(a) <= 1e-14 and a.rounding.abs().max() <= 1e-12
@@ -52,8 +52,8 @@ def test_residual_is_rounding_and_samples_agree_with_the_oracle(name, tmp_path):
     assert (a.contributions[:, 0] - oracle).abs().max() <= 1e-10 * oracle.abs().max()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_groups_schedules_and_a_start_in_the_middle(name, tmp_path):
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "f" not in name.partition(" ")[2]])
+def test_groups_ragged_batches_a_schedule_clipping_a_frozen_bias_and_a_start_in_the_middle(name, tmp_path):
     model, data = mlp(), ball(16)
     groups = [
         {"params": [model[0].weight], "lr": 0.004},
@@ -67,10 +67,15 @@ def test_groups_schedules_and_a_start_in_the_middle(name, tmp_path):
         square(model(data[0]), data[1]).backward()
         optimizer.step()
     scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+
+    def clip(parameters):
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        torch.nn.utils.clip_grad_value_(parameters[2], 0.05)
+
     indices = [i for epoch in range(3) for i in torch.arange(16).split(6)]
-    folder = train(tmp_path / "run", model, optimizer, data, indices, scheduler=scheduler)
+    folder = train(tmp_path / "run", model, optimizer, data, indices, scheduler=scheduler, clip=clip)
     a = ntkit.account(folder, model, square, train=data, queries=GRID[::4])
-    assert a.converged
+    assert a.converged and a.relative_residual <= 1e-8
     total = a.initial + a.contributions.sum(-1) + a.decay + a.start + a.rounding + a.residual
     assert torch.allclose(total, a.prediction, rtol=0, atol=1e-13)
     has_momentum = any(state.get(buffer) is not None for state in optimizer.state.values())
@@ -80,7 +85,7 @@ def test_groups_schedules_and_a_start_in_the_middle(name, tmp_path):
 @pytest.mark.parametrize("name", ["NAdam", "RAdam", "RMSprop centered", "Rprop", "Adafactor", "ASGD"])
 def test_float32_runs_pass_the_check_of_their_steps(name, tmp_path):
     model, data = mlp(torch.float32), ball(16, torch.float32)
-    folder = train(tmp_path / "run", model, OPTIMIZERS[name](model.parameters()), data, batches(16, 5, 60))
+    folder = train(tmp_path / "run", model, OPTIMIZERS[name](model.parameters()), data, batches(16, 5, 40))
     a = ntkit.account(folder, model, square, train=data, queries=GRID[::4].float())
     assert a.converged and 1e-9 < a.rounding.abs().max() < 1e-3
     wrong = data[0], -data[1]
@@ -89,9 +94,9 @@ def test_float32_runs_pass_the_check_of_their_steps(name, tmp_path):
 
 
 def test_momentum_and_rate_that_cycle_and_gradients_that_come_and_go(tmp_path):
-    for kind in (optim.SGD, optim.AdamW, optim.RMSprop, optim.NAdam):
+    for kind in (optim.SGD, optim.AdamW, optim.RMSprop):
         model, (x, y) = mlp(), ball(16)
-        extra = {} if kind in (optim.AdamW, optim.NAdam) else {"momentum": 0.9}
+        extra = {} if kind is optim.AdamW else {"momentum": 0.9}
         optimizer = kind(model.parameters(), 1e-3, **extra)
         scheduler = optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=30, cycle_momentum=True)
         folder = tmp_path / kind.__name__
@@ -108,6 +113,30 @@ def test_momentum_and_rate_that_cycle_and_gradients_that_come_and_go(tmp_path):
         assert a.converged, kind
         oracle = forward_oracle(folder, model, (x, y), GRID[::9], 8)
         assert (a.contributions[:, 0] - oracle).abs().max() <= 1e-7 * oracle.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0}]
+)
+def test_muon_multiplies_from_a_side_and_rounds(options, dtype, tmp_path):
+    torch.manual_seed(0)
+    shapes = ((2, 10), (10, 8), (8, 1))  # tall and wide
+    layers = [m for i, o in shapes for m in (nn.Linear(i, o, bias=False), nn.GELU())]
+    model, (x, y) = nn.Sequential(*layers[:-1]).to(dtype), ball(16, dtype)
+    optimizer = optim.Muon(model.parameters(), 0.01, **options)
+    folder = train(tmp_path / "run", model, optimizer, (x, y), batches(16, 5, 20), hashed=False)
+    queries = GRID[::9].to(dtype)
+    a = ntkit.account(folder, model, square, train=(x, y), queries=queries, nodes=6)
+    assert worst(a) <= 1e-14
+    assert 0 < a.rounding.abs().max() < 0.03 * (a.prediction - a.initial).abs().max()
+    if dtype == torch.float64:
+        oracle = forward_oracle(folder, model, (x, y), queries, 6)
+        assert (a.contributions[:, 0] - oracle).abs().max() <= 1e-10 * oracle.abs().max()
+    wrong = y.clone()
+    wrong[batches(16, 5, 30)[0][0]] *= -1
+    with pytest.raises(PathMismatchError, match=r"^Step 0 "):
+        ntkit.account(folder, model, square, train=(x, wrong), queries=queries)
 
 
 class Heavy(optim.Optimizer):
@@ -167,6 +196,7 @@ def test_descriptions_that_cannot_be_used(tmp_path, own):
         (None, "returned None"),
         (Coefficients(a=torch.ones(3)), r"\(3,\) to '0\.weight'"),
         (Coefficients(b=float("nan")), "NaN"),
+        (Coefficients(left=torch.eye(2)), r"left of shape \(2, 2\) to '0\.weight'.*\(10, 10\)"),
     ):
         ntkit.register_optimizer(Heavy, buffer="m")(lambda _, made=made: made)
         with pytest.raises(NtkitError, match=message):

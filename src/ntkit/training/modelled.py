@@ -12,7 +12,6 @@ from torch import Tensor
 from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.network import take
 from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
-from ntkit.training.optimizers import Coefficients
 from ntkit.training.rows import Rows
 from ntkit.training.run import Run, Step
 
@@ -83,12 +82,11 @@ class _Check:
         self.m_native = c.mu * self.m_native + c.nu * g_native
         self.m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
         made = after - w
-        off = (made - _delta(c, g_native, self.m_native, w)).abs()
-        allowed = (
-            _size(c.a) * g_error + _size(c.b) * self.m_error + self.eps * (w.abs() + after.abs() + made.abs())
-        )
-        self._refuse(k, off, _MARGIN * allowed)
-        return made - _delta(c, g, self.m, w)
+        off = (made - _delta(step, g_native, self.m_native, w)).abs()
+        allowed = _size(c.a) * g_error + _size(c.b) * self.m_error
+        allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + made.abs())
+        self._refuse(k, off, _MARGIN * allowed + c.rounding)
+        return made - _delta(step, g, self.m, w)
 
     def _rounded(self, w: Tensor, g: Tensor, step: Step) -> tuple[Tensor, float]:
         batch = step.batch
@@ -121,8 +119,9 @@ class _Check:
         )
 
 
-def _delta(c: Coefficients, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
-    return -(c.a * g + c.b * m) - c.d * w
+def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
+    c = step.coefficients
+    return -step.multiplied(c.a * g + c.b * m) - c.d * w
 
 
 def _size(coefficient: float | Tensor) -> Any:

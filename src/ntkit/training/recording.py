@@ -50,7 +50,7 @@ def record(
     model
         The network; its samples must be independent (no train-mode batch norm, no active dropout).
     optimizer
-        Any of ``torch.optim`` but LBFGS, Muon and SparseAdam, or one of your own (`register_optimizer`), over
+        Any of ``torch.optim`` but LBFGS and SparseAdam, or one of your own (`register_optimizer`), over
         parameters of the model; those that it does not hold are frozen.
     train
         The training data ``(x, y)``, if they are to be hashed and the indices checked against them.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ from ntkit.errors import RunFolderError
 from ntkit.training.log import LOG, LogReader
 from ntkit.training.manifest import MANIFEST, read_manifest
 from ntkit.training.optimizers import Coefficients
+
+
+class Side(NamedTuple):
+    """Where a matrix is among flat weights, its shape, and what multiplies its step on either side."""
+
+    where: slice
+    shape: torch.Size
+    left: Tensor
+    right: Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,26 @@ class Step:
     batch: Tensor
     coefficients: Coefficients
     parts: tuple[tuple[int, float], ...]
+    sides: tuple[Side, ...] = ()
+
+    def multiplied(self, v: Tensor, sizes: bool = False) -> Tensor:
+        """Return vectors ``[..., P]`` with the blocks of matrices multiplied from their sides, or bounds."""
+        if sizes:
+            return self._over_blocks(v, lambda m, left, right: left.abs() @ m @ right.abs())
+        return self._over_blocks(v, lambda m, left, right: left @ m @ right)
+
+    def pulled(self, d: Tensor) -> Tensor:
+        """Return rows ``[..., P]`` multiplied by the transpose of what `multiplied` does."""
+        return self._over_blocks(d, lambda m, left, right: left.T @ m @ right.T)
+
+    def _over_blocks(self, v: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        if not self.sides:
+            return v
+        v = v.clone()
+        for side in self.sides:
+            block = v[..., side.where].unflatten(-1, side.shape)
+            v[..., side.where] = function(block, side.left, side.right).flatten(-2)
+        return v
 
     def loss(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         """Return the loss of the whole step: the weighted sum of those of its parts."""
@@ -157,12 +186,28 @@ class Run:
                 lambda name: torch.as_tensor(by_name[name], dtype=torch.float64).expand(self.trained[name])
             )
 
+        defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
+        values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
         parts = scalars.get("parts", [[len(batch), 1.0]])
         return Step(
             batch.long().to(self.device),
-            Coefficients(**{key: gather(key, value) for key, value in vars(Coefficients()).items()}),
+            Coefficients(**values),
             tuple((size, weight) for size, weight in parts),
+            tuple(self._sides(tensors)),
         )
+
+    def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
+        first = 0
+        for name, shape in self.trained.items():
+            found = [tensors.get(f"{key}/{name}") for key in ("left", "right")]
+            if any(matrix is not None for matrix in found):
+                left, right = (
+                    torch.eye(size, dtype=torch.float64) if matrix is None else matrix.double()
+                    for matrix, size in zip(found, shape, strict=True)
+                )
+                where = slice(first, first + shape.numel())
+                yield Side(where, shape, left.to(self.device), right.to(self.device))
+            first += shape.numel()
 
     def _weight(self, name: str, k: int) -> Tensor:
         tensors, scalars = self._record(k)

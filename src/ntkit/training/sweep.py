@@ -53,6 +53,7 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
         start    = -mu_0 R_0 . m_{-1}
         rounding += D_k . (the step as it was - the step as modelled)
 
+    With matrices beside a step, a_k and b_k multiply left^T D_k right^T; decay and rounding take D_k itself.
     For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
 
         E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
@@ -85,16 +86,17 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
                     rounding += d @ average.rounding
                 tau = average.taus[first + t + 1]
                 later = d = tau * d if later is None else tau * d + (1 - tau) * later
+            pulled = steps[t].pulled(d)
             if remembered is not None:
                 remembered *= mu_next
             if isinstance(c.b, Tensor) or c.b != 0:
                 if remembered is None:
-                    remembered = d * c.b
+                    remembered = pulled * c.b
                 elif isinstance(c.b, Tensor):
-                    remembered.addcmul_(d, c.b)
+                    remembered.addcmul_(pulled, c.b)
                 else:
-                    remembered.add_(d, alpha=c.b)
-            for factor, direction in ((c.a, d), (c.nu, remembered)):
+                    remembered.add_(pulled, alpha=c.b)
+            for factor, direction in ((c.a, pulled), (c.nu, remembered)):
                 if direction is None or (not isinstance(factor, Tensor) and factor == 0):
                     continue
                 share = direction @ (factor * c.scale * g).T

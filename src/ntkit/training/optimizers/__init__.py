@@ -6,6 +6,7 @@ from ntkit.training.optimizers import adagrad as adagrad
 from ntkit.training.optimizers import adam as adam
 from ntkit.training.optimizers import adamax as adamax
 from ntkit.training.optimizers import asgd as asgd
+from ntkit.training.optimizers import muon as muon
 from ntkit.training.optimizers import nadam as nadam
 from ntkit.training.optimizers import radam as radam
 from ntkit.training.optimizers import rmsprop as rmsprop

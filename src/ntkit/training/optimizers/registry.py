@@ -23,6 +23,10 @@ class Coefficients:
         m_k     = mu * m_{k-1} + nu * g_k
         Delta_k = -(a * g_k + b * m_k) - d * w_k
 
+    A parameter that is a matrix may have its step multiplied by a matrix from the left and one from the
+    right, left (a g + b m) right. ``rounding`` is how far the step may be from that, where it was not made in
+    the precision of the parameter.
+
     The default is the step of a parameter without a gradient: it and its buffer stay as they are.
     """
 
@@ -33,6 +37,9 @@ class Coefficients:
     d: float | Tensor = 0.0
     decay: float | Tensor = 0.0
     scale: float | Tensor = 1.0
+    left: Tensor | None = None
+    right: Tensor | None = None
+    rounding: float | Tensor = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,18 @@ class Description:
         if not isinstance(found, Coefficients):
             raise NtkitError(f"{what} returned {found!r}, expected ntkit.training.optimizers.Coefficients.")
         for key, value in vars(found).items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != made.weight.shape:
+            if value is None:
+                continue
+            shape = made.weight.shape
+            if key in ("left", "right"):
+                side = shape[0 if key == "left" else -1] if len(shape) == 2 else 0
+                good, expected = value.shape == (side, side), f"a matrix of shape {(side, side)}"
+            else:
+                good = not isinstance(value, Tensor) or value.numel() == 1 or value.shape == shape
+                expected = f"a number or the shape {tuple(shape)}"
+            if not good:
                 raise NtkitError(
-                    f"{what} gave {key} of shape {tuple(value.shape)} to {name!r}, expected a number or the "
-                    f"shape {tuple(made.weight.shape)}."
+                    f"{what} gave {key} of shape {tuple(value.shape)} to {name!r}, expected {expected}."
                 )
             if not (torch.isfinite(value).all() if isinstance(value, Tensor) else math.isfinite(value)):
                 raise NtkitError(f"{what} gave {key} with NaN or infinite values to {name!r}.")
