@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.func import functional_call, jacrev, vmap
-from wide_networks import CASES, Net, mlp, rnn
+from wide_networks import CASES, Net, mlp, resnet18, rnn
 
 import ntkit
 
@@ -47,6 +47,17 @@ def test_the_limit_is_met_at_width_2048(name):
     drawn = ntkit.monte_carlo(case.network(width), 48, x, seed=1, **SIGMAS)
     assert misses(limit.nngp(x), drawn.nngp, drawn.nngp_error, 3, 0)[0] <= 0
     assert misses(limit.ntk(x), drawn.ntk, drawn.ntk_error, 3, 0)[0] <= 0
+
+
+@pytest.mark.slow
+def test_resnet_18_on_small_pictures():
+    x = torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    limit = ntkit.infinite_width(resnet18(16).double().eval(), x[:1], samples=2**12, **SIGMAS)
+    nngp, ntk = limit.nngp(x), limit.ntk(x)
+    drawn = ntkit.monte_carlo(resnet18(64).double().eval(), 12, x, seed=1, **SIGMAS)
+    assert misses(nngp, drawn.nngp, drawn.nngp_error, 4, 8 / 64)[0] <= 0
+    assert misses(ntk, drawn.ntk, drawn.ntk_error, 4, 8 / 64)[0] <= 0
+    assert (drawn.ntk_error / ntk).max() < 0.2  # else a wrong factor could pass
 
 
 def draws(model, x, count, sigma_w, sigma_b):

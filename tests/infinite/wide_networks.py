@@ -416,3 +416,31 @@ case("GRU", 3, 3, smooth=True, issue=True)(
 case("LSTM", 3, 3, smooth=True)(
     lambda w: Net(lambda s, x: s.o(s.g(x)[0].mean(1)), g=nn.LSTM(3, w, batch_first=True), o=out(w))
 )
+
+
+def _cell(kind):
+    def build(w):
+        def of(s, x):
+            state, seen = None, []
+            for t in range(x.shape[1]):
+                state = s.c(x[:, t], state)
+                seen.append(state[0] if isinstance(state, tuple) else state)
+            return s.o(torch.stack(seen, 1).mean(1))
+
+        return Net(of, c=kind(3, w), o=out(w))
+
+    return build
+
+
+for _kind in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+    case(_kind.__name__, 2, 3, smooth=True)(_cell(_kind))
+case("conv 3d", 2, 3, 3, 3)(
+    lambda w: Sequential(
+        nn.Conv3d(2, w, 3, padding=1), ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), Linear(w, 1)
+    )
+)
+
+
+def resnet18(w):
+    """torchvision's ResNet-18 for small pictures, without its max pooling."""
+    return resnet(w, ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)))

@@ -13,14 +13,24 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
-from ntkit.infinite import attention, conv, elementwise, embedding, linear, norm, pooling, views
+from ntkit.infinite import attention, conv, elementwise, embedding, linear, norm, pooling, recurrent, views
 from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
 from ntkit.infinite.laws import Laws
 from ntkit.infinite.pairs import Side
 from ntkit.infinite.rules import RULES, Entry, Reading, known
 from ntkit.infinite.values import Known, Weight, Wide
 
-ROOMS = (attention, conv, elementwise, embedding, linear, norm, pooling, views)  # they register the rules
+ROOMS = (
+    attention,
+    conv,
+    elementwise,
+    embedding,
+    linear,
+    norm,
+    pooling,
+    recurrent,
+    views,
+)  # they register the rules
 
 
 @dataclass(frozen=True)
