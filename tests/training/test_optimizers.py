@@ -201,3 +201,30 @@ def test_descriptions_that_cannot_be_used(tmp_path, own):
         ntkit.register_optimizer(Heavy, buffer="m")(lambda _, made=made: made)
         with pytest.raises(NtkitError, match=message):
             train(tmp_path / str(message), model, Heavy(model.parameters(), 0.02), data, batches(16, 5, 2))
+
+
+def test_two_optimizers_make_one_step(tmp_path):
+    model, (x, y) = mlp(), ball(16)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    both = [optim.SGD(matrices, 0.05, momentum=0.9), optim.AdamW(others, 1e-2)]
+    with ntkit.record(tmp_path / "run", model, both, train=(x, y)) as run:
+        for k, index in enumerate(batches(16, 5, 20)):
+            run.batch(index)
+            for optimizer in both:
+                optimizer.zero_grad()
+            square(model(x[index]), y[index]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            for optimizer in both[k % 2 :] + both[: k % 2]:
+                if k % 5 != 4 or optimizer is both[0]:  # the second sits some steps out
+                    optimizer.step()
+    assert run.steps == 20
+    a = ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=GRID[::9], nodes=6)
+    assert worst(a) <= 1e-14
+    oracle = forward_oracle(tmp_path / "run", model, (x, y), GRID[::9], 6)
+    assert (a.contributions[:, 0] - oracle).abs().max() <= 1e-10 * oracle.abs().max()
+    for nothing in (None, [], "Adam"):
+        with pytest.raises(NtkitError, match="Expected a"):
+            ntkit.record(tmp_path / "b", model, nothing)
+    with pytest.raises(NtkitError, match="in two groups"):
+        ntkit.record(tmp_path / "b", model, [both[0], optim.SGD(model.parameters(), 0.1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,13 +22,13 @@ from ntkit.training.indices import as_indices
 from ntkit.training.log import LogWriter
 from ntkit.training.manifest import as_bytes, hash_data, write_manifest
 from ntkit.training.optimizers import Coefficients, description
-from ntkit.training.stepping import Stepping
+from ntkit.training.stepping import Stepping, as_optimizers, trained_parameters
 
 
 def record(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     train: Any = None,
     scaler: Any = None,
     average: nn.Module | None = None,
@@ -51,7 +52,8 @@ def record(
         The network; its samples must be independent (no train-mode batch norm, no active dropout).
     optimizer
         Any of ``torch.optim`` but LBFGS and SparseAdam, or one of your own (`register_optimizer`), over
-        parameters of the model; those that it does not hold are frozen.
+        parameters of the model; those that it does not hold are frozen. Several, as a list, make one step
+        together.
     train
         The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
     scaler
@@ -99,7 +101,7 @@ class Recording:
         self,
         folder: str | os.PathLike[str],
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         train: Any,
         scaler: Any,
         average: nn.Module | None,
@@ -109,14 +111,16 @@ class Recording:
         self.folder = Path(folder)
         self.steps = 0
         self._module: nn.Module = getattr(model, "_orig_mod", model)
-        self._optimizer = optimizer
+        self._optimizers = as_optimizers(optimizer)
         self._scaler = scaler
-        described = description(optimizer)
+        described = [description(o) for o in self._optimizers]
         self._net = network(self._module)
         refuse_stateful(self._module)
         self._names = {id(p): name for name, p in self._module.named_parameters()}
-        self._trained = self._trained_parameters()
-        self._stepping = Stepping(optimizer, described, self._trained)
+        self._trained = trained_parameters(self._optimizers, self._names)
+        self._stepping = {
+            id(o): Stepping(o, d, self._trained) for o, d in zip(self._optimizers, described, strict=True)
+        }
         self._samples, self._hash = self._read(train)
         self._average = None if average is None else AverageWatch(average, self._module, self._trained)
 
@@ -134,6 +138,7 @@ class Recording:
         weight
             What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
         """
+        self._write()
         refuse_stateful(self._module)
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
         if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
@@ -155,9 +160,12 @@ class Recording:
             for name, t in still.items()
             if name not in self._trained
         }
+        self._made: dict[str, Coefficients] = {}
+        self._stepped: set[int] = set()  # those of the optimizers that made their part of the present step
         self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
+            hook
+            for o in self._optimizers
+            for hook in (o.register_step_pre_hook(self._before), o.register_step_post_hook(self._after))
         ]
         return self
 
@@ -168,6 +176,7 @@ class Recording:
             hook.remove()
         self._gradients.close()
         try:
+            self._write()
             if self._average is not None:
                 self._end_average(self._average, kind is None)
         finally:
@@ -196,13 +205,21 @@ class Recording:
         self._skipped = bool(getattr(optimizer, "found_inf", None) or 0)
         if self._skipped:  # a fused optimizer under a GradScaler leaves everything as it is
             return
+        if id(optimizer) in self._stepped:
+            self._write()
+        if not self._stepped:
+            self._begin()
+        self._stepping[id(optimizer)].before(self._gradients)
+
+    def _begin(self) -> None:
+        step = f"step {self.steps}"
         self._parts = self._gradients.parts()
         if not self._parts:
             raise NtkitError(
-                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it "
-                f"before each backward pass."
+                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it before each "
+                f"backward pass."
             )
-        for name, p in self._trained_parameters().items():
+        for name, p in trained_parameters(self._optimizers, self._names).items():
             if name not in self._trained:
                 raise NtkitError(f"{name!r} joined the optimizer at {step}; it must be there from the start.")
             if p.grad is not None and p.grad.layout != torch.strided:
@@ -213,17 +230,25 @@ class Recording:
                     f"the optimizer; such a change belongs to no sample. Start a new recording after it."
                 )
         self._check_still(values=False)
-        self._stepping.before(self._gradients)
         self._moved = {} if self._average is None else {"average": self._average.moved()}
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
+        self._made.update(self._stepping[id(optimizer)].after(self._weight_before))
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self._optimizers):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._stepped:
+            return
+        made, self._made, self._stepped = self._made, {}, set()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, dict[str, float]] = {}
-        for name, made in self._stepping.after(self._weight_before).items():
+        for name, coefficients in made.items():
             scalars[name] = {}
-            for key, value in vars(made).items():
+            for key, value in vars(coefficients).items():
                 if isinstance(value, Tensor):
                     wide = torch.promote_types(self._trained[name].dtype, torch.float32)
                     tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
@@ -237,8 +262,7 @@ class Recording:
         more = self._moved | ({"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {})
         at = {}
         for name, p in self._trained.items():
-            now = as_bytes(p)
-            if torch.equal(now, self._last[name]):
+            if torch.equal(as_bytes(p), self._last[name]):
                 at[name] = self._at[name]
             else:
                 tensors[f"w/{name}"] = p.detach().cpu().contiguous()
@@ -252,20 +276,6 @@ class Recording:
     def _weight_before(self, name: str) -> Tensor:
         p = self._trained[name]
         return self._last[name].view(p.dtype).view(p.shape)
-
-    def _trained_parameters(self) -> dict[str, Tensor]:
-        trained = {}
-        for number, group in enumerate(self._optimizer.param_groups):
-            if group.get("differentiable"):
-                raise NtkitError("The optimizer is `differentiable`; ntkit records ordinary steps only.")
-            for p in group["params"]:
-                if id(p) not in self._names:
-                    raise NtkitError(
-                        f"Group {number} of the optimizer has a parameter of shape {tuple(p.shape)} that is "
-                        f"none of the model's. Give record the model that the optimizer was made for."
-                    )
-                trained[self._names[id(p)]] = p
-        return {name: trained[name] for name in self._names.values() if name in trained}
 
     def _read(self, train: Any) -> tuple[int | None, str | None]:
         if train is None:
@@ -288,7 +298,8 @@ class Recording:
 
     def _create(self) -> LogWriter:
         with new_folder(self.folder) as log:
-            momentum = {f"m/{name}": m for name, m in self._stepping.momentum().items()}
+            reading = self._stepping.values()
+            momentum = {f"m/{name}": m for s in reading for name, m in s.momentum().items()}
             weights = {f"w/{name}": p for name, p in self._module.named_parameters()}
             buffers = {f"buffer/{name}": b for name, b in self._module.named_buffers()}
             average = self._average.tensors() if self._average is not None and self._average.active else {}
@@ -307,8 +318,10 @@ class Recording:
             "status": status,
             "steps": self.steps if done else None,
             "log_bytes": self._log.length if done else None,
-            "optimizer": type(self._optimizer).__name__,
-            "groups": [[self._names[id(p)] for p in g["params"]] for g in self._optimizer.param_groups],
+            "optimizer": ", ".join(type(o).__name__ for o in self._optimizers),
+            "groups": [
+                [self._names[id(p)] for p in g["params"]] for o in self._optimizers for g in o.param_groups
+            ],
             "parameters": {
                 name: {
                     "shape": list(p.shape),

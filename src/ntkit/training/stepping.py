@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkit.errors import NtkitError
 from ntkit.training.gradients import Gradients
 from ntkit.training.optimizers import Coefficients, Description, Made
 
 
 class Stepping:
-    """Reads an optimizer's steps for the parameters of some names."""
+    """Reads an optimizer's steps of those of some parameters that are its own."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, description: Description, trained: Mapping[str, Tensor]
     ) -> None:
-        self._optimizer, self._description, self._trained = optimizer, description, trained
-        self._names = {id(p): name for name, p in trained.items()}
+        self._optimizer, self._description = optimizer, description
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._trained = {name: p for name, p in trained.items() if id(p) in own}
+        self._names = {id(p): name for name, p in self._trained.items()}
 
     def momentum(self) -> dict[str, Tensor]:
         """Return the momentum of those parameters that have one now."""
@@ -63,3 +66,31 @@ class Stepping:
     def _state(self, p: Tensor) -> Mapping[Any, Any]:
         state: Mapping[Any, Any] = self._optimizer.state
         return state.get(p, {})
+
+
+def as_optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
+    """Return one or several optimizers as a tuple."""
+    if not isinstance(given, (torch.optim.Optimizer, list, tuple)) or given in ([], ()):
+        raise NtkitError(f"Expected a torch.optim.Optimizer to record, or a list of them, got {given!r}.")
+    return (given,) if isinstance(given, torch.optim.Optimizer) else tuple(given)
+
+
+def trained_parameters(
+    optimizers: tuple[torch.optim.Optimizer, ...], names: Mapping[int, str]
+) -> dict[str, Tensor]:
+    """Return the parameters that the optimizers hold, by name, in the order of the names by id."""
+    trained = {}
+    for number, group in enumerate(g for optimizer in optimizers for g in optimizer.param_groups):
+        if group.get("differentiable"):
+            raise NtkitError("The optimizer is `differentiable`; ntkit records ordinary steps only.")
+        for p in group["params"]:
+            name = names.get(id(p))
+            if name is None:
+                raise NtkitError(
+                    f"Group {number} of the optimizer has a parameter of shape {tuple(p.shape)} that is none "
+                    f"of the model's. Give record the model that the optimizer was made for."
+                )
+            if name in trained:
+                raise NtkitError(f"{name!r} is in two groups of the optimizers; its steps would add up.")
+            trained[name] = p
+    return {name: trained[name] for name in names.values() if name in trained}
