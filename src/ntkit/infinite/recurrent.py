@@ -1,4 +1,4 @@
-"""Cells of recurrent networks, written out in products and functions; weights shared over time are one matrix."""
+"""Cells of recurrent networks, written out: the weights of all steps are one matrix."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def _tanh(read: Reading, a: Wide) -> Wide:
 
 @rule(aten.rnn_tanh_cell.default)
 def rnn_tanh_cell(read: Reading, x: Any, h: Any, wx: Any, wh: Any, bx: Any = None, bh: Any = None) -> Wide:
-    """tanh(W x + U h)."""
+    """Return tanh(W x + U h)."""
     return _tanh(read, add(read, linear(read, x, wx, bx), linear(read, h, wh, bh)))
 
 
 @rule(aten.rnn_relu_cell.default)
 def rnn_relu_cell(read: Reading, x: Any, h: Any, wx: Any, wh: Any, bx: Any = None, bh: Any = None) -> Wide:
-    """relu(W x + U h)."""
+    """Return relu(W x + U h)."""
     total = add(read, linear(read, x, wx, bx), linear(read, h, wh, bh))
     return function(read, aten.relu.default, (total,), {})
 
 
 @rule(aten.gru_cell.default)
 def gru_cell(read: Reading, x: Any, h: Any, wx: Any, wh: Any, bx: Any = None, bh: Any = None) -> Wide:
-    """n + z (h - n) with gates r, z and n = tanh(W x + r U h), as torch has it."""
+    """Return n + z (h - n) with gates r, z and n = tanh(W x + r U h), as torch has it."""
     rx, zx, nx = _parts(read, x, wx, bx, 3)
     rh, zh, nh = _parts(read, h, wh, bh, 3)
     reset, update = _sigmoid(read, add(read, rx, rh)), _sigmoid(read, add(read, zx, zh))
@@ -53,7 +53,7 @@ def gru_cell(read: Reading, x: Any, h: Any, wx: Any, wh: Any, bx: Any = None, bh
 
 @rule(aten.lstm_cell.default)
 def lstm_cell(read: Reading, x: Any, state: Any, wx: Any, wh: Any, bx: Any = None, bh: Any = None) -> tuple:
-    """c' = f c + i g and h' = o tanh(c')."""
+    """Return c' = f c + i g and h' = o tanh(c')."""
     h, c = state
     gates = zip(_parts(read, x, wx, bx, 4), _parts(read, h, wh, bh, 4), strict=True)
     i, f, g, o = (add(read, a, b) for a, b in gates)
