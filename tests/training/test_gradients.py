@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from runs import GRID, ball, batches, forward_oracle, mlp, square, train, worst
@@ -204,3 +206,56 @@ def test_hooks_are_gone_after_the_recording(tmp_path):
     loop(tmp_path / "run", model, optim.SGD(model.parameters(), 0.05), data, 2)
     for p in model.parameters():
         assert not p._backward_hooks and not p._post_accumulate_grad_hooks
+
+
+def test_the_batch_may_be_told_after_the_backward_pass(tmp_path):
+    model, data = mlp(), ball(16)
+    x, y = data
+    optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with ntkit.record(tmp_path / "run", model, optimizer, scaler=scaler) as run:
+        for index in batches(16, 5, 10):
+            optimizer.zero_grad()
+            scaler.scale(square(model(x[index]), y[index])).backward()
+            run.batch(index)
+            scaler.step(optimizer)
+            scaler.update()
+    check(tmp_path / "run", model, data)
+
+
+def test_a_step_from_gradients_elsewhere_is_refused(tmp_path):
+    """Sharpness-aware minimization: the gradient is taken where the step is not made."""
+    model, (x, y) = mlp(), ball(16)
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    with ntkit.record(tmp_path / "run", model, optimizer) as run:
+        run.batch(range(16))
+        square(model(x), y).backward()
+        kept = [p.detach().clone() for p in model.parameters()]
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(p.grad, alpha=0.05)
+        optimizer.zero_grad()
+        square(model(x), y).backward()
+        with torch.no_grad():
+            for p, old in zip(model.parameters(), kept, strict=True):
+                p.copy_(old)
+        optimizer.step()
+    with pytest.raises(PathMismatchError, match=r"^Step 0 "):
+        ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=QUERIES)
+
+
+def test_models_may_be_copied_and_compiled_while_recording(tmp_path):
+    model, data = mlp(), ball(16)
+    x, y = data
+    compiled = torch.compile(model, backend="eager")
+    optimizer = optim.Adam(model.parameters(), 1e-2)
+    with ntkit.record(tmp_path / "run", compiled, optimizer) as run:
+        for index in batches(16, 5, 5):
+            run.batch(index)
+            optimizer.zero_grad()
+            square(compiled(x[index]), y[index]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            other = copy.deepcopy(model)
+            square(other(x), y).backward()
+            optimizer.step()
+    check(tmp_path / "run", model, data)

@@ -66,7 +66,7 @@ class Gradients:
             self._coming = None
 
     def _begins(self, name: str) -> None:
-        if self._coming is None and name not in self._seen:  # the same backward pass goes on
+        if self._coming is None and self._seen and name not in self._seen:  # the same backward pass goes on
             self._seen.add(name)
             return
         self._seen = {name}
@@ -132,5 +132,5 @@ class Gradients:
 
     def made(self) -> None:
         """Say that the step was made."""
-        self._parts, self._coming, self._left = [], None, set()
+        self._parts, self._coming, self._left, self._seen = [], None, set(), set()
         self._stepped = True

@@ -50,7 +50,7 @@ class Account:
     decay
         What weight decay (L2 or decoupled) moved.
     start
-        What momentum from before the recording moved.
+        What momentum, or the lag of an average, from before the recording moved.
     buffers
         What changing buffers moved; zero, since runs that change them are refused.
     rounding
