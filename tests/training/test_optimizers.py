@@ -93,6 +93,25 @@ def test_float32_runs_pass_the_check_of_their_steps(name, tmp_path):
         ntkit.account(folder, model, square, train=wrong, queries=GRID[::4].float())
 
 
+ADAGRADS = [optim.Adagrad, optim.Adadelta, optim.Adafactor, optim.Adamax]
+
+
+@pytest.mark.parametrize(
+    "kind", [*ADAGRADS, optim.ASGD, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Rprop]
+)
+def test_rates_that_are_float32_tensors(kind, tmp_path):
+    model, data = mlp(), ball(16)
+    options = {} if kind is optim.Rprop else {"weight_decay": 0.1}
+    if kind in (optim.NAdam, optim.RAdam):
+        options["decoupled_weight_decay"] = True
+    if kind is optim.Adagrad:
+        options["lr_decay"] = 0.1
+    optimizer = kind(model.parameters(), torch.tensor(0.01), **options)
+    folder = train(tmp_path / "run", model, optimizer, data, batches(16, 5, 6))
+    a = ntkit.account(folder, model, square, train=data, queries=GRID[::9])
+    assert a.converged and a.rounding.abs().max() <= 1e-14
+
+
 def test_momentum_and_rate_that_cycle_and_gradients_that_come_and_go(tmp_path):
     for kind in (optim.SGD, optim.AdamW, optim.RMSprop):
         model, (x, y) = mlp(), ball(16)

@@ -11,7 +11,7 @@ def adafactor(made: Made) -> Coefficients:
     group, state, gradient = made.group, made.state, made.gradient.double()
     eps1, eps2 = group["eps"]
     eps1 = torch.finfo(made.gradient.dtype).eps if eps1 is None else float(eps1)
-    rate = float(group["lr"])
+    rate = group["lr"]  # a tensor keeps its precision
     if gradient.dim() > 1:
         rows, columns = state["row_var"].double(), state["col_var"].double()
         square = rows @ columns / rows.mean(-2, keepdim=True).clamp(min=eps1)
@@ -24,7 +24,7 @@ def adafactor(made: Made) -> Coefficients:
 
     alpha = max(eps2, size(made.weight)) * min(rate, 1 / float(state["step"]) ** 0.5)
     return Coefficients(
-        a=alpha / max(1.0, size(inverse * gradient) / group["d"]) * inverse,
-        d=rate * float(group["weight_decay"]),
+        a=float(alpha / max(1.0, size(inverse * gradient) / group["d"])) * inverse,
+        d=1 - float(1 - rate * float(group["weight_decay"])),
         scale=-1.0 if group["maximize"] else 1.0,
     )

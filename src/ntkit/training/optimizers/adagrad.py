@@ -9,7 +9,7 @@ from ntkit.training.optimizers.registry import Coefficients, Made, register_opti
 def adagrad(made: Made) -> Coefficients:
     """Write w -= rate / (1 + (t - 1) lr_decay) g / (sqrt(sum) + eps), with the sum as recorded."""
     group, state = made.group, made.state
-    rate = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+    rate = float(group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"]))
     return Coefficients(
         a=rate / (state["sum"].detach().double().sqrt() + group["eps"]),
         decay=float(group["weight_decay"]),

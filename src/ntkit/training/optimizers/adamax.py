@@ -10,10 +10,11 @@ def adamax(made: Made) -> Coefficients:
     """Write m = beta1 m + (1 - beta1) g; w -= rate / (1 - beta1^t) m / u, with the norm u as recorded."""
     group, state = made.group, made.state
     beta1 = float(group["betas"][0])
+    step = state["step"] if group["capturable"] else float(state["step"])
     return Coefficients(
         mu=0.0 if made.fresh else beta1,
         nu=1 - beta1,
-        b=float(group["lr"]) / (1 - beta1 ** float(state["step"])) / state["exp_inf"].detach().double(),
+        b=float(group["lr"] / (1 - beta1**step)) / state["exp_inf"].detach().double(),
         decay=float(group["weight_decay"]),
         scale=-1.0 if group["maximize"] else 1.0,
     )

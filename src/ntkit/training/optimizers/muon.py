@@ -17,23 +17,24 @@ def muon(made: Made) -> Coefficients:
     PyTorch makes P u in bfloat16; what that changed belongs to no sample, and goes to the rounding.
     """
     group, momentum, nesterov = made.group, float(made.group["momentum"]), bool(made.group["nesterov"])
-    rate = float(group["lr"])
+    rate = group["lr"]  # a tensor keeps its precision
     rows, columns = made.weight.shape
     match = group["adjust_lr_fn"] == "match_rms_adamw"
     ratio = 0.2 * math.sqrt(max(rows, columns)) if match else math.sqrt(max(1, rows / columns))
     buffer = made.state["momentum_buffer"]
     update = made.gradient.lerp(buffer, momentum) if nesterov else buffer
     tall = rows > columns
+    adjusted = float(rate * ratio)
     matrix, off = _orthogonalized(update.T if tall else update, group)
     return Coefficients(
         mu=0.0 if made.fresh else momentum,
         nu=1 - momentum,
-        a=rate * ratio * (1 - momentum) if nesterov else 0.0,
-        b=rate * ratio * (momentum if nesterov else 1.0),
-        d=rate * float(group["weight_decay"]),
+        a=adjusted * (1 - momentum) if nesterov else 0.0,
+        b=adjusted * (momentum if nesterov else 1.0),
+        d=1 - float(1 - rate * float(group["weight_decay"])),
         left=None if tall else matrix,
         right=matrix.T if tall else None,
-        rounding=1.01 * rate * ratio * (off.T if tall else off),
+        rounding=1.01 * adjusted * (off.T if tall else off),
     )
 
 
