@@ -400,7 +400,7 @@ def masked_fill(read: Reading, a: Wide, mask: Any, value: Any) -> Wide:
 @rule(aten.glu.default)
 def glu(read: Reading, a: Wide, dim: int = -1) -> Wide:
     """Return the first half of the channels times the sigmoid of the second."""
-    from ntkit.infinite.views import chunk
+    from ntkit.infinite.selections import chunk
 
     first, second = chunk(read, a, 2, dim)
     return mul(read, first, function(read, aten.sigmoid.default, (second,), {}))

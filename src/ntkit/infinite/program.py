@@ -13,7 +13,19 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
-from ntkit.infinite import attention, conv, elementwise, embedding, linear, norm, pooling, recurrent, views
+from ntkit.infinite import (
+    attention,
+    concat,
+    conv,
+    elementwise,
+    embedding,
+    linear,
+    norm,
+    pooling,
+    recurrent,
+    selections,
+    views,
+)
 from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
 from ntkit.infinite.laws import Laws
 from ntkit.infinite.pairs import Side
@@ -22,6 +34,7 @@ from ntkit.infinite.values import Known, Weight, Wide
 
 ROOMS = (
     attention,
+    concat,
     conv,
     elementwise,
     embedding,
@@ -29,6 +42,7 @@ ROOMS = (
     norm,
     pooling,
     recurrent,
+    selections,
     views,
 )  # they register the rules
 

@@ -9,8 +9,8 @@ import torch
 from ntkit.infinite.elementwise import add, function, mul, sub
 from ntkit.infinite.linear import linear
 from ntkit.infinite.rules import Reading, rule
+from ntkit.infinite.selections import chunk
 from ntkit.infinite.values import Wide
-from ntkit.infinite.views import chunk
 
 aten = torch.ops.aten
 

@@ -40,7 +40,7 @@ def rule(*ops: Any) -> Callable[[Rule], Rule]:
     >>> import torch, ntkit
     >>> from torch import nn
     >>> from ntkit.infinite.rules import RULES, register_rule
-    >>> from ntkit.infinite.views import selected
+    >>> from ntkit.infinite.selections import selected
     >>> op = torch.ops.aten.rot90.default  # turned by 180 degrees: both axes of positions in reverse order
     >>> @register_rule(op)
     ... def rot90(read, h, k=1, dims=(0, 1)):
