@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
     from ntkit.infinite.duals.of import dual as dual
-    from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
     from ntkit.infinite.limit import infinite_width as infinite_width
+    from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
