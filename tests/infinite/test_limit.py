@@ -264,3 +264,27 @@ def test_several_inputs_and_dicts():
     torch.testing.assert_close(limit.nngp(x), expected.nngp(joined), rtol=1e-9, atol=0)
     torch.testing.assert_close(limit.ntk(x), expected.ntk(joined), rtol=1e-9, atol=0)
     assert limit.ntk(x, tuple(v[:2] for v in x)).shape == (3, 2)
+
+
+def test_compiled_tiles_are_those_of_eager():
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    plain = ntkit.infinite_width(model, x[:1], compile=False)
+    compiled = ntkit.infinite_width(model, x[:1], compile=True)
+    for kernel, other in ((plain.nngp, compiled.nngp), (plain.ntk, compiled.ntk)):
+        torch.testing.assert_close(other(x), kernel(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other(x[:4], x[2:]), kernel(x[:4], x[2:]), rtol=1e-5, atol=1e-3)
+
+
+def test_without_a_compiler_limits_are_eager(monkeypatch):
+    def none(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", none)
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    limit = ntkit.infinite_width(model, x[:1], compile=True)
+    with pytest.warns(RuntimeWarning, match="no compiler"):
+        found = limit.ntk(x)
+    torch.testing.assert_close(found, ntkit.infinite_width(model, x[:1], compile=False).ntk(x))
+    limit.ntk(x)  # the warning comes once

@@ -107,7 +107,7 @@ class Tiles:
             fill(corners[0])
         else:
             with _threads(self.points.kind["device"]) as workers:
-                compiled = self._first(fill, corners, (ntk, x1, rows, columns), workers)
+                compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
                 _each(lambda corner: fill(corner, compiled), corners, workers)
         if symmetric:  # a correlation of exactly one, whatever the order of summation was
             exact = self.diagonal(ntk, x1)
@@ -157,10 +157,10 @@ class Tiles:
         side = max(1, int(most**0.5))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
-    def _evaluate(self, ntk: bool, same: bool = False) -> Tile:
+    def _evaluate(self, ntk: bool, last: bool = False) -> Tile:
         def tile(x1: Any, x2: Any) -> tuple[Tensor, ...]:
-            left = Side(x1, self.points)
-            return kernels(Pairs(left, left if same else Side(x2, self.points), True, ntk), self.value, ntk)
+            values = kernels(Pairs(Side(x1, self.points), Side(x2, self.points), True, ntk), self.value, ntk)
+            return values[-1:] if last else values
 
         return tile
 
@@ -168,12 +168,12 @@ class Tiles:
     def _options(self) -> dict[str, Any] | None:
         return FUSION if any(e.shape for e in _everything(self.value)) else None
 
-    def _tile(self, ntk: bool, x: Any, rows: int, columns: int) -> Tile | None:
+    def _tile(self, ntk: bool, last: bool, x: Any, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
             return None
         x = take(x, slice(0, 1))
-        key = (ntk, rows, columns)
+        key = (ntk, last, rows, columns)
         if key not in self._compiled:
             example = [
                 pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x)
@@ -182,7 +182,7 @@ class Tiles:
             try:
                 with torch.no_grad():
                     compiled = torch.compile(
-                        make_fx(self._evaluate(ntk))(*example), dynamic=False, options=self._options
+                        make_fx(self._evaluate(ntk, last))(*example), dynamic=False, options=self._options
                     )
                     compiled(*example)
             except Exception as error:
