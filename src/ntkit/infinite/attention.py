@@ -171,20 +171,27 @@ def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
     return refactored(read, wide, wide.sizes)
 
 
-@rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)
-def softmax(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
-    """Softmax over positions, each head for itself."""
-    a = a.canonical()
-    dim %= len(a.dims)
-    if any(x < 0 for x in a.dims[dim]):
-        raise read.refuse(
-            "a softmax over channels of infinite width has no limit; leave it out, and give ntkit the logits."
+def _over_positions(*ops: Any) -> None:
+    """Register a function of all positions along a dimension, each head for itself."""
+
+    @rule(*ops)
+    def normalized(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
+        name = str(ops[0].overloadpacket).removeprefix("aten.")
+        a = a.canonical()
+        dim %= len(a.dims)
+        if any(x < 0 for x in a.dims[dim]):
+            raise read.refuse(
+                f"a {name} over channels of infinite width has no limit; leave it out, and give "
+                f"ntkit the logits."
+            )
+        a, axis = single(a, dim)
+        back, shape = axis - len(a.shape), a.shape
+        function = Function(
+            name, lambda t: ops[0](t.expand(*t.shape[: t.ndim - len(shape)], *shape), back), None, False
         )
-    a, axis = single(a, dim)
-    back = axis - len(a.shape)
-    shape = a.shape
-    function = Function(
-        "softmax", lambda t: t.expand(*t.shape[: t.ndim - len(shape)], *shape).softmax(back), None, False
-    )
-    value = a.map(lambda e: Apply(shape, function, (e.expanded(shape),)))
-    return read.write("Nonlin", f"softmax({read.name(a)})   [sampling]", value)
+        value = a.map(lambda e: read.apply(function, e.expanded(shape)))
+        return read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", value)
+
+
+_over_positions(aten.softmax.int, aten._softmax.default)
+_over_positions(aten.log_softmax.int, aten._log_softmax.default)

@@ -27,8 +27,6 @@ from ntkit.infinite.values import Known, Weight, Wide, narrow, numbers, rows_for
 
 aten = torch.ops.aten
 
-Term = Expression | Coefficient | Tensor | float | int
-
 
 class Aligned:
     """Several operands of one operation, brought to the same axes."""
@@ -220,11 +218,6 @@ def combine(read: Reading, values: list[Any], of: Callable[..., Expression]) -> 
     """Align values and apply a function to the terms of each piece."""
     aligned = Aligned(read, values)
     return aligned.wide([of(*terms) for terms in zip(*aligned.terms, strict=True)])
-
-
-def is_wide(*values: Any) -> bool:
-    """Return whether some value is a vector of the network."""
-    return any(isinstance(v, Wide) for v in values)
 
 
 def shape_of(*terms: Any) -> tuple[int, ...]:

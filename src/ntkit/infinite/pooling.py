@@ -87,14 +87,16 @@ for _op, _r in (
 
 
 def _maximum(op: Any, rank: int) -> None:
+    pair = len(op._schema.returns) == 2
+
     @rule(op)
-    def pool(read: Reading, a: Wide, *args: Any) -> Wide:
+    def pool(read: Reading, a: Wide, *args: Any) -> Any:
         name = str(op.overloadpacket).removeprefix("aten.").removesuffix("_with_indices")
         a, shape = _pixels(read, a, rank)
 
         def first(t: Tensor, *args: Any) -> Tensor:
             out = op(t, *args)
-            return out[0] if isinstance(out, tuple) else out
+            return out[0] if pair else out
 
         after = _after(first, shape, *args)
         f = Function(
@@ -105,9 +107,9 @@ def _maximum(op: Any, rank: int) -> None:
         )
         pieces = tuple((w, _applied(read, f, e.expanded(shape), after)) for w, e in a.pieces)
         wide = Wide(pieces, after, a.channels, a.dims)
-        return refactored(
-            read, read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide), wide.sizes
-        )
+        wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide)
+        wide = refactored(read, wide, wide.sizes)
+        return (wide, None) if pair else wide  # the places of the maxima are no value of the network
 
 
 def _applied(read: Reading, f: Function, e: Expression, after: Shape) -> Expression:

@@ -64,7 +64,7 @@ class Tiles:
         points.budget = min(points.budget, self.budget // 4)
         self.plain = all(_traceable(e) for e in _everything(value))
         self._compiled: dict[Any, Tile] = {}
-        self._bytes: dict[Any, tuple[int, int]] = {}
+        self._bytes: dict[bool, tuple[int, int]] = {}
 
     def __call__(self, ntk: bool, x1: Any, x2: Any = None, *, last: bool = False) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
@@ -139,14 +139,13 @@ class Tiles:
 
     def bytes(self, x: Any, ntk: bool) -> tuple[int, int]:
         """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
-        shapes = (*(tuple(t.shape[1:]) for t in pytree.tree_leaves(x)), ntk)
-        if shapes not in self._bytes:
+        if ntk not in self._bytes:
             pairs = Pairs(
                 Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True
             )
             kernels(pairs, self.value, ntk)
-            self._bytes[shapes] = pairs.bytes
-        return self._bytes[shapes]
+            self._bytes[ntk] = pairs.bytes
+        return self._bytes[ntk]
 
     def sizes(self, x: Any, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
         """Return the samples of a tile: as even as they can be within the budget."""
@@ -191,7 +190,7 @@ class Tiles:
                 )
                 self.plain = False
                 return None
-            self._compiled[key] = lambda x1, x2: compiled(x1, x2)
+            self._compiled[key] = compiled
         return self._compiled[key]
 
 

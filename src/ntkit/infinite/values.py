@@ -160,11 +160,6 @@ def _narrow(e: Expression, index: Tensor) -> Expression:
     raise AssertionError(e)
 
 
-def spread(e: Expression, rank: int) -> Expression:
-    """Return a vector with axes of size 1 in front, up to a number of axes of positions."""
-    return reshaped(e, (1,) * (rank - len(e.shape)) + e.shape)
-
-
 def rows_for(side: Side, value: Tensor) -> Tensor:
     """Return numbers of all samples: a tensor of the network's own has one row for all of them."""
     return value.expand(side.n, *value.shape[1:])

@@ -22,6 +22,7 @@ aten = torch.ops.aten
     aten.dropout.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
     aten.lift_fresh_copy.default,
 )
 def same(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
