@@ -18,9 +18,9 @@ CLASSES = tuple(str(digit) for digit in range(10))
 
 @dataclass(frozen=True)
 class Digits:
-    """Digits split into training and held-out ones: pictures ``[n, 64]`` in [0, 1], labels ``[n]``.
+    """Digits split into training and held-out ones: pictures ``[n, pixels]`` in [0, 1], labels ``[n]``.
 
-    ``train_index`` and ``held_out_index`` are the numbers that the pictures have in ``load_digits``.
+    ``train_index`` and ``held_out_index`` are the numbers that the pictures have in the set they are from.
     """
 
     train_x: Tensor
