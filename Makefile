@@ -14,7 +14,7 @@ PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow gpu lint bench bench-finite bench-infinite clean
+.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -23,7 +23,14 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
 slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "slow or study"
+	$(BIN)/python -m pytest -m slow
+
+studies-quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m study
+
+studies: $(VENV)/ntkit.stamp
+	$(BIN)/ntkit study all --out out/studies
+	$(BIN)/ntkit study document out/studies --page docs/studies.md
 
 gpu: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m gpu

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ntkit import __version__
 from ntkit.errors import NtkitError
+from ntkit.studies.catalog import STUDIES
 from ntkit.studies.config import QUICK, RATES, Activation, DemoConfig, Optimizer, Precision
 
 app = typer.Typer(
@@ -21,6 +24,7 @@ app = typer.Typer(
 )
 
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
+_STUDY_HELP = f"The papers' experiments, one command each: {', '.join(STUDIES)}."
 _QUICK = ", ".join(f"{value} {name}" for name, value in QUICK.items())
 
 
@@ -82,6 +86,107 @@ def demo(
     )
     if not result.converged:
         typer.echo(f"warning: the account did not reach its tolerance of {config.tol:g}", err=True)
+
+
+class _Studies(TyperGroup):
+    """The studies as commands, imported when asked for; their options are their configurations' fields."""
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        known = super().get_command(ctx, cmd_name)  # type: ignore[arg-type]
+        return known if known is not None or cmd_name not in STUDIES else _study_command(cmd_name)
+
+
+study = typer.Typer(cls=_Studies, no_args_is_help=True, help=_STUDY_HELP, rich_markup_mode=None)
+app.add_typer(study, name="study")
+
+
+@study.command("list")
+def list_studies() -> None:
+    """Name the studies, what each shows, and where it comes from."""
+    width = max(map(len, STUDIES))
+    for name, (source, title) in STUDIES.items():
+        typer.echo(f"{name:<{width}}  {title}\n{'':<{width}}  {source}")
+
+
+@study.command("all")
+def all_studies(
+    out: Annotated[str, typer.Option(help="Folder of their folders; what is finished there stays.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The small configurations.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
+) -> None:
+    """Run every study; started again, it goes on with those that are not finished."""
+    from ntkit.studies.runner import run_all
+
+    refused = False
+    for outcome in run_all(out, quick=quick, seed=seed, device=device):
+        if outcome.record is None:
+            refused = True
+            typer.echo(f"{outcome.name}: {outcome.refusal}", err=True)
+            continue
+        state = "every bar holds" if outcome.holds else "a bar is missed"
+        seconds = outcome.record["seconds"]
+        typer.echo(f"{outcome.name:<20} {state:<16} {seconds:6.0f} s  {outcome.folder / 'report.html'}")
+    raise typer.Exit(int(refused))
+
+
+@study.command("document")
+def document_studies(
+    results: Annotated[str, typer.Argument(help="The folder that `ntkit study all --out` left.")],
+    page: Annotated[str, typer.Option(help="The Markdown page to write; pictures go beside it.")],
+) -> None:
+    """Write the page of all results: the tables, and the figures."""
+    from ntkit.studies.document import document
+
+    typer.echo(document(results, page))
+
+
+def _study_command(name: str) -> Any:
+    """Return the command of one study, with an option for each field of its configuration."""
+    from ntkit.studies.catalog import configure, module
+    from ntkit.studies.study import options
+
+    def command(**given: Any) -> None:
+        from ntkit.studies.runner import run_study, table
+
+        out, quick = given.pop("out"), given.pop("quick")
+        config = configure(name, quick=quick, **{k: v for k, v in given.items() if v not in (None, [], ())})
+        outcome = run_study(name, config, out or f"out/{name}")
+        typer.echo(table(outcome))
+
+    own = module(name)
+    parameters = [
+        inspect.Parameter(
+            "out",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(help=f"Output folder. [default: out/{name}]")],
+        ),
+        inspect.Parameter(
+            "quick",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--quick", help=f"A small one ({_spoken(own.QUICK)}).")],
+        ),
+    ]
+    for field, kind, text in options(own.Config):
+        parameters.append(
+            inspect.Parameter(
+                field,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind, typer.Option(help=text)],
+            )
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__doc__ = f"{STUDIES[name][1]}.\n\n{STUDIES[name][0]}."
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name)(command)
+    return typer.main.get_command(single)
+
+
+def _spoken(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def main() -> None:

@@ -1,0 +1,38 @@
+"""The studies by name: where each comes from and what it shows. Light enough for the command line's help."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from ntkit.errors import NtkitError
+
+EXTRAPOLATE = 'Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022)'
+TOPOLOGY = 'Morel, Courtois, Arias, "Can a neural network learn planar topology?" (2021)'
+CONVOLUTIONAL = 'Cappelletti, "Convolutional Neural Tangent Kernel" (2020)'
+NOTES = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
+VIEWPOINT = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
+
+STUDIES: dict[str, tuple[str, str]] = {
+    "ball-sphere": (f"{EXTRAPOLATE}, Section 5.1", "A network tells a circle from the disk inside it"),
+}
+
+
+def module(name: str) -> ModuleType:
+    """Return the module of a study: ``Config``, ``QUICK``, ``run`` and ``figure``.
+
+    Raises
+    ------
+    NtkitError
+        When there is no study of that name.
+    """
+    if name not in STUDIES:
+        raise NtkitError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
+    return import_module(f"ntkit.studies.{name.replace('-', '_')}")
+
+
+def configure(name: str, *, quick: bool = False, **given: Any) -> Any:
+    """Return the configuration of a study: its defaults, those of ``--quick``, then what is given."""
+    study = module(name)
+    return study.Config(**{**(study.QUICK if quick else {}), **given})

@@ -1,0 +1,78 @@
+"""The page of all studies: their tables and figures, from the folders that they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ntkit.errors import NtkitError
+from ntkit.report.folder import MARKER
+from ntkit.report.html import number
+from ntkit.studies.catalog import STUDIES
+
+_MARKS = {True: "yes", False: "**no**", None: ""}
+
+
+def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> Path:
+    """Write the Markdown page of all studies found below ``results``; their figures go beside it.
+
+    Raises
+    ------
+    NtkitError
+        When no study has left its folder there.
+    """
+    source, target = Path(results), Path(page)
+    records = {name: record for name in STUDIES if (record := _record(source / name)) is not None}
+    if not records:
+        raise NtkitError(f"There is no study below {source}. Make them first: ntkit study all --out {source}")
+    pictures = target.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    sections = [_section(name, record, source / name, pictures) for name, record in records.items()]
+    lacking = [name for name in STUDIES if name not in records]
+    text = "\n\n".join([_head(records, lacking), *sections]) + "\n"
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, target)
+    return target
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("kind") == f"ntkit study {folder.name}" else None
+
+
+def _head(records: dict[str, dict[str, Any]], lacking: list[str]) -> str:
+    rows = []
+    for name, record in records.items():
+        bars = [c["holds"] for c in record["claims"] if c["holds"] is not None]
+        state = f"{sum(bars)} of {len(bars)}" if bars else "reported only"
+        rows.append(f"| [{name}](#{name}) | {record['source']} | {state} | {record['seconds']:.0f} |")
+    missing = f"\n\nNot run: {', '.join(lacking)}." if lacking else ""
+    return (
+        "# The studies\n\n"
+        "The papers' experiments, as `ntkit study all --out FOLDER` ran them and "
+        "`ntkit study document FOLDER --page docs/studies.md` wrote them down. "
+        "A bar that was missed stands here as missed.\n\n"
+        "| study | source | bars held | seconds |\n|---|---|---|---|\n" + "\n".join(rows) + missing
+    )
+
+
+def _section(name: str, record: dict[str, Any], folder: Path, pictures: Path) -> str:
+    parts = [f"## {name}", f"{STUDIES[name][1]}. {record['source']}."]
+    rows = ["| | paper | measured | bar | holds? |", "|---|---|---|---|---|"]
+    for c in record["claims"]:
+        measured = number(c["measured"]) if isinstance(c["measured"], float | int) else c["measured"]
+        cells = (c["what"], c["paper"], measured, c["bar"], _MARKS[c["holds"]])
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    parts.append("\n".join(rows))
+    parts += [f"*{note}*" for note in record["notes"]]
+    for title, file in record["figures"].items():
+        shutil.copyfile(folder / file, pictures / f"{name}-{file}")
+        parts.append(f"![{title}]({pictures.name}/{name}-{file})")
+    return "\n\n".join(parts)

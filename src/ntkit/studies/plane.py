@@ -1,0 +1,213 @@
+"""What the two studies of points in the plane share (Courtois, Morel, Arias, Section 5)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.svm import SVC
+from torch import Tensor, nn
+
+import ntkit
+from ntkit.report.plots import BLUE, ORANGE
+from ntkit.studies.study import StudyConfig, array, option
+from ntkit.training.progress import progress
+from ntkit.training.quadrature import Nodes
+
+SIDE = 1.2  # of the square that is looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneConfig(StudyConfig):
+    """Points in the plane with two labels, learned by gradient descent on all of them."""
+
+    samples: int = option(1024, "Training points.", low=8, high=100_000)
+    steps: int = option(10_000, "Steps of gradient descent.", low=10, high=10**6)
+    rate: float = option(0.01, "Learning rate.", low=1e-6, high=1.0)
+    width: int = option(10, "Units in each of the two hidden layers.", low=1, high=1000)
+    seeds: int = option(3, "Networks trained for the accuracy.", low=1, high=100)
+    rates: tuple[float, ...] = option(
+        (0.005, 0.01, 0.02, 0.05), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
+    )
+    queries: int = option(32, "Points whose predictions are accounted for.", low=1, high=10_000)
+    nearest: int = option(100, "Nearest training points shown.", low=1, high=100_000)
+
+
+def network(config: PlaneConfig, seed: int) -> nn.Sequential:
+    """Return N(x; w) = W1 GELU(W2 GELU(W3 x + b3) + b2) + b1 with PyTorch's initialization."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        r = config.width
+        model = nn.Sequential(nn.Linear(2, r), nn.GELU(), nn.Linear(r, r), nn.GELU(), nn.Linear(r, 1))
+    return model.to(config.device, torch.float64)
+
+
+def train(
+    config: PlaneConfig, x: Tensor, y: Tensor, seed: int, rate: float, folder: str | None = None
+) -> nn.Module:
+    """Train by full-batch gradient descent for ``steps * config.rate / rate`` steps; record into a folder."""
+    model = network(config, seed)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    steps = round(config.steps * config.rate / rate)
+    everyone = range(len(x))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+
+    with progress(f"training at rate {rate:g} (steps)", steps) as done:
+        if folder is None:
+            for _ in range(steps):
+                step()
+                done(1)
+        else:
+            with ntkit.record(folder, model, optimizer, train=(x, y)) as run:
+                for _ in range(steps):
+                    run.batch(everyone)
+                    step()
+                    done(1)
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of points whose prediction has the sign of the label."""
+    return float(((model(x) > 0) == (y > 0)).double().mean())
+
+
+def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
+    """Return the error of Eq. 9 and of the exact account, over max abs f, for each learning rate."""
+    q = queries(config)
+    found: dict[Nodes, list[float]] = {"left": [], 3: []}
+    for rate in config.rates:
+        with tempfile.TemporaryDirectory() as folder:
+            model = train(config, x, y, config.seed, rate, f"{folder}/run")
+            for nodes in found:
+                a = ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q, nodes=nodes)
+                found[nodes].append(float(a.residual.abs().max() / a.prediction.abs().max()))
+    return {
+        "rates": np.array(config.rates),
+        "left": np.array(found["left"]),
+        "exact": np.array(found[3]),
+    }
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the slope of log y against log x; not a number where there is only one point."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else float("nan")
+
+
+def queries(config: PlaneConfig) -> Tensor:
+    """Draw points of the square, of which predictions are accounted for."""
+    draw = torch.Generator().manual_seed(config.seed + 1)
+    points = 2 * SIDE * torch.rand(config.queries, 2, generator=draw, dtype=torch.float64) - SIDE
+    return points.to(config.device)
+
+
+def neighbors(model: nn.Module, x: Tensor, along: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest training points ``[q, count]`` of points: by normalized NTK, and by distance."""
+    cosine = ntkit.EmpiricalNTK(model).normalized()(along, x)
+    count = min(count, len(x))
+    by_kernel = cosine.topk(count, dim=1).indices
+    by_distance = torch.cdist(along, x).topk(count, dim=1, largest=False).indices
+    return array(by_kernel), array(by_distance)
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the mean share of neighbors that two lists have in common."""
+    return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(first, second, strict=True)]))
+
+
+def purity(nearest: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean share of neighbors that have the most frequent label among them."""
+    share = (labels[nearest] > 0).mean(1)
+    return float(np.maximum(share, 1 - share).mean())
+
+
+def separability(
+    x: np.ndarray, y: np.ndarray, held_out_x: np.ndarray, held_out_y: np.ndarray
+) -> tuple[float, float]:
+    """Return the accuracy of a linear SVM on the points that it learned from, and on others."""
+    scale = np.abs(x).max(0)
+    scale[scale == 0] = 1
+    svm = SVC(kernel="linear", C=1e4, max_iter=2_000_000).fit(x / scale, y)
+    return float(svm.score(x / scale, y)), float(svm.score(held_out_x / scale, held_out_y))
+
+
+def features(model: nn.Module, x: Tensor) -> np.ndarray:
+    """Return tangent features ``[n, P]`` of the one output."""
+    return array(ntkit.EmpiricalNTK(model).features(x)[:, 0])
+
+
+def grid(side: int = 61) -> Tensor:
+    """Return a grid of the square, ``[side * side, 2]``, row by row from below."""
+    line = torch.linspace(-SIDE, SIDE, side, dtype=torch.float64)
+    return torch.cartesian_prod(line, line).flip(1)
+
+
+def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure:
+    """Draw the training points, and the prediction over the square."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _points(left, x, y)
+    left.set_title("training points")
+    side = round(len(values) ** 0.5)
+    bound = np.abs(values).max()
+    shown = right.imshow(
+        values.reshape(side, side),
+        origin="lower",
+        extent=(-SIDE, SIDE) * 2,
+        cmap="PuOr",
+        vmin=-bound,
+        vmax=bound,
+    )
+    right.contour(values.reshape(side, side), [0], origin="lower", extent=(-SIDE, SIDE) * 2, colors="k")
+    right.set_title("prediction of the trained network (black: 0)")
+    figure.colorbar(shown, ax=right, shrink=0.85)
+    return figure
+
+
+def draw_errors(errors: dict[str, np.ndarray]) -> Figure:
+    """Draw the errors of Eq. 9 and of the exact account against the learning rate."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    ax.loglog(errors["rates"], errors["left"], "o-", color=ORANGE, label="Eq. 9 (left end of each step)")
+    ax.loglog(errors["rates"], errors["exact"], "s-", color=BLUE, label="exact account (3 Gauss nodes)")
+    ax.set(xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return figure
+
+
+def draw_neighbors(
+    x: np.ndarray, y: np.ndarray, along: np.ndarray, by_kernel: np.ndarray, by_distance: np.ndarray
+) -> Figure:
+    """Draw the nearest training points of points along a ray: by normalized NTK above, by distance below."""
+    figure = Figure(figsize=(2.3 * len(along), 5), layout="constrained")
+    axes = figure.subplots(2, len(along), squeeze=False)
+    for row, (name, nearest) in enumerate((("normalized NTK", by_kernel), ("distance", by_distance))):
+        for ax, point, index in zip(axes[row], along, nearest, strict=True):
+            ax.scatter(*x.T, s=2, color="0.85")
+            _points(ax, x[index], y[index])
+            ax.plot(*point, "k*", ms=10)
+            ax.set(xticks=[], yticks=[], title=f"|x| = {np.linalg.norm(point):.2f}" if row == 0 else "")
+        axes[row][0].set_ylabel(f"nearest by {name}")
+    return figure
+
+
+def ray(direction: Sequence[float], count: int = 5) -> Tensor:
+    """Return points along a direction of the plane, from near zero to the edge of the square."""
+    unit = torch.tensor(direction, dtype=torch.float64)
+    return torch.linspace(0.15, SIDE, count, dtype=torch.float64)[:, None] * unit / unit.norm()
+
+
+def _points(ax, x: np.ndarray, y: np.ndarray) -> None:
+    for label, color in ((1, BLUE), (-1, ORANGE)):
+        chosen = y.reshape(-1) == label
+        ax.scatter(x[chosen, 0], x[chosen, 1], s=5, color=color, label=f"label {label:+d}")
+    ax.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal")

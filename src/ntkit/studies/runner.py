@@ -1,0 +1,201 @@
+"""Run studies: each leaves a folder with its table, numbers, figures and page, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ntkit.errors import NtkitError
+from ntkit.report.folder import MARKER, fresh_folder
+from ntkit.report.html import number
+from ntkit.report.study import StudyPage, render_study
+from ntkit.studies.catalog import STUDIES, configure, module
+from ntkit.studies.study import Result, StudyConfig
+
+_PACKAGES = ("ntkit", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study that was run, or was there already, or refused: what ``result.json`` holds, or the refusal."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any] | None
+    refusal: NtkitError | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it ran and every bar holds."""
+        return self.record is not None and all(c["holds"] is not False for c in self.record["claims"])
+
+
+def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
+    """Run one study and leave ``result.json``, figures (PNG and SVG), ``report.html`` in the folder ``out``.
+
+    ``arrays.safetensors`` holds what the figures draw.
+
+    Raises
+    ------
+    NtkitError
+        When the folder cannot be written or holds something else, or the study refuses.
+    """
+    study = module(name)
+    begin = time.perf_counter()
+    with fresh_folder(out, _kind(name)) as folder:
+        result = study.run(config)
+        seconds = time.perf_counter() - begin
+        figures = study.figure(result)
+        for title, figure in figures.items():
+            for kind in ("png", "svg"):
+                figure.savefig(folder / f"{_slug(title)}.{kind}", dpi=150, facecolor="white")
+        if result.arrays:
+            arrays = {key: np.ascontiguousarray(value) for key, value in result.arrays.items()}
+            save_file(arrays, folder / "arrays.safetensors")
+        record = numbers(name, result, seconds, {title: f"{_slug(title)}.png" for title in figures})
+        source, title = STUDIES[name]
+        page = StudyPage(
+            name=name,
+            title=title,
+            source=source,
+            lead=(study.__doc__ or "").strip().partition("\n\n")[2] or title,
+            claims=result.claims,
+            notes=result.notes,
+            figures=figures,
+            facts=_facts(record),
+        )
+        (folder / "report.html").write_text(render_study(page), encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return Outcome(name, Path(out), record)
+
+
+def run_all(out: str | Path, *, quick: bool, seed: int, device: str) -> Iterator[Outcome]:
+    """Run every study into a folder of its own below ``out``; what is there with this configuration stays.
+
+    A study that refuses (data that is not there) does not stop the others.
+    """
+    for name in STUDIES:
+        folder = Path(out) / name
+        try:
+            config = configure(name, quick=quick, seed=seed, device=device)
+            record = finished(name, config, folder)
+            yield run_study(name, config, folder) if record is None else Outcome(name, folder, record)
+        except NtkitError as refusal:
+            yield Outcome(name, folder, None, refusal)
+
+
+def table(outcome: Outcome) -> str:
+    """Return the table of a study as text: paper, measured, bar, and whether it holds."""
+    record = outcome.record
+    assert record is not None, "a study that refused has no table"
+    marks = {True: "yes", False: "NO", None: ""}
+    rows = [("", "paper", "measured", "bar", "holds?")]
+    for c in record["claims"]:
+        measured = number(c["measured"]) if isinstance(c["measured"], float | int) else c["measured"]
+        rows.append((c["what"], c["paper"], measured, c["bar"], marks[c["holds"]]))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    notes = [f"note: {note}" for note in record["notes"]]
+    return "\n".join(
+        [*lines, *notes, f"report: {outcome.folder / 'report.html'} ({record['seconds']:.0f} s)"]
+    )
+
+
+def finished(name: str, config: StudyConfig, folder: Path) -> dict[str, Any] | None:
+    """Return what a folder holds of this study with this configuration and these versions, if it does."""
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = json.loads(json.dumps({"config": asdict(config), "versions": _versions()}))
+    same = isinstance(found, dict) and found.get("kind") == _kind(name)
+    return found if same and all(found.get(key) == value for key, value in wanted.items()) else None
+
+
+def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> dict[str, Any]:
+    """Return what ``result.json`` holds; a number that is not finite stands there as text."""
+    claims = [
+        {
+            "what": c.what,
+            "paper": c.paper,
+            "measured": _finite(c.measured),
+            "bar": c.bar,
+            "low": c.low,
+            "high": c.high,
+            "holds": c.holds,
+        }
+        for c in result.claims
+    ]
+    return {
+        "kind": _kind(name),
+        "study": name,
+        "source": STUDIES[name][0],
+        "config": asdict(result.config),
+        "changed": _finite(result.config.changed),
+        "versions": _versions(),
+        "claims": claims,
+        "notes": list(result.notes),
+        "numbers": _finite(dict(result.numbers)),
+        "figures": figures,
+        "seconds": seconds,
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    if isinstance(value, dict):
+        return {str(key): _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _facts(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    config = {k: v for k, v in record["config"].items()}
+    shown = [
+        (k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v))
+        for k, v in config.items()
+    ]
+    return (
+        *shown,
+        ("seconds", f"{record['seconds']:.0f}"),
+        ("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        *((name, number) for name, number in record["versions"].items()),
+    )
+
+
+def _kind(name: str) -> str:
+    return f"ntkit study {name}"
+
+
+def _slug(title: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
+
+
+def _versions() -> dict[str, str]:
+    return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,143 @@
+"""What every study is made of: a configuration, claims that were measured, and a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+
+from ntkit.errors import NtkitError
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Return a field of a configuration: its default, what the command line says of it, and its range."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What every study can be told."""
+
+    seed: int = option(0, "Seed of all that is drawn.", low=0, high=2**31 - 1)
+    device: str = option("cpu", "Where to compute: cpu or cuda.")
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for each in fields(self):
+            object.__setattr__(self, each.name, _checked(each, kinds[each.name], getattr(self, each.name)))
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise NtkitError(
+                f"device is {self.device!r}, which this machine does not have: {error}"
+            ) from error
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What differs from the defaults, the seed and the device apart."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("seed", "device") and getattr(self, f.name) != f.default
+        }
+
+
+def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
+    """Return name, kind and text of each field as an option; several values are a list, None the default."""
+    kinds = get_type_hints(config)
+    found = []
+    for each in fields(config):
+        kind, default = kinds[each.name], each.default
+        if get_origin(kind) is tuple:
+            kind, default = list[get_args(kind)[0]], ", ".join(map(str, each.default))  # type: ignore[misc]
+        found.append((each.name, kind | None, f"{each.metadata['help']} [default: {default}]"))
+    return found
+
+
+def _checked(each: Any, kind: Any, value: Any) -> Any:
+    """Return the value of a field in its own kind: a number in its range, one of the choices, or several."""
+    assert each.default is not MISSING, f"{each.name} has no default"
+    if get_origin(kind) is tuple:
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not values:
+            raise NtkitError(f"{each.name} is empty; expected at least one value.")
+        return tuple(_checked(each, get_args(kind)[0], v) for v in values)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise NtkitError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise NtkitError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
+    low, high = each.metadata.get("low"), each.metadata.get("high")
+    if isinstance(value, (int, float)) and not (
+        (low is None or value >= low) and (high is None or value <= high) and value == value
+    ):
+        raise NtkitError(f"{each.name} is {value}; expected {_range(low, high)}.")
+    return value
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"a number from {low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}" if high is not None else "a number"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of a study's table: what a paper says, what was measured, and the bar for it.
+
+    ``low`` and ``high`` bound the measured value, inclusively; without both, the row is a report and asserts
+    nothing.
+    """
+
+    what: str
+    measured: float
+    paper: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bar(self) -> str:
+        """The bar in words."""
+        low, high = (None if v is None else f"{v:.4g}" for v in (self.low, self.high))
+        if low is not None and high is not None:
+            return f"= {low}" if self.low == self.high else f"{low} to {high}"
+        return f"≥ {low}" if low is not None else f"≤ {high}" if high is not None else ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bar holds; None where there is none."""
+        if self.low is None and self.high is None:
+            return None
+        above = self.low is None or self.measured >= self.low
+        return bool(above and (self.high is None or self.measured <= self.high))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study found.
+
+    ``arrays`` is what its figures draw; ``numbers`` is anything else worth keeping, as JSON has it; ``notes``
+    says what was scaled down, what was not reproduced, and why.
+    """
+
+    config: StudyConfig
+    claims: tuple[Claim, ...]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether every bar holds."""
+        return all(claim.holds is not False for claim in self.claims)
+
+
+def array(value: Any) -> np.ndarray:
+    """Return a tensor or a nested list as an array of the CPU."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
