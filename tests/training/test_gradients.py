@@ -259,3 +259,22 @@ def test_models_may_be_copied_and_compiled_while_recording(tmp_path):
             square(other(x), y).backward()
             optimizer.step()
     check(tmp_path / "run", model, data)
+
+
+def test_a_step_with_a_closure_is_accounted_for(tmp_path):
+    model, (x, y) = mlp(), ball(16)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    with ntkit.record(tmp_path / "run", model, optimizer, train=(x, y)) as run:
+        for index in batches(16, 5, 10):
+
+            def closure(index=index):
+                optimizer.zero_grad()
+                loss = square(model(x[index]), y[index])
+                loss.backward()
+                return loss
+
+            run.batch(index)
+            assert optimizer.step(closure) > 0
+    a = ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=GRID, nodes=6)
+    assert a.relative_residual <= 1e-12
+    assert torch.allclose(a.prediction, model(GRID), atol=1e-13)

@@ -8,6 +8,7 @@ from torch import nn, optim
 
 import ntkit
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError, RunFolderError
+from ntkit.training.optimizers import Coefficients
 
 
 @pytest.fixture
@@ -74,11 +75,22 @@ def test_slice_needs_train(setup):
         run.batch(slice(3))
 
 
-def test_closures_and_sparse_gradients(tmp_path, setup):
+class Twice(optim.SGD):
+    def step(self, closure):
+        closure()
+        return super().step(closure)
+
+
+def test_a_closure_is_called_once_in_a_step(setup):
     folder, model, optimizer, (x, y) = setup
-    with ntkit.record(folder, model, optimizer) as run, pytest.raises(NtkitError, match="closure"):
+    ntkit.register_optimizer(Twice)(lambda made: Coefficients(b=made.group["lr"]))
+    optimizer = Twice(model.parameters(), 0.1)
+    with ntkit.record(folder, model, optimizer) as run, pytest.raises(NtkitError, match="called twice"):
         run.batch([0])
-        optimizer.step(lambda: square(model(x[:1]), y[:1]))
+        optimizer.step(lambda: square(model(x[:1]), y[:1]).backward())
+
+
+def test_sparse_gradients(tmp_path):
     table = nn.Sequential(nn.Embedding(3, 2, sparse=True), nn.Flatten(), nn.Linear(2, 1))
     optimizer = optim.SGD(table.parameters(), 0.1)
     with ntkit.record(tmp_path / "b", table, optimizer) as run, pytest.raises(NtkitError, match="sparse"):

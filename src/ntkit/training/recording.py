@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,8 +70,9 @@ def record(
     Raises
     ------
     NtkitError
-        An optimizer without a description, a closure, sparse gradients; no ``run.batch`` before a step,
-        indices out of range; weights or buffers changed by anything but the optimizer.
+        An optimizer without a description, a closure called twice in a step, sparse gradients; no
+        ``run.batch`` before a step, indices out of range; weights or buffers changed by anything but the
+        optimizer.
     RunFolderError
         A folder that holds something already, or cannot be written.
 
@@ -195,18 +196,40 @@ class Recording:
                 raise
         self._log.append(tensors if average.active else {}, {"average": moved, "end": True})
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        step = f"step {self.steps}"
-        if any(arg is not None for arg in args[1:]) or kwargs.get("closure") is not None:
-            raise NtkitError(
-                f"optimizer.step was given a closure at {step}; a closure may evaluate the loss many times. "
-                f"Call backward() yourself and then optimizer.step()."
-            )
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
         self._skipped = bool(getattr(optimizer, "found_inf", None) or 0)
         if self._skipped:  # a fused optimizer under a GradScaler leaves everything as it is
-            return
+            return None
         if id(optimizer) in self._stepped:
             self._write()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare(optimizer)
+            return None
+        return args[:1], {**kwargs, "closure": self._watched(optimizer, closure)}
+
+    def _watched(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the closure that makes the gradients of one step, with the reading of the step behind it."""
+        called = False
+
+        def watched() -> Any:
+            nonlocal called
+            if called:
+                raise NtkitError(
+                    f"The closure of step {self.steps} was called twice; a step that evaluates the loss at "
+                    f"several places is no sum over samples."
+                )
+            called = True
+            loss = closure()
+            self._prepare(optimizer)
+            return loss
+
+        return watched
+
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """Read what a step is made of: its gradients are there, its weights are those before it."""
         if not self._stepped:
             self._begin()
         self._stepping[id(optimizer)].before(self._gradients)
