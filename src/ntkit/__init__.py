@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
+    from ntkit.machine.ridge import KernelRidge as KernelRidge
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
@@ -29,6 +30,7 @@ _ROOMS = {
     "Account": "ntkit.training.account",
     "ConjugateKernel": "ntkit.finite.conjugate",
     "EmpiricalNTK": "ntkit.finite.empirical",
+    "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",

@@ -25,13 +25,11 @@ class FromSklearn(Kernel):
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
         """Return the block."""
-        like = torch.as_tensor(x1)
-        block = self.kernel(_numpy(x1), None if x2 is None else _numpy(x2))
-        return _like(block, like)
+        return _like(self.kernel(_numpy(x1), None if x2 is None else _numpy(x2)), x1)
 
     def diag(self, x: Any) -> Tensor:
         """Return the diagonal."""
-        return _like(self.kernel.diag(_numpy(x)), torch.as_tensor(x))
+        return _like(self.kernel.diag(_numpy(x)), x)
 
 
 class ToSklearn(sklearn_kernels.Kernel):
@@ -84,15 +82,15 @@ class FromGPyTorch(Kernel):
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
         """Return the block."""
-        first = torch.as_tensor(x1)
+        first = _tensor(x1)
         with torch.no_grad():
-            second = first if x2 is None else torch.as_tensor(x2)
+            second = first if x2 is None else _tensor(x2)
             return self.kernel(first, second).to_dense()
 
     def diag(self, x: Any) -> Tensor:
         """Return the diagonal."""
         with torch.no_grad():
-            return self.kernel(torch.as_tensor(x), diag=True)
+            return self.kernel(_tensor(x), diag=True)
 
 
 def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
@@ -137,9 +135,16 @@ def _numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _like(value: Any, like: Tensor) -> Tensor:
+def _tensor(x: Any) -> Tensor:
+    """Return inputs as a tensor; arrays are copied, for torch takes no read-only ones."""
+    return x if isinstance(x, Tensor) else torch.as_tensor(np.array(x))
+
+
+def _like(value: Any, like: Any) -> Tensor:
+    """Return values on the device and in the floating dtype of the inputs, float64 for other inputs."""
+    like = _tensor(like[:1])
     dtype = like.dtype if like.is_floating_point() else torch.float64
-    return torch.as_tensor(value).to(like.device, dtype)
+    return _tensor(value).to(like.device, dtype)
 
 
 def _block(value: Tensor, ndim: int = 2) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""Eigenvalues of kernel matrices: all of them, or the leading ones by Lanczos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from ntkit.compute.matrix import Matrix
+from ntkit.errors import NtkitError
+
+ROUNDING = (
+    50  # units of rounding of the largest eigenvalue, times sqrt(n), that a zero eigenvalue may be off by
+)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A = U diag(values) U^T, values from small to large, zero where only rounding is left.
+
+    ``raw`` holds the smallest eigenvalue as it was found, negative by rounding perhaps.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    raw: float
+
+    @property
+    def condition(self) -> float:
+        """The condition number; infinite for a singular matrix."""
+        low, high = float(self.values[0]), float(self.values[-1])
+        return high / low if low > 0 else float("inf")
+
+    def apply(self, factors: Tensor, b: Tensor) -> Tensor:
+        """Return U diag(factors) U^T b for columns ``[n, r]``."""
+        return self.vectors @ (factors[:, None] * (self.vectors.T @ b))
+
+    def inverse(self, shift: float = 0.0) -> Tensor:
+        """Return 1 / (values + shift), and zero on the null space when there is no shift."""
+        return torch.where(self.values + shift > 0, 1 / (self.values + shift).clamp_min(1e-300), 0.0)
+
+
+def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum:
+    """Return all eigenvalues and eigenvectors of a positive semi-definite matrix, in float64.
+
+    Eigenvalues within rounding of zero (of ``precision``, that in which the matrix was made) are set to zero.
+
+    Raises
+    ------
+    NtkitError
+        An eigenvalue that is negative beyond rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> s = spectrum(torch.ones(2, 2, dtype=torch.float64))
+    >>> s.values, s.condition
+    (tensor([0., 2.], dtype=torch.float64), inf)
+    """
+    values, vectors = torch.linalg.eigh(matrix.double())
+    rounding = ROUNDING * len(values) ** 0.5 * torch.finfo(precision).eps * float(values.abs().max())
+    if float(values[0]) < -rounding:
+        raise NtkitError(
+            f"The kernel matrix is not positive semi-definite: its eigenvalues go from "
+            f"{float(values[0]):.3g} to {float(values[-1]):.3g}, and rounding explains "
+            f"{rounding:.1g}. Give a positive semi-definite kernel."
+        )
+    clean = torch.where(values > min(rounding, _noise(values, precision)), values, 0.0)
+    return Spectrum(clean, vectors, float(values[0]))
+
+
+def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the k largest eigenvalues, largest first, and their vectors ``[n, k]``, by Lanczos.
+
+    Only products with the matrix are taken (ARPACK, from a random start that ``seed`` draws).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.compute.matrix import Dense
+    >>> leading(Dense(torch.diag(torch.arange(1.0, 6.0))), 2)[0].numpy().round(9)
+    array([5., 4.])
+    """
+    n = matrix.n
+    if not 0 < k < n:
+        raise NtkitError(f"k={k}; Lanczos gives between 1 and {n - 1} eigenvalues of {n}. Take all by eigh.")
+    like = matrix.diag()
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return (matrix @ torch.as_tensor(v.reshape(n, -1)).to(like)).cpu().numpy()
+
+    operator = LinearOperator((n, n), matvec=product, matmat=product, dtype=np.float64)  # pyright: ignore
+    start = np.random.default_rng(seed).normal(size=n)
+    values, vectors = eigsh(operator, k, which="LA", v0=start)
+    order = np.argsort(values)[::-1].copy()
+    return torch.as_tensor(values[order]).to(like), torch.as_tensor(vectors[:, order]).to(like)
+
+
+def _noise(values: Tensor, precision: torch.dtype) -> float:
+    """Return below what an eigenvalue is rounding: what the negative ones and n eps show."""
+    floor = len(values) * torch.finfo(precision).eps * float(values.abs().max())
+    return max(floor, 2 * max(0.0, -float(values[0])))

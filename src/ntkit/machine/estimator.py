@@ -1,0 +1,150 @@
+"""What the estimators share: data in as scikit-learn gives it, blocks of the kernel out in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+
+from ntkit.compute.matrix import Dense, Matrix, MatrixFree
+from ntkit.compute.plan import chunks
+from ntkit.errors import NtkitError
+from ntkit.kernel import Kernel
+from ntkit.machine.kernels import as_kernel
+
+ROWS = 2**27  # entries of a block of queries by samples that is made at once
+
+
+class KernelMachine(BaseEstimator):
+    """An estimator over a kernel: checks data, makes blocks, remembers the training samples.
+
+    After ``fit``, ``kernel_`` is the kernel, ``X_fit_`` the training samples (the matrix, for
+    ``"precomputed"``), ``precision_`` the dtype in which the kernel computed.
+    """
+
+    kernel: Any
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self._precomputed
+        return tags
+
+    @property
+    def _precomputed(self) -> bool:
+        return isinstance(self.kernel, str) and self.kernel == "precomputed"
+
+    def __getstate__(self) -> Any:
+        # kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough
+        state: Any = super().__getstate__()
+        return {k: Made(v) if isinstance(v, Kernel) else v for k, v in state.items()}
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__({k: v.kernel() if isinstance(v, Made) else v for k, v in state.items()})
+
+    def _take(self, X: Any, y: Any, **checks: Any) -> Any:
+        """Return training data as arrays, and set the kernel."""
+        default = self.kernel is None or self._precomputed
+        dtype = np.float64 if default else "numeric"
+        options = {"dtype": dtype, "allow_nd": not default, **checks}
+        out = validate_data(self, _array(X), _array(y), **options)
+        self.X_fit_ = out[0]
+        n = len(self.X_fit_)
+        self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
+        if self._precomputed and self.X_fit_.shape != (n, n):
+            raise NtkitError(f"A precomputed kernel matrix is square, got {self.X_fit_.shape}.")
+        if self._precomputed and not np.allclose(self.X_fit_, self.X_fit_.T, rtol=1e-6, atol=1e-9):
+            raise NtkitError("The precomputed kernel matrix is not symmetric; give k(X, X).")
+        return out
+
+    def _queries(self, X: Any) -> np.ndarray:
+        """Return queries as an array of the kind that the training data had."""
+        check_is_fitted(self)
+        default = self.kernel is None or self._precomputed
+        options: Any = {"dtype": np.float64 if default else "numeric", "allow_nd": not default}
+        return validate_data(self, _array(X), reset=False, **options)
+
+    def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
+        """Return sample weights as an array, None where all are one."""
+        if sample_weight is None:
+            return None
+        weights = _check_sample_weight(_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise NtkitError("All sample weights are zero; at least one sample must count.")
+        return weights
+
+    def _gram(self, scalar: bool = True) -> Tensor:
+        """Return the kernel matrix of the training samples in float64."""
+        return self._block(self.X_fit_, None, scalar)
+
+    def _matrix(self) -> Matrix:
+        """Return the kernel matrix of the training samples, not formed where the kernel can do without."""
+        assert self.kernel_ is not None
+        if not hasattr(self.kernel_, "operator") and len(self.X_fit_) ** 2 <= ROWS:
+            return Dense(self._gram())
+        matrix = MatrixFree(self.kernel_, self.X_fit_)
+        self.precision_ = torch.float64 if matrix.operator is None else matrix.operator.dtype
+        return matrix
+
+    def _block(self, X1: np.ndarray, X2: np.ndarray | None, scalar: bool = True) -> Tensor:
+        if self.kernel_ is None:
+            block = torch.as_tensor(X1.copy())
+        else:
+            block = self.kernel_(X1, X2)
+        if X2 is None:
+            self.precision_ = block.dtype if block.is_floating_point() else torch.float64
+        return checked(block, scalar)
+
+    def _diag(self, X: np.ndarray) -> Tensor:
+        """Return k(x, x) of queries."""
+        if self.kernel_ is None:
+            raise NtkitError(
+                "A precomputed kernel gives k(queries, training samples) only, a variance needs k(x, x) "
+                "too; give the kernel as a function."
+            )
+        return checked(self.kernel_.diag(X), True, 1)
+
+    def _apply(self, X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
+        parts = []
+        for s in chunks(len(X), max(1, ROWS // len(self.X_fit_))):
+            block = self._block(X[s], self.X_fit_)
+            parts.append((block @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
+        return np.concatenate(parts)
+
+
+class Made:
+    """A kernel as its class and parameters, to be pickled."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.type = type(kernel)
+        params = kernel.get_params(deep=False)
+        self.params = {k: Made(v) if isinstance(v, Kernel) else v for k, v in params.items()}
+
+    def kernel(self) -> Kernel:
+        """Return the kernel again."""
+        return self.type(**{k: v.kernel() if isinstance(v, Made) else v for k, v in self.params.items()})
+
+
+def checked(block: Tensor, scalar: bool = True, ndim: int = 2) -> Tensor:
+    """Return a block in float64, finite, with one number for two samples where that is asked for."""
+    block = block.detach()
+    if scalar and block.ndim != ndim:
+        raise NtkitError(
+            f"The kernel gives values of shape {tuple(block.shape[ndim:])} for two samples, this estimator "
+            "takes one number; use outputs='mean' or 'trace'."
+        )
+    block = block.double()
+    if not bool(block.sum().isfinite()) and not bool(block.isfinite().all()):
+        raise NtkitError(
+            "The kernel holds NaN or infinite values. Scale the inputs, or take a model in float64."
+        )
+    return block
+
+
+def _array(x: Any) -> Any:
+    """Return a tensor as an array; leave what scikit-learn reads as it is."""
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x

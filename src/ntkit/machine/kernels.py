@@ -1,0 +1,136 @@
+"""What an estimator takes as a kernel, and the one that it takes when none is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
+from torch import Tensor, nn
+
+from ntkit.compute.plan import chunks
+from ntkit.errors import NtkitError
+from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
+from ntkit.kernel import Kernel
+from ntkit.machine.adapters import FromGPyTorch, FromSklearn
+
+
+class ReLUKernel(Kernel):
+    """The NTK (or NNGP) of an infinitely wide ReLU network on vectors: the estimators' default kernel.
+
+        g_1 = sigma_w / sqrt(d) W x + sigma_b b,    g_{l+1} = sigma_w / sqrt(width) W relu(g_l) + sigma_b b
+
+    with ``depth`` hidden layers. The limit is read by `infinite_width` when the first batch shows its
+    dimension d; in float64.
+
+    >>> import numpy as np
+    >>> ReLUKernel(depth=1, sigma_b=0.0, kind="nngp")(np.eye(2)).numpy().round(4)
+    array([[1.    , 0.3183],
+           [0.3183, 1.    ]])
+    """
+
+    def __init__(
+        self,
+        depth: int = 3,
+        sigma_w: float = 2**0.5,
+        sigma_b: float = 0.5,
+        kind: Literal["ntk", "nngp"] = "ntk",
+    ) -> None:
+        if depth < 1:
+            raise NtkitError(f"depth={depth}; a ReLU network has at least one hidden layer.")
+        self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
+        self._limits: dict[int, Limit] = {}
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the block ``[n1, n2]``."""
+        return self._kernel(x1)(x1, x2)
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the kernel of each sample with itself, ``[n]``."""
+        return self._kernel(x).diag(x)
+
+    def limit(self, d: int) -> Limit:
+        """Return the limit of the network with d inputs."""
+        if d not in self._limits:
+            layers: list[nn.Module] = [nn.Linear(d, 1)]
+            for _ in range(self.depth):  # the limit does not depend on the widths
+                layers += [nn.ReLU(), nn.Linear(1, 1)]
+            model = nn.Sequential(*layers).double()
+            example = torch.zeros(1, d, dtype=torch.float64)
+            self._limits[d] = infinite_width(model, example, self.sigma_w, self.sigma_b)
+        return self._limits[d]
+
+    def _kernel(self, x: Any) -> LimitKernel:
+        if len(x.shape) != 2:
+            raise NtkitError(
+                f"The default kernel is that of a network on vectors [n, d], got inputs {tuple(x.shape)}; "
+                "flatten them, or give the kernel of a network of your own, infinite_width(model, "
+                "x[:1]).ntk."
+            )
+        return getattr(self.limit(x.shape[1]), self.kind)
+
+
+class FromFunction(Kernel):
+    """A function ``k(X1, X2)`` of NumPy arrays as a kernel of ntkit, ``[n1, n2]``."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the block."""
+        x2 = x1 if x2 is None else x2
+        block = self.function(x1, x2)
+        block = block.detach() if isinstance(block, Tensor) else torch.as_tensor(np.array(block))
+        if block.shape[:2] != (len(x1), len(x2)):
+            raise NtkitError(
+                f"The kernel function returned shape {tuple(block.shape)} for batches of {len(x1)} and "
+                f"{len(x2)} samples; it must return [n1, n2]."
+            )
+        return block
+
+    def diag(self, x: Any) -> Tensor:
+        """Return the diagonal, from small square blocks."""
+        parts = [self(x[s], x[s]) for s in chunks(len(x), 64)]
+        return torch.cat([torch.diagonal(part).movedim(-1, 0) for part in parts])
+
+
+def as_kernel(kernel: Any) -> Kernel:
+    """Return what an estimator was given as a kernel of ntkit.
+
+    None is `ReLUKernel`; a limit gives its NTK; kernels of ntkit, scikit-learn and GPyTorch, and functions
+    ``k(X1, X2)`` of NumPy arrays, are taken as they are.
+    """
+    if kernel is None:
+        return ReLUKernel()
+    if isinstance(kernel, Limit):
+        return kernel.ntk
+    if isinstance(kernel, Kernel):
+        return kernel
+    if isinstance(kernel, SklearnKernel):
+        return FromSklearn(kernel)
+    if type(kernel).__module__.startswith("gpytorch."):
+        return FromGPyTorch(kernel)
+    if isinstance(kernel, nn.Module):
+        raise NtkitError(
+            f"{type(kernel).__name__} is a network, not a kernel; give ntkit.EmpiricalNTK(model) or "
+            f"ntkit.infinite_width(model, x[:1])."
+        )
+    if isinstance(kernel, str) or not callable(kernel):
+        raise NtkitError(
+            f"kernel={kernel!r}; expected None, 'precomputed', a kernel of ntkit, scikit-learn or "
+            "GPyTorch, a limit, or a function k(X1, X2)."
+        )
+    return FromFunction(kernel)
+
+
+def prior_of(kernel: Any, fitted: Kernel, d: int) -> Kernel | None:
+    """Return the NNGP that belongs to an NTK: that of the same limit."""
+    if isinstance(kernel, Limit):
+        return kernel.nngp
+    if isinstance(fitted, ReLUKernel) and fitted.kind == "ntk":
+        return fitted.limit(d).nngp
+    if isinstance(fitted, LimitKernel) and fitted.kind == "ntk" and fitted.line is None:
+        return fitted.limit.nngp
+    return None

@@ -1,0 +1,221 @@
+"""Kernel ridge regression, with its whole path of penalties from one eigendecomposition."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ntkit.compute.cholesky import Cholesky
+from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.matrix import Dense
+from ntkit.compute.plan import parse_memory
+from ntkit.errors import NtkitError
+from ntkit.machine.estimator import KernelMachine
+from ntkit.machine.path import RidgePath, best_alpha, path_errors
+from ntkit.machine.solve import Settings, Solved, choose, solve
+
+
+class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
+    """Kernel ridge regression: least squares in the space of a kernel, with a penalty.
+
+        f = argmin sum_n w_n |y_n - f(x_n)|^2 + alpha |f|^2,    f(x) = sum_n c_n k(x, x_n)
+        (K + alpha W^-1) c = y
+
+    Parameters
+    ----------
+    kernel : optional
+        None: the NTK of an infinitely wide ReLU network of depth 3 with sigma_b = 0.5 (`ReLUKernel`);
+        ``"precomputed"``; a kernel of ntkit, scikit-learn or GPyTorch; a limit, for its NTK; a function
+        ``k(X1, X2)`` of NumPy arrays.
+    alpha : float, "loo" or "gcv"
+        The penalty, in units of the kernel (not divided by n). 0 is the interpolator of least norm.
+        ``"loo"`` and ``"gcv"`` choose it by the leave-one-out or the generalized cross-validation error.
+    solver : {"auto", "cholesky", "eigen", "cg", "nystrom"}
+        ``"cg"`` and ``"nystrom"`` do not form the matrix where the kernel has an ``operator``. What
+        ``"auto"`` chose, and why, is in ``solver_`` and ``solver_reason_``.
+    tol, max_iter, rank, random_state
+        Of ``"cg"`` (relative residual, iterations), of its preconditioner and ``"nystrom"`` (columns of the
+        kernel; None: 10 sqrt(n)), and of the columns' draw.
+    memory : int or str
+        Bytes that may hold the matrix and its factor; ``"auto"`` goes to ``"cg"`` beyond.
+
+    Attributes
+    ----------
+    dual_coef_ : array [n] or [n, o]
+        The coefficients c.
+    alpha_ : float
+        The penalty that was used.
+    jitter_, condition_, min_eigenvalue_ : float
+        What Cholesky had to add to the diagonal (told by a `JitterWarning`), the condition number of what
+        was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers).
+    residual_, n_iter_
+        The largest true relative residual of ``"cg"``, and its iterations (1 for the direct solvers).
+
+    Raises
+    ------
+    NtkitError
+        A kernel matrix that is not positive definite with its alpha, NaN in it, one with several numbers for
+        two samples, a solver or alpha that is not known.
+
+    References
+    ----------
+    Cappelletti (2019), Eq. 2.8-2.9; Ravikumar (2024), section 1. Leave-one-out: Wahba (1990), section 4.2.
+
+    Examples
+    --------
+    >>> import numpy as np, ntkit
+    >>> X = np.linspace(-1, 1, 20)[:, None]
+    >>> model = ntkit.KernelRidge(alpha="loo").fit(X, np.sin(3 * X[:, 0]))
+    >>> bool(abs(model.predict([[0.2]])[0] - np.sin(0.6)) < 0.01), model.solver_
+    (True, 'eigen')
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        alpha: float | Literal["loo", "gcv"] = 1.0,
+        *,
+        solver: str = "auto",
+        tol: float = 1e-8,
+        max_iter: int | None = None,
+        rank: int | None = None,
+        random_state: int = 0,
+        memory: int | str = "8GiB",
+    ) -> None:
+        self.kernel = kernel
+        self.alpha = alpha
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.rank = rank
+        self.random_state = random_state
+        self.memory = memory
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelRidge:
+        """Solve for the coefficients."""
+        X, y = self._take(X, y, multi_output=True, y_numeric=True)
+        chosen = isinstance(self.alpha, str)
+        if (chosen and self.alpha not in ("loo", "gcv")) or (not chosen and not 0 <= self.alpha < np.inf):
+            raise NtkitError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
+        weights = self._weights(sample_weight, X)
+        self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
+        self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
+        self.solver_, self.solver_reason_ = choose(
+            self.solver, len(self._kept), parse_memory(self.memory), chosen or self.alpha == 0
+        )
+        if chosen and self.solver_ != "eigen":
+            raise NtkitError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
+        dense = None
+        if weights is not None or self._precomputed or self.solver_ in ("cholesky", "eigen"):
+            dense = self._system()
+        matrix = Dense(dense) if dense is not None else self._matrix()
+        y = np.array(y, dtype=float)
+        self._targets = torch.as_tensor(y.reshape(len(X), -1)[self._kept]).to(matrix.diag().device)
+        if self._root is not None:
+            self._targets = self._targets * self._root[:, None].to(self._targets)
+        if chosen:
+            self.alpha_, solved = self._choose(matrix.values)  # pyright: ignore
+        else:
+            self.alpha_ = float(self.alpha)
+            how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)
+            solved = solve(matrix, dense, self._targets, self.alpha_, how, self.precision_)
+        self._solved = solved
+        self.residual_ = None if solved.residual is None else float(solved.residual.max())
+        self.n_iter_ = solved.iterations or 1
+        self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return f at queries, ``[m]`` or ``[m, o]`` as the targets were."""
+        return self._apply(self._queries(X), self.dual_coef_)
+
+    def leave_one_out(self) -> np.ndarray:
+        """Return y_n - f(x_n) for f fitted without sample n, in closed form: c_n / (K + alpha)^-1_nn.
+
+        Shaped as the targets; samples of weight zero are left out.
+        """
+        check_is_fitted(self)
+        inverse = self._inverse_diagonal()
+        if self._root is not None:  # both c and G belong to targets times the root of the weight
+            inverse = inverse * self._root.to(inverse)
+        errors = self._solved.coefficients / inverse[:, None]
+        return errors.cpu().numpy().reshape(len(errors), *self.dual_coef_.shape[1:])
+
+    def gcv(self) -> float:
+        """Return the generalized cross-validation error n |r|^2 / (n - tr H)^2, a mean over outputs."""
+        check_is_fitted(self)
+        c = self._solved.coefficients
+        return float(len(c) * c.square().sum() / c.shape[1] / self._inverse_diagonal().sum().square())
+
+    def path(self, alphas: Any) -> RidgePath:
+        """Return errors, coefficients and predictions for many penalties, from one eigendecomposition."""
+        check_is_fitted(self)
+        alphas = np.asarray(alphas, dtype=float)
+        loo, gcv, c = path_errors(self._spectrum(), self._targets, alphas)
+        spread = np.stack([self._spread(column) for column in c])
+        spread = spread.reshape(len(alphas), *self.dual_coef_.shape)
+        return RidgePath(alphas, loo, gcv, spread, lambda X, columns: self._apply(self._queries(X), columns))
+
+    @property
+    def jitter_(self) -> float:
+        """What Cholesky added to the diagonal besides alpha."""
+        return getattr(self._solved.factor, "jitter", 0.0)
+
+    @property
+    def condition_(self) -> float:
+        """The condition number of K + alpha; NaN for the iterative solvers."""
+        factor = self._solved.factor
+        if isinstance(factor, Spectrum):
+            low, high = float(factor.values[0]) + self.alpha_, float(factor.values[-1]) + self.alpha_
+            return high / low if low > 0 else float("inf")
+        return float("nan") if factor is None else factor.condition
+
+    @property
+    def min_eigenvalue_(self) -> float:
+        """The smallest eigenvalue of K; NaN for the iterative solvers."""
+        factor = self._solved.factor
+        if isinstance(factor, Spectrum):
+            return factor.raw
+        return float("nan") if factor is None else factor.min_eigenvalue
+
+    def _choose(self, dense: Tensor) -> tuple[float, Solved]:
+        whole = spectrum(dense, self.precision_)
+        alpha = best_alpha(whole, self._targets, str(self.alpha))
+        return alpha, Solved(whole.apply(whole.inverse(alpha), self._targets), whole)
+
+    def _system(self) -> Tensor:
+        """Return the kernel matrix of the samples that count, times the roots of their weights."""
+        gram = self._gram()
+        if self._root is None:
+            return gram
+        kept = torch.as_tensor(self._kept, device=gram.device)
+        root = self._root.to(gram)
+        return gram[kept][:, kept] * root[:, None] * root
+
+    def _spectrum(self) -> Spectrum:
+        factor = self._solved.factor
+        return factor if isinstance(factor, Spectrum) else spectrum(self._system(), self.precision_)
+
+    def _inverse_diagonal(self) -> Tensor:
+        if isinstance(self._solved.factor, Cholesky):
+            return self._solved.factor.inverse_diagonal()
+        whole = self._spectrum()
+        if self.alpha_ == 0 and float(whole.values[0]) == 0:
+            raise NtkitError(
+                "Leave-one-out and GCV errors at alpha=0 need a kernel matrix of full rank, this one is "
+                "singular; give alpha > 0."
+            )
+        return whole.vectors.square() @ whole.inverse(self.alpha_)
+
+    def _spread(self, solution: Tensor) -> np.ndarray:
+        """Return coefficients of all samples from the solution of those that count."""
+        if self._root is not None:
+            solution = solution * self._root[:, None].to(solution)
+        coefficients = np.zeros((len(self.X_fit_), solution.shape[1]))
+        coefficients[self._kept] = solution.cpu().numpy()
+        return coefficients

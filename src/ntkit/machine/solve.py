@@ -1,0 +1,90 @@
+"""Which solver an estimator takes, why, and what it found."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from ntkit.compute.cg import conjugate_gradients, low_rank_inverse
+from ntkit.compute.cholesky import Cholesky, cholesky
+from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.matrix import Matrix
+from ntkit.compute.nystrom import nystrom
+from ntkit.compute.pivoted import pivoted_cholesky
+from ntkit.compute.plan import format_bytes
+from ntkit.errors import NtkitError
+
+SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystrom")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a system is to be solved: the solver's name, tolerance, most iterations, rank, seed."""
+
+    solver: str
+    tol: float
+    max_iter: int | None
+    rank: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver tells about itself."""
+
+    coefficients: Tensor
+    factor: Cholesky | Spectrum | None = None
+    residual: Tensor | None = None
+    iterations: int | None = None
+
+
+def choose(solver: str, n: int, budget: int, singular: bool) -> tuple[str, str]:
+    """Return the solver to be used for n samples, and the reason in words."""
+    if solver not in SOLVERS:
+        raise NtkitError(f"solver={solver!r}; expected one of {', '.join(SOLVERS)}.")
+    if solver != "auto":
+        return solver, "asked for"
+    need = 3 * 8 * n * n  # the matrix, its copy with the ridge, the factor
+    size = f"{n} samples take {format_bytes(need)} of {format_bytes(budget)}"
+    if singular and need <= budget:
+        return "eigen", f"no ridge: all eigenvalues, so that a null space stays out; {size}"
+    if need <= budget:
+        return "cholesky", f"exact, and {size}"
+    return "cg", f"iterative, for {size}"
+
+
+def solve(
+    matrix: Matrix, dense: Tensor | None, b: Tensor, shift: float, how: Settings, precision: torch.dtype
+):
+    """Solve (A + shift) c = b for columns ``[n, r]`` with the solver that ``how`` names."""
+    if how.solver == "cholesky":
+        assert dense is not None
+        factor = cholesky(dense, shift)
+        return Solved(factor.solve(b), factor)
+    if how.solver == "eigen":
+        assert dense is not None
+        whole = spectrum(dense, precision)
+        return Solved(whole.apply(whole.inverse(shift), b), whole)
+    n = matrix.n
+    if how.solver == "nystrom":
+        low = pivoted_cholesky(matrix, how.rank or max(1, min(n, int(10 * n**0.5))), how.seed)
+        coefficients = torch.zeros_like(b)
+        coefficients[low.pivots.to(b.device)] = nystrom(low, b, shift)
+        return Solved(coefficients)
+    low = pivoted_cholesky(matrix, how.rank or max(1, min(n // 4, int(10 * n**0.5))), how.seed)
+    found = conjugate_gradients(
+        matrix, b, shift, precondition=low_rank_inverse(low, shift), tol=how.tol, max_iter=how.max_iter
+    )
+    if not found.converged:
+        warnings.warn(
+            f"Conjugate gradients stopped at a relative residual of {float(found.residual.max()):.1e} "
+            f"after {found.iterations} iterations, tol={how.tol:.1e}. Give a larger alpha, max_iter or "
+            "rank, or a model in float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return Solved(found.x, None, found.residual, found.iterations)

@@ -1,0 +1,10 @@
+"""What every estimator obeys: scikit-learn's own checks."""
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import ntkit
+
+
+@parametrize_with_checks([ntkit.KernelRidge()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
