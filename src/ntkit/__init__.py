@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
+    from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
     from ntkit.machine.ridge import KernelRidge as KernelRidge
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
+    from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
     from ntkit.training.recording import record as record
 
@@ -30,11 +32,13 @@ _ROOMS = {
     "Account": "ntkit.training.account",
     "ConjugateKernel": "ntkit.finite.conjugate",
     "EmpiricalNTK": "ntkit.finite.empirical",
+    "GaussianProcess": "ntkit.machine.gaussian",
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "account": "ntkit.training.account",
     "dual": "ntkit.infinite.duals.of",
+    "indexed": "ntkit.training.loops.loader",
     "infinite_width": "ntkit.infinite.limit",
     "linearize": "ntkit.finite.linearize",
     "monte_carlo": "ntkit.infinite.monte_carlo",
