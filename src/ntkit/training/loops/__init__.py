@@ -1,0 +1,1 @@
+"""Recording in other people's loops: a DataLoader with indices, Lightning, transformers."""

@@ -1,0 +1,108 @@
+"""The Trainer of transformers on tiny models in memory."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import ntkit
+
+transformers = pytest.importorskip("transformers", reason="not installed (ntkit[transformers])")
+pytest.importorskip("accelerate", reason="not installed (ntkit[transformers])")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+from ntkit.training.loops.transformers import Logits, TransformersRecorder, collated  # noqa: E402
+
+
+class Tokens(torch.utils.data.Dataset):
+    """Short sequences, padded where there is a mask; the label says whether the first token is large."""
+
+    def __init__(self, masked, n=22, length=6):
+        self.masked = masked
+        draw = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(3, 10, (n, length), generator=draw)
+        self.mask = torch.ones(n, length, dtype=torch.long)
+        self.mask[::3, 4:] = 0
+        self.labels = (self.ids[:, 0] > 5).long()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        mask = {"attention_mask": self.mask[i]} if self.masked else {}
+        return {"input_ids": self.ids[i], **mask, "labels": self.labels[i]}
+
+
+class Pooled(nn.Module):
+    """A network of one's own, as the Trainer wants it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(10, 5)
+        self.head = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 2))
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        h = (self.embed(input_ids) * attention_mask[..., None]).mean(1)
+        logits = self.head(h)
+        return (
+            {"logits": logits}
+            if labels is None
+            else {"loss": cross_entropy(logits, labels), "logits": logits}
+        )
+
+
+def bert():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=10,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=2,
+        attn_implementation="eager",
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def fit(model, data, recorder, tmp_path, **settings):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        num_train_epochs=2,
+        per_device_train_batch_size=5,
+        learning_rate=5e-3,
+        weight_decay=0.01,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[recorder])
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("make", [Pooled, bert])
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1}])
+def test_a_training_is_accounted_for(make, settings, tmp_path):
+    data = Tokens(masked=make is Pooled)  # BERT looks at what a mask says, which torch.func cannot follow
+    train = collated(data, transformers.default_data_collator)
+    model = make()
+    told = 1.0 if make is bert else None  # BERT ignores the number of items that it is told
+    recorder = TransformersRecorder(tmp_path / "run", train=train, weight=told)
+    trainer = fit(model, data, recorder, tmp_path, **settings)
+    assert recorder.run.steps == trainer.state.global_step
+    queries = {name: v[:3] for name, v in train[0].items()}
+    model.train()  # as it was trained; there is no dropout
+    a = ntkit.account(tmp_path / "run", Logits(model), cross_entropy, train=train, queries=queries, tol=1e-6)
+    assert a.converged
+    with torch.no_grad():
+        assert torch.allclose(a.prediction.float(), Logits(model)(**queries), atol=1e-6)
+    moved = float((a.prediction - a.initial).abs().max())
+    assert moved > 1e-3 and float(a.rounding.abs().max()) < 1e-4 * moved
+    assert a.contributions.abs().sum((0, 1)).min() > 0
