@@ -5,6 +5,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import ntkit
 
 
-@parametrize_with_checks([ntkit.KernelRidge(), ntkit.GaussianProcess()])
+@parametrize_with_checks([ntkit.KernelRidge(), ntkit.GaussianProcess(), ntkit.GradientFlow()])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

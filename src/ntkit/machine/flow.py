@@ -1,0 +1,305 @@
+"""Training as a kernel machine: gradient flow in closed form, and the ensemble of trained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import MultiOutputMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.errors import NtkitError
+from ntkit.kernel import Kernel
+from ntkit.machine import stopping
+from ntkit.machine.descent import descend, descent_filter, flow_filter, integrate
+from ntkit.machine.estimator import KernelMachine, checked
+from ntkit.machine.kernels import as_kernel, prior_of
+from ntkit.machine.losses import loss_of
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """How the parts of the targets along the kernel's eigenvectors are learned.
+
+    ``rates`` ``[n]`` are the eigenvalues of K / n, largest first: along the i-th a part exp(-rate t) is left
+    of ``parts`` ``[n]`` or ``[n, o]``, that of y - f_0; ``left`` ``[T, n]`` holds these factors, ``loss``
+    ``[T]`` is (1/2n) sum (f - y)^2 at each of ``times``.
+    """
+
+    times: np.ndarray
+    rates: np.ndarray
+    parts: np.ndarray
+    left: np.ndarray
+    loss: np.ndarray
+
+
+class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
+    """Training a network whose tangent kernel stays: the function at any time, in closed form.
+
+        dw/dt = -grad of (1/2n) sum_n (f(x_n) - y_n)^2
+        f_t(x) = f_0(x) + A_t (y - f_0(X)),    A_t = K_*X K^-1 (I - exp(-t K / n))
+
+    With the covariance S of f_0 (``prior``, the NNGP), the ensemble of trained networks has
+
+        mean = A_t y,    cov = S_** + A_t S_XX A_t^T - A_t S_X* - S_*X A_t^T
+
+    Time is steps x learning rate. For `torch.nn.MSELoss` with o outputs t = 2 x rate x steps / o.
+
+    Parameters
+    ----------
+    kernel : optional
+        As of `KernelRidge`; a limit gives its NTK, and its NNGP as prior.
+    t : float or array of floats
+        Until when to train; inf: to the end. An array gives predictions with an axis of times in front.
+    prior : optional
+        The kernel of f_0 over random networks; None: the NNGP, where the kernel is that of a limit.
+    loss : str or callable
+        ``"squared"``; ``"cross_entropy"`` (targets are rows of probabilities, or one in [0, 1]),
+        ``"huber"``, or a convex function of tensors ``(f, y) -> [n]``, by an ODE solver: df/dt =
+        -(1/n) sum_n K(x, x_n) l'(f(x_n), y_n).
+    learning_rate, momentum : float
+        Explicit steps instead of the flow (None), t / learning_rate of them; momentum as in PyTorch's SGD.
+    early_stopping : {None, "validation", "loo"}
+        Choose the time, at most t, of the least error on a part of the samples that is held out
+        (``validation_fraction``, drawn with ``random_state``; then all samples are trained on), or of the
+        least leave-one-out error, which is exact and takes an eigendecomposition for each sample (squared
+        loss). Other losses stop after ten times tried without a better one.
+
+    Attributes
+    ----------
+    t_ : float or array
+        The time, or times.
+    max_learning_rate_ : float
+        Steps above it diverge: 2 (1 + momentum) n / (largest eigenvalue x the loss's curvature).
+    min_eigenvalue_, condition_ : float
+        Of the kernel matrix.
+
+    Raises
+    ------
+    NtkitError
+        A kernel that is not positive semi-definite, a learning rate that diverges, an endless time with a
+        loss other than the squared one, a covariance without prior.
+
+    References
+    ----------
+    Giancola (2023), Eq. I.3.12, IV.2.6 (and IV.2.8, with its sign set right: f_t = f* - sum_i
+    exp(-t lambda_i) Delta_i), section IV.3; Lee et al. (2019), Eq. 10-11 and 16 for two kernels.
+
+    Examples
+    --------
+    >>> import numpy as np, ntkit
+    >>> X = np.linspace(-1, 1, 12)[:, None]
+    >>> y = np.sin(3 * X[:, 0])
+    >>> flow = ntkit.GradientFlow(t=[1.0, 100.0, np.inf]).fit(X, y)
+    >>> np.abs(flow.predict(X) - y).max(1).round(2)
+    array([0.6 , 0.01, 0.  ])
+    >>> mean, std = ntkit.GradientFlow().fit(X, y).predict([[0.2], [3.0]], return_std=True)
+    >>> bool(std[0] < std[1])
+    True
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        t: Any = float("inf"),
+        prior: Any = None,
+        loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
+        *,
+        learning_rate: float | None = None,
+        momentum: float = 0.0,
+        early_stopping: Literal["validation", "loo"] | None = None,
+        validation_fraction: float = 0.1,
+        random_state: int = 0,
+    ) -> None:
+        self.kernel = kernel
+        self.t = t
+        self.prior = prior
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, f0: Any = None) -> GradientFlow:
+        """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
+        X, y = self._take(X, y, multi_output=True, y_numeric=True)
+        y = np.array(y, dtype=float)
+        start = np.zeros_like(y) if f0 is None else np.asarray(f0, dtype=float)
+        if start.shape != y.shape or not np.isfinite(start).all():
+            raise NtkitError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
+        self._started, self._shape = f0 is not None, y.shape[1:]
+        self._gram_ = self._gram()
+        self._y = torch.as_tensor(y.reshape(len(X), -1)).to(self._gram_)
+        self._f0 = torch.as_tensor(start.reshape(len(X), -1)).to(self._gram_)
+        self._spectrum = spectrum(self._gram_, self.precision_)
+        times = np.atleast_1d(np.asarray(self.t, dtype=float))
+        if times.ndim != 1 or not len(times) or not (times >= 0).all():
+            raise NtkitError(f"t={self.t!r}; expected a time >= 0, or a list of them.")
+        self._rates()
+        self.t_ = self._stop(float(times.max())) if self.early_stopping is not None else self.t
+        self.dual_coef_ = self._coefficients(self.t_)
+        return self
+
+    def predict(
+        self, X: Any, return_std: bool = False, return_cov: bool = False, *, t: Any = None, f0: Any = None
+    ) -> Any:
+        """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
+
+        ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
+        ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the function at the
+        start on the queries, needed where ``fit`` had one.
+        """
+        check_is_fitted(self)
+        if return_std and return_cov:
+            raise NtkitError("Ask for return_std or return_cov, not for both.")
+        if self._started != (f0 is not None):
+            raise NtkitError("Give f0 both to fit and to predict: the start on training samples and queries.")
+        X = self._queries(X)
+        t = self.t_ if t is None else t
+        coefficients = self.dual_coef_ if t is self.t_ else self._coefficients(t)
+        scalar = np.ndim(t) == 0
+        stacked = coefficients[None] if scalar else coefficients
+        columns = np.moveaxis(stacked.reshape(len(stacked), len(self.X_fit_), -1), 0, 1)
+        out = self._apply(X, columns.reshape(len(self.X_fit_), -1)).reshape(len(X), len(stacked), -1)
+        mean = np.moveaxis(out, 1, 0).reshape(len(stacked), len(X), *self._shape)
+        if f0 is not None:
+            mean = mean + np.asarray(f0, dtype=float).reshape(len(X), *self._shape)
+        mean = mean[0] if scalar else mean
+        if not return_std and not return_cov:
+            return mean
+        spread = np.stack([self._spread(X, float(time), return_cov) for time in np.atleast_1d(t)])
+        spread = spread[0] if scalar else spread
+        return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
+
+    def learning_curve(self, t: Any) -> LearningCurve:
+        """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""
+        check_is_fitted(self)
+        self._closed()
+        times = np.atleast_1d(np.asarray(t, dtype=float))
+        values = self._spectrum.values.flip(0)
+        parts = (self._spectrum.vectors.T @ (self._y - self._f0)).flip(0)
+        left = torch.stack([1 - values * self._filter(values, float(time)) for time in times])
+        loss = torch.stack([(factor[:, None] * parts).square().sum() for factor in left])
+        n, numpy = len(parts), lambda a: a.cpu().numpy()
+        return LearningCurve(
+            times,
+            numpy(values) / n,
+            numpy(parts).reshape(n, *self._shape),
+            numpy(left),
+            numpy(loss) / (2 * n),
+        )
+
+    @property
+    def min_eigenvalue_(self) -> float:
+        """The smallest eigenvalue of the kernel matrix."""
+        return self._spectrum.raw
+
+    @property
+    def condition_(self) -> float:
+        """The condition number of the kernel matrix; infinite where it is singular."""
+        return self._spectrum.condition
+
+    def _rates(self) -> None:
+        """Find the largest stable learning rate, and refuse a larger one."""
+        if not 0 <= self.momentum < 1 or (self.learning_rate is not None and not self.learning_rate > 0):
+            raise NtkitError(
+                f"learning_rate={self.learning_rate}, momentum={self.momentum}; expected a rate > 0 and a "
+                f"momentum in [0, 1)."
+            )
+        loss = loss_of(self.loss)
+        curvature = loss.curvature
+        if curvature is None:
+            curvature = float(torch.linalg.eigvalsh(loss.hessian(self._f0, self._y)).max())
+        steepest = float(self._spectrum.values[-1]) * curvature / len(self._y)
+        self.max_learning_rate_ = 2 * (1 + self.momentum) / steepest if steepest > 0 else float("inf")
+        if self.learning_rate is not None and self.learning_rate > self.max_learning_rate_:
+            raise NtkitError(
+                f"learning_rate={self.learning_rate} diverges: the largest stable one is "
+                f"{self.max_learning_rate_:.4g} for this kernel and these samples."
+            )
+
+    def _filter(self, values: Tensor, t: float, n: int | None = None) -> Tensor:
+        n = len(self._y) if n is None else n
+        if self.learning_rate is None:
+            return flow_filter(values, t, n)
+        return descent_filter(values, t, n, self.learning_rate, self.momentum)
+
+    def _coefficients(self, t: Any) -> np.ndarray:
+        """Return the coefficients at a time, ``[n]`` or ``[n, o]``, or at several, ``[T, ...]``."""
+        times = np.atleast_1d(np.asarray(t, dtype=float))
+        found = self.trajectory(self._gram_, self._spectrum, self._y, self._f0, times)
+        found = found.cpu().numpy().reshape(*found.shape[:2], *self._shape)
+        return found[0] if np.ndim(t) == 0 else found
+
+    def trajectory(self, gram: Tensor, whole: Spectrum | None, y: Tensor, f0: Tensor, times: Any) -> Tensor:
+        """Return coefficients ``[T, n, o]`` for a kernel matrix and targets (its spectrum, if known)."""
+        if self.loss == "squared":
+            whole = spectrum(gram, self.precision_) if whole is None else whole
+            rest = y - f0
+            filters = [self._filter(whole.values, float(t), len(y)) for t in times]
+            return torch.stack([whole.apply(g, rest) for g in filters])
+        if not np.isfinite(times).all():
+            raise NtkitError(
+                f"t=inf with loss={self.loss!r}: such a flow need not have an end; give a finite t, or "
+                f"early_stopping."
+            )
+        order, loss = np.argsort(times), loss_of(self.loss)
+        rising = [float(t) for t in np.asarray(times)[order]]
+        if self.learning_rate is None:
+            found = (
+                integrate(gram, y, f0, loss, rising) if rising[-1] else gram.new_zeros(len(rising), *y.shape)
+            )
+        else:
+            found = descend(gram, y, f0, loss, rising, self.learning_rate, self.momentum)
+        return found[torch.as_tensor(np.argsort(order))]
+
+    def _stop(self, limit: float) -> float:
+        """Return the time at which to stop."""
+        largest, n = float(self._spectrum.values[-1]), len(self._y)
+        times = stopping.times(self._spectrum.values / n, limit, self.learning_rate)
+        if self.loss != "squared":
+            times = times[np.isfinite(times)]
+        if self.early_stopping == "loo":
+            errors = stopping.leave_one_out(self, times)
+        elif self.early_stopping == "validation":
+            errors = stopping.validation(self, times)
+        else:
+            raise NtkitError(f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'.")
+        self.stopping_times_, self.stopping_errors_ = times, errors
+        return float(times[int(np.argmin(errors))]) if largest > 0 else 0.0
+
+    def _closed(self) -> None:
+        if self.loss != "squared":
+            raise NtkitError(f"Only the squared loss has a closed form in the eigenbasis, not {self.loss!r}.")
+
+    def _prior(self) -> Kernel:
+        if self.prior is not None and self.prior != "precomputed":
+            return as_kernel(self.prior)
+        found = None if self.kernel_ is None else prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
+        if found is None:
+            raise NtkitError(
+                "The spread of trained networks needs the covariance of f_0 besides the tangent kernel: give "
+                "prior=, the NNGP, or a limit as kernel."
+            )
+        return found
+
+    def _spread(self, X: np.ndarray, t: float, full: bool) -> np.ndarray:
+        """Return the covariance ``[m, m]`` or standard deviation ``[m]`` of the ensemble at a time."""
+        self._closed()
+        if self._started:
+            raise NtkitError("With f0 given there is one network, and no ensemble to have a spread.")
+        prior = self._prior()
+        a = self._spectrum.apply(self._filter(self._spectrum.values, t), self._block(self.X_fit_, X)).T
+        train, cross = checked(prior(self.X_fit_)).to(a), checked(prior(X, self.X_fit_)).to(a)
+        if full:
+            cov = checked(prior(X)).to(a) + a @ train @ a.T - a @ cross.T - cross @ a.T
+            return ((cov + cov.T) / 2).cpu().numpy()
+        own = checked(prior.diag(X), True, 1).to(a)
+        variance = own + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
+        return variance.clamp_min(0).sqrt().cpu().numpy()
