@@ -46,3 +46,38 @@ def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[
     x = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
     y = torch.where(on_sphere, 1.0, -1.0)[:, None]
     return x.to(dtype), y.to(dtype)
+
+
+def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Draw points of the square [-1, 1]^2, labelled by the side of a line through its middle::
+
+        {(x, 1): x . a >= 0} and {(x, -1): x . a < 0},  a = (0.6, 0.8)
+
+    (Courtois, Morel, Arias, "Can neural networks extrapolate?", Section 5.2, with n = 1024.)
+
+    Parameters
+    ----------
+    n
+        Number of points.
+    seed
+        The same seed gives the same points.
+    dtype
+        Of both tensors.
+
+    Returns
+    -------
+    x, y
+        Points ``[n, 2]`` and labels ``[n, 1]``.
+
+    Examples
+    --------
+    >>> x, y = half_plane(4, seed=0)
+    >>> bool(((x @ torch.tensor([0.6, 0.8], dtype=torch.float64) >= 0) == (y[:, 0] > 0)).all())
+    True
+    """
+    if n < 1:
+        raise NtkitError(f"half_plane draws at least one point, not {n}.")
+    draw = torch.Generator().manual_seed(seed)
+    x = 2 * torch.rand(n, 2, generator=draw, dtype=torch.float64) - 1
+    side = x @ torch.tensor([0.6, 0.8], dtype=torch.float64)
+    return x.to(dtype), torch.where(side >= 0, 1.0, -1.0)[:, None].to(dtype)

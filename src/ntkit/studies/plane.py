@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.svm import SVC
+from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 import ntkit
@@ -31,10 +31,63 @@ class PlaneConfig(StudyConfig):
     width: int = option(10, "Units in each of the two hidden layers.", low=1, high=1000)
     seeds: int = option(3, "Networks trained for the accuracy.", low=1, high=100)
     rates: tuple[float, ...] = option(
-        (0.005, 0.01, 0.02, 0.05), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
+        (0.005, 0.01, 0.02), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
     )
     queries: int = option(32, "Points whose predictions are accounted for.", low=1, high=10_000)
     nearest: int = option(100, "Nearest training points shown.", low=1, high=100_000)
+
+
+def investigate(
+    config: PlaneConfig, draw: Callable[[int, int], tuple[Tensor, Tensor]], direction: Sequence[float]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Train, account, look at the neighbors along a direction, and separate; return numbers and arrays.
+
+    ``draw(n, seed)`` gives points and labels; the test points are drawn with another seed.
+    """
+    x, y = (t.to(config.device) for t in draw(config.samples, config.seed))
+    test_x, test_y = (t.to(config.device) for t in draw(config.samples, config.seed + 1000))
+    models = [train(config, x, y, config.seed + s, config.rate) for s in range(config.seeds)]
+    model = models[0]
+    errors = errors_of_equation_9(config, x, y)
+    along = ray(direction).to(config.device)
+    by_kernel, by_distance = neighbors(model, x, along, config.nearest)
+    labels, test_labels = array(y).reshape(-1), array(test_y).reshape(-1)
+    on_features = separability(features(model, x), labels, features(model, test_x), test_labels)
+    on_inputs = separability(array(x), labels, array(test_x), test_labels)
+    with torch.no_grad():
+        values = model(grid().to(config.device))
+    numbers = {
+        "accuracy": min(accuracy(m, x, y) for m in models),
+        "accuracy on new points": min(accuracy(m, test_x, test_y) for m in models),
+        "slope": slope(errors["rates"], errors["left"]),
+        "Eq. 9": float(errors["left"].max()),
+        "exact": float(errors["exact"].max()),
+        "features": on_features[0],
+        "features, new points": on_features[1],
+        "inputs": on_inputs[0],
+        "overlap": overlap(by_kernel, by_distance),
+        "purity by kernel": purity(by_kernel, labels),
+        "purity by distance": purity(by_distance, labels),
+    }
+    arrays = {
+        "x": array(x),
+        "y": array(y),
+        "prediction": array(values),
+        "along": array(along),
+        "by_kernel": by_kernel,
+        "by_distance": by_distance,
+        **errors,
+    }
+    return numbers, arrays
+
+
+def draw_all(a: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    """Draw data and prediction, the errors, and the neighbors along the direction."""
+    return {
+        "Training points and prediction": draw_predictions(a["x"], a["y"], a["prediction"]),
+        "Error against the learning rate": draw_errors(a),
+        "Nearest training points": draw_neighbors(a["x"], a["y"], a["along"], a["by_kernel"], a["by_distance"]),
+    }
 
 
 def network(config: PlaneConfig, seed: int) -> nn.Sequential:
@@ -135,7 +188,7 @@ def separability(
     """Return the accuracy of a linear SVM on the points that it learned from, and on others."""
     scale = np.abs(x).max(0)
     scale[scale == 0] = 1
-    svm = SVC(kernel="linear", C=1e4, max_iter=2_000_000).fit(x / scale, y)
+    svm = LinearSVC(C=1e4, dual=False, max_iter=20_000).fit(x / scale, y)
     return float(svm.score(x / scale, y)), float(svm.score(held_out_x / scale, held_out_y))
 
 
@@ -172,7 +225,7 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
     return figure
 
 
-def draw_errors(errors: dict[str, np.ndarray]) -> Figure:
+def draw_errors(errors: Mapping[str, np.ndarray]) -> Figure:
     """Draw the errors of Eq. 9 and of the exact account against the learning rate."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()

@@ -1,0 +1,57 @@
+"""The two sides of a line, told apart by a small network.
+
+Points of a square on either side of a line through its middle; network, training and measurements are those
+of the study ball-sphere (Courtois, Morel, Arias, Section 5.2, Figures 4 and 5). The nearest training points
+are looked at along the normal of the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from ntkit.data.toy import half_plane
+from ntkit.studies import plane
+from ntkit.studies.study import Claim, Result
+
+NORMAL = (0.6, 0.8)
+QUICK = {
+    "samples": 128,
+    "steps": 800,
+    "rate": 0.05,
+    "seeds": 1,
+    "rates": (0.025, 0.05),
+    "queries": 8,
+    "nearest": 20,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(plane.PlaneConfig):
+    """The paper's numbers; the error against the rate is measured at 32 points."""
+
+
+def run(config: Config) -> Result:
+    """Train, account, look at neighbors, and separate."""
+    found, arrays = plane.investigate(config, half_plane, NORMAL)
+    bar = 0.9 if config.changed else 0.99
+    claims = (
+        Claim(f"accuracy, worst of {config.seeds}", found["accuracy"], "99.80 %", low=bar),
+        Claim(f"accuracy on new points, worst of {config.seeds}", found["accuracy on new points"], low=bar),
+        Claim("slope of the error of Eq. 9 in the learning rate", found["slope"], "1", low=0.8, high=1.2),
+        Claim("error of Eq. 9 / max |f|, largest rate", found["Eq. 9"], "small"),
+        Claim("error of the exact account / max |f|", found["exact"], high=1e-8),
+        Claim("linear SVM on tangent features", found["features"], low=1.0),
+        Claim("linear SVM on tangent features, new points", found["features, new points"]),
+        Claim("linear SVM on inputs", found["inputs"], "separable", low=1.0),
+        Claim("neighbors of one label, by kernel", found["purity by kernel"], "most"),
+        Claim("neighbors of one label, by distance", found["purity by distance"]),
+    )
+    return Result(config, claims, arrays)
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the paper's Figures 4 and 5, and the errors."""
+    return plane.draw_all(result.arrays)

@@ -1,0 +1,95 @@
+"""Linear regression, where the discrete theorem has no error term.
+
+The network is x -> <a, x>, trained by full-batch gradient descent on noisy linear data (Courtois, Morel, Arias,
+Section 4.1). Its tangent kernel is <x, x'> whatever the weights, so Eq. 9 with the left end of each step holds
+exactly, for minibatches too; the normalized kernel is the cosine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+import ntkit
+from ntkit.report.plots import BLUE, ORANGE
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+
+QUICK = {"samples": 64, "steps": 50}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Noisy linear data, learned from zero."""
+
+    samples: int = option(512, "Training points.", low=2, high=10**6)
+    dimension: int = option(16, "Dimension of the inputs.", low=1, high=10_000)
+    steps: int = option(500, "Steps of gradient descent.", low=1, high=10**6)
+    rate: float = option(0.1, "Learning rate.", low=1e-6, high=10.0)
+    batch: int = option(16, "Samples in a step of the run with minibatches.", low=1, high=10**6)
+    noise: float = option(0.1, "Standard deviation of the labels' noise.", low=0.0)
+
+
+def run(config: Config) -> Result:
+    """Train on all points and on minibatches, account with the left rule, compare the kernel."""
+    draw = torch.Generator().manual_seed(config.seed)
+    d = config.dimension
+    x, q = (torch.randn(n, d, generator=draw, dtype=torch.float64) for n in (config.samples, 64))
+    truth = torch.randn(d, 1, generator=draw, dtype=torch.float64)
+    y = x @ truth + config.noise * torch.randn(config.samples, 1, generator=draw, dtype=torch.float64)
+    x, y, q = (t.to(config.device) for t in (x, y, q))
+    errors, shares = {}, {}
+    for name, size in (("all", config.samples), ("minibatches", min(config.batch, config.samples))):
+        with tempfile.TemporaryDirectory() as folder:
+            a = _account(f"{folder}/run", x, y, q, size, draw, config)
+        errors[name] = a.relative_residual
+        shares[name] = a.contributions[0, 0]
+    model = nn.Linear(d, 1, bias=False).double().to(config.device)
+    kernel = ntkit.EmpiricalNTK(model)
+    cosine = cosine_similarity(q[:, None], x[None], dim=-1)
+    off = float((kernel(q, x) - q @ x.T).abs().max())
+    off_cosine = float((kernel.normalized()(q, x) - cosine).abs().max())
+    return Result(
+        config,
+        claims=(
+            Claim("error of Eq. 9 / movement, all points in a step", errors["all"], "0", high=1e-12),
+            Claim("error of Eq. 9 / movement, minibatches", errors["minibatches"], high=1e-12),
+            Claim("largest |K(x, x') - <x, x'>|", off, "0", high=1e-12),
+            Claim("largest |normalized K - cosine|", off_cosine, "0", high=1e-12),
+        ),
+        arrays={"similarity": array(q[0] @ x.T), **{k: array(v) for k, v in shares.items()}},
+    )
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw what each sample contributed to one prediction against its inner product with the query."""
+    drawn = Figure(figsize=(6, 4), layout="constrained")
+    ax = drawn.subplots()
+    for name, color in (("all", BLUE), ("minibatches", ORANGE)):
+        ax.scatter(result.arrays["similarity"], np.asarray(result.arrays[name]), s=6, color=color, label=name)
+    ax.set(xlabel="inner product of sample and query", ylabel="contribution of the sample")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return {"What each sample contributed to one prediction": drawn}
+
+
+def _account(
+    folder: str, x: Tensor, y: Tensor, q: Tensor, size: int, draw: torch.Generator, config: Config
+) -> ntkit.Account:
+    model = nn.Linear(x.shape[1], 1, bias=False).double().to(config.device)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), config.rate)
+    with ntkit.record(folder, model, optimizer, train=(x, y)) as run:
+        for _ in range(config.steps):
+            index = torch.randperm(len(x), generator=draw)[:size].sort().values
+            run.batch(index)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x[index]), y[index]).backward()
+            optimizer.step()
+    return ntkit.account(folder, model, nn.MSELoss(), train=(x, y), queries=q, nodes="left")
