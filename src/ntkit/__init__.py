@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
+    from ntkit.machine.classifier import KernelClassifier as KernelClassifier
     from ntkit.machine.flow import GradientFlow as GradientFlow
     from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
     from ntkit.machine.ridge import KernelRidge as KernelRidge
@@ -35,6 +36,7 @@ _ROOMS = {
     "EmpiricalNTK": "ntkit.finite.empirical",
     "GaussianProcess": "ntkit.machine.gaussian",
     "GradientFlow": "ntkit.machine.flow",
+    "KernelClassifier": "ntkit.machine.classifier",
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",

@@ -5,6 +5,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import ntkit
 
 
-@parametrize_with_checks([ntkit.KernelRidge(), ntkit.GaussianProcess(), ntkit.GradientFlow()])
+@parametrize_with_checks(
+    [ntkit.KernelRidge(), ntkit.GaussianProcess(), ntkit.GradientFlow(), ntkit.KernelClassifier()]
+)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

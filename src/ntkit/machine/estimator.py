@@ -47,10 +47,7 @@ class KernelMachine(BaseEstimator):
 
     def _take(self, X: Any, y: Any, **checks: Any) -> Any:
         """Return training data as arrays, and set the kernel."""
-        default = self.kernel is None or self._precomputed
-        dtype = np.float64 if default else "numeric"
-        options = {"dtype": dtype, "allow_nd": not default, **checks}
-        out = validate_data(self, _array(X), _array(y), **options)
+        out = validate_data(self, _array(X), _array(y), **self._options(), **checks)
         self.X_fit_ = out[0]
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
@@ -63,9 +60,13 @@ class KernelMachine(BaseEstimator):
     def _queries(self, X: Any) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
         check_is_fitted(self)
-        default = self.kernel is None or self._precomputed
-        options: Any = {"dtype": np.float64 if default else "numeric", "allow_nd": not default}
-        return validate_data(self, _array(X), reset=False, **options)
+        return validate_data(self, _array(X), reset=False, **self._options())
+
+    def _options(self) -> Any:
+        """Return what scikit-learn checks: user's kernels may take samples of any shape, and integers."""
+        if self._precomputed:
+            return {"dtype": [np.float64, np.float32]}
+        return {"dtype": np.float64} if self.kernel is None else {"dtype": "numeric", "allow_nd": True}
 
     def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
         """Return sample weights as an array, None where all are one."""

@@ -152,8 +152,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
-        ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the function at the
-        start on the queries, needed where ``fit`` had one.
+        ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the
+        function at the start on the queries, needed where ``fit`` had one.
         """
         check_is_fitted(self)
         if return_std and return_cov:

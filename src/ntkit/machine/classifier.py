@@ -1,0 +1,224 @@
+"""Classification with a kernel: penalized cross entropy, or any convex loss of one-hot targets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor
+
+from ntkit.compute.plan import chunks
+from ntkit.errors import NtkitError
+from ntkit.machine.estimator import ROWS, KernelMachine
+from ntkit.machine.flow import GradientFlow
+from ntkit.machine.losses import loss_of, probabilities
+from ntkit.machine.newton import DENSE, Blocks, Problem, lbfgs, newton
+from ntkit.machine.ridge import KernelRidge
+
+
+class KernelClassifier(ClassifierMixin, KernelMachine):
+    """Classification with a kernel, by penalized cross entropy.
+
+        f = argmin sum_n w_n l(f(x_n), y_n) + alpha / 2 |f|^2,    f(x) = sum_n K(x, x_n) c_n
+
+    with y one-hot and l the cross entropy of softmax(f); for two classes one f and its logistic function.
+
+    Parameters
+    ----------
+    kernel : optional
+        As of `KernelRidge`. Kernels with values for outputs, ``[n, n, o, o]`` or ``[n, n, o]`` with o the
+        number of classes, couple the outputs as they say; one number for two samples serves each output.
+    loss : str or callable
+        ``"cross_entropy"``; ``"squared"``, ridge on one-hot targets, the fast choice (``alpha`` as of
+        `KernelRidge` then, ``"loo"`` too); or a convex function of tensors ``(f, y) -> [n]``.
+    alpha : float
+        The penalty, > 0, in units of the kernel.
+    solver : {"auto", "newton", "lbfgs"}
+        ``"auto"`` is Newton's method; ``solver_reason_`` says how its steps are solved for.
+    tol, max_iter
+        The largest entry of w l' + alpha c, and the iterations (of each method), at which to end.
+    early_stopping : bool
+        Instead of the penalty, train by gradient flow until the loss on held-out samples is least, as
+        `GradientFlow` with ``early_stopping="validation"`` (and its ``validation_fraction``,
+        ``random_state``); ``t_`` is the time.
+
+    Attributes
+    ----------
+    classes_ : array [o]
+        The classes.
+    dual_coef_ : array [n, o]
+        The coefficients c (o = 1 for two classes).
+    gradient_norm_, n_iter_
+        The largest entry of w l' + alpha c at the end, and the iterations.
+
+    Raises
+    ------
+    NtkitError
+        alpha <= 0, a kernel with values for another number of outputs than there are classes, NaN in it.
+
+    References
+    ----------
+    Cappelletti (2019), sections 2.4-2.5 (Eq. 2.9, and 2.10 for kernels with values for outputs);
+    Ravikumar (2024), section 5.1.
+
+    Examples
+    --------
+    >>> import ntkit
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = ntkit.KernelClassifier().fit(X[::2], y[::2])
+    >>> bool(model.score(X[1::2], y[1::2]) > 0.93), model.predict_proba(X[:1]).shape
+    (True, (1, 3))
+    """
+
+    def __init__(
+        self,
+        kernel: Any = None,
+        loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+        *,
+        alpha: float | Literal["loo", "gcv"] = 0.3,
+        solver: Literal["auto", "newton", "lbfgs"] = "auto",
+        tol: float = 1e-8,
+        max_iter: int = 100,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        random_state: int = 0,
+    ) -> None:
+        self.kernel = kernel
+        self.loss = loss
+        self.alpha = alpha
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelClassifier:
+        """Find the coefficients."""
+        X, y = self._take(X, y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        weights = self._weights(sample_weight, X)
+        self.n_iter_, self.gradient_norm_ = 1, 0.0
+        self.solver_, self.solver_reason_ = "none", "one class only: there is nothing to learn"
+        if len(self.classes_) == 1:
+            self.dual_coef_ = np.zeros((len(X), 1))
+            return self
+        gram = Blocks(self._gram(scalar=False))
+        target = self._targets(labels, gram.outputs)
+        if self.early_stopping or (self.loss == "squared" and gram.outputs is None):
+            self._compose(gram.gram, target, weights)
+        else:
+            self._minimize(gram, torch.as_tensor(target).to(gram.gram), weights)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return f, ``[m, o]``; for two classes ``[m]``, positive for the second class."""
+        f = self._scores(X)
+        if len(self.classes_) == 2:
+            return f[:, 0] if f.shape[1] == 1 else f[:, 1] - f[:, 0]
+        return f
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the class of the largest f."""
+        f = self.decision_function(X)
+        if len(self.classes_) == 1:
+            return np.repeat(self.classes_, len(f))
+        return self.classes_[(f > 0).astype(int) if f.ndim == 1 else f.argmax(1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, ``[m, classes]``.
+
+        softmax(f) for the cross entropy; for the squared loss f itself, which estimates a mean of one-hot
+        targets, cut to [0, 1] and scaled to sum to one. Other losses have none.
+        """
+        f = self._scores(X)
+        if len(self.classes_) == 1:
+            return np.ones((len(f), 1))
+        if self.loss == "cross_entropy":
+            p = probabilities(torch.as_tensor(f)).numpy()
+            return np.concatenate([1 - p, p], 1) if p.shape[1] == 1 else p
+        if self.loss != "squared":
+            raise NtkitError("Only the losses 'cross_entropy' and 'squared' give probabilities.")
+        p = np.concatenate([1 - f, 1 + f], 1) / 2 if f.shape[1] == 1 else f
+        p = p.clip(0, 1)
+        total = p.sum(1, keepdims=True)
+        return np.where(total > 0, p / np.where(total > 0, total, 1), 1 / p.shape[1])
+
+    def _scores(self, X: Any) -> np.ndarray:
+        """Return f ``[m, o]``, in blocks of rows."""
+        X = self._queries(X)
+        per_row = len(self.X_fit_) * self.dual_coef_.shape[1] ** 2
+        parts = []
+        for s in chunks(len(X), max(1, ROWS // per_row)):
+            block = Blocks(self._block(X[s], self.X_fit_, scalar=False))
+            parts.append((block @ torch.as_tensor(self.dual_coef_).to(block.gram)).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _targets(self, labels: np.ndarray, outputs: int | None) -> np.ndarray:
+        """Return one-hot targets, one column for two classes where kernel and loss allow it."""
+        classes = len(self.classes_)
+        if outputs not in (None, classes):
+            raise NtkitError(
+                f"The kernel has values for {outputs} outputs, there are {classes} classes; give a network "
+                f"with {classes} outputs, or outputs='mean'."
+            )
+        if classes == 2 and outputs is None and self.loss in ("cross_entropy", "squared"):
+            y = labels[:, None].astype(float)
+            return y if self.loss == "cross_entropy" else 2 * y - 1
+        return np.eye(classes)[labels]
+
+    def _compose(self, gram: Tensor, target: np.ndarray, weights: np.ndarray | None) -> None:
+        """Fit by ridge, or by gradient flow that stops early."""
+        if gram.ndim > 2 or (self.early_stopping and weights is not None):
+            raise NtkitError(
+                "early_stopping takes kernels with one number for two samples, and no sample weights."
+            )
+        matrix = gram.to("cpu", self.precision_).numpy()
+        if self.early_stopping:
+            flow = GradientFlow(
+                "precomputed",
+                loss=self.loss,
+                early_stopping="validation",
+                validation_fraction=self.validation_fraction,
+                random_state=self.random_state,
+            ).fit(matrix, target)
+            self.dual_coef_, self.t_ = flow.dual_coef_, flow.t_
+            self.solver_, self.solver_reason_ = "flow", f"early stopping at t = {flow.t_:.3g}"
+            return
+        ridge = KernelRidge("precomputed", self.alpha).fit(matrix, target, weights)
+        self.dual_coef_, self.alpha_ = ridge.dual_coef_, ridge.alpha_
+        self.solver_, self.solver_reason_ = ridge.solver_, f"ridge on targets: {ridge.solver_reason_}"
+
+    def _minimize(self, gram: Blocks, target: Tensor, weights: np.ndarray | None) -> None:
+        if isinstance(self.alpha, str) or not 0 < self.alpha < np.inf:
+            raise NtkitError(
+                f"alpha={self.alpha!r}; expected a number > 0: without a penalty classes that can be "
+                "separated have no optimum (early_stopping=True does without)."
+            )
+        if self.solver not in ("auto", "newton", "lbfgs"):
+            raise NtkitError(f"solver={self.solver!r}; expected 'auto', 'newton' or 'lbfgs'.")
+        ones = torch.ones(len(target)) if weights is None else torch.as_tensor(weights)
+        problem = Problem(gram, target, loss_of(self.loss), float(self.alpha), ones.to(target))
+        self.solver_ = "newton" if self.solver == "auto" else self.solver
+        inner = "Cholesky" if target.numel() <= DENSE else "conjugate gradients"
+        self.solver_reason_ = f"{target.numel()} unknowns, steps by {inner}"
+        if self.solver_ == "lbfgs":
+            self.solver_reason_ = "asked for"
+        found = (lbfgs if self.solver_ == "lbfgs" else newton)(problem, self.tol, self.max_iter)
+        if found.gradient > 1e3 * self.tol:
+            warnings.warn(
+                f"The optimum was not reached: the gradient is {found.gradient:.1e} after {found.iterations} "
+                f"iterations. Give a larger alpha or max_iter, or a model in float64.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.dual_coef_ = found.c.cpu().numpy()
+        self.gradient_norm_, self.n_iter_ = found.gradient, max(1, found.iterations)
