@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ntkit.machine.flow import GradientFlow as GradientFlow
     from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
     from ntkit.machine.ridge import KernelRidge as KernelRidge
+    from ntkit.machine.features import RandomFeatures as RandomFeatures
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.loops.loader import indexed as indexed
@@ -40,6 +41,7 @@ _ROOMS = {
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
+    "RandomFeatures": "ntkit.machine.features",
     "account": "ntkit.training.account",
     "dual": "ntkit.infinite.duals.of",
     "indexed": "ntkit.training.loops.loader",

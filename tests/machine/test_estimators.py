@@ -6,7 +6,13 @@ import ntkit
 
 
 @parametrize_with_checks(
-    [ntkit.KernelRidge(), ntkit.GaussianProcess(), ntkit.GradientFlow(), ntkit.KernelClassifier()]
+    [
+        ntkit.KernelRidge(),
+        ntkit.GaussianProcess(),
+        ntkit.GradientFlow(),
+        ntkit.KernelClassifier(),
+        ntkit.RandomFeatures(),
+    ]
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

@@ -14,7 +14,7 @@ from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
 from ntkit.kernel import Kernel
-from ntkit.machine.kernels import as_kernel
+from ntkit.machine.kernels import as_array, as_kernel
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -47,7 +47,7 @@ class KernelMachine(BaseEstimator):
 
     def _take(self, X: Any, y: Any, **checks: Any) -> Any:
         """Return training data as arrays, and set the kernel."""
-        out = validate_data(self, _array(X), _array(y), **self._options(), **checks)
+        out = validate_data(self, as_array(X), as_array(y), **self._options(), **checks)
         self.X_fit_ = out[0]
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
@@ -60,7 +60,7 @@ class KernelMachine(BaseEstimator):
     def _queries(self, X: Any) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
         check_is_fitted(self)
-        return validate_data(self, _array(X), reset=False, **self._options())
+        return validate_data(self, as_array(X), reset=False, **self._options())
 
     def _options(self) -> Any:
         """Return what scikit-learn checks: user's kernels may take samples of any shape, and integers."""
@@ -72,7 +72,7 @@ class KernelMachine(BaseEstimator):
         """Return sample weights as an array, None where all are one."""
         if sample_weight is None:
             return None
-        weights = _check_sample_weight(_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        weights = _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise NtkitError("All sample weights are zero; at least one sample must count.")
         return weights
@@ -144,8 +144,3 @@ def checked(block: Tensor, scalar: bool = True, ndim: int = 2) -> Tensor:
             "The kernel holds NaN or infinite values. Scale the inputs, or take a model in float64."
         )
     return block
-
-
-def _array(x: Any) -> Any:
-    """Return a tensor as an array; leave what scikit-learn reads as it is."""
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x

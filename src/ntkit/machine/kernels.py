@@ -125,6 +125,11 @@ def as_kernel(kernel: Any) -> Kernel:
     return FromFunction(kernel)
 
 
+def as_array(x: Any) -> Any:
+    """Return a tensor as an array; leave what scikit-learn reads (arrays, data frames, lists) as it is."""
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+
+
 def prior_of(kernel: Any, fitted: Kernel, d: int) -> Kernel | None:
     """Return the NNGP that belongs to an NTK: that of the same limit."""
     if isinstance(kernel, Limit):

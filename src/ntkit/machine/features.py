@@ -1,0 +1,175 @@
+"""Random features: a kernel as the inner product of a finite, random map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.gaussian_process.kernels import RBF, Matern
+from sklearn.metrics.pairwise import laplacian_kernel
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from ntkit.errors import NtkitError
+from ntkit.kernel import Kernel
+from ntkit.machine.adapters import FromSklearn
+from ntkit.machine.densities import frequencies
+from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
+from ntkit.machine.maps import NTKFeatures, arc_cosine, arc_cosine_kernel, cauchy_kernel, fourier, linear
+
+FOURIER = ("gaussian", "laplacian", "cauchy", "matern")
+KINDS = (*FOURIER, "arccos0", "arccos1", "ntk")
+CHECKED = 256  # training samples on which the error is measured
+
+
+@dataclass(frozen=True)
+class FeatureError:
+    """How far features are from the kernel on a batch: |Z Z^T - K| over |K| (Frobenius), and at most."""
+
+    relative: float
+    largest: float
+
+
+class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Random features of a kernel: k(x, x') ~ phi(x) . phi(x'), phi(x) in R^m.
+
+        k(x, x') = E_w [phi(w, x) phi(w, x')],    phi(x) = (phi(w_1, x), ..., phi(w_m, x)) / sqrt(m)
+
+    Parameters
+    ----------
+    kind : str
+        ``"gaussian"`` exp(-|x - x'|^2 / 2), ``"laplacian"`` exp(-|x - x'|_1), ``"cauchy"`` prod 1 / (1 +
+        (x_i - x'_i)^2), ``"matern"`` of smoothness ``nu``, all of x / ``lengthscale``: cosines and sines of m / 2
+        frequencies. ``"arccos0"``, ``"arccos1"``: steps and ReLUs, the arc-cosine kernels 1 - theta / pi and
+        |x| |x'| (sin theta + (pi - theta) cos theta) / pi. ``"ntk"``: the NTK of an infinitely wide ReLU
+        network with ``depth`` hidden layers, in the scales of `ReLUKernel`.
+    m : int
+        The number of features (even for cosines and sines).
+    seed : int
+        Of the draw.
+    draw : {"iid", "orthogonal", "sobol"}
+        Independent frequencies, orthogonal ones (not for the Laplacian and Cauchy kernels), or
+        quasi-random ones.
+
+    Attributes
+    ----------
+    error_ : FeatureError
+        Against the exact kernel, on the first 256 training samples.
+
+    Raises
+    ------
+    NtkitError
+        A kind or draw that is not known, a number of features that is none.
+
+    References
+    ----------
+    Ravikumar (2024), sections 2, 2.3-2.4 and 6; Rahimi, Recht (2008); Cho, Saul (2009).
+
+    Examples
+    --------
+    >>> import numpy as np, ntkit
+    >>> x = np.random.default_rng(0).normal(size=(50, 3))
+    >>> z = ntkit.RandomFeatures("gaussian", 2000, seed=0).fit_transform(x)
+    >>> exact = np.exp(-((x[:, None] - x) ** 2).sum(-1) / 2)
+    >>> z.shape, bool(np.abs(z @ z.T - exact).max() < 0.1)
+    ((50, 2000), True)
+    """
+
+    def __init__(
+        self,
+        kind: str = "gaussian",
+        m: int = 1000,
+        seed: int = 0,
+        *,
+        draw: str = "iid",
+        lengthscale: float = 1.0,
+        nu: float = 1.5,
+        depth: int = 3,
+        sigma_w: float = 2**0.5,
+        sigma_b: float = 0.5,
+    ) -> None:
+        self.kind = kind
+        self.m = m
+        self.seed = seed
+        self.draw = draw
+        self.lengthscale = lengthscale
+        self.nu = nu
+        self.depth = depth
+        self.sigma_w = sigma_w
+        self.sigma_b = sigma_b
+
+    def fit(self, X: Any, y: Any = None) -> RandomFeatures:
+        """Draw the features for inputs of this dimension, and measure their error."""
+        X = validate_data(self, as_array(X), dtype=np.float64)
+        if self.kind not in KINDS:
+            raise NtkitError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
+        least = 4 if self.kind == "ntk" else 1
+        if self.m != int(self.m) or self.m < least or (self.kind in FOURIER and self.m % 2):
+            even = ", even, for cosines come with sines" if self.kind in FOURIER else ""
+            raise NtkitError(f"m={self.m}; expected a number of features >= {least}{even}.")
+        if not self.lengthscale > 0 or not self.nu > 0 or self.depth < 1:
+            raise NtkitError(
+                f"lengthscale={self.lengthscale}, nu={self.nu}, depth={self.depth}; all must be positive."
+            )
+        self._map = self._draw(X.shape[1], int(self.m))
+        self._n_features_out = int(self.m)
+        self.error_ = self.error(X[:CHECKED])
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the features ``[n, m]``."""
+        check_is_fitted(self)
+        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)
+        with torch.no_grad():
+            return self._map(torch.as_tensor(np.array(X))).numpy()
+
+    def error(self, X: Any) -> FeatureError:
+        """Return how far the features' inner products are from the exact kernel on a batch."""
+        z, exact = self.transform(X), self.kernel()(np.asarray(X, dtype=float)).numpy()
+        off = z @ z.T - exact
+        scale = float(np.linalg.norm(exact)) or 1.0
+        return FeatureError(float(np.linalg.norm(off)) / scale, float(np.abs(off).max()))
+
+    def kernel(self) -> Kernel:
+        """Return the exact kernel that the features stand for."""
+        scale = self.lengthscale
+        if self.kind == "gaussian":
+            return FromSklearn(RBF(scale))
+        if self.kind == "matern":
+            return FromSklearn(Matern(scale, nu=self.nu))
+        if self.kind == "laplacian":
+            return FromFunction(lambda a, b: laplacian_kernel(a, b, gamma=1 / scale))
+        if self.kind == "cauchy":
+            return FromFunction(cauchy_kernel(scale))
+        if self.kind == "ntk":
+            return ReLUKernel(self.depth, self.sigma_w, self.sigma_b)
+        return FromFunction(arc_cosine_kernel(int(self.kind[-1])))
+
+    def to_module(self, coef: Any = None, intercept: Any = 0.0) -> nn.Sequential:
+        """Return the features as a torch network, with a linear layer on top where ``coef`` is given.
+
+            f(x) = sum_j coef_j phi(w_j, x) + intercept
+
+        ``coef`` ``[m]`` or ``[o, m]`` as scikit-learn's linear models have it: with ``Ridge().fit(Z, y)`` the
+        two-layer network of its ``coef_`` and ``intercept_``, in float64, whose weights can be trained on.
+        """
+        check_is_fitted(self)
+        layers = list(self._draw(self.n_features_in_, int(self.m)))
+        if coef is not None:
+            weight = np.atleast_2d(np.asarray(coef, dtype=float))
+            bias = np.broadcast_to(np.asarray(intercept, dtype=float), len(weight)).copy()
+            layers.append(linear(weight, bias))
+        return nn.Sequential(*layers)
+
+    def _draw(self, d: int, m: int) -> nn.Sequential:
+        if self.kind == "ntk":
+            features = NTKFeatures(d, m, self.depth, self.sigma_w, self.sigma_b, self.draw, self.seed)
+            return nn.Sequential(features)
+        if self.kind in FOURIER:
+            return fourier(
+                frequencies(self.kind, d, m // 2, self.draw, self.seed, self.nu) / self.lengthscale
+            )
+        return arc_cosine(frequencies("gaussian", d, m, self.draw, self.seed), int(self.kind[-1]))
