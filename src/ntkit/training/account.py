@@ -5,26 +5,31 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from pathlib import Path as Folder
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
-from ntkit.network import as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.errors import NtkitError
+from ntkit.network import as_inputs
 from ntkit.training.averaging import Averages
-from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
+from ntkit.training.flat import FlatNetwork, Loss, cast
+from ntkit.training.forwards import Augment
+from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.manifest import hash_data
 from ntkit.training.modelled import compare_steps
 from ntkit.training.progress import progress
-from ntkit.training.quadrature import Nodes, choose_rules
+from ntkit.training.quadrature import Nodes, fixed_rule
 from ntkit.training.result import Account as Account
 from ntkit.training.run import Run
-from ntkit.training.sweep import Path, sweep
+from ntkit.training.steps import Replay
+from ntkit.training.sweep import Path
+from ntkit.training.target import Target, head_of
+from ntkit.training.tiles import Work, sweep_tiles
 
-_COLUMNS = ("contributions", "decay", "start", "rounding")
+_COLUMNS = ("decay", "start", "buffers", "rounding")
 
 
 def account(
@@ -38,6 +43,11 @@ def account(
     nodes: Nodes = "auto",
     memory: int | str = "1GiB",
     average: bool = False,
+    target: Target = "outputs",
+    labels: Any = None,
+    augment: Augment | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
 ) -> Account:
     r"""Return predictions of a recorded run as exact sums over its training samples.
 
@@ -66,12 +76,27 @@ def account(
     tol
         Largest abs(residual) allowed, in units of the largest abs(prediction - initial).
     nodes
-        ``"auto"`` takes as many Gauss-Legendre nodes in each step, and halves it as often, as `tol` needs;
-        a number takes that many; ``"left"`` takes D_k = grad f(x; w_k), the first-order rule of Eq. 9.
+        ``"auto"`` takes as many Gauss-Legendre nodes in each step as `tol` needs, cuts the step of a query
+        where ReLU and its like have kinks, and halves what is still not good; a number takes that many;
+        ``"left"`` takes D_k = grad f(x; w_k), the first-order rule of Eq. 9.
     memory
-        Bytes for the large arrays, as a number or as ``"512MiB"``; queries are streamed to fit.
+        Bytes for the large arrays, as a number or as ``"512MiB"``; steps, queries and the samples of a batch
+        are streamed to fit.
     average
         Account for the averaged network (EMA, SWA) that was given to `record`, instead of the last one.
+    target
+        What of a prediction is accounted for: ``"outputs"`` (all), ``"predicted"`` (the output that is
+        largest in the end), ``"margin"`` (that one less the second), ``("margin", a, b)``, ``"loss"`` (of
+        each query by itself), or one or several numbers of outputs.
+    labels
+        The targets of the queries, for ``target="loss"``.
+    augment
+        What the loop did to a batch between ``run.batch`` and the network, as ``augment(x, y) -> (x, y)``; it
+        is called with torch's random numbers as they were then.
+    keep
+        A folder for what is finished: killed and called again, it goes on from there, to the same result.
+    jobs
+        How many processes work on tiles of queries at the same time; each takes its part of the memory.
 
     Returns
     -------
@@ -84,11 +109,17 @@ def account(
         The recorded steps are not those of this data, loss and model; it names the first.
     RunFolderError
         The folder is no run, or was truncated or edited.
+    NotPerSampleError
+        A query's prediction depends on the other queries.
     NtkitError
         Inputs or weights with NaN, mixed dtypes, a loss that is no single number, ...
 
     Notes
     -----
+    Queries are put to the network in evaluation mode, with the buffers of each step. Where training mixed
+    the samples of a batch (batch norm) or drew at random (dropout), J(x_n; w_k) is row n of the Jacobian of
+    the batch as it was.
+
     Courtois, Morel, Arias, "Can neural networks extrapolate?", Theorems 2 and 3 (Eq. 9) are ``nodes="left"``
     for plain gradient descent; their O(sum of squared rates) is what ``residual`` measures.
 
@@ -117,144 +148,91 @@ def account(
     """
     if not tol > 0:
         raise NtkitError(f"tol is {tol}, expected a positive number.")
-    budget = parse_memory(memory)
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
+    work = Work(parse_memory(memory), jobs, None if keep is None else Folder(keep))
     with Run(folder) as run:
-        return _account(run, model, loss, train, queries, tol, nodes, budget, average)
+        given = (model, loss, train, queries, augment)
+        return _account(run, given, target, labels, tol, nodes, average, work)
 
 
 def _account(
-    run: Run,
-    model: nn.Module,
-    loss: Loss,
-    train: Any,
-    queries: Any,
-    tol: float,
-    nodes: Nodes,
-    budget: int,
-    average: bool,
+    run: Run, given: tuple, target: Target, labels: Any, tol: float, nodes: Nodes, average: bool, work: Work
 ) -> Account:
-    data, x = _checked(run, model, train, queries)
-    net = FlatNetwork(model, run, torch.float64)
-    native = net if run.dtype == torch.float64 else FlatNetwork(model, run, run.dtype)
-    x, data64 = cast(x, torch.float64), cast(data, torch.float64)
+    model, loss, train, queries, augment = given
+    (data, x), rule = check_given(run, model, train, queries), fixed_rule(nodes)
     if average and not run.averaged:
         raise NtkitError(
             f"{run.folder} was recorded without an average of the weights: record with average=."
         )
+    if average and run.changes_buffers:
+        raise NtkitError(
+            "The buffers of the network changed in this run; those of its average are not recorded. Account "
+            "for the last network (average=False)."
+        )
+    x, budget = cast(x, torch.float64), work.budget
     with torch.no_grad():
-        _refuse_mixing(run, net, data64, cast_loss(loss, torch.float64))
+        net = query_network(run, model)
+        averages = Averages(run, budget // 4) if average else None
+        ends = (run if averages is None else averages).weights
+        refuse_mixing_queries(net, ends(0), x)
+        replay = Replay(run, model, data, loss, augment)
         with progress("Checking the steps", run.steps) as done:
-            differences = compare_steps(run, net, native, data, loss, budget // 4, done)
-        with progress("Choosing nodes", run.steps) as done:
-            averages = Averages(run, budget // 4) if average else None
-            trail = run if averages is None else averages
-            rules = choose_rules(trail, net, x, nodes, tol, done)
-        path = Path(run, net, data64, cast_loss(loss, torch.float64), rules, differences, averages)
-        initial, prediction = (net.outputs(trail.weights(k), x) for k in (0, run.steps))
-        q, o = initial.shape
-        size = max(1, budget // (64 * max(1, net.total) * o))
-        chunks = torch.arange(q).split(size)
-        with progress("Accounting", run.steps * len(chunks)) as done:
-            parts = [sweep(path, take(x, chunk.to(run.device)), budget, done) for chunk in chunks]
-    columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in _COLUMNS}
-    columns = {name: c.reshape(q, o, *c.shape[1:]).cpu() for name, c in columns.items()}
-    initial, prediction = initial.cpu(), prediction.cpu()
-    buffers = torch.zeros_like(initial)
-    explained = columns["contributions"].sum(-1) + columns["decay"] + columns["start"] + columns["rounding"]
+            differences = compare_steps(replay, budget // 4, done)
+        mixing = mixing_modes(run, replay, budget // 4)
+        net.take_buffers(run.buffers(run.steps))
+        labels = None if labels is None else as_inputs(labels, replay.native.net, "labels")
+        head, extra = head_of(target, replay.loss, labels, net.outputs(ends(run.steps), x))
+        if head is not None:
+            net, x = query_network(run, model, head), (x, extra)
+        initial, prediction = (_outputs(run, net, k, ends(k), x) for k in (0, run.steps))
+        size = float(torch.maximum(initial.abs(), prediction.abs()).max())
+        floor = 8 * torch.finfo(torch.float64).eps * size
+        share = max(0.5 * tol * float((prediction - initial).abs().max()) / max(1, run.steps), floor)
+        path = Path(run, net, replay, rule, share, differences, mixing, averages)
+        columns = sweep_tiles(path, x, work, (tol, nodes, target, average, hash_data(x)))
+    q, o = initial.shape
+    parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in _COLUMNS}
+    parts["contributions"] = columns.contributions.reshape(q, o, -1).cpu()
+    return balanced(initial.cpu(), prediction.cpu(), parts, columns.nodes.tolist(), columns.spent, tol, nodes)
+
+
+def balanced(
+    initial: Tensor,
+    prediction: Tensor,
+    columns: dict[str, Tensor],
+    nodes: list[int],
+    spent: int,
+    tol: float,
+    rule: Nodes,
+) -> Account:
+    """Return the account of columns with what they leave over; warn where that is more than asked for."""
+    explained = columns["contributions"].sum(-1) + sum(columns[name] for name in _COLUMNS)
     residual = (prediction - initial) - explained
     worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
     converged = worst <= tol * moved
-    if nodes == "auto" and not converged:
+    if rule == "auto" and not converged:
         warnings.warn(
             f"The account did not reach tol={tol:g}: its largest residual is {worst:.3g}, the largest "
             f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; kinks "
             f"(ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit.",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return Account(
         **columns,
         initial=initial,
-        buffers=buffers,
         residual=residual,
         prediction=prediction,
         tol=tol,
-        nodes=dict(sorted(Counter(len(rule[0]) for rule in rules).items())),
+        nodes=dict(sorted(Counter(nodes).items())),
         converged=converged,
-        steps=run.steps,
-        rule=nodes if isinstance(nodes, str) else f"{nodes} nodes",
+        steps=len(nodes),
+        rule=rule if isinstance(rule, str) else f"{rule} nodes",
+        spent=spent,
     )
 
 
-def _checked(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[Any, Any]:
-    if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
-    model = getattr(model, "_orig_mod", model)
-    refuse_stateful(model)
-    net = network(model)
-    run.device = net.device
-    given = {name: p.shape for name, p in model.named_parameters()}
-    if given != run.shapes:
-        differ = [n for n in {**run.shapes, **given} if run.shapes.get(n) != given.get(n)]
-        shapes = ", ".join(
-            f"{n}: recorded {tuple(run.shapes[n]) if n in run.shapes else 'none'}, "
-            f"given {tuple(given[n]) if n in given else 'none'}"
-            for n in differ[:5]
-        )
-        raise PathMismatchError(
-            f"The model is another one than the run in {run.folder} was recorded with. Parameters that "
-            f"differ: {shapes}. Build the model as for the training."
-        )
-    buffers = {name for name, _ in model.named_buffers()}
-    if buffers != set(run.manifest["buffers"]):
-        raise PathMismatchError(
-            f"The model's buffers {sorted(buffers)} are not those of the run, "
-            f"{sorted(run.manifest['buffers'])}. Build the model as for the training."
-        )
-    if net.dtype != run.dtype:
-        raise PathMismatchError(
-            f"The model has dtype {net.dtype}, the run was recorded in {run.dtype}; give "
-            f"model.to({run.dtype}). The account itself is made in float64 either way."
-        )
-    if not isinstance(train, (tuple, list)) or len(train) != 2:
-        raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
-    data = as_inputs(train[0], net, "train x"), as_inputs(train[1], net, "train y")
-    n = batch_size(data[0])
-    if n != batch_size(data[1]):
-        raise NtkitError(f"`train` has {n} inputs but {batch_size(data[1])} targets.")
-    recorded = run.manifest["train_sha256"]
-    if recorded is not None and hash_data(*data) != recorded:
-        raise PathMismatchError(
-            f"`train` is not the data that {run.folder} was recorded with: its sha256 differs "
-            f"({hash_data(*data)[:12]}, recorded {recorded[:12]}). Give the same inputs and targets, in the "
-            f"same order and dtype."
-        )
-    for k in range(run.steps):
-        if int(run.step(k).batch.max()) >= n:
-            raise PathMismatchError(
-                f"Step {k} used sample {int(run.step(k).batch.max())}, but `train` has {n} samples. Give the "
-                f"data of the run."
-            )
-    return data, as_inputs(queries, net, "queries")
-
-
-def _refuse_mixing(run: Run, net: FlatNetwork, data: Any, loss: Loss) -> None:
-    """Refuse a network whose samples depend on each other: its per-sample gradients do not add up."""
-    if run.steps == 0:
-        return
-    w, step = run.weights(0), run.step(0)
-    batch, loss = step.batch, step.loss(loss)
-    x, y = take(data[0], batch), take(data[1], batch)
-    together = net.gradient(w, x, y, loss)
-    parts = _samplewise(net, w, x, net.cotangents(w, x, y, loss))
-    if not (parts.sum(0) - together).abs().max() <= 1e-8 * parts.abs().sum(0).max():
-        raise NotPerSampleError(
-            "The gradient of the first batch is not the sum of its samples' gradients: the network's output "
-            "for one sample depends on the others of its batch. Remove what mixes samples (a norm over the "
-            "batch, attention across samples)."
-        )
-
-
-def _samplewise(net: FlatNetwork, w: Tensor, x: Any, c: Tensor) -> Tensor:
-    lift = pytree.tree_map(lambda t: t[None], x)
-    return net.sample_gradients(w[None], lift, c[None])[0]
+def _outputs(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Any) -> Tensor:
+    net.take_buffers(run.buffers(k))
+    return net.outputs(w, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from torch.func import jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
-from ntkit.network import network, take
+from ntkit.network import Network, network, take
+from ntkit.training.gauss import Rule
 from ntkit.training.run import Run
+from ntkit.training.structure import Structure
 
 Loss = Callable[[Any, Any], Tensor]
-Rule = tuple[tuple[float, ...], tuple[float, ...]]  # nodes in [0, 1] and their weights
+Head = Callable[[Tensor, Any], Tensor]
+
 
 _VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
 
@@ -25,13 +28,15 @@ class FlatNetwork:
     """A copy of the user's module in a dtype, with a run's frozen weights and buffers.
 
     Weights ``w`` are flat, ``[P]``, in the order of ``run.trained``; the user's module stays as it is.
+    ``head(outputs, extra)`` turns raw outputs to ``[n, o]``; inputs are then pairs ``(x, extra)``.
     """
 
-    def __init__(self, model: nn.Module, run: Run, dtype: torch.dtype) -> None:
-        module = copy.deepcopy(model).to(dtype)
+    def __init__(self, model: nn.Module, run: Run, dtype: torch.dtype, head: Head | None = None) -> None:
+        module = copy.deepcopy(getattr(model, "_orig_mod", model)).to(dtype)
         module.requires_grad_(False)
         for name, buffer in module.named_buffers():
             buffer.copy_(run.start[f"buffer/{name}"])
+        self.module = module
         self.dtype = dtype
         self.fixed = {
             name: run.start[f"w/{name}"].to(run.device, dtype)
@@ -41,7 +46,27 @@ class FlatNetwork:
         self.shapes = run.trained
         self.sizes = [shape.numel() for shape in run.trained.values()]
         self.total = sum(self.sizes)
-        self._net = network(module)
+        self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self.net = network(module)
+        if head is not None:
+            inner = self.net
+            self.net = Network(
+                lambda w, x, buffers=None: head(inner.call(w, x[0], buffers), x[1]), module=module
+            )
+
+    def take_buffers(self, given: Mapping[str, Tensor]) -> None:
+        """Use other buffers from now on, those of a later step."""
+        for name, value in given.items():
+            self.buffers[name].copy_(value)
+
+    def set_modes(self, training: Collection[str] | None) -> None:
+        """Put the submodules of these names in training mode, all others in evaluation mode."""
+        for name, m in self.module.named_modules() if training is not None else ():
+            m.training = name in (training or ())
+
+    def structure(self, x: Any) -> Structure | None:
+        """Return the structure of the network at inputs of a shape, if it has one."""
+        return Structure.of(self.net, tuple(self.shapes), x)
 
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """Return all weights by name."""
@@ -51,11 +76,19 @@ class FlatNetwork:
 
     def raw(self, w: Tensor, x: Any) -> Tensor:
         """Return the outputs of a batch in the module's own shape, as its loss takes them."""
-        return self._net.call(self.unflatten(w), x)
+        return self.net.call(self.unflatten(w), x, self._own_buffers())
 
     def outputs(self, w: Tensor, x: Any) -> Tensor:
         """Return the outputs of a batch, ``[n, o]``."""
-        return self._net.outputs(self.unflatten(w), x)
+        return self.net.outputs(self.unflatten(w), x, self._own_buffers())
+
+    def sample(self, weights: Mapping[str, Tensor], x: Any) -> Tensor:
+        """Return the outputs ``[o]`` of one sample whose inputs carry no sample axis (for vmap)."""
+        x = pytree.tree_map(lambda t: t.unsqueeze(0), x)
+        return self.net.outputs(weights, x, self._own_buffers()).reshape(-1)
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.buffers.items()}
 
     def gradient(self, w: Tensor, x: Any, y: Any, loss: Loss) -> Tensor:
         """Return the gradient of the batch loss, ``[P]``, as an ordinary backward pass makes it."""
@@ -79,7 +112,7 @@ class FlatNetwork:
         """Return J(x_n; w_k)^T c_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, P]``."""
 
         def one(w: Tensor, x: Any, c: Tensor) -> Tensor:
-            return vjp(lambda w: self._net.sample(self.unflatten(w), x), w)[1](c)[0]
+            return vjp(lambda w: self.sample(self.unflatten(w), x), w)[1](c)[0]
 
         return _over(vmap(one, (None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
@@ -95,7 +128,7 @@ class FlatNetwork:
         )
 
         def one(w: Tensor, x: Any) -> Tensor:
-            return jacrev(lambda w: self._net.sample(self.unflatten(w), x))(w)
+            return jacrev(lambda w: self.sample(self.unflatten(w), x))(w)
 
         points = (starts[:, None] + nodes[..., None] * deltas[:, None]).flatten(0, 1)
         jacobians = vmap(lambda w: vmap(one, (None, 0))(w, x))(points)
@@ -109,7 +142,7 @@ class FlatNetwork:
             moved = {name: weights.pop(name) for name in self.shapes}
 
             def one(x: Any, moved: Any = moved, share: float = share) -> dict[str, Tensor]:
-                y, pull = vjp(lambda moved: self._net.sample({**self.fixed, **moved}, x), moved)[:2]
+                y, pull = vjp(lambda moved: self.sample({**self.fixed, **moved}, x), moved)[:2]
                 return vmap(pull)(share * torch.eye(len(y), dtype=y.dtype, device=y.device))[0]
 
             jacobians = vmap(one)(x)

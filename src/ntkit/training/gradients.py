@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
+from ntkit.training.forwards import Forward
 
 
 class Part(NamedTuple):
-    """A batch whose gradients went into a step, and the factor that its loss was multiplied by."""
+    """A batch whose gradients went into a step, the factor of its loss, and how it went forward."""
 
     batch: Tensor
     weight: float
+    forward: Forward
 
 
 class Gradients:

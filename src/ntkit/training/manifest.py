@@ -15,7 +15,7 @@ from torch import Tensor
 from ntkit.errors import RunFolderError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

@@ -10,31 +10,23 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError, PathMismatchError
-from ntkit.network import take
-from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss
 from ntkit.training.rows import Rows
-from ntkit.training.run import Run, Step
+from ntkit.training.run import Step
+from ntkit.training.steps import Replay
 
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
 
-def compare_steps(
-    run: Run,
-    net: FlatNetwork,
-    native: FlatNetwork,
-    data: Any,
-    loss: Loss,
-    budget: int,
-    done: Callable[[int], None],
-) -> Rows:
+def compare_steps(replay: Replay, budget: int, done: Callable[[int], None]) -> Rows:
     """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
 
     The gradient is also made in the dtype of the training: the recorded step must be that one up to
     rounding. How large rounding is, is measured at each step: by what separates the two dtypes, or, in a
     float64 run, by what relative changes of the weights by one unit in the last place do.
     """
-    differences = Rows(run.steps, net.total, budget)
-    check = _Check(run, data, loss, net, native)
+    run = replay.run
+    differences = Rows(run.steps, replay.net.total, budget)
+    check = Check(replay)
     before = run.weights(0)
     for k in range(run.steps):
         after = run.weights(k + 1)
@@ -44,21 +36,19 @@ def compare_steps(
     return differences
 
 
-class _Check:
+class Check:
     """The recursion of the optimizer with its error bound alongside."""
 
-    def __init__(self, run: Run, data: Any, loss: Loss, net: FlatNetwork, native: FlatNetwork) -> None:
-        self.run, self.net, self.native = run, net, native
-        self.x, self.y = cast(data, torch.float64)
-        self.x_native, self.y_native = data
-        self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, native.dtype)
-        self.eps = torch.finfo(native.dtype).eps
-        start = run.momentum()
-        self.m = torch.zeros(net.total, dtype=torch.float64, device=run.device) if start is None else start
+    def __init__(self, replay: Replay) -> None:
+        self.replay, self.run, self.net = replay, replay.run, replay.net
+        self.eps = torch.finfo(self.run.dtype).eps
+        start = self.run.momentum()
+        empty = torch.zeros(self.net.total, dtype=torch.float64, device=self.run.device)
+        self.m = empty if start is None else start
         self.m_native = self.m
         self.m_error = self.eps * self.m.abs()
         self.noise = 0.0
-        self.random = torch.Generator(run.device).manual_seed(0)
+        self.random = torch.Generator(self.run.device).manual_seed(0)
 
     def step(self, k: int, w: Tensor, after: Tensor) -> Tensor:
         """Return recorded minus modelled step k."""
@@ -70,9 +60,8 @@ class _Check:
                 )
         step = self.run.step(k)
         c = step.coefficients
-        x, y = take(self.x, step.batch), take(self.y, step.batch)
-        g = self.net.gradient(w, x, y, step.loss(self.loss))
-        g_native, noise = self._rounded(w, g, step)
+        g = self.replay.gradient(w, k, step)
+        g_native, noise = self._rounded(w, g, k, step)
         self.noise = max(noise, 0.98 * self.noise)
         g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
         if not torch.isfinite(g).all():
@@ -88,17 +77,12 @@ class _Check:
         self._refuse(k, off, _MARGIN * allowed + c.rounding)
         return made - _delta(step, g, self.m, w)
 
-    def _rounded(self, w: Tensor, g: Tensor, step: Step) -> tuple[Tensor, float]:
-        batch = step.batch
-        if self.native.dtype == torch.float64:
+    def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float]:
+        if self.run.dtype == torch.float64:
             nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
-            moved = self.net.gradient(
-                w * (1 + self.eps * nudge), take(self.x, batch), take(self.y, batch), step.loss(self.loss)
-            )
+            moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
             return g, float((moved - g).abs().max())
-        made = self.native.gradient(
-            w, take(self.x_native, batch), take(self.y_native, batch), step.loss(self.loss_native)
-        ).double()
+        made = self.replay.gradient(w, k, step, native=True)
         return made, float((made - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:

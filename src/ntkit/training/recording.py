@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ntkit import __version__
 from ntkit.errors import NtkitError
-from ntkit.network import as_inputs, batch_size, network, refuse_stateful
+from ntkit.network import as_inputs, batch_size, network
 from ntkit.training.averaging import AverageWatch
 from ntkit.training.folder import new_folder
+from ntkit.training.forwards import ForwardWatch
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
 from ntkit.training.log import LogWriter
@@ -49,7 +50,8 @@ def record(
     folder
         A folder that does not exist yet, or is empty.
     model
-        The network; its samples must be independent (no train-mode batch norm, no active dropout).
+        The network, in the modes that its loop trains it in. Buffers that change (the statistics of batch
+        norm) are recorded, and the state of torch's random generators where a forward pass draws from them.
     optimizer
         Any of ``torch.optim`` but LBFGS and SparseAdam, or one of your own (`register_optimizer`), over
         parameters of the model; those that it does not hold are frozen. Several, as a list, make one step
@@ -116,7 +118,6 @@ class Recording:
         self._scaler = scaler
         described = [description(o) for o in self._optimizers]
         self._net = network(self._module)
-        refuse_stateful(self._module)
         self._names = {id(p): name for name, p in self._module.named_parameters()}
         self._trained = trained_parameters(self._optimizers, self._names)
         self._stepping = {
@@ -140,25 +141,27 @@ class Recording:
             What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
         """
         self._write()
-        refuse_stateful(self._module)
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
         if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
             raise NtkitError(
                 f"The weight of step {self.steps}'s batch is {weight!r}, expected a finite number."
             )
-        self._gradients.announce(Part(index, float(weight)))
+        self._gradients.announce(Part(index, float(weight), self._forwards.announce()))
 
     def __enter__(self) -> Recording:
         self._log = self._create()
         self._last_batch: Tensor | None = None
         self._gradients = Gradients(self._trained, self._scaler)
-        self._batch_at = 0
+        self._forwards = ForwardWatch(self._module, self._net.device)
+        self._batch_at, self._modes_at = 0, 0
+        self._modes: list[list[str]] | None = None
+        self._buffers = {name: as_bytes(b).clone() for name, b in self._module.named_buffers()}
+        self._buffers_at: dict[str, int] = {}
         self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
         self._at = dict.fromkeys(self._trained, 0)
-        still = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
         self._still = {
-            name: (t, t._version, t.detach().cpu().clone())
-            for name, t in still.items()
+            name: (p, p._version, p.detach().cpu().clone())
+            for name, p in self._module.named_parameters()
             if name not in self._trained
         }
         self._made: dict[str, Coefficients] = {}
@@ -176,25 +179,37 @@ class Recording:
         for hook in self._hooks:
             hook.remove()
         self._gradients.close()
+        self._forwards.close()
         try:
             self._write()
-            if self._average is not None:
-                self._end_average(self._average, kind is None)
+            self._end(strict=kind is None)
         finally:
             self._log.close()
         write_manifest(self.folder, self._manifest("finished" if kind is None else "interrupted"))
         if kind is None:
             self._check_still(values=True)
 
-    def _end_average(self, average: AverageWatch, strict: bool) -> None:
-        moved, tensors = 0.0, {}
-        try:
-            average.check_still()
-            moved, tensors = average.moved(), average.tensors()
-        except NtkitError:
-            if strict:
-                raise
-        self._log.append(tensors if average.active else {}, {"average": moved, "end": True})
+    def _end(self, strict: bool) -> None:
+        """Write what is after the last step: buffers that changed since, and the average."""
+        tensors, moved = self._changed_buffers(), 0.0
+        if self._average is not None:
+            try:
+                self._average.check_still()
+                moved = self._average.moved()
+                tensors |= self._average.tensors() if self._average.active else {}
+            except NtkitError:
+                if strict:
+                    raise
+        self._log.append(tensors, {"average": moved, "end": True})
+
+    def _changed_buffers(self) -> dict[str, Tensor]:
+        changed = {}
+        for name, buffer in self._module.named_buffers():
+            now = as_bytes(buffer)
+            if not torch.equal(now, self._buffers[name]):
+                changed[f"buffer/{name}"] = buffer.detach().cpu().clone().contiguous()
+                self._buffers[name] = now.clone()
+        return changed
 
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
@@ -281,8 +296,12 @@ class Recording:
         if self._last_batch is None or not torch.equal(batch, self._last_batch):
             tensors["batch"] = self._last_batch = batch
             self._batch_at = self.steps + 1
-        parts = [[len(part.batch), part.weight] for part in self._parts]
-        more = self._moved | ({"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {})
+        more = self._moved | self._forwarded(tensors)
+        for key, value in self._changed_buffers().items():
+            tensors[key] = value
+            self._buffers_at[key.removeprefix("buffer/")] = self.steps + 1
+        if self._buffers_at:
+            more["buffers_at"] = self._buffers_at
         at = {}
         for name, p in self._trained.items():
             if torch.equal(as_bytes(p), self._last[name]):
@@ -295,6 +314,25 @@ class Recording:
             if name not in at:
                 self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
         self._gradients.made()
+
+    def _forwarded(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Return how the batches of a step went forward, and add the states of random generators."""
+        forwards = [part.forward for part in self._parts]
+        parts = [[len(part.batch), part.weight] for part in self._parts]
+        more: dict[str, Any] = {"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {}
+        for i, forward in enumerate(forwards):
+            tensors |= {
+                f"{key}/{i}": state
+                for key, state in (("rng", forward.rng), ("announced", forward.announced))
+                if state is not None
+            }
+        if any(forward.autocast is not None for forward in forwards):
+            more["autocast"] = [forward.autocast for forward in forwards]
+        modes = [list(forward.modes) for forward in forwards]
+        if modes != self._modes:
+            more["modes"] = self._modes = modes
+            self._modes_at = self.steps + 1
+        return more | {"modes_at": self._modes_at}
 
     def _weight_before(self, name: str) -> Tensor:
         p = self._trained[name]
@@ -314,9 +352,8 @@ class Recording:
         for name, (tensor, version, value) in self._still.items():
             if (values or tensor._version != version) and not torch.equal(as_bytes(tensor), as_bytes(value)):
                 raise NtkitError(
-                    f"{name!r}, a frozen parameter or a buffer, changed before step {self.steps}; an account "
-                    f"has no column for that yet. Keep it fixed while recording (model.eval() keeps the "
-                    f"statistics of norms)."
+                    f"{name!r}, a frozen parameter, changed before step {self.steps}; an account has no "
+                    f"column for that. Keep it fixed while recording, or give it to the optimizer."
                 )
 
     def _create(self) -> LogWriter:

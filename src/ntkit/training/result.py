@@ -52,7 +52,7 @@ class Account:
     start
         What momentum, or the lag of an average, from before the recording moved.
     buffers
-        What changing buffers moved; zero, since runs that change them are refused.
+        What changing buffers (the statistics of batch norm) moved, at fixed weights.
     rounding
         What the steps' deviation from exact arithmetic moved: the precision of the training.
     residual
@@ -60,6 +60,8 @@ class Account:
     tol, nodes, converged, steps
         The tolerance asked for, how many steps took how many nodes, whether the largest abs(residual) is
         at most tol times the largest abs(prediction - initial), and the number of steps.
+    rule, spent
+        What was asked for as `nodes`, and how many gradients of queries were taken altogether.
     """
 
     contributions: Tensor
@@ -75,6 +77,7 @@ class Account:
     converged: bool
     steps: int
     rule: str = field(default="auto")
+    spent: int = field(default=0)
 
     @property
     def relative_residual(self) -> float:

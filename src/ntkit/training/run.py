@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import RunFolderError
+from ntkit.training.forwards import Forward
 from ntkit.training.log import LOG, LogReader
 from ntkit.training.manifest import MANIFEST, read_manifest
 from ntkit.training.optimizers import Coefficients
@@ -33,13 +34,15 @@ class Side(NamedTuple):
 class Step:
     """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``.
 
-    ``parts`` are the sizes and weights of the batches that were added up, one after the other.
+    ``parts`` are the sizes and weights of the batches that were added up, one after the other, and
+    ``forwards`` how they went through the network.
     """
 
     batch: Tensor
     coefficients: Coefficients
     parts: tuple[tuple[int, float], ...]
     sides: tuple[Side, ...] = ()
+    forwards: tuple[Forward, ...] = (Forward(),)
 
     def multiplied(self, v: Tensor, sizes: bool = False) -> Tensor:
         """Return vectors ``[..., P]`` with the blocks of matrices multiplied from their sides, or bounds."""
@@ -99,8 +102,8 @@ class Run:
         self.device: torch.device | str = "cpu"  # where tensors are wanted
         self.manifest = read_manifest(self.folder)
         steps, length = self.manifest["steps"], self.manifest["log_bytes"]
-        self.averaged = bool(self.manifest.get("average"))  # then one more record ends a finished log
-        records = None if steps is None else steps + 1 + self.averaged
+        self.averaged = bool(self.manifest["average"])
+        records = None if steps is None else steps + 2  # the start before, and the end behind all steps
         self.log = LogReader(self.folder / LOG, records, length)
         try:
             self._read_start()
@@ -115,7 +118,9 @@ class Run:
                 f"Delete the folder and record again."
             )
         self.steps = len(self.log) - 1
-        if self.averaged and self.steps > 0 and "end" in self.log.read(self.steps)[1]:
+        self._end: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        if self.steps > 0 and "end" in (last := self.log.read(self.steps))[1]:
+            self._end = last
             self.steps -= 1
         parameters = self.manifest["parameters"]
         self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
@@ -148,13 +153,32 @@ class Run:
             return None
         return self._flat(lambda name: self.start.get(f"m/{name}", torch.zeros(self.trained[name])))
 
+    @property
+    def changes_buffers(self) -> bool:
+        """Whether any buffer changed after the recording began."""
+        last = self._record(self.steps)[1] if self.steps else {}
+        ended = self._end is not None and any(key.startswith("buffer/") for key in self._end[0])
+        return ended or bool(last.get("buffers_at"))
+
+    def buffers(self, k: int) -> dict[str, Tensor]:
+        """Return the buffers before step k (after the last one for k = steps) that change in this run."""
+        if k == self.steps and self._end is not None:
+            return {**self._buffers(k), **_named(self._end[0], "buffer/")}
+        return self._buffers(k)
+
+    def _buffers(self, k: int) -> dict[str, Tensor]:
+        changed = self._record(k)[1].get("buffers_at", {})
+        found = {}
+        for name in self.manifest["buffers"]:
+            at = changed.get(name, 0)
+            found[name] = self._record(at)[0][f"buffer/{name}"]
+        return found
+
     def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
         """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
-        last = range(self.steps, len(self.log) - 1)
-        taus = [self._record(k + 1)[1]["average"] for k in (*range(self.steps), *last)]
-        end = {} if not last else self._record(len(self.log) - 1)[0]
-        if not last:  # killed: what the last step moved is not known
-            taus.append(0.0)
+        taus = [self._record(k + 1)[1]["average"] for k in range(self.steps)]
+        end, last = ({}, {}) if self._end is None else self._end
+        taus.append(last.get("average", 0.0))  # killed: what the last step moved is not known
         start, stop = (
             self._flat(lambda name, t=tensors: t[f"v/{name}"])
             if any(k.startswith("v/") for k in tensors)
@@ -189,11 +213,18 @@ class Run:
         defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
         values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
         parts = scalars.get("parts", [[len(batch), 1.0]])
+        modes = self._record(scalars["modes_at"])[1]["modes"]
+        casts = scalars.get("autocast", [None] * len(parts))
+        forwards = (
+            Forward(tensors.get(f"rng/{i}"), tensors.get(f"announced/{i}"), casts[i], tuple(modes[i]))
+            for i in range(len(parts))
+        )
         return Step(
             batch.long().to(self.device),
             Coefficients(**values),
             tuple((size, weight) for size, weight in parts),
             tuple(self._sides(tensors)),
+            tuple(forwards),
         )
 
     def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
@@ -219,3 +250,7 @@ class Run:
         if not self.trained:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         return torch.cat([get(name).double().reshape(-1) for name in self.trained]).to(self.device)
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

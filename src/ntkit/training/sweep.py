@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,38 +12,266 @@ from torch.utils import _pytree as pytree
 
 from ntkit.network import batch_size
 from ntkit.training.averaging import Averages
-from ntkit.training.flat import FlatNetwork, Loss, Rule, gather
+from ntkit.training.flat import FlatNetwork, cast, gather
+from ntkit.training.gauss import Rule
+from ntkit.training.pieces import QueryRule
+from ntkit.training.quadrature import Chooser
 from ntkit.training.rows import Rows
 from ntkit.training.run import Run, Step, Trail
+from ntkit.training.samples import Samples
+from ntkit.training.steps import Replay
 
 _BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Sums over the path for r = queries times outputs rows: ``contributions [r, n]``, the rest ``[r]``."""
+    """Sums over the path for r = queries times outputs rows: ``contributions [r, n]``, the rest ``[r]``.
+
+    ``nodes`` counts the nodes of each step, the most of one query; ``spent`` the gradients of all queries.
+    """
 
     contributions: Tensor
     decay: Tensor
     start: Tensor
+    buffers: Tensor
     rounding: Tensor
+    nodes: Tensor
+    spent: int
 
 
 @dataclass(frozen=True)
 class Path:
-    """A run with all that a sweep over it needs; ``average`` if predictions are those of an average."""
+    """A run with all that a sweep over it needs; ``average`` if predictions are those of an average.
+
+    ``net`` is the network of the queries; ``rule`` the one that all steps take, None to reach ``share``.
+    """
 
     run: Run
     net: FlatNetwork
-    data: Any
-    loss: Loss
-    rules: Sequence[Rule]
+    replay: Replay
+    rule: Rule | None
+    share: float
     differences: Rows
+    mixing: frozenset[tuple[tuple[str, ...], ...]] = frozenset()
     average: Averages | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of training samples."""
+        return batch_size(self.replay.data[0])
+
+    def mixes(self, step: Step) -> bool:
+        """Whether the samples of a step's batch depend on each other, or on random numbers."""
+        return tuple(f.modes for f in step.forwards) in self.mixing or self.replay.mixes(step)
+
+
+@dataclass
+class Sweep:
+    """A sweep that goes on: what later steps left to earlier ones, and the sums so far."""
+
+    path: Path
+    queries: Any
+    budget: int
+    columns: Columns = field(init=False)
+    remembered: Tensor | None = None
+    later: Tensor | None = None
+    mu_next: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        path, run = self.path, self.path.run
+        self.structure = path.net.structure(self.queries)
+        self.outputs = path.net.outputs(run.weights(0), self.queries).shape[1]
+        self.rows = batch_size(self.queries) * self.outputs
+        self._samples = Samples(path.replay, self.budget // 4)
+        chooser = Chooser(path.net, self.structure, self.queries, path.share, self.budget // 4)
+        self._chooser = chooser
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=run.device)
+
+        sums = {name: zeros(self.rows) for name in ("decay", "start", "buffers", "rounding")}
+        nodes = torch.zeros(run.steps, dtype=torch.long)
+        self.columns = Columns(zeros(self.rows, path.samples), **sums, nodes=nodes, spent=0)
+        self.spent = 0
+        self._room: Tensor | None = None
+
+    def steps(self, first: int, last: int, done: Callable[[int], None], count: bool = True) -> None:
+        """Go backwards over the steps from ``last - 1`` to ``first``.
+
+        With ``count=False`` they only leave to earlier steps what they must: nothing is added to the sums.
+        """
+        for begin, steps in self._blocks(first, last):
+            self._block(begin, steps, count)
+            done(len(steps))
+
+    def _block(self, first: int, steps: list[Step], count: bool) -> None:
+        path, run, net = self.path, self.path.run, self.path.net
+        average, sums = path.average, self.columns
+        trail: Trail = run if average is None else average
+        weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
+        along = weights
+        if average is not None:
+            along = torch.stack([trail.weights(k) for k in range(first, first + len(steps) + 1)])
+        if run.changes_buffers:
+            before = self._at(first, along[0])
+            net.take_buffers(run.buffers(first + 1))
+            if count:
+                sums.buffers.add_((net.outputs(along[0], self.queries) - before).reshape(-1))
+        rules = [path.rule] * len(steps) if path.rule is not None else self._chooser.rules(along)
+        averaged = self._averaged(along, rules, first, count)  # pyright: ignore[reportArgumentType]
+        gradients = self._gradients(weights[:-1], steps) if count else None
+        for t in reversed(range(len(steps))):
+            d, w, c = averaged(t), weights[t], steps[t].coefficients
+            if average is not None:
+                if first + t == run.steps - 1 and count:
+                    sums.rounding.add_(d @ average.rounding)
+                tau = average.taus[first + t + 1]
+                self.later = d = tau * d if self.later is None else tau * d + (1 - tau) * self.later
+            pulled = steps[t].pulled(d)
+            self._remember(pulled, c.b)
+            self.mu_next = c.mu
+            if not count:
+                continue
+            directions = [
+                (factor, direction)
+                for factor, direction in ((c.a, pulled), (c.nu, self.remembered))
+                if direction is not None and not _is_zero(factor)
+            ]
+            if gradients is None:
+                self._contribute(w, first + t, steps[t], directions)
+            for factor, direction in directions:
+                if gradients is not None:
+                    share = direction @ (factor * c.scale * gradients[t]).T
+                    sums.contributions.index_add_(1, steps[t].batch, share, alpha=-1)
+                if not _is_zero(c.decay):
+                    sums.decay.sub_(direction @ (factor * c.decay * w))
+            if not _is_zero(c.d):
+                sums.decay.sub_(d @ (c.d * w))
+            sums.rounding.add_(d @ path.differences[first + t].to(d.device))
+
+    def finish(self) -> Columns:
+        """Return the sums, with what was there before the first step."""
+        run, average, start = self.path.run, self.path.average, self.columns.start
+        buffer = run.momentum()
+        if self.remembered is not None and buffer is not None:
+            start.sub_(self.remembered @ (self.mu_next * buffer))
+        if self.later is not None and average is not None:
+            start.add_(self.later @ average.lag)
+        return Columns(**{**vars(self.columns), "spent": self.spent})
+
+    def _remember(self, pulled: Tensor, b: float | Tensor) -> None:
+        """R_k = b_k D_k + mu_{k+1} R_{k+1}."""
+        if self.remembered is not None:
+            self.remembered *= self.mu_next
+        if _is_zero(b):
+            return
+        if self.remembered is None:
+            self.remembered = pulled * b
+        elif isinstance(b, Tensor):
+            self.remembered.addcmul_(pulled, b)
+        else:
+            self.remembered.add_(pulled, alpha=b)
+
+    def _contribute(self, w: Tensor, k: int, step: Step, directions: list[tuple[Any, Tensor]]) -> None:
+        scale = step.coefficients.scale
+        if not directions:
+            return
+        number: float | None = None
+        if len(directions) == 1 and not any(isinstance(v, Tensor) for v in (directions[0][0], scale)):
+            number, a = float(directions[0][0]) * float(scale), directions[0][1]  # pyright: ignore
+        else:
+            (factor, direction), *others = directions
+            a = direction * (factor * scale)
+            for factor, direction in others:
+                a.add_(direction * (factor * scale))
+        for index, product in self._samples.products(w, k, step, self.path.mixes(step)):
+            self.columns.contributions.index_add_(
+                1, index, product(a), alpha=-1.0 if number is None else -number
+            )
+
+    def _averaged(
+        self, path: Tensor, rules: list[Rule | QueryRule], first: int, count: bool
+    ) -> Callable[[int], Tensor]:
+        """Return D of each step of a block, ``[r, P]``."""
+        q = batch_size(self.queries)
+        for t, rule in enumerate(rules):
+            queries = isinstance(rule, QueryRule)
+            if count:
+                self.columns.nodes[first + t] = rule.most if queries else len(rule[0])
+            self.spent += rule.total if queries else len(rule[0]) * q
+        delta = path.diff(dim=0)
+        made: dict[int, Tensor] = {}
+        for size in {len(rule[0]) for rule in rules if not isinstance(rule, QueryRule)}:
+            some = [t for t, r in enumerate(rules) if not isinstance(r, QueryRule) and len(r[0]) == size]
+            if self._is_small(size):
+                own: Any = [rules[t] for t in some]
+                jacobians = self.path.net.averaged_jacobians(path[some], delta[some], own, self.queries)
+                made |= dict(zip(some, jacobians.flatten(1, 2), strict=True))
+
+        def one(t: int) -> Tensor:
+            if t in made:
+                return made[t]
+            rule = rules[t]
+            if not isinstance(rule, QueryRule):
+                nodes, shares = (path.new_tensor(v).repeat(q) for v in rule)
+                rows = torch.arange(q, device=path.device).repeat_interleave(len(rule[0]))
+                rule = QueryRule(rows, nodes, shares)
+            if self._room is None:  # used by one step after the other: to get new room each time is slow
+                self._room = path.new_empty(q, self.outputs, self.path.net.total)
+            along = self._chooser.along(path[t], delta[t])
+            along.averaged(rule.rows, rule.s, rule.shares, self._room)
+            return self._room.flatten(0, 1)
+
+        return one
+
+    def _gradients(self, weights: Tensor, steps: list[Step]) -> Tensor | None:
+        """Return the gradients of all samples of a block of steps, ``[T, n, P]``, if that is little."""
+        replay, path = self.path.replay, self.path
+        size = len(steps[0].batch)
+        if size * path.net.total > _BLOCK // 16 or any(path.mixes(step) for step in steps) or replay.augment:
+            return None
+        replay.net.set_modes(steps[0].forwards[0].modes)
+        batches = [step.batch for step in steps]
+        data = cast(replay.data, torch.float64)
+        x, y = gather(data[0], batches), gather(data[1], batches)
+        c = [
+            replay.net.cotangents(weights[t], _row(x, t), _row(y, t), step.loss(replay.loss))
+            for t, step in enumerate(steps)
+        ]
+        return replay.net.sample_gradients(weights, x, torch.stack(c))
+
+    def _is_small(self, nodes: int) -> bool:
+        limit = min(_BLOCK, self.budget // 32)
+        return self.path.net.total * self.rows * nodes <= limit or self.structure is None
+
+    def _blocks(self, first: int, last: int) -> Iterator[tuple[int, list[Step]]]:
+        """Yield steps from the last to the first, those together that have batches of one size and kind."""
+        run, rule = self.path.run, self.path.rule
+        nodes = 3 if rule is None else len(rule[0])
+        limit = min(_BLOCK, self.budget // 32)
+        end = last
+        while end > first:
+            steps = [run.step(end - 1)]
+            size = len(steps[0].batch)
+            most = limit // max(1, self.path.net.total * max(self.rows * nodes, size))
+            most = 1 if run.changes_buffers or self.path.mixes(steps[0]) else most
+            while len(steps) < most and end - len(steps) > first:
+                step = run.step(end - len(steps) - 1)
+                alike = len(step.batch) == size and step.forwards[0].modes == steps[0].forwards[0].modes
+                if not alike or self.path.mixes(step):
+                    break
+                steps.insert(0, step)
+            end -= len(steps)
+            yield end, steps
+
+    def _at(self, k: int, w: Tensor) -> Tensor:
+        self.path.net.take_buffers(self.path.run.buffers(k))
+        return self.path.net.outputs(w, self.queries)
 
 
 def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) -> Columns:
-    """Go backwards over the steps, with D the integral of the queries' gradients along each step.
+    """Go backwards over all steps, with D the integral of the queries' gradients along each step.
 
     With R = 0 behind the last step, C and decay summed over the steps, and start at the end::
 
@@ -52,95 +280,20 @@ def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) ->
         decay   -= decay_k A_k . w_k + d_k D_k . w_k
         start    = -mu_0 R_0 . m_{-1}
         rounding += D_k . (the step as it was - the step as modelled)
+        buffers += f(x; w_k, buffers after step k) - f(x; w_k, buffers before it)
 
     With matrices beside a step, a_k and b_k multiply left^T D_k right^T; decay and rounding take D_k itself.
     For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
 
         E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
     """
-    run, net = path.run, path.net
-    average = path.average
-    trail: Trail = run if average is None else average
-    o = net.outputs(run.weights(0), queries).shape[1]
-    rows = batch_size(queries) * o
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=run.device)
-
-    contributions, decay, rounding = zeros(rows, batch_size(path.data[0])), zeros(rows), zeros(rows)
-    remembered: Tensor | None = None
-    later: Tensor | None = None
-    mu_next: float | Tensor = 0.0
-    for first, steps in _blocks(path, rows, budget):
-        weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
-        rules = path.rules[first : first + len(steps)]
-        along = weights
-        if average is not None:
-            along = torch.stack([trail.weights(k) for k in range(first, first + len(steps) + 1)])
-        averaged = net.averaged_jacobians(along[:-1], along.diff(dim=0), rules, queries).flatten(1, 2)
-        gradients = _sample_gradients(path, weights[:-1], steps)
-        for t in reversed(range(len(steps))):
-            d, g, w, c = averaged[t], gradients[t], weights[t], steps[t].coefficients
-            if average is not None:
-                if first + t == run.steps - 1:
-                    rounding += d @ average.rounding
-                tau = average.taus[first + t + 1]
-                later = d = tau * d if later is None else tau * d + (1 - tau) * later
-            pulled = steps[t].pulled(d)
-            if remembered is not None:
-                remembered *= mu_next
-            if isinstance(c.b, Tensor) or c.b != 0:
-                if remembered is None:
-                    remembered = pulled * c.b
-                elif isinstance(c.b, Tensor):
-                    remembered.addcmul_(pulled, c.b)
-                else:
-                    remembered.add_(pulled, alpha=c.b)
-            for factor, direction in ((c.a, pulled), (c.nu, remembered)):
-                if direction is None or (not isinstance(factor, Tensor) and factor == 0):
-                    continue
-                share = direction @ (factor * c.scale * g).T
-                contributions.index_add_(1, steps[t].batch, share, alpha=-1)
-                if isinstance(c.decay, Tensor) or c.decay != 0:
-                    decay -= direction @ (factor * c.decay * w)
-            if isinstance(c.d, Tensor) or c.d != 0:
-                decay -= d @ (c.d * w)
-            rounding += d @ path.differences[first + t].to(d.device)
-            mu_next = c.mu
-        done(len(steps))
-    start, buffer = zeros(rows), run.momentum()
-    if remembered is not None and buffer is not None:
-        start -= remembered @ (mu_next * buffer)
-    if later is not None and average is not None:
-        start += later @ average.lag
-    return Columns(contributions, decay, start, rounding)
+    moving = Sweep(path, queries, budget)
+    moving.steps(0, path.run.steps, done)
+    return moving.finish()
 
 
-def _blocks(path: Path, rows: int, budget: int) -> Iterator[tuple[int, list[Step]]]:
-    """Yield steps from the last to the first, those together that have rules and batches of one size."""
-    limit = min(_BLOCK, budget // 32)
-    end = path.run.steps
-    while end > 0:
-        steps = [path.run.step(end - 1)]
-        nodes, size = len(path.rules[end - 1][0]), len(steps[0].batch)
-        most = limit // max(1, path.net.total * max(rows * nodes, size))
-        while len(steps) < most and end - len(steps) > 0:
-            step = path.run.step(end - len(steps) - 1)
-            if len(step.batch) != size or len(path.rules[end - len(steps) - 1][0]) != nodes:
-                break
-            steps.insert(0, step)
-        end -= len(steps)
-        yield end, steps
-
-
-def _sample_gradients(path: Path, weights: Tensor, steps: list[Step]) -> Tensor:
-    batches = [step.batch for step in steps]
-    x, y = gather(path.data[0], batches), gather(path.data[1], batches)
-    c = [
-        path.net.cotangents(weights[t], _row(x, t), _row(y, t), step.loss(path.loss))
-        for t, step in enumerate(steps)
-    ]
-    return path.net.sample_gradients(weights, x, torch.stack(c))
+def _is_zero(coefficient: float | Tensor) -> bool:
+    return not isinstance(coefficient, Tensor) and coefficient == 0
 
 
 def _row(data: Any, t: int) -> Any:

@@ -1,0 +1,119 @@
+"""A recorded step made again: its batches, how they went forward, and the gradient that they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ntkit.errors import NtkitError
+from ntkit.network import take
+from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss, checked_loss
+from ntkit.training.forwards import Augment, Forward, autocast
+from ntkit.training.noise import Draws, random_from
+from ntkit.training.run import Run, Step
+
+
+class Part(NamedTuple):
+    """One batch of a step: its samples, inputs and targets, the factor of its loss, its forward pass."""
+
+    batch: Tensor
+    x: Any
+    y: Any
+    weight: float
+    forward: Forward
+
+
+class Replay:
+    """Makes the batches and gradients of recorded steps again, in float64 and in the dtype of the training.
+
+    ``data`` is in the dtype of the training; so is what ``augment(x, y)`` is given.
+    """
+
+    def __init__(
+        self, run: Run, model: nn.Module, data: Any, loss: Loss, augment: Augment | None = None
+    ) -> None:
+        self.run, self.data, self.augment = run, data, augment
+        self.net = FlatNetwork(model, run, torch.float64)
+        same = run.dtype == torch.float64
+        self.native = self.net if same else FlatNetwork(model, run, run.dtype)
+        self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, run.dtype)
+        self._norms = {
+            name
+            for name, m in self.net.module.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        }
+
+    def parts(self, step: Step) -> Iterator[Part]:
+        """Yield the batches of a step, their data in the dtype of the training."""
+        first = 0
+        for (size, weight), forward in zip(step.parts, step.forwards, strict=True):
+            batch = step.batch[first : first + size]
+            x, y = take(self.data[0], batch), take(self.data[1], batch)
+            if self.augment is not None:
+                with random_from(forward.announced, self.run.device):
+                    x, y = self.augment(x, y)
+            yield Part(batch, x, y, weight, forward)
+            first += size
+
+    def mixes(self, step: Step) -> bool:
+        """Whether a step's network is no function of one sample: batch norm, or random numbers."""
+        return any(f.rng is not None or self._norms & set(f.modes) for f in step.forwards)
+
+    def gradient(self, w: Tensor, k: int, step: Step, native: bool = False) -> Tensor:
+        """Return the gradient of a step, ``[P]``, as an ordinary backward pass makes it, in float64."""
+        net = self.native if native else self.net
+        total = torch.zeros_like(w)
+        with torch.enable_grad():
+            for part in self.parts(step):
+                leaf = w.detach().to(net.dtype).requires_grad_()
+                _, value = self.forward(leaf, k, part, native)
+                if not value.requires_grad:
+                    raise NtkitError(
+                        "The loss does not depend on the weights: was it given detached outputs?"
+                    )
+                total += torch.autograd.grad(value, leaf)[0].double()
+        return total
+
+    def forward(self, w: Tensor, k: int, part: Part, native: bool = False) -> tuple[Tensor, Tensor]:
+        """Return outputs, in the network's own shape, and loss of a batch at step k, as it went then."""
+        net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
+        forward, draws = part.forward, Draws()
+        for one in {id(self.net): self.net, id(self.native): self.native}.values():
+            one.set_modes(forward.modes)
+            if self.run.changes_buffers:
+                one.take_buffers(self.run.buffers(k))
+        given = (part.x, part.y)
+        with ExitStack() as stack:
+            if forward.rng is not None:
+                if native or self.native is self.net:
+                    stack.enter_context(random_from(forward.rng, self.run.device))
+                else:
+                    with random_from(forward.rng, self.run.device), torch.no_grad(), draws.noted():
+                        self.native.raw(w.to(self.native.dtype), part.x)
+                    stack.enter_context(draws.repeated())
+            if native:
+                stack.enter_context(autocast(forward.autocast, self.run.device))
+            x, y = given if native else cast(given, torch.float64)
+            outputs = net.raw(w, x)
+        if native and forward.autocast is not None:
+            with autocast(forward.autocast, self.run.device):
+                return outputs, part.weight * checked_loss(loss, outputs, y)
+        return outputs, part.weight * checked_loss(loss, outputs, y)
+
+    def cotangents(self, w: Tensor, k: int, part: Part) -> Tensor:
+        """Return c_n = d loss / d y_n of a batch, ``[n, o]``."""
+        outputs, _ = self.forward(w, k, part)
+        return self.cotangents_of(outputs, part)
+
+    def cotangents_of(self, outputs: Tensor, part: Part) -> Tensor:
+        """Return c_n = d loss / d y_n for outputs that are there, ``[n, o]``."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            value = part.weight * checked_loss(self.loss, leaf, cast(part.y, torch.float64))
+            c = torch.autograd.grad(value, leaf)[0]
+        return c.reshape(pytree.tree_leaves(part.x)[0].shape[0], -1)

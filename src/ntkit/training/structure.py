@@ -1,0 +1,304 @@
+"""Jacobians of a network kept as outer products, for rows that each stand at a place along a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import jvp
+
+from ntkit.finite.coverage import Edge, cover, evaluate
+from ntkit.finite.factors import Factor, OneHot, concatenate
+from ntkit.finite.jacobian import Recipe, join_index_maps, quiet_vmap
+from ntkit.finite.rules import RULES, Use
+from ntkit.graph import Graph, arguments, is_batched, trace
+from ntkit.network import Network, Weights, batch_size, take
+from ntkit.training.switches import switching
+
+Parts = list[tuple[Tensor | None, Factor]]  # places among the elements of a weight (None: all), Jacobian
+Jacobian = dict[str, Parts]
+_PROBE = 0.375
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A network whose trained weights enter only operations that are affine in them, with known factors.
+
+    Along a step from w to w' such an operation gives (1 - s) op(h; w) + s op(h; w'), so that rows at
+    different s share both products and no weights are made for each of them.
+    """
+
+    recipe: Recipe
+    graph: Graph
+
+    @classmethod
+    def of(cls, net: Network, wanted: tuple[str, ...], x: Any) -> Structure | None:
+        """Return the structure of a network at inputs of a shape, or None where there is none."""
+        try:
+            graph = trace(net, x)
+            recipe = Recipe(net, wanted, graph, cover(graph, frozenset(wanted)))
+            found = cls(recipe, graph)
+            return found if found._holds(take(x, slice(0, 1))) else None
+        except Exception:  # whatever a user's network may raise when traced or batched: it goes the plain way
+            return None
+
+    @property
+    def width(self) -> int:
+        """How many numbers one row holds on its way through the network, about."""
+        shapes = (getattr(n.meta.get("tensor_meta"), "shape", None) for n in self.graph.nodes)
+        return 1 + sum(shape.numel() for shape in shapes if shape is not None)
+
+    def at(self, first: Weights, last: Weights | None, buffers: Weights) -> Place:
+        """Return the network at weights ``first``, or along the step from there to ``last``."""
+        ends = [{**buffers, **w} for w in (first, last) if w is not None]
+        sources = {e.source for e in self.recipe.coverage.edges}
+        values = {source: [evaluate(self.graph, source, w) for w in ends] for source in sources}
+        return Place(self, dict(first), dict(buffers), values)
+
+    def _holds(self, x: Any) -> bool:
+        """Compare with the network and autograd, along a step of random direction."""
+        recipe, net = self.recipe, self.recipe.net
+        if recipe.coverage.uncovered or any(_mutable(e.node) for e in recipe.coverage.edges):
+            return False
+        draw = torch.Generator(net.device).manual_seed(0)
+        first, buffers = net.weights, net.buffers
+        last = {
+            k: w + w.abs().mean() * torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=draw)
+            if k in recipe.wanted
+            else w
+            for k, w in first.items()
+        }
+        middle = {
+            k: torch.lerp(w, last[k], _PROBE).requires_grad_(k in recipe.wanted) for k, w in first.items()
+        }
+        with torch.enable_grad():
+            truth = net.outputs(middle, x, {k: b.clone() for k, b in buffers.items()})
+            leaves = [middle[k] for k in recipe.wanted]
+            gradients = torch.autograd.grad(truth.sum(), leaves, allow_unused=True)
+        place, s = self.at(first, last, buffers), truth.new_full((1,), _PROBE)
+        rows = torch.ones_like(truth.detach())[None]
+        join_index_maps(recipe, {e: f for e, f in place.factors(x, s, rows).items() if f is not None})
+        if recipe.formed or not _close(place.outputs(x, s), truth.detach()):
+            return False
+        made = place.jacobian(x, s, rows)
+        for name, gradient in zip(recipe.wanted, gradients, strict=True):
+            flat = truth.new_zeros(1, 1, first[name].numel())
+            form(made.get(name, []), flat)
+            if not _close(flat, torch.zeros_like(flat) if gradient is None else gradient.reshape(1, 1, -1)):
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network at given weights; ``s [n]`` says where along a step each row of a batch stands."""
+
+    structure: Structure
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    sources: Mapping[fx.Node, list[Tensor]]
+
+    def outputs(self, x: Any, s: Tensor) -> Tensor:
+        """Return the outputs ``[n, o]``."""
+        return quiet_vmap(lambda x, s: self._run(x, s, {}))(x, s)
+
+    def slopes(self, x: Any, s: Tensor) -> Tensor:
+        """Return d outputs / d s, ``[n, o]``."""
+        return jvp(lambda s: self.outputs(x, s), (s,), (torch.ones_like(s),))[1]
+
+    def switches(self, x: Any, s: Tensor) -> Tensor:
+        """Return the numbers ``[n, u]`` at whose changes of sign the outputs have a kink."""
+
+        def one(x: Any, s: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+
+            def look(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+                seen.extend(switching(node, args, kwargs))
+                return node.target(*args, **kwargs)  # pyright: ignore
+
+            smooth = {e.node for e in self.structure.recipe.coverage.edges}
+            self._run(x, s, dict.fromkeys((n for n in self.structure.graph.nodes if n not in smooth), look))
+            return torch.cat([v.reshape(-1) for v in seen]) if seen else s.new_zeros(0)
+
+        return quiet_vmap(one)(x, s)
+
+    def jacobian(self, x: Any, s: Tensor | None, rows: Tensor) -> Jacobian:
+        """Return the factors of d (rows . outputs) / d weights, for ``rows [q, n, o]``."""
+        recipe = self.structure.recipe
+        factors, edges = self.factors(x, s, rows), recipe.coverage.edges
+        result: Jacobian = {}
+        for name in recipe.wanted:
+            result[name] = []
+            for group in recipe.groups.get(name, ()):
+                alike: dict[tuple, list[Factor]] = {}
+                for number, swap, scale in group.uses:
+                    factor = factors.get(edges[number])
+                    if factor is not None:
+                        factor = (factor.swapped() if swap else factor).scaled(scale)
+                        key = (factor.left_has_outputs, type(factor.left), type(factor.right))
+                        alike.setdefault(key, []).append(factor)
+                result[name] += [(group.elements, concatenate(f)) for f in alike.values()]
+        return result
+
+    def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> dict[Edge, Factor | None]:
+        """Return the factor of each use of a weight."""
+        n, zero = batch_size(x), rows.new_zeros(())
+        slots: dict[fx.Node, list[Edge]] = {}
+        for edge in self.structure.recipe.coverage.edges:
+            slots.setdefault(edge.node, []).append(edge)
+        fixed: dict[str, dict[str, Any]] = {}
+
+        def one(x: Any, s: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+            saved: dict[str, dict[str, Tensor]] = {}
+
+            def tap(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+                first = self._ends(node, args, kwargs)[0]
+                fixed[node.name], saved[node.name] = _split(
+                    arguments(node, *first), copy=self.structure.graph.mutates
+                )
+                return self._affine(node, args, kwargs, s) + taps[node.name]
+
+            return self._run(x, s, dict.fromkeys(slots, tap)), saved
+
+        with torch.enable_grad():
+            taps = {
+                node.name: zero.expand(n, *node.meta["tensor_meta"].shape).requires_grad_() for node in slots
+            }
+            out, saved = quiet_vmap(one)(x, rows.new_zeros(n) if s is None else s, taps)
+            grads = self.structure.recipe.gradients(out, list(taps.values()), rows)
+        factors: dict[Edge, Factor | None] = {}
+        for (node, here), g in zip(slots.items(), grads, strict=True):
+            for edge in here if g is not None else ():
+                assert g is not None
+                factors[edge] = _factor(edge, g.transpose(0, 1), fixed[node.name], saved[node.name])
+        return factors
+
+    def _run(self, x: Any, s: Tensor, at: Mapping[fx.Node, Callable]) -> Tensor:
+        """Run one row; operations with weights are interpolated, unless ``at`` does that itself."""
+        edges = self.structure.recipe.coverage.edges
+        lerp: dict[fx.Node, Callable] = dict.fromkeys(
+            (e.node for e in edges), lambda node, args, kwargs: self._affine(node, args, kwargs, s)
+        )
+        return self.structure.graph.run(self.weights, self.buffers, x, {**lerp, **at})
+
+    def _affine(self, node: fx.Node, args: tuple, kwargs: dict, s: Tensor) -> Any:
+        ends = [node.target(*a, **k) for a, k in self._ends(node, args, kwargs)]  # pyright: ignore
+        return ends[0] if len(ends) == 1 else ends[0] + s * (ends[1] - ends[0])
+
+    def _ends(self, node: fx.Node, args: tuple, kwargs: dict) -> list[tuple[tuple, dict]]:
+        """Return the arguments of an operation at both ends of the step (or at the one that there is)."""
+
+        def walk(value: Any, template: Any, end: int) -> Any:
+            if isinstance(template, fx.Node):
+                return self.sources[template][end] if template in self.sources else value
+            if isinstance(template, (list, tuple)):
+                return type(value)(walk(v, t, end) for v, t in zip(value, template, strict=True))
+            return value
+
+        def all_of(end: int) -> tuple[tuple, dict]:
+            named = {k: walk(v, node.kwargs[k], end) for k, v in kwargs.items()}
+            return tuple(walk(a, t, end) for a, t in zip(args, node.args, strict=True)), named
+
+        count = max(len(self.sources[a]) for a in node.all_input_nodes if a in self.sources)
+        return [all_of(end) for end in range(count)]
+
+
+def form(parts: Parts, out: Tensor) -> None:
+    """Write the Jacobian of one weight, from its factors, into ``out [n, q, size]``."""
+    if len(parts) == 1 and parts[0][0] is None and _formed_in_place(parts[0][1], out):
+        return
+    out.zero_()
+    for elements, factor in parts:
+        dense = factor.dense().reshape(*out.shape[:2], -1)
+        if elements is None:
+            out += dense
+        else:
+            out.index_add_(2, elements.to(out.device), dense)
+
+
+def _formed_in_place(factor: Factor, out: Tensor) -> bool:
+    """Write outer products by one batched product, which is the largest thing that a sweep makes."""
+    n, o, groups, _, rows, columns = factor.sizes
+    left, right = factor.left, factor.right
+    if groups != 1 or not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return False
+    left, right = (slot[:, :, 0].expand(n, o, *slot.shape[3:]).flatten(0, 1) for slot in (left, right))
+    torch.bmm(left.transpose(1, 2), right, out=out.unflatten(2, (rows, columns)).flatten(0, 1))
+    return True
+
+
+def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, count: int) -> Factor:
+    """Return sum_i shares_i J_i over the rows of each owner, as one factor of ``count`` samples.
+
+    Row i is number ``place[i]`` of those of sample ``owner[i]``; they become positions of its outer product.
+    """
+    if factor.right is None:
+        assert isinstance(factor.left, Tensor)
+        left = factor.left.new_zeros(count, *factor.left.shape[1:])
+        return replace(factor, left=left.index_add_(0, owner, factor.left * _column(shares, factor.left)))
+    most = int(place.max()) + 1
+    rows = owner * most + place
+
+    def spread(slot: Tensor | OneHot, shares: Tensor | None) -> Tensor | OneHot:
+        if isinstance(slot, OneHot):
+            index = slot.index.new_zeros(count * most, slot.index.shape[1]).index_copy_(0, rows, slot.index)
+            return replace(slot, index=index.reshape(count, -1))
+        slot = slot.expand(len(rows), *slot.shape[1:])
+        slot = slot if shares is None else slot * _column(shares, slot)
+        wide = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
+        o, g, t, r = slot.shape[1:]
+        wide = wide.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
+        return wide.reshape(count, o, g, most * t, r)
+
+    if isinstance(factor.left, Tensor):
+        return replace(factor, left=spread(factor.left, shares), right=spread(factor.right, None))
+    return replace(factor, left=spread(factor.left, None), right=spread(factor.right, shares))
+
+
+def _column(shares: Tensor, like: Tensor) -> Tensor:
+    return shares.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _factor(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
+    """Ask the rule of an operation, as ``finite`` does, for what one backward pass brought to it."""
+    args, batched = {}, set()
+    for name, value in fixed.items():
+        if isinstance(value, list):
+            args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]
+            batched |= {(name, i) for i in range(len(value)) if f"{name}.{i}" in moving}
+        else:
+            args[name] = moving.get(name, value)
+            batched |= {(name, None)} if name in moving else set()
+    return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore
+
+
+def _split(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Part the arguments of an operation into those alike for all rows and those that are not."""
+    fixed: dict[str, Any] = {}
+    moving: dict[str, Tensor] = {}
+
+    def part(name: str, value: Any) -> Any:
+        if not is_batched(value):
+            return value
+        moving[name] = value.detach().clone() if copy else value.detach()
+        return None
+
+    for name, value in bound.items():
+        if isinstance(value, (list, tuple)):
+            fixed[name] = [part(f"{name}.{i}", item) for i, item in enumerate(value)]
+        else:
+            fixed[name] = part(name, value)
+    return fixed, moving
+
+
+def _mutable(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.numel() == 0:
+        return True
+    return bool((a - b).abs().max() <= 1e-10 * (b.abs().max() + 1e-10))
