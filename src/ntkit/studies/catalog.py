@@ -17,7 +17,18 @@ VIEWPOINT = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 STUDIES: dict[str, tuple[str, str]] = {
     "ball-sphere": (f"{EXTRAPOLATE}, Section 5.1", "A network tells a circle from the disk inside it"),
     "half-plane": (f"{EXTRAPOLATE}, Section 5.2", "A network tells the two sides of a line apart"),
-    "linear-regression": (f"{EXTRAPOLATE}, Section 4.1", "The discrete theorem is exact for a linear network"),
+    "linear-regression": (
+        f"{EXTRAPOLATE}, Section 4.1",
+        "The discrete theorem is exact for a linear network",
+    ),
+    "parity-1d": (
+        f"{EXTRAPOLATE}, Section 6.1",
+        "A network with the structure of the parity algorithm, trained",
+    ),
+    "two-peaks": (
+        f"{EXTRAPOLATE}, Section 6.3",
+        "A network that finds an algorithm, seen through its kernel",
+    ),
     "linear-head": (f"{EXTRAPOLATE}, Section 4.2", "A network lies in the span of its tangent features"),
 }
 

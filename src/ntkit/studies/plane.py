@@ -86,7 +86,9 @@ def draw_all(a: Mapping[str, np.ndarray]) -> dict[str, Figure]:
     return {
         "Training points and prediction": draw_predictions(a["x"], a["y"], a["prediction"]),
         "Error against the learning rate": draw_errors(a),
-        "Nearest training points": draw_neighbors(a["x"], a["y"], a["along"], a["by_kernel"], a["by_distance"]),
+        "Nearest training points": draw_neighbors(
+            a["x"], a["y"], a["along"], a["by_kernel"], a["by_distance"]
+        ),
     }
 
 
