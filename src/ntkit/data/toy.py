@@ -49,7 +49,9 @@ def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[
 
 
 def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Draw points of the square [-1, 1]^2, labelled by the side of a line through its middle::
+    """Draw points of the square [-1, 1]^2, labelled by the side of a line through its middle.
+
+    The two sides are::
 
         {(x, 1): x . a >= 0} and {(x, -1): x . a < 0},  a = (0.6, 0.8)
 

@@ -1,8 +1,8 @@
 """A network with a linear last layer lies in the span of its own tangent features.
 
-For N(x; w) = W P(x) + b, the gradient by W is P(x) and by b is 1; so with a = (W, b, 0, ..., 0) the product of
-the feature vector with a is the network itself (Courtois, Morel, Arias, Section 4.2). A network without errors
-has linearly separable features.
+For N(x; w) = W P(x) + b, the gradient by W is P(x) and by b is 1; so with a = (W, b, 0, ..., 0) the product
+of the feature vector with a is the network itself (Courtois, Morel, Arias, Section 4.2). A network without
+errors has linearly separable features.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear regression, where the discrete theorem has no error term.
 
-The network is x -> <a, x>, trained by full-batch gradient descent on noisy linear data (Courtois, Morel, Arias,
-Section 4.1). Its tangent kernel is <x, x'> whatever the weights, so Eq. 9 with the left end of each step holds
-exactly, for minibatches too; the normalized kernel is the cosine.
+The network is x -> <a, x>, trained by full-batch gradient descent on noisy linear data (Courtois, Morel,
+Arias, Section 4.1). Its tangent kernel is <x, x'> whatever the weights, so Eq. 9 with the left end of each
+step holds exactly, for minibatches too; the normalized kernel is the cosine.
 """
 
 from __future__ import annotations

@@ -26,13 +26,12 @@ from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.training.progress import progress
 
 QUICK = {
-    "p": 16,
-    "channels": (2, 16),
+    "channels": (16,),
     "seeds": 3,
-    "training_peaks": (6,),
-    "test_peaks": (2, 6, 10),
-    "steps": 1000,
+    "training_peaks": (10,),
+    "steps": 1500,
     "long_seeds": 0,
+    "variants": False,
 }
 
 
@@ -49,6 +48,7 @@ class Config(StudyConfig):
     steps: int = option(2000, "Steps of Adam.", low=1, high=10**6)
     rate: float = option(0.01, "Learning rate.", low=1e-6, high=1.0)
     batch: int = option(256, "Random prefixes in a step.", low=1, high=10**6)
+    variants: bool = option(True, "Also own weights in each level, a wider kernel, more layers.")
     long: int = option(128, "Length of the sequences of the longer runs.", low=4, high=1024)
     long_seeds: int = option(4, "Seeds of the longer runs, r = 16.", low=0, high=1000)
 
@@ -192,11 +192,15 @@ def _settings(config: Config) -> list[tuple[str, int, dict, int, int]]:
         for c in config.training_peaks
     ]
     r, c = max(config.channels), config.training_peaks[-1]
-    found += [
-        (f"own weights in each level, r = {r}", config.p, {"r": r, "shared": False}, config.seeds, c),
-        (f"wider kernel, r = {r}", config.p, {"r": r, "kernel": 3}, config.seeds, c),
-        (f"more layers, r = {r}", config.p, {"r": r, "more": 1}, config.seeds, c),
-    ]
+    found += (
+        []
+        if not config.variants
+        else [
+            (f"own weights in each level, r = {r}", config.p, {"r": r, "shared": False}, config.seeds, c),
+            (f"wider kernel, r = {r}", config.p, {"r": r, "kernel": 3}, config.seeds, c),
+            (f"more layers, r = {r}", config.p, {"r": r, "more": 1}, config.seeds, c),
+        ]
+    )
     if config.long_seeds:
         found.append(
             (f"p = {config.long}, r = 16", config.long, {"r": 16, "bias": True}, config.long_seeds, c)

@@ -2,8 +2,8 @@
 
 All sequences of length p with two peaks, the label being whether p / 2 lies between them; a network p-10-10-1
 with GELU, full-batch gradient descent on about half of them (Courtois, Morel, Arias, Section 6.3, Figures 11
-and 12). Accuracy is counted on all sequences. The nearest sequences by the normalized tangent kernel are those
-that share exactly one peak; a t-SNE of the tangent features shows three groups.
+and 12). Accuracy is counted on all sequences. The nearest sequences by the normalized tangent kernel are
+those that share exactly one peak; a t-SNE of the tangent features shows three groups.
 """
 
 from __future__ import annotations
