@@ -146,7 +146,8 @@ def _largest(product: object, n: int) -> float:
     start = np.random.default_rng(0).normal(size=n)
     operator = LinearOperator((n, n), matvec=product, dtype=np.float64)  # pyright: ignore
     try:
-        return float(eigsh(operator, 1, which="LA", v0=start, tol=1e-3, return_eigenvectors=False)[0])
+        found = eigsh(operator, 1, which="LA", v0=start, tol=1e-3, return_eigenvectors=False)  # pyright: ignore
+        return float(found[0])
     except ArpackNoConvergence as error:
         found = error.eigenvalues
         return float(found[-1]) if len(found) else float("nan")

@@ -82,7 +82,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         kernel: Any = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         *,
-        alpha: float | Literal["loo", "gcv"] = 0.3,
+        alpha: float | str = 0.3,
         solver: Literal["auto", "newton", "lbfgs"] = "auto",
         tol: float = 1e-8,
         max_iter: int = 100,

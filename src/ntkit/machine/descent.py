@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[f
         hessian = loss.hessian(function(c), y_)  # [n, o, o]
         return (-torch.einsum("nop,nm->nomp", hessian, gram_).reshape(n * o, n * o) / n).numpy()
 
-    options = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
+    options: Any = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
     found = solve_ivp(
         slope, (0.0, times[-1]), np.zeros(n * o), t_eval=times, rtol=1e-8, atol=1e-10 / n, **options
     )

@@ -27,6 +27,8 @@ class KernelMachine(BaseEstimator):
     """
 
     kernel: Any
+    kernel_: Kernel | None
+    X_fit_: np.ndarray
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -48,7 +50,7 @@ class KernelMachine(BaseEstimator):
     def _take(self, X: Any, y: Any, **checks: Any) -> Any:
         """Return training data as arrays, and set the kernel."""
         out = validate_data(self, as_array(X), as_array(y), **self._options(), **checks)
-        self.X_fit_ = out[0]
+        self.X_fit_ = np.asarray(out[0])
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
         if self._precomputed and self.X_fit_.shape != (n, n):
@@ -60,7 +62,7 @@ class KernelMachine(BaseEstimator):
     def _queries(self, X: Any) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
         check_is_fitted(self)
-        return validate_data(self, as_array(X), reset=False, **self._options())
+        return validate_data(self, as_array(X), reset=False, **self._options())  # pyright: ignore
 
     def _options(self) -> Any:
         """Return what scikit-learn checks: user's kernels may take samples of any shape, and integers."""

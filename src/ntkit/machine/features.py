@@ -41,11 +41,11 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Parameters
     ----------
     kind : str
-        ``"gaussian"`` exp(-|x - x'|^2 / 2), ``"laplacian"`` exp(-|x - x'|_1), ``"cauchy"`` prod 1 / (1 +
-        (x_i - x'_i)^2), ``"matern"`` of smoothness ``nu``, all of x / ``lengthscale``: cosines and sines of m / 2
-        frequencies. ``"arccos0"``, ``"arccos1"``: steps and ReLUs, the arc-cosine kernels 1 - theta / pi and
-        |x| |x'| (sin theta + (pi - theta) cos theta) / pi. ``"ntk"``: the NTK of an infinitely wide ReLU
-        network with ``depth`` hidden layers, in the scales of `ReLUKernel`.
+        ``"gaussian"`` exp(-|x - x'|^2 / 2), ``"laplacian"`` exp(-|x - x'|_1), ``"cauchy"`` prod_i 1 /
+        (1 + (x_i - x'_i)^2), ``"matern"`` of smoothness ``nu``, all of x / ``lengthscale``: cosines and sines
+        of m / 2 frequencies. ``"arccos0"``, ``"arccos1"``: steps and ReLUs, the arc-cosine kernels
+        1 - theta / pi and |x| |x'| (sin theta + (pi - theta) cos theta) / pi. ``"ntk"``: the NTK of an
+        infinitely wide ReLU network with ``depth`` hidden layers, in the scales of `ReLUKernel`.
     m : int
         The number of features (even for cosines and sines).
     seed : int
@@ -77,6 +77,8 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     >>> z.shape, bool(np.abs(z @ z.T - exact).max() < 0.1)
     ((50, 2000), True)
     """
+
+    n_features_in_: int
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,13 +61,13 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     def error(log: float) -> float:
         return float(errors(whole, y, scale * np.exp(log))[which])
 
-    grid = np.linspace(*np.log(RANGE), 57)
+    grid = np.linspace(np.log(RANGE[0]), np.log(RANGE[1]), 57)
     values = np.array([error(log) for log in grid])
     # flat up to rounding (a constant target, an exact fit): the largest penalty that is as good
     best = int(np.flatnonzero(values <= values.min() * (1 + 1e-9) + 1e-300)[-1])
     if best in (0, len(grid) - 1):
         return float(scale * np.exp(grid[best]))
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         error, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-3}
     )
     return float(scale * np.exp(found.x if found.fun <= values[best] else grid[best]))

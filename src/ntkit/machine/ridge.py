@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
     def __init__(
         self,
         kernel: Any = None,
-        alpha: float | Literal["loo", "gcv"] = 1.0,
+        alpha: float | str = 1.0,
         *,
         solver: str = "auto",
         tol: float = 1e-8,
@@ -99,8 +99,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelRidge:
         """Solve for the coefficients."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
-        chosen = isinstance(self.alpha, str)
-        if (chosen and self.alpha not in ("loo", "gcv")) or (not chosen and not 0 <= self.alpha < np.inf):
+        chosen = self.alpha in ("loo", "gcv")
+        if not chosen and (isinstance(self.alpha, str) or not 0 <= self.alpha < np.inf):
             raise NtkitError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
         weights = self._weights(sample_weight, X)
         self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
