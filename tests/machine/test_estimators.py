@@ -4,15 +4,24 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ntkit
 
+ESTIMATORS = [
+    ntkit.KernelRidge(),
+    ntkit.KernelRidge(alpha="loo"),
+    ntkit.GaussianProcess(),
+    ntkit.GradientFlow(),
+    ntkit.KernelClassifier(),
+    ntkit.KernelClassifier(loss="squared"),
+    ntkit.RandomFeatures(m=100),
+]
 
-@parametrize_with_checks(
-    [
-        ntkit.KernelRidge(),
-        ntkit.GaussianProcess(),
-        ntkit.GradientFlow(),
-        ntkit.KernelClassifier(),
-        ntkit.RandomFeatures(),
-    ]
-)
+# leaving one of three equal samples out is not leaving out one sample of weight three
+KNOWN = {"check_sample_weight_equivalence_on_dense_data": "leave-one-out counts samples, not weights"}
+
+
+def known(estimator):
+    return KNOWN if getattr(estimator, "alpha", None) == "loo" else {}
+
+
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=known)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

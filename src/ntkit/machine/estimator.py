@@ -13,6 +13,7 @@ from torch import Tensor
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
+from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.kernels import as_array, as_kernel
 
@@ -42,10 +43,10 @@ class KernelMachine(BaseEstimator):
     def __getstate__(self) -> Any:
         # kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough
         state: Any = super().__getstate__()
-        return {k: Made(v) if isinstance(v, Kernel) else v for k, v in state.items()}
+        return {k: Made(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__({k: v.kernel() if isinstance(v, Made) else v for k, v in state.items()})
+        super().__setstate__({k: v.again() if isinstance(v, Made) else v for k, v in state.items()})
 
     def _take(self, X: Any, y: Any, **checks: Any) -> Any:
         """Return training data as arrays, and set the kernel."""
@@ -120,16 +121,17 @@ class KernelMachine(BaseEstimator):
 
 
 class Made:
-    """A kernel as its class and parameters, to be pickled."""
+    """A kernel or limit as what makes it and the arguments of that, to be pickled."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.type = type(kernel)
-        params = kernel.get_params(deep=False)
-        self.params = {k: Made(v) if isinstance(v, Kernel) else v for k, v in params.items()}
+    def __init__(self, made: Kernel | Limit) -> None:
+        limit = isinstance(made, Limit)
+        self.maker = infinite_width if limit else type(made)
+        arguments = made.settings if limit else made.get_params(deep=False)
+        self.arguments = {k: Made(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
 
-    def kernel(self) -> Kernel:
-        """Return the kernel again."""
-        return self.type(**{k: v.kernel() if isinstance(v, Made) else v for k, v in self.params.items()})
+    def again(self) -> Any:
+        """Return the kernel or limit again."""
+        return self.maker(**{k: v.again() if isinstance(v, Made) else v for k, v in self.arguments.items()})
 
 
 def checked(block: Tensor, scalar: bool = True, ndim: int = 2) -> Tensor:

@@ -105,7 +105,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def fit(self, X: Any, y: Any = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""
-        X = validate_data(self, as_array(X), dtype=np.float64)
+        X = np.asarray(validate_data(self, as_array(X), dtype=np.float64))
         if self.kind not in KINDS:
             raise NtkitError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
         least = 4 if self.kind == "ntk" else 1
@@ -124,13 +124,12 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def transform(self, X: Any) -> np.ndarray:
         """Return the features ``[n, m]``."""
         check_is_fitted(self)
-        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)
-        with torch.no_grad():
-            return self._map(torch.as_tensor(np.array(X))).numpy()
+        return self._features(validate_data(self, as_array(X), reset=False, dtype=np.float64))
 
     def error(self, X: Any) -> FeatureError:
         """Return how far the features' inner products are from the exact kernel on a batch."""
-        z, exact = self.transform(X), self.kernel()(np.asarray(X, dtype=float)).numpy()
+        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)
+        z, exact = self._features(X), self.kernel()(X).numpy()
         off = z @ z.T - exact
         scale = float(np.linalg.norm(exact)) or 1.0
         return FeatureError(float(np.linalg.norm(off)) / scale, float(np.abs(off).max()))
@@ -165,6 +164,10 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             bias = np.broadcast_to(np.asarray(intercept, dtype=float), len(weight)).copy()
             layers.append(linear(weight, bias))
         return nn.Sequential(*layers)
+
+    def _features(self, X: Any) -> np.ndarray:
+        with torch.no_grad():
+            return self._map(torch.as_tensor(np.array(X))).numpy()
 
     def _draw(self, d: int, m: int) -> nn.Sequential:
         if self.kind == "ntk":
