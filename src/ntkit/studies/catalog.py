@@ -30,6 +30,12 @@ STUDIES: dict[str, tuple[str, str]] = {
         "A network that finds an algorithm, seen through its kernel",
     ),
     "linear-head": (f"{EXTRAPOLATE}, Section 4.2", "A network lies in the span of its tangent features"),
+    "kernel-drift": (
+        f"{NOTES}, Section V.1",
+        "How far the tangent kernel moves in training, narrow and wide",
+    ),
+    "gaussian-limit": (f"{NOTES}, Section V.2", "Trained networks as draws from a Gaussian process"),
+    "kernel-pca": (f"{NOTES}, Section V.3", "Training along one principal component of the kernel"),
 }
 
 

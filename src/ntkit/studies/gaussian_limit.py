@@ -1,0 +1,111 @@
+"""Trained networks as draws from a Gaussian process.
+
+Four points on the unit circle with labels x1 x2, ten networks of each width trained for 1,000 steps at rate 1
+(Giancola, Section V.2, Figure 6). In the limit the trained function is Gaussian, with mean and covariance
+from two kernels (Section IV.3): its 10, 50 and 90 % quantiles are drawn beside those of the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+import ntkit
+from ntkit.report.plots import BLUE, INK, ORANGE
+from ntkit.studies import regression
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.training.progress import progress
+
+QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Widths 50, 500 and 1,000 (the paper: 50 and 1,000)."""
+
+    widths: tuple[int, ...] = option((50, 500, 1000), "Widths of the networks.", low=2)
+    networks: int = option(10, "Networks of each width.", low=2, high=1000)
+    steps: int = option(1000, "Steps of gradient descent.", low=1, high=10**5)
+    rate: float = option(1.0, "Learning rate.", low=1e-6, high=10.0)
+    angles: int = option(100, "Points on the circle where the functions are compared.", low=2, high=10_000)
+
+
+def run(config: Config) -> Result:
+    """Train the networks and compare them with the limit's quantiles."""
+    x = regression.circle(torch.tensor([0.3, 1.2, 2.6, 4.4]))
+    y = (x[:, 0] * x[:, 1])[:, None]
+    angles = torch.linspace(-torch.pi, torch.pi, config.angles)
+    points = regression.circle(angles)
+    flow = ntkit.GradientFlow(regression.limit(2, 3), t=config.steps * config.rate)
+    mean, std = flow.fit(x.double().numpy(), y[:, 0].double().numpy()).predict(
+        points.double().numpy(), return_std=True
+    )
+    mean, std = np.ravel(mean), np.ravel(std)
+    low, high = mean + norm.ppf(0.1) * std, mean + norm.ppf(0.9) * std
+    x, y, points = (t.to(config.device) for t in (x, y, points))
+    functions, inside, off = {}, {}, {}
+    with progress("training (networks)", len(config.widths) * config.networks) as done:
+        for width in config.widths:
+            found = []
+            for s in range(config.networks):
+                model = regression.network(2, width, 3, config.seed + s, device=config.device)
+                regression.descend(model, x, y, config.steps, config.rate)
+                with torch.no_grad():
+                    found.append(array(model(points)[:, 0]))
+                done(1)
+            functions[width] = np.stack(found)
+            inside[width] = float(((functions[width] >= low) & (functions[width] <= high)).mean())
+            off[width] = float(np.abs(np.median(functions[width], 0) - mean).mean() / std.mean())
+    claims = []
+    for width in config.widths:
+        barred = width >= 300
+        claims.append(
+            Claim(
+                f"share inside the limit's 10-90 % band, width {width}",
+                inside[width],
+                "0.80" if barred else "good",
+                low=0.65 if barred else None,
+                high=0.95 if barred else None,
+            )
+        )
+        claims.append(
+            Claim(f"mean distance of the medians in standard deviations, width {width}", off[width])
+        )
+    return Result(
+        config,
+        tuple(claims),
+        arrays={
+            "angles": array(angles),
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "x": array(torch.atan2(x[:, 1], x[:, 0])),
+            "y": array(y[:, 0]),
+            **{f"width {w}": f for w, f in functions.items()},
+        },
+    )
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the quantiles of the networks beside those of the limit."""
+    a = result.arrays
+    widths = [name for name in a if name.startswith("width")]
+    drawn = Figure(figsize=(4.2 * len(widths), 3.8), layout="constrained")
+    for ax, name in zip(drawn.subplots(1, len(widths), sharey=True, squeeze=False)[0], widths, strict=True):
+        ax.fill_between(
+            a["angles"], a["low"], a["high"], color=BLUE, alpha=0.25, lw=0, label="limit, 10-90 %"
+        )
+        ax.plot(a["angles"], a["mean"], color=BLUE, label="limit, median")
+        for q, style in ((0.1, ":"), (0.5, "-"), (0.9, ":")):
+            label = "networks, 10, 50, 90 %" if q == 0.5 else None
+            ax.plot(a["angles"], np.quantile(a[name], q, axis=0), style, color=ORANGE, lw=1.3, label=label)
+        ax.plot(a["x"], a["y"], "o", color=INK, ms=5, label="training points")
+        ax.set(title=name, xlabel="angle")
+        ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return {"Trained networks and the limiting Gaussian process": drawn}

@@ -1,0 +1,119 @@
+"""How far the tangent kernel moves in training, narrow and wide.
+
+ReLU networks with three hidden layers in the NTK parameterization learn f*(x) = x1 x2 on Gaussian inputs by
+200 steps of gradient descent at rate 1 (Giancola, Section V.1, Figure 5, after Jacot et al.). The kernel is
+drawn on the unit circle around x0 = (1, 0), before and after, with the analytic limit. A wide network's
+kernel starts near the limit and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import ntkit
+from ntkit.report.plots import BLUE, INK, ORANGE
+from ntkit.studies import regression
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.training.progress import progress
+
+QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Widths 500 and 2,000 (the paper: 500 and 10,000)."""
+
+    widths: tuple[int, ...] = option((500, 2000), "Widths, the narrow one first.", low=2)
+    seeds: int = option(5, "Networks of each width.", low=1, high=100)
+    samples: int = option(50, "Training inputs, Gaussian in the plane.", low=2, high=10_000)
+    steps: int = option(200, "Steps of gradient descent.", low=1, high=10**5)
+    rate: float = option(1.0, "Learning rate.", low=1e-6, high=10.0)
+    angles: int = option(61, "Points on the circle.", low=3, high=1000)
+
+
+def run(config: Config) -> Result:
+    """Train networks of each width and follow their kernels."""
+    draw = torch.Generator().manual_seed(config.seed)
+    x = torch.randn(config.samples, 2, generator=draw).to(config.device)
+    y = (x[:, 0] * x[:, 1])[:, None]
+    pivot, circle = (
+        regression.circle(a).to(config.device)
+        for a in (torch.zeros(1), torch.linspace(-torch.pi, torch.pi, config.angles))
+    )
+    exact = regression.limit(2, 3).ntk
+    limit, limit_circle = exact(x.cpu().double()), exact(pivot.cpu().double(), circle.cpu().double())[0]
+    drift, distance, curves = {}, {}, {}
+    with progress("training (networks)", len(config.widths) * config.seeds) as done:
+        for width in config.widths:
+            found = []
+            for s in range(config.seeds):
+                model = regression.network(2, width, 3, config.seed + s, device=config.device)
+                kernel = ntkit.EmpiricalNTK(model)
+                before, start = kernel(x).double().cpu(), kernel(pivot, circle)[0]
+                regression.descend(model, x, y, config.steps, config.rate)
+                after, end = kernel(x).double().cpu(), kernel(pivot, circle)[0]
+                moved, off = (
+                    regression.relative(after - before, before),
+                    regression.relative(before - limit, limit),
+                )
+                found.append((moved, off, array(start), array(end)))
+                done(1)
+            drift[width] = [f[0] for f in found]
+            distance[width] = [f[1] for f in found]
+            curves[width] = np.stack([np.stack(f[2:]) for f in found])
+    means = [float(np.mean(drift[w])) for w in config.widths]
+    narrow, wide = config.widths[0], config.widths[-1]
+    paper = config.widths == Config.widths
+    return Result(
+        config,
+        claims=(
+            Claim(f"relative change of the kernel, width {narrow}", means[0], "moves"),
+            Claim(f"relative change of the kernel, width {wide}", means[-1], "hardly moves"),
+            Claim("ratio of the two", means[0] / means[-1], "> 1", low=2.0),
+            Claim(
+                f"distance to the limit at the start, width {narrow}",
+                float(np.mean(distance[narrow])),
+                high=0.15 if paper else 0.4,
+            ),
+            Claim(
+                f"distance to the limit at the start, width {wide}",
+                float(np.mean(distance[wide])),
+                high=0.08 if paper else 0.15,
+            ),
+        ),
+        arrays={
+            "angles": np.linspace(-np.pi, np.pi, config.angles),
+            "limit": array(limit_circle),
+            **{f"width {w}": c for w, c in curves.items()},
+        },
+        numbers={"drift": drift, "distance": distance},
+        notes=(f"The wide network has width {wide} here, 10,000 in the paper.",) if wide < 10_000 else (),
+    )
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the kernel on the circle before and after training, for each width."""
+    widths = [name for name in result.arrays if name.startswith("width")]
+    drawn = Figure(figsize=(4.5 * len(widths), 3.8), layout="constrained")
+    for ax, name in zip(drawn.subplots(1, len(widths), sharey=True, squeeze=False)[0], widths, strict=True):
+        for k, (color, label) in enumerate(((ORANGE, "before"), (BLUE, "after training"))):
+            for i, curve in enumerate(result.arrays[name][:, k]):
+                ax.plot(
+                    result.arrays["angles"],
+                    curve,
+                    color=color,
+                    lw=1,
+                    alpha=0.8,
+                    label=label if not i else None,
+                )
+        ax.plot(result.arrays["angles"], result.arrays["limit"], "--", color=INK, lw=1.5, label="limit")
+        ax.set(title=name, xlabel="angle γ between x and x0")
+        ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    drawn.axes[0].set_ylabel("tangent kernel K(x0, x)")
+    return {"The tangent kernel on the circle": drawn}
