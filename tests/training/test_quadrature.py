@@ -95,7 +95,7 @@ def test_rule_of_a_step_against_a_very_fine_one(structured):
     out = torch.empty(6, 2, net.total, dtype=torch.float64)
     along.averaged(rule.rows, rule.s, rule.shares, out)
     assert (out @ delta - (last - first)).abs().max() <= 1e-9
-    fine = 4000
+    fine = 1000
     middle = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine
     truth = sum(
         torch.func.vmap(torch.func.jacrev(lambda w, x: net.sample(net.unflatten(w), x)), (None, 0))(
@@ -103,7 +103,7 @@ def test_rule_of_a_step_against_a_very_fine_one(structured):
         )
         for s in middle
     )
-    assert (out - truth / fine).abs().max() <= 2e-3 * truth.abs().max() / fine
+    assert (out - truth / fine).abs().max() <= 8e-3 * truth.abs().max() / fine
     assert rule.total < 6 * 100 if structured else rule.total < 6 * 2000
 
 

@@ -46,6 +46,8 @@ class FlatNetwork:
         self.shapes = run.trained
         self.sizes = [shape.numel() for shape in run.trained.values()]
         self.total = sum(self.sizes)
+        # fused recurrent operations run under no vmap; a graph has them written out
+        self.batchable = not any(isinstance(m, nn.RNNBase) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self.net = network(module)
         if head is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,20 +21,24 @@ class Forward:
 
     ``rng`` is the state of the generators as it began, if it drew random numbers; ``announced`` the state
     when the batch was announced, if numbers were drawn in between; ``autocast`` the dtype, if it was on;
-    ``modes`` the names of the submodules in training mode.
+    ``modes`` the names of the submodules in training mode, ``buffers`` those that were others by then than
+    after the step before.
     """
 
     rng: Tensor | None = None
     announced: Tensor | None = None
     autocast: str | None = None
     modes: tuple[str, ...] = ()
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ForwardWatch:
     """Watches the forward passes of a module that gradients flow through."""
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._module, self._device = module, device
+    def __init__(
+        self, module: nn.Module, device: torch.device, changed: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        self._module, self._device, self._changed = module, device, changed
         self._began: Tensor | None = None
         self._announced: Tensor | None = None
         self.last = Forward()
@@ -42,6 +46,9 @@ class ForwardWatch:
             module.register_forward_pre_hook(self._before),
             module.register_forward_hook(self._after, always_call=True),
         ]
+
+    def __deepcopy__(self, memo: object) -> ForwardWatch:
+        return self  # a copy of the module is not watched, but takes its hooks along
 
     def announce(self) -> Forward:
         """Say that a batch is about to come; the returned record is filled in by its forward pass."""
@@ -54,15 +61,21 @@ class ForwardWatch:
         for hook in self._hooks:
             hook.remove()
 
-    def _before(self, *_: Any) -> None:
-        self._began = random_state(self._device) if torch.is_grad_enabled() else None
+    @torch.compiler.disable
+    def _before(self, module: nn.Module, _: Any) -> None:
+        if module is not self._module:
+            return
+        self._began = None
+        if torch.is_grad_enabled():
+            self._began, self._buffers = random_state(self._device), self._changed()
 
-    def _after(self, *_: Any) -> None:
-        if self._began is None or not torch.is_grad_enabled():
+    @torch.compiler.disable
+    def _after(self, module: nn.Module, *_: Any) -> None:
+        if module is not self._module or self._began is None or not torch.is_grad_enabled():
             return
         began, self._began, now = self._began, None, random_state(self._device)
         forward = self.last
-        forward.modes = self._modes()
+        forward.modes, forward.buffers = self._modes(), self._buffers
         forward.rng = None if torch.equal(began, now) else began
         if self._announced is not None and not torch.equal(self._announced, began):
             forward.announced = self._announced

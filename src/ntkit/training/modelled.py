@@ -90,6 +90,10 @@ class Check:
         if not wrong.any():
             return
         worst = int((off / allowed.clamp_min(1e-300)).argmax())
+        hint = ""
+        if self.replay.augment is None and any(f.announced is not None for f in self.run.step(k).forwards):
+            hint = " Random numbers were drawn between run.batch and the network: if they changed the batch, "
+            hint += "give augment=, what changed it."
         bounds = np.cumsum(self.net.sizes)
         name = list(self.net.shapes)[int(np.searchsorted(bounds, worst, side="right"))]
         raise PathMismatchError(
@@ -99,7 +103,7 @@ class Check:
             f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
             f"that `loss` is the one that backward() was called on (mean or sum, its weights), that the "
             f"model is built alike, that nothing else touched the gradients (noise, augmentation), and that "
-            f"the description of {self.run.manifest['optimizer']} is right."
+            f"the description of {self.run.manifest['optimizer']} is right.{hint}"
         )
 
 

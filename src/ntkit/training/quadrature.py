@@ -48,7 +48,8 @@ class Chooser:
         self.together = max(
             1, min(32, _BLOCK // (8 * max(net.total, 1)), _BLOCK // max(1, rows * net.total // 8))
         )
-        self._alone = structure is not None and rows * net.total > _BLOCK // 8
+        much = rows * net.total > _BLOCK // 8
+        self._alone = structure is not None and (much or not net.batchable)
 
     def rules(self, path: Tensor) -> list[Rule | QueryRule]:
         """Return the rules of the steps between neighboring weights ``[t + 1, P]``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkit import __version__
 from ntkit.errors import NtkitError
 from ntkit.network import as_inputs, batch_size, network
 from ntkit.training.averaging import AverageWatch
@@ -152,7 +152,7 @@ class Recording:
         self._log = self._create()
         self._last_batch: Tensor | None = None
         self._gradients = Gradients(self._trained, self._scaler)
-        self._forwards = ForwardWatch(self._module, self._net.device)
+        self._forwards = ForwardWatch(self._module, self._net.device, self._changed_buffers)
         self._batch_at, self._modes_at = 0, 0
         self._modes: list[list[str]] | None = None
         self._buffers = {name: as_bytes(b).clone() for name, b in self._module.named_buffers()}
@@ -191,7 +191,8 @@ class Recording:
 
     def _end(self, strict: bool) -> None:
         """Write what is after the last step: buffers that changed since, and the average."""
-        tensors, moved = self._changed_buffers(), 0.0
+        tensors = {f"buffer/{name}": b for name, b in self._changed_buffers().items()}
+        moved = 0.0
         if self._average is not None:
             try:
                 self._average.check_still()
@@ -203,13 +204,11 @@ class Recording:
         self._log.append(tensors, {"average": moved, "end": True})
 
     def _changed_buffers(self) -> dict[str, Tensor]:
-        changed = {}
-        for name, buffer in self._module.named_buffers():
-            now = as_bytes(buffer)
-            if not torch.equal(now, self._buffers[name]):
-                changed[f"buffer/{name}"] = buffer.detach().cpu().clone().contiguous()
-                self._buffers[name] = now.clone()
-        return changed
+        return {
+            name: buffer.detach().cpu().clone().contiguous()
+            for name, buffer in self._module.named_buffers()
+            if not torch.equal(as_bytes(buffer), self._buffers[name])
+        }
 
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
@@ -297,9 +296,9 @@ class Recording:
             tensors["batch"] = self._last_batch = batch
             self._batch_at = self.steps + 1
         more = self._moved | self._forwarded(tensors)
-        for key, value in self._changed_buffers().items():
-            tensors[key] = value
-            self._buffers_at[key.removeprefix("buffer/")] = self.steps + 1
+        for name, buffer in self._changed_buffers().items():
+            tensors[f"buffer/{name}"], self._buffers[name] = buffer, as_bytes(buffer)
+            self._buffers_at[name] = self.steps + 1
         if self._buffers_at:
             more["buffers_at"] = self._buffers_at
         at = {}
@@ -326,6 +325,7 @@ class Recording:
                 for key, state in (("rng", forward.rng), ("announced", forward.announced))
                 if state is not None
             }
+            tensors |= {f"forward/{i}/{name}": buffer for name, buffer in forward.buffers.items()}
         if any(forward.autocast is not None for forward in forwards):
             more["autocast"] = [forward.autocast for forward in forwards]
         modes = [list(forward.modes) for forward in forwards]
@@ -349,8 +349,8 @@ class Recording:
         return batch_size(x), hash_data(x, y)
 
     def _check_still(self, values: bool) -> None:
-        for name, (tensor, version, value) in self._still.items():
-            if (values or tensor._version != version) and not torch.equal(as_bytes(tensor), as_bytes(value)):
+        for name, (tensor, since, value) in self._still.items():
+            if (values or tensor._version != since) and not torch.equal(as_bytes(tensor), as_bytes(value)):
                 raise NtkitError(
                     f"{name!r}, a frozen parameter, changed before step {self.steps}; an account has no "
                     f"column for that. Keep it fixed while recording, or give it to the optimizer."
@@ -373,7 +373,7 @@ class Recording:
         done = status != "recording"
         parameters = self._module.named_parameters()
         return {
-            "ntkit": __version__,
+            "ntkit": version("ntkit"),
             "torch": torch.__version__,
             "status": status,
             "steps": self.steps if done else None,

@@ -216,7 +216,13 @@ class Run:
         modes = self._record(scalars["modes_at"])[1]["modes"]
         casts = scalars.get("autocast", [None] * len(parts))
         forwards = (
-            Forward(tensors.get(f"rng/{i}"), tensors.get(f"announced/{i}"), casts[i], tuple(modes[i]))
+            Forward(
+                tensors.get(f"rng/{i}"),
+                tensors.get(f"announced/{i}"),
+                casts[i],
+                tuple(modes[i]),
+                _named(tensors, f"forward/{i}/"),
+            )
             for i in range(len(parts))
         )
         return Step(

@@ -83,10 +83,7 @@ class Replay:
         """Return outputs, in the network's own shape, and loss of a batch at step k, as it went then."""
         net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
         forward, draws = part.forward, Draws()
-        for one in {id(self.net): self.net, id(self.native): self.native}.values():
-            one.set_modes(forward.modes)
-            if self.run.changes_buffers:
-                one.take_buffers(self.run.buffers(k))
+        self.go_to(k, forward)
         given = (part.x, part.y)
         with ExitStack() as stack:
             if forward.rng is not None:
@@ -104,6 +101,13 @@ class Replay:
             with autocast(forward.autocast, self.run.device):
                 return outputs, part.weight * checked_loss(loss, outputs, y)
         return outputs, part.weight * checked_loss(loss, outputs, y)
+
+    def go_to(self, k: int, forward: Forward) -> None:
+        """Put the networks in the modes and to the buffers of a forward pass of step k."""
+        for net in {id(self.net): self.net, id(self.native): self.native}.values():
+            net.set_modes(forward.modes)
+            if self.run.changes_buffers:
+                net.take_buffers({**self.run.buffers(k), **forward.buffers})
 
     def cotangents(self, w: Tensor, k: int, part: Part) -> Tensor:
         """Return c_n = d loss / d y_n of a batch, ``[n, o]``."""

@@ -120,7 +120,7 @@ class Sweep:
                 sums.buffers.add_((net.outputs(along[0], self.queries) - before).reshape(-1))
         rules = [path.rule] * len(steps) if path.rule is not None else self._chooser.rules(along)
         averaged = self._averaged(along, rules, first, count)  # pyright: ignore[reportArgumentType]
-        gradients = self._gradients(weights[:-1], steps) if count else None
+        gradients = self._gradients(first, weights[:-1], steps) if count else None
         for t in reversed(range(len(steps))):
             d, w, c = averaged(t), weights[t], steps[t].coefficients
             if average is not None:
@@ -225,13 +225,13 @@ class Sweep:
 
         return one
 
-    def _gradients(self, weights: Tensor, steps: list[Step]) -> Tensor | None:
+    def _gradients(self, first: int, weights: Tensor, steps: list[Step]) -> Tensor | None:
         """Return the gradients of all samples of a block of steps, ``[T, n, P]``, if that is little."""
         replay, path = self.path.replay, self.path
-        size = len(steps[0].batch)
-        if size * path.net.total > _BLOCK // 16 or any(path.mixes(step) for step in steps) or replay.augment:
+        little = len(steps[0].batch) * path.net.total <= _BLOCK // 16 and replay.net.batchable
+        if not little or any(path.mixes(step) for step in steps) or replay.augment:
             return None
-        replay.net.set_modes(steps[0].forwards[0].modes)
+        replay.go_to(first, steps[0].forwards[0])
         batches = [step.batch for step in steps]
         data = cast(replay.data, torch.float64)
         x, y = gather(data[0], batches), gather(data[1], batches)
@@ -243,7 +243,8 @@ class Sweep:
 
     def _is_small(self, nodes: int) -> bool:
         limit = min(_BLOCK, self.budget // 32)
-        return self.path.net.total * self.rows * nodes <= limit or self.structure is None
+        little = self.path.net.total * self.rows * nodes <= limit and self.path.net.batchable
+        return little or self.structure is None
 
     def _blocks(self, first: int, last: int) -> Iterator[tuple[int, list[Step]]]:
         """Yield steps from the last to the first, those together that have batches of one size and kind."""
@@ -255,7 +256,9 @@ class Sweep:
             steps = [run.step(end - 1)]
             size = len(steps[0].batch)
             most = limit // max(1, self.path.net.total * max(self.rows * nodes, size))
-            most = 1 if run.changes_buffers or self.path.mixes(steps[0]) else most
+            most = (
+                1 if run.changes_buffers or not self.path.net.batchable or self.path.mixes(steps[0]) else most
+            )
             while len(steps) < most and end - len(steps) > first:
                 step = run.step(end - len(steps) - 1)
                 alike = len(step.batch) == size and step.forwards[0].modes == steps[0].forwards[0].modes
