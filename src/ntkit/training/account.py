@@ -190,7 +190,12 @@ def _account(
         floor = 8 * torch.finfo(torch.float64).eps * size
         share = max(0.5 * tol * float((prediction - initial).abs().max()) / max(1, run.steps), floor)
         path = Path(run, net, replay, rule, share, differences, mixing, averages)
-        columns = sweep_tiles(path, x, work, (tol, nodes, target, average, hash_data(x)))
+        key = {
+            "run": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
+            "queries": hash_data(x),
+            "settings": [tol, nodes, target, average],
+        }
+        columns = sweep_tiles(path, x, work, key)
     q, o = initial.shape
     parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in _COLUMNS}
     parts["contributions"] = columns.contributions.reshape(q, o, -1).cpu()

@@ -43,7 +43,7 @@ class Chooser:
     ) -> None:
         self.net, self.structure, self.queries = net, structure, queries
         self.share, self.budget = share, budget
-        self._level = 1
+        self.level = 1
         rows = batch_size(queries)
         self.together = max(
             1, min(32, _BLOCK // (8 * max(net.total, 1)), _BLOCK // max(1, rows * net.total // 8))
@@ -60,7 +60,7 @@ class Chooser:
         true = values.diff(dim=0)
         rules: list[Rule | QueryRule] = [LEFT] * len(delta)
         left = torch.arange(len(delta))
-        level = max(self._level - 1, 0)
+        level = max(self.level - 1, 0)
         before = torch.full((len(delta),), torch.inf, dtype=path.dtype)
         hopeless: list[int] = []
         while len(left) and level < len(LEVELS):
@@ -73,7 +73,7 @@ class Chooser:
             before[left] = error
             left = left[(error > self.share) & ~stuck]
             level += 1
-        self._level = max(level - 1, 0) if not hopeless else self._level
+        self.level = max(level - 1, 0) if not hopeless else self.level
         for i in [*hopeless, *left.tolist()]:
             along = self.along(path[i], delta[i])
             rules[i] = query_rule(along, values[i], values[i + 1], self.share)

@@ -16,8 +16,8 @@ class Rows:
         if count * size * 8 <= budget:
             self._rows = np.zeros((count, size))
         else:
-            self._file = tempfile.TemporaryFile()
-            self._rows = np.memmap(self._file, np.float64, "w+", shape=(count, size))
+            with tempfile.TemporaryFile() as file:  # nameless; it lives as long as the map of it
+                self._rows = np.memmap(file, np.float64, "w+", shape=(count, size))
 
     def __getitem__(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[k]))

@@ -140,6 +140,9 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.folder, str(self.device))
+
     def __exit__(self, *exception: object) -> None:
         self.log.close()
 
@@ -256,6 +259,12 @@ class Run:
         if not self.trained:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         return torch.cat([get(name).double().reshape(-1) for name in self.trained]).to(self.device)
+
+
+def _reopened(folder: Path, device: str) -> Run:
+    run = Run(folder)
+    run.device = device
+    return run
 
 
 def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ntkit.training.run import Run, Step, Trail
 from ntkit.training.samples import Samples
 from ntkit.training.steps import Replay
 
-_BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
+BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,22 @@ class Path:
 
 @dataclass
 class Sweep:
-    """A sweep that goes on: what later steps left to earlier ones, and the sums so far."""
+    """A sweep backwards over the steps, with D the integral of the queries' gradients along each of them.
+
+    With R = 0 behind the last step, C and decay summed over the steps, and start at the end::
+
+        R_k = b_k D_k + mu_{k+1} R_{k+1}        A_k = a_k D_k + nu_k R_k
+        C(x, n) -= scale_k A_k . J(x_n; w_k)^T c_{n,k}
+        decay   -= decay_k A_k . w_k + d_k D_k . w_k
+        start    = -mu_0 R_0 . m_{-1}
+        rounding += D_k . (the step as it was - the step as modelled)
+        buffers += f(x; w_k, buffers after step k) - f(x; w_k, buffers before it)
+
+    With matrices beside a step, a_k and b_k multiply left^T D_k right^T; decay and rounding take D_k itself.
+    For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
+
+        E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
+    """
 
     path: Path
     queries: Any
@@ -94,16 +109,40 @@ class Sweep:
         nodes = torch.zeros(run.steps, dtype=torch.long)
         self.columns = Columns(zeros(self.rows, path.samples), **sums, nodes=nodes, spent=0)
         self.spent = 0
+        self.position = run.steps
         self._room: Tensor | None = None
 
-    def steps(self, first: int, last: int, done: Callable[[int], None], count: bool = True) -> None:
-        """Go backwards over the steps from ``last - 1`` to ``first``.
+    def blocks(self, first: int = 0, count: bool = True) -> Iterator[int]:
+        """Go backwards over the steps down to ``first``, and yield how many were just done.
 
         With ``count=False`` they only leave to earlier steps what they must: nothing is added to the sums.
         """
-        for begin, steps in self._blocks(first, last):
+        for begin, steps in self._blocks(first, self.position):
             self._block(begin, steps, count)
-            done(len(steps))
+            self.position = begin
+            yield len(steps)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that `restore` needs to go on from here to the same result, bit by bit."""
+        tensors = {k: v for k, v in vars(self.columns).items() if isinstance(v, Tensor)}
+        for name in ("remembered", "later", "mu_next"):
+            if isinstance(value := getattr(self, name), Tensor):
+                tensors[name] = value
+        mu = None if isinstance(self.mu_next, Tensor) else self.mu_next
+        scalars = {"position": self.position, "spent": self.spent, "level": self._chooser.level, "mu": mu}
+        return tensors, scalars
+
+    def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Go on where the sweep was whose state is given."""
+        device = self.path.run.device
+        for name, value in vars(self.columns).items():
+            if isinstance(value, Tensor):
+                value.copy_(tensors[name])
+        for name in ("remembered", "later"):
+            setattr(self, name, tensors[name].to(device) if name in tensors else None)
+        self.mu_next = tensors["mu_next"].to(device) if scalars["mu"] is None else scalars["mu"]
+        self.position, self.spent = scalars["position"], scalars["spent"]
+        self._chooser.level = scalars["level"]
 
     def _block(self, first: int, steps: list[Step], count: bool) -> None:
         path, run, net = self.path, self.path.run, self.path.net
@@ -228,7 +267,7 @@ class Sweep:
     def _gradients(self, first: int, weights: Tensor, steps: list[Step]) -> Tensor | None:
         """Return the gradients of all samples of a block of steps, ``[T, n, P]``, if that is little."""
         replay, path = self.path.replay, self.path
-        little = len(steps[0].batch) * path.net.total <= _BLOCK // 16 and replay.net.batchable
+        little = len(steps[0].batch) * path.net.total <= BLOCK // 16 and replay.net.batchable
         if not little or any(path.mixes(step) for step in steps) or replay.augment:
             return None
         replay.go_to(first, steps[0].forwards[0])
@@ -242,7 +281,7 @@ class Sweep:
         return replay.net.sample_gradients(weights, x, torch.stack(c))
 
     def _is_small(self, nodes: int) -> bool:
-        limit = min(_BLOCK, self.budget // 32)
+        limit = min(BLOCK, self.budget // 32)
         little = self.path.net.total * self.rows * nodes <= limit and self.path.net.batchable
         return little or self.structure is None
 
@@ -250,7 +289,7 @@ class Sweep:
         """Yield steps from the last to the first, those together that have batches of one size and kind."""
         run, rule = self.path.run, self.path.rule
         nodes = 3 if rule is None else len(rule[0])
-        limit = min(_BLOCK, self.budget // 32)
+        limit = min(BLOCK, self.budget // 32)
         end = last
         while end > first:
             steps = [run.step(end - 1)]
@@ -271,28 +310,6 @@ class Sweep:
     def _at(self, k: int, w: Tensor) -> Tensor:
         self.path.net.take_buffers(self.path.run.buffers(k))
         return self.path.net.outputs(w, self.queries)
-
-
-def sweep(path: Path, queries: Any, budget: int, done: Callable[[int], None]) -> Columns:
-    """Go backwards over all steps, with D the integral of the queries' gradients along each step.
-
-    With R = 0 behind the last step, C and decay summed over the steps, and start at the end::
-
-        R_k = b_k D_k + mu_{k+1} R_{k+1}        A_k = a_k D_k + nu_k R_k
-        C(x, n) -= scale_k A_k . J(x_n; w_k)^T c_{n,k}
-        decay   -= decay_k A_k . w_k + d_k D_k . w_k
-        start    = -mu_0 R_0 . m_{-1}
-        rounding += D_k . (the step as it was - the step as modelled)
-        buffers += f(x; w_k, buffers after step k) - f(x; w_k, buffers before it)
-
-    With matrices beside a step, a_k and b_k multiply left^T D_k right^T; decay and rounding take D_k itself.
-    For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
-
-        E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
-    """
-    moving = Sweep(path, queries, budget)
-    moving.steps(0, path.run.steps, done)
-    return moving.finish()
 
 
 def _is_zero(coefficient: float | Tensor) -> bool:
