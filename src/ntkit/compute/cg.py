@@ -12,7 +12,7 @@ from ntkit.compute.matrix import Matrix
 from ntkit.compute.pivoted import LowRank
 from ntkit.errors import NtkitError
 
-CHECK = 50  # iterations after which the residual is taken anew from its definition
+STALE = 3  # times that the true residual may not halve while the recurrence says that it is small: rounding
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def conjugate_gradients(
     norm = torch.where(norm > 0, norm, 1.0)
     limit = 10 * matrix.n if max_iter is None else max_iter
     x, r = torch.zeros_like(b), b.clone()
-    best, best_x = r.norm(dim=0) / norm, x.clone()
-    z = precondition(r)
-    p, rz = z.clone(), (r * z).sum(0)
-    stale, iterations = 0, 0
-    while iterations < limit and bool((best > tol).any()) and stale < 3:
+    best, best_x = r.norm(dim=0) / norm, x
+    p = z = precondition(r)
+    rz = (r * z).sum(0)
+    stale = iterations = 0
+    while iterations < limit and bool((best > tol).any()) and stale < STALE:
         ap = matrix @ p + shift * p
         curvature = (p * ap).sum(0)
         if bool((curvature < -1e-14 * ap.norm(dim=0) * p.norm(dim=0)).any()):
@@ -77,24 +77,27 @@ def conjugate_gradients(
                 "The matrix is not positive definite: conjugate gradients met a direction of negative "
                 "curvature. Give a positive semi-definite kernel, or a larger alpha or noise."
             )
-        step = torch.where(curvature > 0, rz / torch.where(curvature > 0, curvature, 1.0), 0.0)
-        x = x + step * p
-        r = r - step * ap
+        step = _ratio(rz, curvature)
+        x, r = x + step * p, r - step * ap
         iterations += 1
-        if iterations % CHECK == 0 or bool((r.norm(dim=0) <= 0.5 * tol * norm).all()) or iterations == limit:
-            r = b - (matrix @ x + shift * x)
+        if bool((r.norm(dim=0) <= 0.5 * tol * norm).all()) or iterations == limit:
+            r = b - (matrix @ x + shift * x)  # the truth, from which to start again where it says more
             found = r.norm(dim=0) / norm
+            stale = 0 if bool((found < 0.5 * best).any()) else stale + 1
             better = found < best
-            stale = 0 if bool((found < 0.9 * best).any()) else stale + 1
             best, best_x = torch.where(better, found, best), torch.where(better, x, best_x)
-            z = precondition(r)
-            p, rz = z.clone(), (r * z).sum(0)
+            p = z = precondition(r)
+            rz = (r * z).sum(0)
             continue
         z = precondition(r)
         new = (r * z).sum(0)
-        p = z + torch.where(rz > 0, new / torch.where(rz > 0, rz, 1.0), 0.0) * p
-        rz = new
+        p, rz = z + _ratio(new, rz) * p, new
     return Solution(best_x, best, iterations, bool((best <= tol).all()))
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Return a / b, zero for columns that are solved exactly."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
 
 
 def low_rank_inverse(low: LowRank, shift: float) -> Callable[[Tensor], Tensor]:
