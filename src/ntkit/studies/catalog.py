@@ -36,6 +36,25 @@ STUDIES: dict[str, tuple[str, str]] = {
     ),
     "gaussian-limit": (f"{NOTES}, Section V.2", "Trained networks as draws from a Gaussian process"),
     "kernel-pca": (f"{NOTES}, Section V.3", "Training along one principal component of the kernel"),
+    "lazy": (f"{VIEWPOINT}, Section 5.3", "Lazy training by scale, and what it costs"),
+    "two-coordinates": (
+        f"{NOTES}, Section VI",
+        "A product of two coordinates: many samples for a kernel, few for a network",
+    ),
+    "beyond-linear": (f"{NOTES}, Section VI.1", "A network in training beside its Taylor polynomials"),
+    "positive-definite": (
+        f"{NOTES}, Section III.3",
+        "Which activations make the tangent kernel positive definite",
+    ),
+    "early-stopping": (f"{NOTES}, Section IV.2", "Why stopping early helps: what is learned when"),
+    "random-features": (f"{VIEWPOINT}, Section 2", "How fast random features tend to their kernel"),
+    "width-limit": (
+        f"{CONVOLUTIONAL}, Theorem 2.4",
+        "A trained network against kernel regression, as it widens",
+    ),
+    "master-theorem": (f"{CONVOLUTIONAL}, Theorem 2.2", "The vectors of a tensor program as its widths grow"),
+    "polynomials": (f"{VIEWPOINT}, Section 6", "What kernels and networks make of polynomials on the sphere"),
+    "descent": (f"{NOTES}, Section VI.1", "The second peak of the test error"),
 }
 
 

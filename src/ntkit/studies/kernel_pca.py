@@ -3,8 +3,8 @@
 The eigenvalues of the tangent kernel of 512 digits (K / N), by power iteration with deflation and by Lanczos;
 the digits along the second and third component; and networks that start at a distance of 1/2 from their
 target along the second component only (Giancola, Section V.3, Figures 7 to 9). In the limit the distance
-along the component falls as exp(-lambda t) / 2 and nothing happens across it; finite networks leak across, less the
-wider they are.
+along the component falls as exp(-lambda t) / 2 and nothing happens across it; finite networks leak across,
+less the wider they are.
 """
 
 from __future__ import annotations

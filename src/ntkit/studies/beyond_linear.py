@@ -1,0 +1,121 @@
+"""A network in training beside its Taylor polynomials in the weights.
+
+The linearized network is what the tangent kernel at the start describes; the quadratic one lets the kernel
+move once (Giancola, Section VI.1, Figure 10, after Bai and Lee). All three are trained by the same steps of
+gradient descent from the same weights: the quadratic one stays with the network for longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import ntkit
+from ntkit.data.digits import digits
+from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.studies import regression
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+
+QUICK = {"width": 64, "steps": 120, "samples": 60}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Even against odd digits, as a regression."""
+
+    width: int = option(128, "Width of the two hidden layers.", low=2, high=10_000)
+    samples: int = option(200, "Training digits.", low=10, high=1347)
+    steps: int = option(300, "Steps of gradient descent.", low=10, high=10**5)
+    rate: float = option(0.5, "Learning rate.", low=1e-6, high=100.0)
+    far: float = option(0.05, "Distance from the network, of its size, that counts as off.", low=1e-6)
+
+
+def run(config: Config) -> Result:
+    """Train the network, the linear and the quadratic model by the same steps."""
+    data = digits(config.samples, seed=config.seed)
+    x, q = (t.to(config.device) for t in (data.train_x * 2 - 1, data.held_out_x * 2 - 1))
+    y = (data.train_y % 2 * 2.0 - 1.0).to(config.device, torch.float64)[:, None]
+    truth = (data.held_out_y % 2 * 2.0 - 1.0).to(config.device)[:, None]
+    plain = nn.Sequential(
+        nn.Linear(64, config.width),
+        nn.GELU(),
+        nn.Linear(config.width, config.width),
+        nn.GELU(),
+        nn.Linear(config.width, 1),
+    )
+    model = ntkit.ntk_parametrize(plain.double().to(config.device), 2**0.5, 0.1, seed=config.seed)
+    models = {"network": model, "linear": ntkit.linearize(model), "quadratic": ntkit.taylor(model, order=2)}
+    losses: dict[str, list[float]] = {name: [] for name in models}
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    every = max(1, config.steps // 60)
+    for name, each in models.items():
+
+        def look(step: int, name=name, each=each) -> None:
+            if step % every == 0:
+                with torch.no_grad():
+                    out = each(q)
+                    outputs[name].append(array(out)[:, 0])
+                    losses[name].append(float(((each(x) - y) ** 2).mean() / 2))
+
+        regression.descend(each, x, y, config.steps, config.rate, look)
+    times = np.arange(0, config.steps + 1, every) * config.rate
+    off = {
+        name: np.array(
+            [np.sqrt(((a - b) ** 2).mean()) for a, b in zip(outputs[name], outputs["network"], strict=True)]
+        )
+        for name in ("linear", "quadratic")
+    }
+    size = np.sqrt((np.array(outputs["network"]) ** 2).mean())
+    until = {name: _until(times, off[name], config.far * size) for name in off}
+    accuracy = {
+        name: float(((torch.tensor(o[-1])[:, None] > 0) == (truth.cpu() > 0)).double().mean())
+        for name, o in outputs.items()
+    }
+    return Result(
+        config,
+        claims=(
+            Claim(
+                f"time until it is {config.far:.0%} off: quadratic over linear model",
+                until["quadratic"] / until["linear"],
+                "longer",
+                low=1.0,
+            ),
+            Claim("the same: linear model, in steps x rate", until["linear"]),
+            Claim("distance from the network at the end: linear", float(off["linear"][-1])),
+            Claim("distance from the network at the end: quadratic", float(off["quadratic"][-1])),
+            *(Claim(f"held-out accuracy: {name}", value) for name, value in accuracy.items()),
+        ),
+        arrays={
+            "times": times,
+            **{f"loss of {name}": np.array(v) for name, v in losses.items()},
+            **{f"distance of {name}": v for name, v in off.items()},
+        },
+    )
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the losses, and the distances from the network."""
+    a = result.arrays
+    drawn = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    for name, color in (("network", BLUE), ("linear", ORANGE), ("quadratic", GREEN)):
+        left.semilogy(a["times"], a[f"loss of {name}"], color=color, label=name)
+        if name != "network":
+            right.semilogy(a["times"][1:], a[f"distance of {name}"][1:], color=color, label=name)
+    left.set(xlabel="time (steps × rate)", ylabel="training loss (half mean square)")
+    right.set(xlabel="time (steps × rate)", ylabel="distance from the network, held out (rms)")
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    return {"The network and its Taylor polynomials in training": drawn}
+
+
+def _until(times: np.ndarray, distance: np.ndarray, far: float) -> float:
+    """Return the first time at which the distance is larger; the last time if it never is."""
+    beyond = np.flatnonzero(distance > far)
+    return float(times[beyond[0]] if len(beyond) else times[-1])

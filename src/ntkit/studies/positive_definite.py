@@ -1,0 +1,104 @@
+"""Which activations make the tangent kernel positive definite on the sphere.
+
+On distinct points of the unit sphere the NTK of a network with a nonlinearity that is no polynomial has
+only positive eigenvalues (Giancola, Proposition III.3.3), so that training reaches any labels. A polynomial
+of degree p has a kernel that is a polynomial of x . x', whose rank is bounded whatever the number of points
+(Observation III.3.4): there labels exist that no width can fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import ntkit
+from ntkit.infinite.checks import definiteness, harmonics, sphere
+from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+
+QUICK = {"points": 40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Random points of the unit sphere."""
+
+    points: int = option(100, "Points on the sphere.", low=10, high=2000)
+    dimension: int = option(3, "Dimension of the space that the sphere is in.", low=2, high=100)
+    beta: float = option(0.1, "Scale of the bias.", low=0.0)
+
+
+class Elementwise(nn.Module):
+    """A function of one number as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to each number."""
+        return self.function(x)
+
+
+def square_and_line(x: Tensor) -> Tensor:
+    """Return x^2 + x, a polynomial of degree two."""
+    return x**2 + x
+
+
+ACTIVATIONS = {"ReLU": torch.relu, "erf": torch.erf, "x² + x": square_and_line}
+
+
+def run(config: Config) -> Result:
+    """Find the ends of the spectra."""
+    d = config.dimension
+    x = sphere(config.points, d, seed=config.seed).to(config.device)
+    claims, spectra = [], {}
+    for name, function in ACTIVATIONS.items():
+        model = (
+            nn.Sequential(nn.Linear(d, 4), Elementwise(function), nn.Linear(4, 1)).double().to(config.device)
+        )
+        kernel = ntkit.infinite_width(model, x[:1], sigma_w=2**0.5, sigma_b=config.beta).ntk
+        found = definiteness(kernel, x)
+        spectra[name] = np.linalg.eigvalsh(array(kernel(x)))[::-1]
+        if function is square_and_line:
+            most = harmonics(d, 2)
+            claims += [
+                Claim(
+                    f"{name}: rank on {config.points} points",
+                    found.rank,
+                    f"at most {most}",
+                    low=most,
+                    high=most,
+                ),
+                Claim(
+                    f"{name}: smallest eigenvalue / rounding",
+                    abs(found.smallest) / found.rounding,
+                    "0",
+                    high=1.0,
+                ),
+            ]
+        else:
+            claims += [
+                Claim(f"{name}: smallest eigenvalue", found.smallest, "> 0"),
+                Claim(
+                    f"{name}: smallest eigenvalue / rounding", found.smallest / found.rounding, "> 1", low=1.0
+                ),
+            ]
+    return Result(config, tuple(claims), {k: np.ascontiguousarray(v) for k, v in spectra.items()})
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the spectra."""
+    drawn = Figure(figsize=(6.5, 4), layout="constrained")
+    ax = drawn.subplots()
+    for (name, values), color in zip(result.arrays.items(), (BLUE, GREEN, ORANGE), strict=True):
+        ax.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-18), ".-", color=color, label=name)
+    ax.set(xlabel="rank", ylabel="eigenvalue of the NTK (no unit)", ylim=(1e-17, None))
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return {"Eigenvalues on the sphere": drawn}

@@ -1,0 +1,133 @@
+"""A trained network against kernel regression, as it widens.
+
+ReLU networks in the NTK parameterization, trained by gradient descent to a fixed time. The kernel at the
+start is off its limit by width^(-1/2); it moves, and the trained network is off the kernel machine of its own
+tangent kernel, by width^(-1/2) at most (Lee et al.) and width^(-1) in expansions in the width (Cappelletti,
+Theorem 2.4; Ravikumar, Section 5.1). The slopes are fitted to means over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import ntkit
+from ntkit.data.digits import digits
+from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
+from ntkit.studies import regression
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.training.progress import progress
+
+QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
+    """Even against odd digits, as a regression."""
+
+    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths of the two hidden layers.", low=2)
+    seeds: int = option(5, "Networks of each width.", low=1, high=100)
+    samples: int = option(100, "Training digits.", low=10, high=1347)
+    steps: int = option(200, "Steps of gradient descent.", low=1, high=10**5)
+    rate: float = option(1.0, "Learning rate.", low=1e-6, high=10.0)
+
+
+def run(config: Config) -> Result:
+    """Train, and measure four distances for each width."""
+    data = digits(config.samples, seed=config.seed)
+    x, q = (t.to(config.device) for t in (data.train_x, data.held_out_x[:100]))
+    y = (data.train_y % 2 * 2.0 - 1.0).to(config.device)[:, None].to(x)
+    limit = regression.limit(64, 2).ntk
+    exact, cross = limit(x.cpu()), limit(q.cpu(), x.cpu())
+    t = config.steps * config.rate
+    found: dict[str, list[list[float]]] = {name: [] for name in ("start", "drift", "own", "limit")}
+    with progress("training (networks)", len(config.widths) * config.seeds) as done:
+        for width in config.widths:
+            rows: dict[str, list[float]] = {name: [] for name in found}
+            for s in range(config.seeds):
+                model = regression.network(
+                    64, width, 2, config.seed + s, device=config.device, dtype=torch.float64
+                )
+                kernel = ntkit.EmpiricalNTK(model)
+                before, before_q = kernel(x), kernel(q, x)
+                with torch.no_grad():
+                    f0, f0_q = model(x)[:, 0], model(q)[:, 0]
+                regression.descend(model, x, y, config.steps, config.rate)
+                with torch.no_grad():
+                    trained = model(q)[:, 0]
+                own = f0_q + _flow(before, before_q, y[:, 0] - f0, config.rate, config.steps)
+                analytic = f0_q.cpu() + _flow(exact, cross, (y[:, 0] - f0).cpu(), config.rate, config.steps)
+                rows["start"].append(regression.relative(before.cpu() - exact, exact))
+                rows["drift"].append(regression.relative(kernel(x) - before, before))
+                rows["own"].append(regression.relative(trained - own, own))
+                rows["limit"].append(regression.relative(trained.cpu() - analytic, analytic))
+                done(1)
+            for name, values in rows.items():
+                found[name].append(values)
+    means = {name: np.array(values).mean(1) for name, values in found.items()}
+    slopes = {name: float(np.polyfit(np.log(config.widths), np.log(v), 1)[0]) for name, v in means.items()}
+    return Result(
+        config,
+        claims=(
+            Claim(
+                "kernel at the start against the limit: slope in width",
+                slopes["start"],
+                "-1/2",
+                low=-0.7,
+                high=-0.35,
+            ),
+            Claim(
+                "change of the kernel in training: slope", slopes["drift"], "-1 to -1/2", low=-1.2, high=-0.4
+            ),
+            Claim(
+                "network against its own kernel machine: slope",
+                slopes["own"],
+                "-1 to -1/2",
+                low=-1.3,
+                high=-0.4,
+            ),
+            Claim(
+                "network against the limit's kernel machine: slope",
+                slopes["limit"],
+                "-1/2",
+                low=-0.8,
+                high=-0.3,
+            ),
+            Claim(
+                f"network against its own kernel machine, width {config.widths[-1]}", float(means["own"][-1])
+            ),
+        ),
+        arrays={"widths": np.array(config.widths), **{k: np.array(v) for k, v in found.items()}},
+        numbers={"slopes": slopes, "time": t},
+    )
+
+
+def figure(result: Result) -> Mapping[str, Figure]:
+    """Draw the four distances against the width."""
+    a = result.arrays
+    drawn = Figure(figsize=(6.5, 4.4), layout="constrained")
+    ax = drawn.subplots()
+    for name, text, color in (
+        ("start", "kernel at the start against the limit", BLUE),
+        ("drift", "change of the kernel in training", ORANGE),
+        ("limit", "network against the limit's kernel machine", GREEN),
+        ("own", "network against its own kernel machine", INK),
+    ):
+        ax.loglog(a["widths"], a[name].mean(1), "o-", color=color, label=text)
+        ax.loglog(a["widths"], a[name], ".", ms=3, color=color, alpha=0.5)
+    ax.set(xlabel="width", ylabel="relative distance")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(frameon=False, fontsize=8)
+    return {"Distances against the width": drawn}
+
+
+def _flow(
+    kernel: torch.Tensor, cross: torch.Tensor, gap: torch.Tensor, rate: float, steps: int
+) -> torch.Tensor:
+    """Return what so many steps at this rate make of the gap at other inputs, by the kernel machine."""
+    flow = ntkit.GradientFlow("precomputed", t=rate * steps, learning_rate=rate)
+    return torch.as_tensor(flow.fit(array(kernel), array(gap)).predict(array(cross)))
