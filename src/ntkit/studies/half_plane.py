@@ -45,7 +45,7 @@ def run(config: Config) -> Result:
         Claim("error of the exact account / max |f|", found["exact"], high=1e-8),
         Claim("linear SVM on tangent features", found["features"], low=1.0),
         Claim("linear SVM on tangent features, new points", found["features, new points"]),
-        Claim("linear SVM on inputs", found["inputs"], "separable", low=1.0),
+        Claim("linear SVM on inputs", found["inputs"], "separable", low=0.99),
         Claim("neighbors of one label, by kernel", found["purity by kernel"], "most"),
         Claim("neighbors of one label, by distance", found["purity by distance"]),
     )

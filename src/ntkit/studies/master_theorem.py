@@ -1,8 +1,8 @@
 """The vectors of a tensor program as its widths grow: their empirical moments against the limit.
 
 For networks of four kinds, drawn at random, the inner products (1/n) h(x) . h(x') of the vector behind the
-last matrix are compared with the expectation that the limit takes in their place (Cappelletti, Theorem 2.2 and
-Figure 1, after Yang). Single draws are off by width^(-1/2), whatever the architecture.
+last matrix are compared with the expectation that the limit takes in their place (Cappelletti, Theorem 2.2
+and Figure 1, after Yang). Single draws are off by width^(-1/2), whatever the architecture.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class PlaneConfig(StudyConfig):
     width: int = option(10, "Units in each of the two hidden layers.", low=1, high=1000)
     seeds: int = option(3, "Networks trained for the accuracy.", low=1, high=100)
     rates: tuple[float, ...] = option(
-        (0.005, 0.01, 0.02), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
+        (0.01, 0.014, 0.02), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
     )
     queries: int = option(32, "Points whose predictions are accounted for.", low=1, high=10_000)
     nearest: int = option(100, "Nearest training points shown.", low=1, high=100_000)
