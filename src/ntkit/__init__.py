@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
     from ntkit.training.recording import record as record
+    from ntkit.training.watching import watch as watch
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _ROOMS = {
     "record": "ntkit.training.recording",
     "register_optimizer": "ntkit.training.optimizers.registry",
     "taylor": "ntkit.finite.linearize",
+    "watch": "ntkit.training.watching",
 }
 
 __all__ = [*sorted(_ROOMS), "__version__"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections import Counter
 from pathlib import Path as Folder
 from typing import Any
 
@@ -15,6 +13,7 @@ from ntkit.compute.plan import parse_memory
 from ntkit.errors import NtkitError
 from ntkit.network import as_inputs
 from ntkit.training.averaging import Averages
+from ntkit.training.balance import COLUMNS, balanced
 from ntkit.training.flat import FlatNetwork, Loss, cast
 from ntkit.training.forwards import Augment
 from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
@@ -28,8 +27,6 @@ from ntkit.training.steps import Replay
 from ntkit.training.sweep import Path
 from ntkit.training.target import Target, head_of
 from ntkit.training.tiles import Work, sweep_tiles
-
-_COLUMNS = ("decay", "start", "buffers", "rounding")
 
 
 def account(
@@ -197,45 +194,9 @@ def _account(
         }
         columns = sweep_tiles(path, x, work, key)
     q, o = initial.shape
-    parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in _COLUMNS}
+    parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in COLUMNS}
     parts["contributions"] = columns.contributions.reshape(q, o, -1).cpu()
     return balanced(initial.cpu(), prediction.cpu(), parts, columns.nodes.tolist(), columns.spent, tol, nodes)
-
-
-def balanced(
-    initial: Tensor,
-    prediction: Tensor,
-    columns: dict[str, Tensor],
-    nodes: list[int],
-    spent: int,
-    tol: float,
-    rule: Nodes,
-) -> Account:
-    """Return the account of columns with what they leave over; warn where that is more than asked for."""
-    explained = columns["contributions"].sum(-1) + sum(columns[name] for name in _COLUMNS)
-    residual = (prediction - initial) - explained
-    worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
-    converged = worst <= tol * moved
-    if rule == "auto" and not converged:
-        warnings.warn(
-            f"The account did not reach tol={tol:g}: its largest residual is {worst:.3g}, the largest "
-            f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; kinks "
-            f"(ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    return Account(
-        **columns,
-        initial=initial,
-        residual=residual,
-        prediction=prediction,
-        tol=tol,
-        nodes=dict(sorted(Counter(nodes).items())),
-        converged=converged,
-        steps=len(nodes),
-        rule=rule if isinstance(rule, str) else f"{rule} nodes",
-        spent=spent,
-    )
 
 
 def _outputs(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Any) -> Tensor:

@@ -42,9 +42,10 @@ class ForwardWatch:
         self._began: Tensor | None = None
         self._announced: Tensor | None = None
         self.last = Forward()
+        apart: Any = torch.compiler.disable  # hooks are no part of a compiled network
         self._hooks = [
-            module.register_forward_pre_hook(self._before),
-            module.register_forward_hook(self._after, always_call=True),
+            module.register_forward_pre_hook(apart(self._before)),
+            module.register_forward_hook(apart(self._after), always_call=True),
         ]
 
     def __deepcopy__(self, memo: object) -> ForwardWatch:
@@ -61,7 +62,6 @@ class ForwardWatch:
         for hook in self._hooks:
             hook.remove()
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, _: Any) -> None:
         if module is not self._module:
             return
@@ -69,7 +69,6 @@ class ForwardWatch:
         if torch.is_grad_enabled():
             self._began, self._buffers = random_state(self._device), self._changed()
 
-    @torch.compiler.disable
     def _after(self, module: nn.Module, *_: Any) -> None:
         if module is not self._module or self._began is None or not torch.is_grad_enabled():
             return

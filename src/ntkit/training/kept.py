@@ -66,7 +66,7 @@ class Kept:
             write_atomically(self.folder / name, safetensors.torch.save(content, metadata))
         except OSError as error:
             raise RunFolderError(
-                f"{self.folder / name} cannot be written ({error.strerror}); what was finished before is kept."
+                f"{self.folder / name} cannot be written ({error.strerror}); what was finished is kept."
             ) from error
 
     def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

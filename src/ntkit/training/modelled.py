@@ -17,7 +17,9 @@ from ntkit.training.steps import Replay
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
 
-def compare_steps(replay: Replay, budget: int, done: Callable[[int], None]) -> Rows:
+def compare_steps(
+    replay: Replay, budget: int, done: Callable[[int], None], check: Check | None = None
+) -> Rows:
     """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
 
     The gradient is also made in the dtype of the training: the recorded step must be that one up to
@@ -26,7 +28,7 @@ def compare_steps(replay: Replay, budget: int, done: Callable[[int], None]) -> R
     """
     run = replay.run
     differences = Rows(run.steps, replay.net.total, budget)
-    check = Check(replay)
+    check = check or Check(replay)
     before = run.weights(0)
     for k in range(run.steps):
         after = run.weights(k + 1)
@@ -39,7 +41,7 @@ def compare_steps(replay: Replay, budget: int, done: Callable[[int], None]) -> R
 class Check:
     """The recursion of the optimizer with its error bound alongside."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, earlier: Check | None = None) -> None:
         self.replay, self.run, self.net = replay, replay.run, replay.net
         self.eps = torch.finfo(self.run.dtype).eps
         start = self.run.momentum()
@@ -48,6 +50,9 @@ class Check:
         self.m_native = self.m
         self.m_error = self.eps * self.m.abs()
         self.noise = 0.0
+        if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
+            self.m, self.m_native, self.m_error = earlier.m, earlier.m_native, earlier.m_error
+            self.noise = earlier.noise
         self.random = torch.Generator(self.run.device).manual_seed(0)
 
     def step(self, k: int, w: Tensor, after: Tensor) -> Tensor:

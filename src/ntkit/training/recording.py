@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,14 +15,13 @@ from torch import Tensor, nn
 from ntkit.errors import NtkitError
 from ntkit.network import as_inputs, batch_size, network
 from ntkit.training.averaging import AverageWatch
-from ntkit.training.folder import new_folder
 from ntkit.training.forwards import ForwardWatch
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
-from ntkit.training.log import LogWriter
-from ntkit.training.manifest import as_bytes, hash_data, write_manifest
+from ntkit.training.manifest import as_bytes, hash_data
 from ntkit.training.optimizers import Coefficients, description
 from ntkit.training.stepping import Stepping, as_optimizers, trained_parameters
+from ntkit.training.writing import RunWriter
 
 
 def record(
@@ -149,16 +147,9 @@ class Recording:
         self._gradients.announce(Part(index, float(weight), self._forwards.announce()))
 
     def __enter__(self) -> Recording:
-        self._log = self._create()
-        self._last_batch: Tensor | None = None
+        self._writer = self._begin_folder()
         self._gradients = Gradients(self._trained, self._scaler)
-        self._forwards = ForwardWatch(self._module, self._net.device, self._changed_buffers)
-        self._batch_at, self._modes_at = 0, 0
-        self._modes: list[list[str]] | None = None
-        self._buffers = {name: as_bytes(b).clone() for name, b in self._module.named_buffers()}
-        self._buffers_at: dict[str, int] = {}
-        self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
-        self._at = dict.fromkeys(self._trained, 0)
+        self._forwards = ForwardWatch(self._module, self._net.device, lambda: self._writer.changed_buffers())
         self._still = {
             name: (p, p._version, p.detach().cpu().clone())
             for name, p in self._module.named_parameters()
@@ -183,32 +174,25 @@ class Recording:
         try:
             self._write()
             self._end(strict=kind is None)
-        finally:
-            self._log.close()
-        write_manifest(self.folder, self._manifest("finished" if kind is None else "interrupted"))
+        except BaseException:
+            self._writer.drop()
+            raise
+        self._writer.close("finished" if kind is None else "interrupted")
         if kind is None:
             self._check_still(values=True)
 
     def _end(self, strict: bool) -> None:
-        """Write what is after the last step: buffers that changed since, and the average."""
-        tensors = {f"buffer/{name}": b for name, b in self._changed_buffers().items()}
+        tensors: dict[str, Tensor] = {}
         moved = 0.0
         if self._average is not None:
             try:
                 self._average.check_still()
                 moved = self._average.moved()
-                tensors |= self._average.tensors() if self._average.active else {}
+                tensors = self._average.tensors() if self._average.active else {}
             except NtkitError:
                 if strict:
                     raise
-        self._log.append(tensors, {"average": moved, "end": True})
-
-    def _changed_buffers(self) -> dict[str, Tensor]:
-        return {
-            name: buffer.detach().cpu().clone().contiguous()
-            for name, buffer in self._module.named_buffers()
-            if not torch.equal(as_bytes(buffer), self._buffers[name])
-        }
+        self._writer.end(tensors, {"average": moved})
 
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
@@ -261,7 +245,7 @@ class Recording:
                 raise NtkitError(f"{name!r} joined the optimizer at {step}; it must be there from the start.")
             if p.grad is not None and p.grad.layout != torch.strided:
                 raise NtkitError(f"{name!r} has a sparse gradient at {step}; use dense gradients to record.")
-            if not torch.equal(as_bytes(p), self._last[name]):
+            if not self._writer.is_as_it_was(name):
                 raise NtkitError(
                     f"{name!r} was changed between step {self.steps - 1} and {step} by something else than "
                     f"the optimizer; such a change belongs to no sample. Start a new recording after it."
@@ -272,7 +256,7 @@ class Recording:
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
-        self._made.update(self._stepping[id(optimizer)].after(self._weight_before))
+        self._made.update(self._stepping[id(optimizer)].after(self._writer.weight))
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self._optimizers):
             self._write()
@@ -281,62 +265,9 @@ class Recording:
         if not self._stepped:
             return
         made, self._made, self._stepped = self._made, {}, set()
-        tensors: dict[str, Tensor] = {}
-        scalars: dict[str, dict[str, float]] = {}
-        for name, coefficients in made.items():
-            scalars[name] = {}
-            for key, value in vars(coefficients).items():
-                if isinstance(value, Tensor):
-                    wide = torch.promote_types(self._trained[name].dtype, torch.float32)
-                    tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
-                elif value != getattr(Coefficients, key):
-                    scalars[name][key] = float(value)
-        batch = torch.cat([part.batch for part in self._parts])
-        if self._last_batch is None or not torch.equal(batch, self._last_batch):
-            tensors["batch"] = self._last_batch = batch
-            self._batch_at = self.steps + 1
-        more = self._moved | self._forwarded(tensors)
-        for name, buffer in self._changed_buffers().items():
-            tensors[f"buffer/{name}"], self._buffers[name] = buffer, as_bytes(buffer)
-            self._buffers_at[name] = self.steps + 1
-        if self._buffers_at:
-            more["buffers_at"] = self._buffers_at
-        at = {}
-        for name, p in self._trained.items():
-            if torch.equal(as_bytes(p), self._last[name]):
-                at[name] = self._at[name]
-            else:
-                tensors[f"w/{name}"] = p.detach().cpu().contiguous()
-        self._log.append(tensors, {"coefficients": scalars, "at": at, "batch_at": self._batch_at, **more})
+        self._writer.step(made, self._parts, self._moved)
         self.steps += 1
-        for name, p in self._trained.items():
-            if name not in at:
-                self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
         self._gradients.made()
-
-    def _forwarded(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Return how the batches of a step went forward, and add the states of random generators."""
-        forwards = [part.forward for part in self._parts]
-        parts = [[len(part.batch), part.weight] for part in self._parts]
-        more: dict[str, Any] = {"parts": parts} if len(parts) > 1 or parts[0][1] != 1 else {}
-        for i, forward in enumerate(forwards):
-            tensors |= {
-                f"{key}/{i}": state
-                for key, state in (("rng", forward.rng), ("announced", forward.announced))
-                if state is not None
-            }
-            tensors |= {f"forward/{i}/{name}": buffer for name, buffer in forward.buffers.items()}
-        if any(forward.autocast is not None for forward in forwards):
-            more["autocast"] = [forward.autocast for forward in forwards]
-        modes = [list(forward.modes) for forward in forwards]
-        if modes != self._modes:
-            more["modes"] = self._modes = modes
-            self._modes_at = self.steps + 1
-        return more | {"modes_at": self._modes_at}
-
-    def _weight_before(self, name: str) -> Tensor:
-        p = self._trained[name]
-        return self._last[name].view(p.dtype).view(p.shape)
 
     def _read(self, train: Any) -> tuple[int | None, str | None]:
         if train is None:
@@ -356,42 +287,16 @@ class Recording:
                     f"column for that. Keep it fixed while recording, or give it to the optimizer."
                 )
 
-    def _create(self) -> LogWriter:
-        with new_folder(self.folder) as log:
-            reading = self._stepping.values()
-            momentum = {f"m/{name}": m for s in reading for name, m in s.momentum().items()}
-            weights = {f"w/{name}": p for name, p in self._module.named_parameters()}
-            buffers = {f"buffer/{name}": b for name, b in self._module.named_buffers()}
-            average = self._average.tensors() if self._average is not None and self._average.active else {}
-            start = {**weights, **buffers, **momentum, **average}
-            log.append({name: t.detach().cpu().clone().contiguous() for name, t in start.items()}, {})
-            self._log = log
-            write_manifest(self.folder, self._manifest("recording"))
-        return log
-
-    def _manifest(self, status: str) -> dict[str, Any]:
-        done = status != "recording"
-        parameters = self._module.named_parameters()
-        return {
-            "ntkit": version("ntkit"),
-            "torch": torch.__version__,
-            "status": status,
-            "steps": self.steps if done else None,
-            "log_bytes": self._log.length if done else None,
+    def _begin_folder(self) -> RunWriter:
+        more = {f"m/{name}": m for s in self._stepping.values() for name, m in s.momentum().items()}
+        if self._average is not None and self._average.active:
+            more |= self._average.tensors()
+        groups = [g for o in self._optimizers for g in o.param_groups]
+        about = {
             "optimizer": ", ".join(type(o).__name__ for o in self._optimizers),
-            "groups": [
-                [self._names[id(p)] for p in g["params"]] for o in self._optimizers for g in o.param_groups
-            ],
-            "parameters": {
-                name: {
-                    "shape": list(p.shape),
-                    "dtype": str(p.dtype).removeprefix("torch."),
-                    "trained": name in self._trained,
-                }
-                for name, p in parameters
-            },
-            "buffers": [name for name, _ in self._module.named_buffers()],
+            "groups": [[self._names[id(p)] for p in group["params"]] for group in groups],
             "samples": self._samples,
             "average": self._average is not None,
             "train_sha256": self._hash,
         }
+        return RunWriter(self.folder, self._module, self._trained, about, more)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ class Rows:
         if count * size * 8 <= budget:
             self._rows = np.zeros((count, size))
         else:
-            with tempfile.TemporaryFile() as file:  # nameless; it lives as long as the map of it
-                self._rows = np.memmap(file, np.float64, "w+", shape=(count, size))
+            handle, name = tempfile.mkstemp(prefix="ntkit-rows-")
+            os.close(handle)
+            self._rows = np.memmap(name, np.float64, "w+", shape=(count, size))
+            weakref.finalize(self, os.unlink, name)  # copies in other processes read the same file
 
     def __getitem__(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[k]))

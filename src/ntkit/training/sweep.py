@@ -189,9 +189,15 @@ class Sweep:
                 sums.decay.sub_(d @ (c.d * w))
             sums.rounding.add_(d @ path.differences[first + t].to(d.device))
 
-    def finish(self) -> Columns:
-        """Return the sums, with what was there before the first step."""
+    def go_on_from(self, later: Sweep) -> None:
+        """Take over what a sweep of the steps behind these has left."""
+        self.remembered, self.mu_next = later.remembered, later.mu_next
+
+    def finish(self, start_counts: bool = True) -> Columns:
+        """Return the sums, with what was there before the first step unless that is told elsewhere."""
         run, average, start = self.path.run, self.path.average, self.columns.start
+        if not start_counts:
+            return Columns(**{**vars(self.columns), "spent": self.spent})
         buffer = run.momentum()
         if self.remembered is not None and buffer is not None:
             start.sub_(self.remembered @ (self.mu_next * buffer))

@@ -1,0 +1,164 @@
+"""One run folder as it is written: its start, a record for each step, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.training.folder import new_folder
+from ntkit.training.gradients import Part
+from ntkit.training.manifest import as_bytes, write_manifest
+from ntkit.training.optimizers import Coefficients
+
+
+class RunWriter:
+    """Writes the log and the manifest of a run folder; knows what the last record held.
+
+    ``about`` is what the manifest says besides; ``trained`` the parameters that optimizers hold.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        module: nn.Module,
+        trained: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        more: Mapping[str, Tensor],
+    ) -> None:
+        self.folder, self.steps = folder, 0
+        self._module, self._trained, self._about = module, trained, about
+        with new_folder(folder) as log:
+            self._log = log
+            start = {f"w/{name}": p for name, p in module.named_parameters()}
+            start |= {f"buffer/{name}": b for name, b in module.named_buffers()}
+            log.append({name: _copied(t) for name, t in {**start, **more}.items()}, {})
+            write_manifest(folder, self._manifest("recording"))
+        self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
+        self._at = dict.fromkeys(trained, 0)
+        self._buffers = {name: as_bytes(b).clone() for name, b in module.named_buffers()}
+        self._buffers_at: dict[str, int] = {}
+        self._batch: Tensor | None = None
+        self._modes: list[list[str]] | None = None
+        self._batch_at, self._modes_at = 0, 0
+
+    def weight(self, name: str) -> Tensor:
+        """Return a trained parameter as it was after the last step."""
+        p = self._trained[name]
+        return self._last[name].view(p.dtype).view(p.shape)
+
+    def is_as_it_was(self, name: str) -> bool:
+        """Whether a trained parameter is what it was after the last step."""
+        return torch.equal(as_bytes(self._trained[name]), self._last[name])
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers that are others than after the last step."""
+        return {
+            name: _copied(buffer)
+            for name, buffer in self._module.named_buffers()
+            if not torch.equal(as_bytes(buffer), self._buffers[name])
+        }
+
+    def step(self, made: Mapping[str, Coefficients], parts: list[Part], more: dict[str, Any]) -> None:
+        """Write a step, just made."""
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, dict[str, float]] = {}
+        for name, coefficients in made.items():
+            scalars[name] = {}
+            for key, value in vars(coefficients).items():
+                if isinstance(value, Tensor):
+                    wide = torch.promote_types(self._trained[name].dtype, torch.float32)
+                    tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
+                elif value != getattr(Coefficients, key):
+                    scalars[name][key] = float(value)
+        more = more | {"coefficients": scalars} | self.passed(tensors, parts)
+        at = {}
+        for name, p in self._trained.items():
+            if self.is_as_it_was(name):
+                at[name] = self._at[name]
+            else:
+                tensors[f"w/{name}"] = _copied(p)
+        self._log.append(tensors, {"at": at, **more})
+        self.steps += 1
+        for name, p in self._trained.items():
+            if name not in at:
+                self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
+
+    def bare_step(self, tensors: dict[str, Tensor], parts: list[Part], more: dict[str, Any]) -> None:
+        """Write a step that will be made again: nothing of it but what is given, and how it went."""
+        more = more | self.passed(tensors, parts)
+        self._log.append(tensors, more)
+        self.steps += 1
+        for name, p in self._trained.items():
+            self._last[name] = as_bytes(p).clone()
+
+    def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> dict[str, Any]:
+        """Return which batches were used and how they went forward; add what of it are tensors."""
+        number = self.steps + 1
+        batch = torch.cat([part.batch for part in parts])
+        if self._batch is None or not torch.equal(batch, self._batch):
+            tensors["batch"] = self._batch = batch
+            self._batch_at = number
+        more: dict[str, Any] = {"batch_at": self._batch_at}
+        sizes = [[len(part.batch), part.weight] for part in parts]
+        if len(sizes) > 1 or sizes[0][1] != 1:
+            more["parts"] = sizes
+        forwards = [part.forward for part in parts]
+        for i, forward in enumerate(forwards):
+            for key, state in (("rng", forward.rng), ("announced", forward.announced)):
+                tensors |= {} if state is None else {f"{key}/{i}": state}
+            tensors |= {f"forward/{i}/{name}": buffer for name, buffer in forward.buffers.items()}
+        if any(forward.autocast is not None for forward in forwards):
+            more["autocast"] = [forward.autocast for forward in forwards]
+        modes = [list(forward.modes) for forward in forwards]
+        if modes != self._modes:
+            more["modes"] = self._modes = modes
+            self._modes_at = number
+        for name, buffer in self.changed_buffers().items():
+            tensors[f"buffer/{name}"], self._buffers[name] = buffer, as_bytes(buffer)
+            self._buffers_at[name] = number
+        if self._buffers_at:
+            more["buffers_at"] = self._buffers_at
+        return more | {"modes_at": self._modes_at}
+
+    def end(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Write what is after the last step: buffers that changed since, and what is given."""
+        buffers = {f"buffer/{name}": b for name, b in self.changed_buffers().items()}
+        self._log.append({**buffers, **tensors}, {**scalars, "end": True})
+
+    def close(self, status: str) -> None:
+        """Close the log and seal the manifest."""
+        self._log.close()
+        write_manifest(self.folder, self._manifest(status))
+
+    def drop(self) -> None:
+        """Close the log, and leave the manifest as that of a run that was cut off."""
+        self._log.close()
+
+    def _manifest(self, status: str) -> dict[str, Any]:
+        done = status != "recording"
+        return {
+            "ntkit": version("ntkit"),
+            "torch": torch.__version__,
+            "status": status,
+            "steps": self.steps if done else None,
+            "log_bytes": self._log.length if done else None,
+            "parameters": {
+                name: {
+                    "shape": list(p.shape),
+                    "dtype": str(p.dtype).removeprefix("torch."),
+                    "trained": name in self._trained,
+                }
+                for name, p in self._module.named_parameters()
+            },
+            "buffers": [name for name, _ in self._module.named_buffers()],
+            **self._about,
+        }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()
