@@ -14,7 +14,7 @@ PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite clean
+.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -41,13 +41,19 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: bench-finite bench-infinite
+bench: bench-finite bench-infinite bench-machine
 
 bench-finite: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 	$(BIN)/python benchmarks/finite.py --jax-python $(PEERS)/bin/python
 
 bench-infinite: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 	$(BIN)/python benchmarks/infinite.py --jax-python $(PEERS)/bin/python
+
+bench-machine: $(VENV)/bench.stamp $(PEERS)/jax.stamp
+	$(BIN)/python benchmarks/machine.py --jax-python $(PEERS)/bin/python
+
+scores: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/scores.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

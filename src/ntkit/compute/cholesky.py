@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy import linalg
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
@@ -36,7 +37,9 @@ class Cholesky:
 
     def solve(self, b: Tensor) -> Tensor:
         """Return (A + shift + jitter)^-1 b for columns ``[n, r]``."""
-        return torch.cholesky_solve(b, self.factor)
+        if b.is_cuda:
+            return torch.cholesky_solve(b, self.factor)
+        return torch.from_numpy(linalg.cho_solve((self.factor.numpy(), True), b.numpy(), check_finite=False))
 
     def half(self, b: Tensor) -> Tensor:
         """Return L^-1 b, whose squares are b^T (A + shift + jitter)^-1 b."""
@@ -117,13 +120,12 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
         jitter = relative * scale
         work = matrix.to(torch.float64, copy=True)
         work.diagonal().add_(shift + jitter)
-        factor, info = torch.linalg.cholesky_ex(work)
-        pivots = factor.diagonal()
+        factor = _factor(work)
         del work
         # a pivot that is rounding only would pass as positive, and its solution would be noise
-        if not int(info) and float(pivots.min()) ** 2 > torch.finfo(torch.float64).eps * float(
-            diagonal.max()
-        ):
+        if factor is not None and float(factor.diagonal().min()) ** 2 > torch.finfo(
+            torch.float64
+        ).eps * float(diagonal.max()):
             if jitter:
                 warnings.warn(
                     f"The {what} is singular to rounding: {jitter:.1e} ({relative:.0e} of its mean "
@@ -139,6 +141,18 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
         f"added to the diagonal (mean diagonal {scale:.3g}). Give a positive semi-definite kernel, a larger "
         f"alpha or noise, or a model in float64."
     )
+
+
+def _factor(work: Tensor) -> Tensor | None:
+    """Return L with L L^T = A, in the place of A on a processor; None where a pivot is not positive."""
+    if work.is_cuda:
+        factor, info = torch.linalg.cholesky_ex(work)
+        return None if int(info) else factor
+    try:  # LAPACK wants columns: a symmetric matrix read by columns is itself
+        found = linalg.cholesky(work.numpy().T, lower=True, overwrite_a=True, check_finite=False)
+    except linalg.LinAlgError:
+        return None
+    return torch.from_numpy(found)
 
 
 def _largest(product: object, n: int) -> float:

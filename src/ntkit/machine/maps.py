@@ -18,6 +18,10 @@ class Scaled(nn.Module):
         super().__init__()
         self.name, self.scale = name, scale
 
+    def extra_repr(self) -> str:
+        """Return what a print shows."""
+        return f"{self.scale:.4g} x {self.name}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations."""
         if self.name == "cos":

@@ -106,7 +106,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
         self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
         self.solver_, self.solver_reason_ = choose(
-            self.solver, len(self._kept), parse_memory(self.memory), chosen or self.alpha == 0
+            self.solver, len(self._kept), parse_memory(self.memory), self._reason()
         )
         if chosen and self.solver_ != "eigen":
             raise NtkitError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
@@ -182,6 +182,12 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         if isinstance(factor, Spectrum):
             return factor.raw
         return float("nan") if factor is None else factor.min_eigenvalue
+
+    def _reason(self) -> str:
+        """Return why all eigenvalues are wanted, if they are."""
+        if self.alpha == 0:
+            return "no ridge, so that a null space has to stay out"
+        return "many penalties are compared" if self.alpha in ("loo", "gcv") else ""
 
     def _choose(self, dense: Tensor) -> tuple[float, Solved]:
         whole = spectrum(dense, self.precision_)

@@ -42,16 +42,16 @@ class Solved:
     iterations: int | None = None
 
 
-def choose(solver: str, n: int, budget: int, singular: bool) -> tuple[str, str]:
-    """Return the solver to be used for n samples, and the reason in words."""
+def choose(solver: str, n: int, budget: int, spectral: str = "") -> tuple[str, str]:
+    """Return the solver for n samples and why; ``spectral`` says why all eigenvalues are wanted, if so."""
     if solver not in SOLVERS:
         raise NtkitError(f"solver={solver!r}; expected one of {', '.join(SOLVERS)}.")
     if solver != "auto":
         return solver, "asked for"
     need = 3 * 8 * n * n  # the matrix, its copy with the ridge, the factor
     size = f"{n} samples take {format_bytes(need)} of {format_bytes(budget)}"
-    if singular and need <= budget:
-        return "eigen", f"no ridge: all eigenvalues, so that a null space stays out; {size}"
+    if spectral and need <= budget:
+        return "eigen", f"{spectral}; {size}"
     if need <= budget:
         return "cholesky", f"exact, and {size}"
     return "cg", f"iterative, for {size}"
