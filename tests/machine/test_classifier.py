@@ -73,6 +73,21 @@ def test_kernels_with_values_for_outputs(outputs, solver):
         model.fit(x[y > 0], y[y > 0])
 
 
+@pytest.mark.parametrize("outputs", ["full", "mean"])
+def test_kernels_that_are_never_formed(outputs):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3)).double()
+    kernel = ntkit.EmpiricalNTK(net, outputs=outputs)
+    formed = ntkit.KernelClassifier(kernel).fit(X[::3], Y[::3])
+    free = ntkit.KernelClassifier(kernel, memory=1000).fit(X[::3], Y[::3])
+    assert "on products" in free.solver_reason_ and "on products" not in formed.solver_reason_
+    np.testing.assert_allclose(free.decision_function(X), formed.decision_function(X), atol=1e-6)
+    with pytest.raises(ntkit.NtkitError, match="needs the kernel matrix"):
+        ntkit.KernelClassifier(kernel, solver="lbfgs", memory=1000).fit(X, Y)
+    with pytest.raises(ntkit.NtkitError, match="need the kernel matrix"):
+        ntkit.KernelClassifier(kernel, early_stopping=True, memory=1000).fit(X, Y)
+
+
 def test_squared_loss_is_ridge_on_one_hot_targets():
     model = ntkit.KernelClassifier(loss="squared", alpha=0.1).fit(X, Y)
     ridge = ntkit.KernelRidge(alpha=0.1).fit(X, np.eye(3)[Y])

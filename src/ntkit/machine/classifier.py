@@ -13,12 +13,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
-from ntkit.compute.plan import chunks
+from ntkit.compute.plan import chunks, parse_memory
 from ntkit.errors import NtkitError
 from ntkit.machine.estimator import ROWS, KernelMachine
 from ntkit.machine.flow import GradientFlow
 from ntkit.machine.losses import loss_of, probabilities
-from ntkit.machine.newton import DENSE, Blocks, Problem, lbfgs, newton
+from ntkit.machine.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
 from ntkit.machine.ridge import KernelRidge
 
 
@@ -47,6 +47,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         Instead of the penalty, train by gradient flow until the loss on held-out samples is least, as
         `GradientFlow` with ``early_stopping="validation"`` (and its ``validation_fraction``,
         ``random_state``); ``t_`` is the time.
+    memory : int or str
+        Bytes that may hold the kernel matrix; beyond, Newton's steps take products with
+        ``kernel.operator`` only, where the kernel has one.
 
     Attributes
     ----------
@@ -89,6 +92,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         random_state: int = 0,
+        memory: int | str = "8GiB",
     ) -> None:
         self.kernel = kernel
         self.loss = loss
@@ -99,6 +103,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.random_state = random_state
+        self.memory = memory
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelClassifier:
         """Find the coefficients."""
@@ -111,12 +116,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         if len(self.classes_) == 1:
             self.dual_coef_ = np.zeros((len(X), 1))
             return self
-        gram = Blocks(self._gram(scalar=False))
-        target = self._targets(labels, gram.outputs)
-        if self.early_stopping or (self.loss == "squared" and gram.outputs is None):
-            self._compose(gram.gram, target, weights)
+        kernel = self._kernel_matrix(len(X))
+        target = self._targets(labels, kernel.outputs)
+        if self.early_stopping or (self.loss == "squared" and kernel.outputs is None):
+            self._compose(kernel, target, weights)
         else:
-            self._minimize(gram, torch.as_tensor(target).to(gram.gram), weights)
+            device = kernel.gram.device if isinstance(kernel, Blocks) else kernel.operator.device
+            self._minimize(kernel, torch.as_tensor(target, device=device), weights)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -152,6 +158,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         total = p.sum(1, keepdims=True)
         return np.where(total > 0, p / np.where(total > 0, total, 1), 1 / p.shape[1])
 
+    def _kernel_matrix(self, n: int) -> Blocks | Products:
+        """Return the kernel matrix, formed where it fits into the budget or has no operator."""
+        own = len(self.classes_) if getattr(self.kernel_, "outputs", None) == "full" else 1
+        if hasattr(self.kernel_, "operator") and 16 * (n * own) ** 2 > parse_memory(self.memory):
+            return Products(self.kernel_, self.X_fit_)
+        return Blocks(self._gram(scalar=False))
+
     def _scores(self, X: Any) -> np.ndarray:
         """Return f ``[m, o]``, in blocks of rows."""
         X = self._queries(X)
@@ -175,13 +188,18 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             return y if self.loss == "cross_entropy" else 2 * y - 1
         return np.eye(classes)[labels]
 
-    def _compose(self, gram: Tensor, target: np.ndarray, weights: np.ndarray | None) -> None:
+    def _compose(self, kernel: Blocks | Products, target: np.ndarray, weights: np.ndarray | None) -> None:
         """Fit by ridge, or by gradient flow that stops early."""
-        if gram.ndim > 2 or (self.early_stopping and weights is not None):
+        if not isinstance(kernel, Blocks):
+            raise NtkitError(
+                f"early_stopping and loss='squared' need the kernel matrix, which does not fit into "
+                f"memory={self.memory!r}; give more, or loss='cross_entropy'."
+            )
+        if kernel.gram.ndim > 2 or (self.early_stopping and weights is not None):
             raise NtkitError(
                 "early_stopping takes kernels with one number for two samples, and no sample weights."
             )
-        matrix = gram.to("cpu", self.precision_).numpy()
+        matrix = kernel.gram.to("cpu", self.precision_).numpy()
         if self.early_stopping:
             flow = GradientFlow(
                 "precomputed",
@@ -197,7 +215,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.dual_coef_, self.alpha_ = ridge.dual_coef_, ridge.alpha_
         self.solver_, self.solver_reason_ = ridge.solver_, f"ridge on targets: {ridge.solver_reason_}"
 
-    def _minimize(self, gram: Blocks, target: Tensor, weights: np.ndarray | None) -> None:
+    def _minimize(self, kernel: Blocks | Products, target: Tensor, weights: np.ndarray | None) -> None:
         if isinstance(self.alpha, str) or not 0 < self.alpha < np.inf:
             raise NtkitError(
                 f"alpha={self.alpha!r}; expected a number > 0: without a penalty classes that can be "
@@ -206,9 +224,16 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         if self.solver not in ("auto", "newton", "lbfgs"):
             raise NtkitError(f"solver={self.solver!r}; expected 'auto', 'newton' or 'lbfgs'.")
         ones = torch.ones(len(target)) if weights is None else torch.as_tensor(weights)
-        problem = Problem(gram, target, loss_of(self.loss), float(self.alpha), ones.to(target))
+        if self.solver == "lbfgs" and not isinstance(kernel, Blocks):
+            raise NtkitError(
+                f"solver='lbfgs' needs the kernel matrix, which does not fit into memory={self.memory!r}; "
+                "give more, or solver='newton'."
+            )
+        problem = Problem(kernel, target, loss_of(self.loss), float(self.alpha), ones.to(target))
         self.solver_ = "newton" if self.solver == "auto" else self.solver
         inner = "Cholesky" if target.numel() <= DENSE else "conjugate gradients"
+        if not isinstance(kernel, Blocks):
+            inner = f"conjugate gradients on products, for the matrix does not fit into {self.memory}"
         self.solver_reason_ = f"{target.numel()} unknowns, steps by {inner}"
         if self.solver_ == "lbfgs":
             self.solver_reason_ = "asked for"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +42,24 @@ class Blocks:
         return torch.einsum("nmo,op->nomp", values, eye).reshape(n * o, m * o)
 
 
+class Products:
+    """The matrix of a kernel on a batch, acting on ``[n, o]`` through its operator, never formed."""
+
+    def __init__(self, kernel: Any, x: Any) -> None:
+        self.operator, n = kernel.operator(x), len(x)
+        own = self.operator.shape[0] // n
+        self.outputs = None if own == 1 else own
+
+    def __matmul__(self, c: Tensor) -> Tensor:
+        columns = c if self.outputs is None else c.reshape(-1, 1)
+        return (self.operator @ columns.to(self.operator.dtype)).to(c).reshape(c.shape)
+
+
 @dataclass(frozen=True)
 class Problem:
     """sum_n w_n l(f(x_n), y_n) + alpha / 2 |f|^2 with f = K c; its gradient is K r, r = w l' + alpha c."""
 
-    kernel: Blocks
+    kernel: Blocks | Products
     y: Tensor
     loss: Loss
     alpha: float
@@ -115,6 +129,7 @@ def lbfgs(problem: Problem, tol: float, max_iter: int) -> Optimum:
     Its line search ends where the objective no longer shows a difference, at a gradient of about the root of
     the rounding; from there a step or two of `newton` lead to ``tol``.
     """
+    assert isinstance(problem.kernel, Blocks)
     n, o = problem.y.shape
     scalar = problem.kernel.gram.ndim == 2
     whole = spectrum(problem.kernel.gram if scalar else problem.kernel.whole(o))
@@ -147,10 +162,10 @@ def _turn(matrices: Tensor, c: Tensor) -> Tensor:
     return torch.einsum("nop,np->no", matrices, c)
 
 
-def _inner(kernel: Blocks, root: Tensor, alpha: float, b: Tensor, tol: float) -> Tensor:
+def _inner(kernel: Blocks | Products, root: Tensor, alpha: float, b: Tensor, tol: float) -> Tensor:
     """Solve (alpha + R^T K R) x = b."""
     n, o = b.shape
-    if n * o <= DENSE:
+    if n * o <= DENSE and isinstance(kernel, Blocks):
         r = torch.block_diag(*root) if o > 1 else root[:, 0, 0].diag()
         system = r.T @ kernel.whole(o) @ r
         system.diagonal().add_(alpha)
