@@ -25,6 +25,10 @@ STUDIES: dict[str, tuple[str, str]] = {
         f"{EXTRAPOLATE}, Section 6.1",
         "A network with the structure of the parity algorithm, trained",
     ),
+    "planar-topology": (
+        f"{EXTRAPOLATE}, Section 6.2; {TOPOLOGY}",
+        "A U-Net fills in shapes, until they are others",
+    ),
     "two-peaks": (
         f"{EXTRAPOLATE}, Section 6.3",
         "A network that finds an algorithm, seen through its kernel",

@@ -202,9 +202,7 @@ def _settings(config: Config) -> list[tuple[str, int, dict, int, int]]:
         ]
     )
     if config.long_seeds:
-        found.append(
-            (f"p = {config.long}, r = 16", config.long, {"r": 16, "bias": True}, config.long_seeds, c)
-        )
+        found.append((f"p = {config.long}, r = 16", config.long, {"r": 16}, config.long_seeds, c))
     return found
 
 

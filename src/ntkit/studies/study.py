@@ -52,7 +52,9 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
     for each in fields(config):
         kind, default = kinds[each.name], each.default
         if get_origin(kind) is tuple:
-            kind, default = list[get_args(kind)[0]], ", ".join(map(str, each.default))  # type: ignore[misc]
+            each_kind = get_args(kind)[0]
+            kind = list[str if get_origin(each_kind) is Literal else each_kind]  # type: ignore[misc]
+            default = ", ".join(map(str, each.default))
         found.append((each.name, kind | None, f"{each.metadata['help']} [default: {default}]"))
     return found
 
