@@ -235,6 +235,8 @@ def test_refusals():
         ntkit.GradientFlow(early_stopping="cv").fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="loss='hinge'"):
         ntkit.GradientFlow(t=1.0, loss="hinge").fit(X, Y)
+    with pytest.raises(ntkit.NtkitError, match="kernel and prior as functions"):
+        ntkit.GradientFlow("precomputed").fit(np.eye(25), Y).predict(np.eye(25), return_std=True)
     started = ntkit.GradientFlow().fit(X, Y, Y)
     with pytest.raises(ntkit.NtkitError, match="no ensemble"):
         started.predict(Q, return_std=True, f0=np.zeros((6, 2)))

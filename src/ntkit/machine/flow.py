@@ -279,9 +279,14 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             raise NtkitError(f"Only the squared loss has a closed form in the eigenbasis, not {self.loss!r}.")
 
     def _prior(self) -> Kernel:
-        if self.prior is not None and self.prior != "precomputed":
+        if self.kernel_ is None:
+            raise NtkitError(
+                "The spread of trained networks needs k(x, x) and a second kernel of the samples "
+                "themselves, a precomputed kernel has neither; give kernel and prior as functions."
+            )
+        if self.prior is not None:
             return as_kernel(self.prior)
-        found = None if self.kernel_ is None else prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
+        found = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
         if found is None:
             raise NtkitError(
                 "The spread of trained networks needs the covariance of f_0 besides the tangent kernel: give "
