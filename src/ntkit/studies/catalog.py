@@ -34,6 +34,14 @@ STUDIES: dict[str, tuple[str, str]] = {
         "A network that finds an algorithm, seen through its kernel",
     ),
     "linear-head": (f"{EXTRAPOLATE}, Section 4.2", "A network lies in the span of its tangent features"),
+    "optimizers": (
+        f"{EXTRAPOLATE}, Section 7",
+        "The exact account for the optimizers that the theorem leaves out",
+    ),
+    "mnist-table": (
+        f"{CONVOLUTIONAL}, Section 4",
+        "A network and the kernel machines of its tangent kernels",
+    ),
     "kernel-drift": (
         f"{NOTES}, Section V.1",
         "How far the tangent kernel moves in training, narrow and wide",

@@ -19,10 +19,9 @@ from matplotlib.figure import Figure
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from ntkit.data.digits import Digits, digits
-from ntkit.data.mnist import mnist
 from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.pictures import pictures
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 from ntkit.training.progress import progress
 
@@ -37,11 +36,6 @@ class Config(StudyConfig):
     samples: int = option(512, "Pictures.", low=8, high=5000)
     widths: tuple[int, ...] = option((100, 500, 1000), "Widths of the networks.", low=2)
     time: float = option(400.0, "Training time (steps x rate 1).", low=1.0, high=10**5)
-
-
-def pictures(config: Config) -> Digits:
-    """Return the pictures of the configuration, in [0, 1]."""
-    return mnist(config.samples, seed=config.seed) if config.data == "mnist" else digits(config.samples)
 
 
 def power_iteration(matrix: Tensor, count: int, steps: int = 5000) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +58,7 @@ def power_iteration(matrix: Tensor, count: int, steps: int = 5000) -> tuple[np.n
 
 def run(config: Config) -> Result:
     """Decompose the limit's kernel, and train networks along its second component."""
-    data = pictures(config)
+    data = pictures(config.data, config.samples, 100, config.seed)
     x = data.train_x
     n, d = x.shape
     matrix = regression.limit(d, 3).ntk(x) / n
