@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
     from ntkit.machine.classifier import KernelClassifier as KernelClassifier
+    from ntkit.machine.features import RandomFeatures as RandomFeatures
     from ntkit.machine.flow import GradientFlow as GradientFlow
     from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
     from ntkit.machine.ridge import KernelRidge as KernelRidge
-    from ntkit.machine.features import RandomFeatures as RandomFeatures
     from ntkit.training.account import Account as Account
     from ntkit.training.account import account as account
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
+    from ntkit.training.path_kernel import PathKernel as PathKernel
     from ntkit.training.recording import record as record
     from ntkit.training.watching import watch as watch
 
@@ -42,6 +43,7 @@ _ROOMS = {
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
+    "PathKernel": "ntkit.training.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
     "account": "ntkit.training.account",
     "dual": "ntkit.infinite.duals.of",

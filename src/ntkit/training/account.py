@@ -21,6 +21,7 @@ from ntkit.training.manifest import hash_data
 from ntkit.training.modelled import compare_steps
 from ntkit.training.progress import progress
 from ntkit.training.quadrature import Nodes, fixed_rule
+from ntkit.training.replaying import open_run
 from ntkit.training.result import Account as Account
 from ntkit.training.run import Run
 from ntkit.training.steps import Replay
@@ -148,7 +149,7 @@ def account(
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
     work = Work(parse_memory(memory), jobs, None if keep is None else Folder(keep))
-    with Run(folder) as run:
+    with open_run(folder, model, loss, train, augment) as run:
         given = (model, loss, train, queries, augment)
         return _account(run, given, target, labels, tol, nodes, average, work)
 

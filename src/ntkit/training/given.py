@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
-from ntkit.network import as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.network import Network, as_inputs, batch_size, network, refuse_stateful, take
 from ntkit.training.flat import FlatNetwork, Head
 from ntkit.training.manifest import hash_data
 from ntkit.training.run import Run
@@ -18,8 +18,8 @@ from ntkit.training.steps import Replay
 Modes = tuple[tuple[str, ...], ...]
 
 
-def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[Any, Any]:
-    """Return the training data and the queries as tensors, checked against a run and its model."""
+def check_model(run: Run, model: nn.Module) -> Network:
+    """Return the network of a model, checked: its weights and buffers are those of the run."""
     if not isinstance(model, nn.Module):
         raise NtkitError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
     model = getattr(model, "_orig_mod", model)
@@ -48,6 +48,12 @@ def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[A
             f"The model has dtype {net.dtype}, the run was recorded in {run.dtype}; give "
             f"model.to({run.dtype}). The account itself is made in float64 either way."
         )
+    return net
+
+
+def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[Any, Any]:
+    """Return the training data and the queries as tensors, checked against a run and its model."""
+    net = check_model(run, model)
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
     data = as_inputs(train[0], net, "train x"), as_inputs(train[1], net, "train y")
@@ -62,9 +68,9 @@ def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[A
             f"same order and dtype."
         )
     for k in range(run.steps):
-        if int(run.step(k).batch.max()) >= n:
+        if int(run.batch(k).max()) >= n:
             raise PathMismatchError(
-                f"Step {k} used sample {int(run.step(k).batch.max())}, but `train` has {n} samples. Give the "
+                f"Step {k} used sample {int(run.batch(k).max())}, but `train` has {n} samples. Give the "
                 f"data of the run."
             )
     return data, as_inputs(queries, net, "queries")

@@ -132,6 +132,15 @@ class Gradients:
             )
         return ratio
 
+    @property
+    def loss_scale(self) -> float:
+        """What the loss of the coming step was multiplied by."""
+        return self._loss_scale
+
+    def raw(self, name: str) -> Tensor | None:
+        """Return the gradient as the backward passes left it, None if none of them did."""
+        return self._raw[name] if name in self._left else None
+
     def made(self) -> None:
         """Say that the step was made."""
         self._parts, self._coming, self._left, self._seen = [], None, set(), set()

@@ -32,11 +32,18 @@ def random_from(state: Tensor | None, device: torch.device | str) -> Iterator[No
         return
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        size = torch.get_rng_state().numel()
-        torch.set_rng_state(state[:size].clone())
-        for place in cuda:
-            torch.cuda.set_rng_state(state[size:].clone(), place)
+        set_random_state(state, device)
         yield
+
+
+def set_random_state(state: Tensor | None, device: torch.device | str) -> None:
+    """Draw random numbers from a recorded state on, if there is one."""
+    if state is None:
+        return
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size].clone())
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state[size:].clone(), device)
 
 
 class Draws:

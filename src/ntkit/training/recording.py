@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ntkit.errors import NtkitError
 from ntkit.network import as_inputs, batch_size, network
 from ntkit.training.averaging import AverageWatch
+from ntkit.training.checkpointing import Checkpointing
+from ntkit.training.checkpoints import names_of
 from ntkit.training.forwards import ForwardWatch
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
@@ -31,6 +33,7 @@ def record(
     train: Any = None,
     scaler: Any = None,
     average: nn.Module | None = None,
+    every: int = 1,
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
@@ -61,6 +64,10 @@ def record(
     average
         An average of the weights that the loop keeps, if predictions of it are to be accounted for:
         ``torch.optim.swa_utils.AveragedModel``, or a module with the model's parameters.
+    every
+        Write weights and the optimizer's state at each m-th step only; `account` makes the steps between
+        again, bit by bit (each has a checksum), or refuses: so it needs the same machine, threads and
+        version of torch.
 
     Returns
     -------
@@ -92,7 +99,7 @@ def record(
     >>> run.steps
     3
     """
-    return Recording(folder, model, optimizer, train, scaler, average)
+    return Recording(folder, model, optimizer, train, scaler, average, every)
 
 
 class Recording:
@@ -106,11 +113,15 @@ class Recording:
         train: Any,
         scaler: Any,
         average: nn.Module | None,
+        every: int = 1,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise NtkitError(f"every is {every!r}, expected a number of steps, at least 1.")
         self.folder = Path(folder)
         self.steps = 0
+        self._every = every
         self._module: nn.Module = getattr(model, "_orig_mod", model)
         self._optimizers = as_optimizers(optimizer)
         self._scaler = scaler
@@ -231,6 +242,8 @@ class Recording:
         if not self._stepped:
             self._begin()
         self._stepping[id(optimizer)].before(self._gradients)
+        if self._sparse is not None:
+            self._sparse.prepare(optimizer, self._gradients)
 
     def _begin(self) -> None:
         step = f"step {self.steps}"
@@ -265,7 +278,10 @@ class Recording:
         if not self._stepped:
             return
         made, self._made, self._stepped = self._made, {}, set()
-        self._writer.step(made, self._parts, self._moved)
+        if self._sparse is None:
+            self._writer.step(made, self._parts, self._moved)
+        else:
+            self._sparse.step(self._writer, self._parts, self._moved)
         self.steps += 1
         self._gradients.made()
 
@@ -291,12 +307,20 @@ class Recording:
         more = {f"m/{name}": m for s in self._stepping.values() for name, m in s.momentum().items()}
         if self._average is not None and self._average.active:
             more |= self._average.tensors()
+        self._sparse = None
+        scalars: dict[str, Any] = {}
+        if self._every > 1:
+            self._sparse = Checkpointing(self._every, self._optimizers, self._trained)
+            state, scalars = self._sparse.start()
+            more |= state
         groups = [g for o in self._optimizers for g in o.param_groups]
         about = {
             "optimizer": ", ".join(type(o).__name__ for o in self._optimizers),
             "groups": [[self._names[id(p)] for p in group["params"]] for group in groups],
+            "every": self._every,
+            "optimizers": names_of(self._optimizers, self._names),
             "samples": self._samples,
             "average": self._average is not None,
             "train_sha256": self._hash,
         }
-        return RunWriter(self.folder, self._module, self._trained, about, more)
+        return RunWriter(self.folder, self._module, self._trained, about, more, scalars)

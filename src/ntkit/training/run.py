@@ -102,6 +102,7 @@ class Run:
         self.device: torch.device | str = "cpu"  # where tensors are wanted
         self.manifest = read_manifest(self.folder)
         steps, length = self.manifest["steps"], self.manifest["log_bytes"]
+        self.every: int = self.manifest["every"]
         self.averaged = bool(self.manifest["average"])
         records = None if steps is None else steps + 2  # the start before, and the end behind all steps
         self.log = LogReader(self.folder / LOG, records, length)
@@ -193,8 +194,7 @@ class Run:
     def step(self, k: int) -> Step:
         """Return step k, counted from 0."""
         tensors, scalars = self._record(k + 1)
-        batch_at = scalars["batch_at"]
-        batch = tensors["batch"] if batch_at == k + 1 else self._record(batch_at)[0]["batch"]
+        batch, parts, forwards = self._passed(k)
         given = scalars["coefficients"]
 
         def gather(key: str, default: float) -> float | Tensor:
@@ -215,10 +215,23 @@ class Run:
 
         defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
         values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
-        parts = scalars.get("parts", [[len(batch), 1.0]])
+        return Step(batch, Coefficients(**values), parts, tuple(self._sides(tensors)), forwards)
+
+    def batch(self, k: int) -> Tensor:
+        """Return the indices of the batch of step k."""
+        tensors, scalars = self._record(k + 1)
+        at = scalars["batch_at"]
+        found = tensors["batch"] if at == k + 1 else self._record(at)[0]["batch"]
+        return found.long().to(self.device)
+
+    def _passed(self, k: int) -> tuple[Tensor, tuple[tuple[int, float], ...], tuple[Forward, ...]]:
+        """Return the batch of step k, the sizes and weights of its parts, and how they went forward."""
+        tensors, scalars = self._record(k + 1)
+        batch = self.batch(k)
+        parts = tuple((size, weight) for size, weight in scalars.get("parts", [[len(batch), 1.0]]))
         modes = self._record(scalars["modes_at"])[1]["modes"]
         casts = scalars.get("autocast", [None] * len(parts))
-        forwards = (
+        forwards = tuple(
             Forward(
                 tensors.get(f"rng/{i}"),
                 tensors.get(f"announced/{i}"),
@@ -228,13 +241,7 @@ class Run:
             )
             for i in range(len(parts))
         )
-        return Step(
-            batch.long().to(self.device),
-            Coefficients(**values),
-            tuple((size, weight) for size, weight in parts),
-            tuple(self._sides(tensors)),
-            tuple(forwards),
-        )
+        return batch, parts, forwards
 
     def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
         first = 0

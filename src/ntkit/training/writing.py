@@ -29,6 +29,7 @@ class RunWriter:
         trained: Mapping[str, Tensor],
         about: Mapping[str, Any],
         more: Mapping[str, Tensor],
+        scalars: Mapping[str, Any],
     ) -> None:
         self.folder, self.steps = folder, 0
         self._module, self._trained, self._about = module, trained, about
@@ -36,7 +37,7 @@ class RunWriter:
             self._log = log
             start = {f"w/{name}": p for name, p in module.named_parameters()}
             start |= {f"buffer/{name}": b for name, b in module.named_buffers()}
-            log.append({name: _copied(t) for name, t in {**start, **more}.items()}, {})
+            log.append({name: _copied(t) for name, t in {**start, **more}.items()}, scalars)
             write_manifest(folder, self._manifest("recording"))
         self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
         self._at = dict.fromkeys(trained, 0)

@@ -187,6 +187,11 @@ def register_optimizer(
     return register
 
 
+def known_optimizers() -> dict[str, type]:
+    """Return the classes that have a description, by their full names."""
+    return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _DESCRIPTIONS}
+
+
 def description(optimizer: torch.optim.Optimizer) -> Description:
     """Return the description of an optimizer, looked up by its exact class."""
     kind = type(optimizer)

@@ -1,0 +1,140 @@
+"""Checkpoints every m steps: the steps between are made again, bit by bit, or refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from runs import GRID, ball, batches, mlp, square
+from torch import nn, optim
+
+import ntkit
+from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.training.replaying import ReplayedRun
+from ntkit.training.run import Run
+
+COLUMNS = ("contributions", "initial", "decay", "start", "buffers", "rounding", "residual", "prediction")
+
+
+def train(
+    tmp_path,
+    model,
+    optimizer,
+    data,
+    indices,
+    every,
+    loss=square,
+    clip=None,
+    scheduler=None,
+    scaler=None,
+    **more,
+):
+    """Record the same training twice at once: each step, and checkpoints."""
+    x, y = data
+    full, sparse = tmp_path / "full", tmp_path / "sparse"
+    with (
+        ntkit.record(full, model, optimizer, scaler=scaler, **more) as one,
+        ntkit.record(sparse, model, optimizer, scaler=scaler, every=every, **more) as two,
+    ):
+        for index in indices:
+            one.batch(index)
+            two.batch(index)
+            optimizer.zero_grad()
+            value = loss(model(x[index]), y[index])
+            (value if scaler is None else scaler.scale(value)).backward()
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            if clip is not None:
+                clip(list(model.parameters()))
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            if scheduler is not None:
+                scheduler.step()
+    return full, sparse
+
+
+def same(full, sparse, model, data, loss=square, queries=GRID[::9], **options):
+    queries = queries.to(data[0].dtype)
+    a, b = (ntkit.account(f, model, loss, train=data, queries=queries, **options) for f in (full, sparse))
+    assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
+    assert b.converged
+    return b
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        lambda p: optim.AdamW(p, 0.01, amsgrad=True),
+        lambda p: optim.RMSprop(p, torch.tensor(0.003), momentum=0.5, centered=True, foreach=False),
+        lambda p: optim.Adafactor(p, 0.02),
+    ],
+)
+def test_the_same_as_with_all_steps(make, dtype, tmp_path):
+    model, data = mlp(dtype), ball(16, dtype)
+    optimizer = make(model.parameters())
+    folders = train(tmp_path, model, optimizer, data, batches(16, 5, 23), 6)
+    same(*folders, model, data, tol=1e-6)
+    with Run(folders[0]) as full, ReplayedRun(folders[1], model, square, data, None) as run:
+        assert run.steps == 23
+        for k in (0, 23, 5, 17, 6, 12):  # in any order
+            assert torch.equal(run.weights(k), full.weights(k))
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_groups_schedules_clipping_and_parameters_without_gradients(clip, tmp_path):
+    model, data = mlp(torch.float32), ball(16, torch.float32)
+    groups = [
+        {"params": [model[0].weight], "lr": 0.02},
+        {"params": [*model[2].parameters(), *model[4].parameters()]},
+    ]
+    optimizer = optim.Adam(groups, 0.01, weight_decay=1e-3)
+    scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+    def clipped(parameters):
+        model[2].bias.grad = None if scheduler.last_epoch % 4 == 1 else model[2].bias.grad
+        if clip == "norm":
+            nn.utils.clip_grad_norm_(parameters, 0.05)
+        else:
+            nn.utils.clip_grad_value_(parameters, 0.01)
+
+    folders = train(
+        tmp_path, model, optimizer, data, batches(16, 5, 20), 7, clip=clipped, scheduler=scheduler
+    )
+    same(*folders, model, data, tol=1e-6)
+
+
+def test_batch_norm_dropout_and_a_scaler(tmp_path):
+    torch.manual_seed(0)
+    layers = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)
+    model, data = nn.Sequential(*layers), ball(16, torch.float32)
+    optimizer, scaler = optim.SGD(model.parameters(), 0.05, momentum=0.5), torch.amp.GradScaler("cpu", 1024.0)
+    folders = train(tmp_path, model, optimizer, data, batches(16, 8, 20), 8, scaler=scaler)
+    a = same(*folders, model, data, tol=1e-6)
+    assert a.buffers.abs().max() > 0
+
+
+def test_it_is_small_and_works_in_tiles(tmp_path):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(2, 300), nn.Tanh(), nn.Linear(300, 1)).double(), ball(16)
+    folders = train(tmp_path, model, optim.Adam(model.parameters(), 1e-3), data, batches(16, 5, 60), 30)
+    full, sparse = (os.path.getsize(f / "steps.log") for f in folders)
+    assert sparse < full / 8
+    a = ntkit.account(folders[1], model, square, train=data, queries=GRID[::9], memory=2**19)
+    b = ntkit.account(folders[0], model, square, train=data, queries=GRID[::9], memory=2**19)
+    assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
+
+
+def test_steps_that_cannot_be_made_again_are_refused(tmp_path):
+    model, (x, y) = mlp(), ball(16)
+    optimizer = optim.SGD(model.parameters(), 0.05)
+    _, sparse = train(tmp_path, model, optimizer, (x, y), batches(16, 5, 20), 10)
+    with pytest.raises(PathMismatchError, match=r"Step 0 of .* bit by bit"):
+        ntkit.account(sparse, model, square, train=(x, y + 1e-9), queries=GRID)
+    with pytest.raises(NtkitError, match="every is 0"):
+        ntkit.record(tmp_path / "other", model, optimizer, every=0)
