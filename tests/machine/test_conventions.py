@@ -67,6 +67,19 @@ def test_any_kernel_cloned_and_pickled(make, name):
 
 
 @pytest.mark.parametrize("make", ESTIMATORS)
+@pytest.mark.parametrize("factor", [1.0, 1e3])
+def test_networks_in_float32(make, factor):
+    """The rounding of such a kernel is no news: neither an error nor a noise to be fitted."""
+    kernel = factor * ntkit.EmpiricalNTK(network().float())
+    model = make(kernel=kernel).fit(X, target(make()))
+    assert np.abs(model.predict(X) - target(model)).mean() < 0.2
+    with pytest.raises(ntkit.NtkitError, match="positive"):
+        make(kernel=lambda a, b: -rbf(a, b), **({"alpha": 0.1} if hasattr(make(), "alpha") else {})).fit(
+            X, target(make())
+        )
+
+
+@pytest.mark.parametrize("make", ESTIMATORS)
 def test_tensors_and_data_frames(make):
     estimator = make()
     expected = estimator.fit(X, target(estimator)).predict(X)

@@ -22,12 +22,14 @@ ROUNDING = (
 class Spectrum:
     """A = U diag(values) U^T, values from small to large, zero where only rounding is left.
 
-    ``raw`` holds the smallest eigenvalue as it was found, negative by rounding perhaps.
+    ``raw`` holds the smallest eigenvalue as it was found, negative by rounding perhaps; ``floor`` is the
+    rounding of the matrix itself, below which no penalty or noise means anything.
     """
 
     values: Tensor
     vectors: Tensor
     raw: float
+    floor: float
 
     @property
     def condition(self) -> float:
@@ -69,8 +71,8 @@ def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum
             f"{float(values[0]):.3g} to {float(values[-1]):.3g}, and rounding explains "
             f"{rounding:.1g}. Give a positive semi-definite kernel."
         )
-    clean = torch.where(values > min(rounding, _noise(values, precision)), values, 0.0)
-    return Spectrum(clean, vectors, float(values[0]))
+    floor = min(rounding, _noise(values, precision))
+    return Spectrum(torch.where(values > floor, values, 0.0), vectors, float(values[0]), floor)
 
 
 def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -217,7 +217,8 @@ def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:
 def best_noise(whole: Spectrum, y: Tensor) -> tuple[float, float]:
     """Return the variance of the largest evidence, and that evidence: the best of a grid, refined."""
     scale = float(whole.values.mean()) or 1.0
-    grid = np.linspace(np.log(RANGE[0]), np.log(RANGE[1]), 49)
+    low = max(RANGE[0], whole.floor / scale)
+    grid = np.linspace(np.log(low), np.log(max(RANGE[1], 10 * low)), 49)
 
     def loss(log: float) -> float:
         return -evidence(whole, y, scale * np.exp(log))

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ntkit.compute.cg import conjugate_gradients
+from ntkit.compute.cholesky import cholesky
 from ntkit.compute.eigen import spectrum
 from ntkit.machine.losses import Loss
 
@@ -168,8 +169,8 @@ def _inner(kernel: Blocks | Products, root: Tensor, alpha: float, b: Tensor, tol
     if n * o <= DENSE and isinstance(kernel, Blocks):
         r = torch.block_diag(*root) if o > 1 else root[:, 0, 0].diag()
         system = r.T @ kernel.whole(o) @ r
-        system.diagonal().add_(alpha)
-        return torch.cholesky_solve(b.reshape(-1, 1), torch.linalg.cholesky(system)).reshape(n, o)
+        factor = cholesky(system, alpha, "kernel matrix between the roots of the loss's Hessian")
+        return factor.solve(b.reshape(-1, 1)).reshape(n, o)
     product = _Product(n * o, lambda v: _turn(root.mT, kernel @ _turn(root, v.reshape(n, o))).reshape(-1, 1))
     return conjugate_gradients(product, b.reshape(-1, 1), alpha, tol=tol).x.reshape(n, o)
 

@@ -61,7 +61,7 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     def error(log: float) -> float:
         return float(errors(whole, y, scale * np.exp(log))[which])
 
-    grid = np.linspace(np.log(RANGE[0]), np.log(RANGE[1]), 57)
+    grid = np.linspace(np.log(max(RANGE[0], whole.floor / scale)), np.log(RANGE[1]), 57)
     values = np.array([error(log) for log in grid])
     # flat up to rounding (a constant target, an exact fit): the largest penalty that is as good
     best = int(np.flatnonzero(values <= values.min() * (1 + 1e-9) + 1e-300)[-1])
