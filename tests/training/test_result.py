@@ -55,12 +55,72 @@ def test_xarray_has_named_dimensions_and_the_identity(account):
     parts = ("initial", "decay", "start", "buffers", "rounding", "residual")
     total = table["contributions"].sum("sample") + sum(table[name] for name in parts)
     assert float(abs(total - table["prediction"]).max()) <= 1e-13
+    assert table["by_step"].dims == ("query", "output", "step")
     assert "units" in table["prediction"].attrs
 
 
 def test_summary_says_what_it_is(account):
     text = repr(account)
     assert "residual / movement" in text and "not what would have happened" in text
+
+
+def test_sums_by_class_and_by_step_are_those_of_the_contributions(account):
+    labels = torch.arange(16) % 3
+    by_class = account.by_class(labels)
+    assert by_class.shape == (*account.prediction.shape, 3)
+    assert torch.allclose(by_class[..., 1], account.contributions[..., labels == 1].sum(-1), atol=1e-14)
+    assert account.by_step.shape == (*account.prediction.shape, 20)
+    assert torch.allclose(account.by_step.sum(-1), account.contributions.sum(-1), atol=1e-12)
+    assert torch.equal(account.over_time(3), account.by_step[3, 0])
+    for wrong in (labels[:3], labels.double(), labels - 1):
+        with pytest.raises(ntkit.NtkitError, match="16 training samples"):
+            account.by_class(wrong)
+
+
+def test_a_step_counts_what_its_gradients_moved(tmp_path):
+    """Plain SGD by the left-end rule: the step's own inner product of gradients, by autograd."""
+    model, (x, y) = mlp(), ball(16)
+    optimizer, steps = optim.SGD(model.parameters(), 0.1), batches(16, 4, 6)
+    weights = [[p.detach().clone() for p in model.parameters()]]
+    with ntkit.record(tmp_path / "run", model, optimizer, train=(x, y)) as run:
+        for index in steps:
+            run.batch(index)
+            optimizer.zero_grad()
+            square(model(x[index]), y[index]).backward()
+            optimizer.step()
+            weights.append([p.detach().clone() for p in model.parameters()])
+    a = ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=GRID[:1], nodes="left")
+    for k, index in enumerate(steps):
+        with torch.no_grad():
+            for p, w in zip(model.parameters(), weights[k], strict=True):
+                p.copy_(w)
+        g, h = (
+            torch.cat([t.reshape(-1) for t in torch.autograd.grad(value, list(model.parameters()))])
+            for value in (model(GRID[:1]).sum(), square(model(x[index]), y[index]))
+        )
+        assert float(a.over_time(0)[k]) == pytest.approx(-0.1 * float(g @ h), rel=1e-10)
+
+
+def test_margins_and_self_influence(tmp_path):
+    torch.manual_seed(0)
+    model, x = (
+        torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double(),
+        ball(12)[0],
+    )
+    y, loss = torch.arange(12) % 3, torch.nn.functional.cross_entropy
+    train(tmp_path / "run", model, optim.Adam(model.parameters(), 1e-2), (x, y), batches(12, 4, 15), loss)
+    a = ntkit.account(tmp_path / "run", model, loss, train=(x, y), queries=x[[5, 2]])
+    m = a.margin(0, 2)
+    assert torch.equal(m.prediction, a.prediction[:, :1] - a.prediction[:, 2:]) and m._identity_holds()
+    assert torch.equal(m.contributions[:, 0], a.contributions[:, 0] - a.contributions[:, 2])
+    own = a.self_influence([5, 2])
+    assert torch.equal(own[0], a.contributions[0, :, 5]) and torch.equal(own[1], a.contributions[1, :, 2])
+    assert torch.equal(a.self_influence(), torch.stack([a.contributions[0, :, 0], a.contributions[1, :, 1]]))
+    for wrong in ([5], [5, 12], [-1, 2]):
+        with pytest.raises(ntkit.NtkitError, match="one training sample"):
+            a.self_influence(wrong)
+    with pytest.raises(ntkit.NtkitError, match="Output 3"):
+        a.margin(0, 3)
 
 
 def test_top_checks_its_arguments(account):

@@ -196,7 +196,8 @@ def _account(
         columns = sweep_tiles(path, x, work, key)
     q, o = initial.shape
     parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in COLUMNS}
-    parts["contributions"] = columns.contributions.reshape(q, o, -1).cpu()
+    for name in ("contributions", "by_step"):
+        parts[name] = getattr(columns, name).reshape(q, o, -1).cpu()
     return balanced(initial.cpu(), prediction.cpu(), parts, columns.nodes.tolist(), columns.spent, tol, nodes)
 
 

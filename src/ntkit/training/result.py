@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,8 @@ from ntkit.training.manifest import write_atomically
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = "ntkit account 1"
+FORMAT = "ntkit account 2"
+_LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind query and output
 
 
 class Contribution(NamedTuple):
@@ -45,6 +46,9 @@ class Account:
     ----------
     contributions
         What each training sample's gradients moved the prediction by, ``[q, o, n]``.
+    by_step
+        The same contributions step by step instead of sample by sample, ``[q, o, steps]``: what the gradients
+        of the batch of each step moved, then and, through momentum, later.
     initial, prediction
         The outputs at the first and the last recorded weights, ``[q, o]``, as are the following.
     decay
@@ -65,6 +69,7 @@ class Account:
     """
 
     contributions: Tensor
+    by_step: Tensor
     initial: Tensor
     decay: Tensor
     start: Tensor
@@ -98,18 +103,73 @@ class Account:
         output
             Which output; the one of the largest prediction, if left out.
         """
-        q, o, n = self.contributions.shape
-        if not -q <= query < q:
-            raise NtkitError(f"Query {query} does not exist; the account has {q}, counted from 0.")
-        if output is None:
-            output = int(self.prediction[query].argmax())
-        if not -o <= output < o:
-            raise NtkitError(f"Output {output} does not exist; the account has {o}, counted from 0.")
         if k < 0:
             raise NtkitError(f"k is {k}, expected how many contributions to return.")
-        row = self.contributions[query, output]
-        order = row.abs().argsort(descending=True, stable=True)[: min(k, n)]
+        row = self.contributions[self._query(query), self._output(query, output)]
+        order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
+
+    def by_class(self, labels: Any) -> Tensor:
+        """Return the contributions summed over the training samples of each class, ``[q, o, classes]``.
+
+        ``labels [n]`` are the classes of the training samples as whole numbers from 0; their sum over classes
+        is that of the contributions.
+        """
+        classes = torch.as_tensor(labels).reshape(-1)
+        n = self.contributions.shape[-1]
+        if len(classes) != n or classes.is_floating_point() or classes.is_complex() or int(classes.min()) < 0:
+            raise NtkitError(
+                f"labels have shape {tuple(torch.as_tensor(labels).shape)} and dtype {classes.dtype}; "
+                f"expected the classes of the {n} training samples, as whole numbers from 0."
+            )
+        one_hot = torch.nn.functional.one_hot(classes.long()).to(self.contributions)
+        return self.contributions @ one_hot
+
+    def over_time(self, query: int, output: int | None = None) -> Tensor:
+        """Return what the batch of each step moved one output of a query by, ``[steps]``: `by_step` of it.
+
+        Its running sum is the way of the prediction through training, but for decay, start, buffers and
+        rounding; a step's share counts all that its gradients moved, through momentum in later steps too.
+        """
+        return self.by_step[self._query(query), self._output(query, output)]
+
+    def self_influence(self, index: Any = None) -> Tensor:
+        """Return what each query, itself a training sample, contributed to its own prediction, ``[q, o]``.
+
+        Parameters
+        ----------
+        index
+            Which training sample each query is, ``[q]``; the first q of them in their order if left out. A
+            large value for the own label marks a sample that was learned by heart: rare, or labelled wrong.
+        """
+        q, o, n = self.contributions.shape
+        chosen = torch.arange(q) if index is None else torch.as_tensor(index)
+        if chosen.shape != (q,) or (q and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
+            raise NtkitError(
+                f"self_influence takes one training sample, 0 to {n - 1}, for each of the {q} queries; got "
+                f"{tuple(chosen.shape)}. Account for training samples as queries, and say which they are."
+            )
+        return self.contributions.gather(-1, chosen[:, None, None].expand(q, o, 1)).squeeze(-1)
+
+    def margin(self, a: int, b: int) -> Account:
+        """Return the account of output a less output b, with one output: what tells two classes apart."""
+        first, second = self._output(0, a), self._output(0, b)
+        parts = {name: getattr(self, name) for name in _tensors()}
+        return replace(self, **{name: t[:, first, None] - t[:, second, None] for name, t in parts.items()})
+
+    def _query(self, query: int) -> int:
+        q = len(self.contributions)
+        if not -q <= query < q:
+            raise NtkitError(f"Query {query} does not exist; the account has {q}, counted from 0.")
+        return query
+
+    def _output(self, query: int, output: int | None) -> int:
+        o = self.contributions.shape[1]
+        if output is None:
+            return int(self.prediction[self._query(query)].argmax())
+        if not -o <= output < o:
+            raise NtkitError(f"Output {output} does not exist; the account has {o}, counted from 0.")
+        return output
 
     def summary(self) -> str:
         """Return the identity with its numbers, the largest over queries and outputs of each column."""
@@ -183,7 +243,7 @@ class Account:
         units = {"units": "unit of the network's output"}
         arrays = {
             name: (
-                ("query", "output", "sample") if name == "contributions" else ("query", "output"),
+                ("query", "output", *_LAST.get(name, ())),
                 getattr(self, name).numpy().copy(),
                 units,
             )
@@ -203,12 +263,16 @@ class Account:
 
     def _identity_holds(self) -> bool:
         q, o, _ = self.contributions.shape
-        columns = [getattr(self, name) for name in _tensors() if name not in ("contributions", "prediction")]
+        columns = [getattr(self, name) for name in _tensors() if name not in (*_LAST, "prediction")]
         if any(c.shape != (q, o) or c.dtype != torch.float64 for c in (*columns, self.prediction)):
             return False
-        terms = [self.contributions.sum(-1), *columns]
+        whole = self.contributions.sum(-1)
+        terms = [whole, *columns]
         size = self.contributions.abs().sum(-1) + sum(t.abs() for t in columns)
-        return bool(((sum(terms) - self.prediction).abs() <= 1e-12 * size + 1e-300).all())
+        if self.by_step.shape != (q, o, self.steps):
+            return False
+        steps = (self.by_step.sum(-1) - whole).abs() <= 1e-9 * size + 1e-300
+        return bool(steps.all() and ((sum(terms) - self.prediction).abs() <= 1e-12 * size + 1e-300).all())
 
 
 def _tensors() -> list[str]:

@@ -93,6 +93,7 @@ class Segments:
         q, o = self._initial.shape
         names = ("decay", "start", "buffers", "rounding", "contributions")
         sums = {name: sum(getattr(part, name) for part in self._sums) for name in names}
+        sums["by_step"] = torch.cat([part.by_step for part in self._sums], dim=1)
         columns = {name: value.reshape(q, o, *value.shape[1:]).cpu() for name, value in sums.items()}  # pyright: ignore
         nodes = [count for part in self._sums for count in part.nodes.tolist()]
         spent = sum(part.spent for part in self._sums)

@@ -28,10 +28,12 @@ BLOCK = 2**22  # numbers in the gradients of a block of steps, for small network
 class Columns:
     """Sums over the path for r = queries times outputs rows: ``contributions [r, n]``, the rest ``[r]``.
 
+    ``by_step [r, steps]`` are the contributions of each step's batch together, instead of each sample's.
     ``nodes`` counts the nodes of each step, the most of one query; ``spent`` the gradients of all queries.
     """
 
     contributions: Tensor
+    by_step: Tensor
     decay: Tensor
     start: Tensor
     buffers: Tensor
@@ -107,7 +109,8 @@ class Sweep:
 
         sums = {name: zeros(self.rows) for name in ("decay", "start", "buffers", "rounding")}
         nodes = torch.zeros(run.steps, dtype=torch.long)
-        self.columns = Columns(zeros(self.rows, path.samples), **sums, nodes=nodes, spent=0)
+        contributions, by_step = zeros(self.rows, path.samples), zeros(self.rows, run.steps)
+        self.columns = Columns(contributions, by_step, **sums, nodes=nodes, spent=0)
         self.spent = 0
         self.position = run.steps
         self._room: Tensor | None = None
@@ -183,6 +186,7 @@ class Sweep:
                 if gradients is not None:
                     share = direction @ (factor * c.scale * gradients[t]).T
                     sums.contributions.index_add_(1, steps[t].batch, share, alpha=-1)
+                    sums.by_step[:, first + t].sub_(share.sum(1))
                 if not _is_zero(c.decay):
                     sums.decay.sub_(direction @ (factor * c.decay * w))
             if not _is_zero(c.d):
@@ -231,9 +235,9 @@ class Sweep:
             for factor, direction in others:
                 a.add_(direction * (factor * scale))
         for index, product in self._samples.products(w, k, step, self.path.mixes(step)):
-            self.columns.contributions.index_add_(
-                1, index, product(a), alpha=-1.0 if number is None else -number
-            )
+            share, alpha = product(a), -1.0 if number is None else -number
+            self.columns.contributions.index_add_(1, index, share, alpha=alpha)
+            self.columns.by_step[:, k].add_(share.sum(1), alpha=alpha)
 
     def _averaged(
         self, path: Tensor, rules: list[Rule | QueryRule], first: int, count: bool

@@ -55,7 +55,7 @@ def together(parts: list[Columns]) -> Columns:
     """Return the sums of several tiles as those of one."""
     sums = {
         name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("contributions", "decay", "start", "buffers", "rounding")
+        for name in ("contributions", "by_step", "decay", "start", "buffers", "rounding")
     }
     nodes = torch.stack([part.nodes for part in parts]).amax(0)
     return Columns(**sums, nodes=nodes, spent=sum(part.spent for part in parts))
