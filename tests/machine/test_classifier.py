@@ -98,7 +98,7 @@ def test_squared_loss_is_ridge_on_one_hot_targets():
     two = ntkit.KernelClassifier(loss="squared", alpha="loo").fit(X[Y > 0], Y[Y > 0])
     assert two.predict_proba(X[:2]).shape == (2, 2) and two.alpha_ > 0
     full = ntkit.EmpiricalNTK(nn.Linear(4, 3).double(), outputs="full")
-    assert ntkit.KernelClassifier(full, loss="squared").fit(X, Y).n_iter_ == 1
+    assert ntkit.KernelClassifier(full, loss="squared").fit(X, Y).n_iter_ <= 3
 
 
 def test_early_stopping():

@@ -184,7 +184,7 @@ def test_early_stopping(way):
         refits = []
         for j in range(25):
             rest = np.arange(25) != j
-            one = ntkit.GradientFlow(t=flow.t_).fit(X[rest], noisy[rest])
+            one = ntkit.GradientFlow(flow.kernel_, flow.t_).fit(X[rest], noisy[rest])
             refits.append((one.predict(X[j : j + 1])[0] - noisy[j]) ** 2 / 2)
         np.testing.assert_allclose(flow.stopping_errors_[i], np.mean(refits), rtol=1e-8)
     truth = np.sin(Q[:, 0])

@@ -9,9 +9,11 @@ from torch import nn
 
 import ntkit
 from ntkit.compute.cholesky import JitterWarning
+from ntkit.machine.kernels import ReLUKernel
 
 RNG = np.random.default_rng(0)
 X, Q = RNG.normal(size=(40, 3)), RNG.normal(size=(7, 3))
+KERNEL = ReLUKernel()  # read once, and not for each fit
 Y = np.stack([np.sin(X[:, 0]), X[:, 1] * X[:, 2]], 1)
 
 
@@ -36,11 +38,11 @@ def test_sample_weights_count_as_repetitions():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_leave_one_out_is_n_refits(solver, weighted):
     weights = RNG.uniform(0.5, 2, size=40) if weighted else None
-    ours = ntkit.KernelRidge(alpha=0.05, solver=solver, tol=1e-13).fit(X, Y, weights)
+    ours = ntkit.KernelRidge(KERNEL, alpha=0.05, solver=solver, tol=1e-13).fit(X, Y, weights)
     refits = []
     for i in range(40):
         rest = np.arange(40) != i
-        one = ntkit.KernelRidge(alpha=0.05).fit(X[rest], Y[rest], weights[rest] if weighted else None)
+        one = ntkit.KernelRidge(KERNEL, alpha=0.05).fit(X[rest], Y[rest], weights[rest] if weighted else None)
         refits.append(Y[i] - one.predict(X[i : i + 1])[0])
     np.testing.assert_allclose(ours.leave_one_out(), refits, rtol=1e-8, atol=1e-8)
 

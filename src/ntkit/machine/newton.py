@@ -16,7 +16,7 @@ from ntkit.compute.cholesky import cholesky
 from ntkit.compute.eigen import spectrum
 from ntkit.machine.losses import Loss
 
-DENSE = 1000  # unknowns up to which a Newton step is taken by Cholesky
+DENSE = 300  # unknowns up to which a Newton step is taken by Cholesky
 
 
 class Blocks:
@@ -106,7 +106,9 @@ def newton(problem: Problem, tol: float, max_iter: int, start: Tensor | None = N
     while float(r.abs().max()) > tol and iterations < max_iter:
         root = problem.root(f)
         kr = kernel @ r
-        inner = _inner(kernel, root, alpha, _turn(root.mT, kr), min(0.01, float(r.norm())))
+        # closer as the end comes near; its error enters the step divided by alpha
+        tight = min(0.01, float(r.norm())) * min(1.0, alpha)
+        inner = _inner(kernel, root, alpha, _turn(root.mT, kr), tight)
         step = -(r - _turn(root, inner)) / alpha
         f_step = kernel @ step
         slope = float((kr * step).sum())

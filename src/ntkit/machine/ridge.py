@@ -52,7 +52,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         The penalty that was used.
     jitter_, condition_, min_eigenvalue_ : float
         What Cholesky had to add to the diagonal (told by a `JitterWarning`), the condition number of what
-        was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers).
+        was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers). The two are
+        computed when they are asked for, from the factor, which stays in the estimator for that.
     residual_, n_iter_
         The largest true relative residual of ``"cg"``, and its iterations (1 for the direct solvers).
 
