@@ -88,6 +88,38 @@ def demo(
         typer.echo(f"warning: the account did not reach its tolerance of {config.tol:g}", err=True)
 
 
+@app.command()
+def explain(
+    folder: Annotated[str, typer.Argument(help="The run folder that ntkit.record made.")],
+    model: Annotated[str, typer.Option(help="module:factory, which returns the untrained network.")],
+    data: Annotated[str, typer.Option(help="module:function, which returns inputs and targets (x, y).")],
+    queries: Annotated[
+        str,
+        typer.Option(help="module:function, which returns inputs (and labels), or training samples: 0,3,17."),
+    ],
+    out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
+    loss: Annotated[
+        str, typer.Option(help="A name in torch.nn.functional, or module:function.")
+    ] = "cross_entropy",
+    tol: Annotated[float, typer.Option(help="Tolerance of the account, of the largest movement.")] = 1e-8,
+    memory: Annotated[str, typer.Option(help="Memory for the large arrays.")] = "1GiB",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """Explain predictions of a recorded run by its training samples, on one page."""
+    from ntkit.report.recorded import explain_run
+
+    account, page = explain_run(
+        folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs
+    )
+    typer.echo(f"report             {page}")
+    typer.echo(
+        f"largest residual   {float(account.residual.abs().max()):.2e}, {account.relative_residual:.2e} of "
+        f"the largest change by training"
+    )
+    if not account.converged:
+        typer.echo(f"warning: the account did not reach its tolerance of {tol:g}", err=True)
+
+
 class _Studies(TyperGroup):
     """The studies as commands, imported when asked for; their options are their configurations' fields."""
 

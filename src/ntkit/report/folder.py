@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ntkit.errors import NtkitError
+from ntkit.training.manifest import write_atomically
 
 MARKER = "result.json"
 
@@ -46,6 +47,25 @@ def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         _remove_empty(made)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file whole or not at all, and return its path; an older one is replaced.
+
+    Raises
+    ------
+    NtkitError
+        When the file cannot be written.
+    """
+    target = Path(path).expanduser()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, text.encode())
+    except OSError as error:
+        raise NtkitError(
+            f"{target} cannot be written: {error.strerror or error}. Choose another place."
+        ) from error
+    return target
 
 
 def _swap(part: Path, target: Path) -> None:

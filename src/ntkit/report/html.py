@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -30,6 +31,7 @@ def environment() -> Environment:
         tiny=tiny,
         number=number,
         picture=picture,
+        polyline=polyline,
         percent=percent,
     )
     return environment
@@ -107,6 +109,20 @@ def picture(values: np.ndarray) -> Markup:
     figure_bytes = io.BytesIO()
     plots.save_picture(values, figure_bytes)
     return Markup("data:image/png;base64,") + base64.b64encode(figure_bytes.getvalue()).decode("ascii")
+
+
+def polyline(values: Sequence[float], width: float = 160.0, height: float = 44.0) -> str:
+    """Return the points of a line through values at equal distances, for an SVG of this size.
+
+    Examples
+    --------
+    >>> polyline([0.0, 1.0, 0.5], 10, 10)
+    '0.0,10.0 5.0,0.0 10.0,5.0'
+    """
+    low, high = min(*values, 0.0), max(*values, 0.0)
+    scale = height / (high - low) if high > low else 0.0
+    step = width / max(1, len(values) - 1)
+    return " ".join(f"{i * step:.1f},{height - (v - low) * scale:.1f}" for i, v in enumerate(values))
 
 
 def _minus(text: str) -> str:

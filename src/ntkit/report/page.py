@@ -43,7 +43,8 @@ class Query:
     """A prediction and its account: one output of the network at one input.
 
     ``terms`` has the keys of `TERMS`; ``probabilities`` may be empty (a regression); ``by_label`` sums the
-    contributions of the training samples of each label.
+    contributions of the training samples of each label; ``over_time`` is the running sum of the contributions
+    through training, from the initial output on, at equal distances.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Query:
     probabilities: tuple[tuple[str, float], ...] = ()
     by_label: tuple[tuple[str, float], ...] = ()
     picture: np.ndarray | None = None
+    over_time: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

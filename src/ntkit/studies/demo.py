@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from ntkit.data.digits import CLASSES, SIDE, Digits, digits
 from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.report import plots
+from ntkit.report.explain import account_page
 from ntkit.report.folder import MARKER, fresh_folder
-from ntkit.report.page import TERMS, Curve, Kernels, Page, Push, Query, Side, render
+from ntkit.report.page import Curve, Kernels, Page, render
 from ntkit.studies.config import DemoConfig as Config
-from ntkit.training.account import Account, account
+from ntkit.training.account import account
 from ntkit.training.progress import progress
 from ntkit.training.recording import record
 
@@ -122,8 +123,18 @@ def run(config: Config) -> Result:
         a.save(folder / "account.safetensors")
         accounted = time.perf_counter()
 
-        residual = float(a.residual.abs().max())
-        page = Page(
+        page = account_page(
+            a,
+            labels=data.train_y,
+            classes=CLASSES,
+            train=data.train_x,
+            names=[f"training digit {int(i)}" for i in data.train_index],
+            queries=data.held_out_x[chosen],
+            query_names=[f"digit {int(data.held_out_index[i])}" for i in chosen],
+            truth=data.held_out_y[chosen],
+            verdicts=verdicts,
+            picture=(SIDE, SIDE),
+            shown=config.shown,
             title="A trained network, explained by its training digits",
             lead=(
                 f"A network with {config.hidden} hidden units learned {config.samples} handwritten digits. "
@@ -131,23 +142,15 @@ def run(config: Config) -> Result:
                 f"training digit added to it."
             ),
             facts=_facts(config, curves, a.steps, len(data.held_out_y)),
-            queries=tuple(
-                _query(a, i, int(index), verdicts[i], data, config) for i, index in enumerate(chosen)
-            ),
-            residual=residual,
-            relative_residual=a.relative_residual,
-            tolerance=config.tol,
-            steps=a.steps,
-            curves=curves,
-            kernels=_kernels(before, after, data.train_y[subset]),
             footer=", ".join(f"{name} {number}" for name, number in _versions().items()),
         )
+        page = replace(page, curves=curves, kernels=_kernels(before, after, data.train_y[subset]))
         (folder / "report.html").write_text(render(page), encoding="utf-8")
         result = Result(
             config=config,
             out=Path(config.out),
             accuracy=curves[-1].values[-1],
-            residual=residual,
+            residual=page.residual,
             relative_residual=a.relative_residual,
             converged=a.converged,
             steps=a.steps,
@@ -322,45 +325,6 @@ def figure(result: Result) -> Figure:
     return fig
 
 
-def _query(a: Account, i: int, index: int, verdict: str, data: Digits, config: Config) -> Query:
-    """Return what the page says of one query: the account of the class that the network predicts."""
-    logits = a.prediction[i]
-    output = int(logits.argmax())
-    pushes = a.contributions[i, output].cpu()
-    columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
-    columns["contributions"] = pushes.sum()
-
-    def side(sign: int) -> Side:
-        (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
-        strongest = where[(-sign * pushes[where]).argsort(stable=True)][: config.shown]
-        return Side(
-            tuple(
-                Push(
-                    name=f"training digit {int(data.train_index[n])}",
-                    label=CLASSES[int(data.train_y[n])],
-                    contribution=float(pushes[n]),
-                    picture=_picture(data.train_x[n]),
-                )
-                for n in strongest
-            ),
-            total=float(pushes[where].sum()),
-            count=len(where),
-        )
-
-    return Query(
-        name=f"digit {int(data.held_out_index[index])}",
-        verdict=verdict,
-        output=CLASSES[output],
-        truth=CLASSES[int(data.held_out_y[index])],
-        terms={name: float(columns[name]) for name in TERMS},
-        towards=side(1),
-        against=side(-1),
-        probabilities=tuple(zip(CLASSES, logits.softmax(0).tolist(), strict=True)),
-        by_label=tuple((name, float(pushes[data.train_y == c].sum())) for c, name in enumerate(CLASSES)),
-        picture=_picture(data.held_out_x[index]),
-    )
-
-
 def _kernels(before: Tensor, after: Tensor, labels: Tensor) -> Kernels:
     """Return the kernels of the subset as cosines, with their scale and eigenvalues."""
 
@@ -404,10 +368,6 @@ def _facts(
 def _by_class(labels: Tensor, count: int) -> Tensor:
     """Return the first ``count`` samples, ordered by class."""
     return labels[:count].argsort(stable=True)
-
-
-def _picture(x: Tensor) -> np.ndarray:
-    return x.reshape(SIDE, SIDE).numpy()
 
 
 def _versions() -> dict[str, str]:
