@@ -1,4 +1,4 @@
-"""Each study in its quick form, as a user runs it: its claim holds, its folder is whole (make studies-quick)."""
+"""Each study in its quick form, as a user runs it: its claim holds, its folder is whole."""
 
 import json
 

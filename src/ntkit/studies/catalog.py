@@ -34,6 +34,7 @@ STUDIES: dict[str, tuple[str, str]] = {
         "A network that finds an algorithm, seen through its kernel",
     ),
     "linear-head": (f"{EXTRAPOLATE}, Section 4.2", "A network lies in the span of its tangent features"),
+    "superposition": (TOPOLOGY, "A prediction as a superposition of training examples, through training"),
     "optimizers": (
         f"{EXTRAPOLATE}, Section 7",
         "The exact account for the optimizers that the theorem leaves out",
