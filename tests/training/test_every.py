@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -138,3 +139,23 @@ def test_steps_that_cannot_be_made_again_are_refused(tmp_path):
         ntkit.account(sparse, model, square, train=(x, y + 1e-9), queries=GRID)
     with pytest.raises(NtkitError, match="every is 0"):
         ntkit.record(tmp_path / "other", model, optimizer, every=0)
+
+
+def test_what_a_kill_leaves_is_an_account_of_the_finished_steps(tmp_path):
+    model, (x, y) = mlp(), ball(16)
+    optimizer = optim.Adam(model.parameters(), 0.01)
+    with ntkit.record(tmp_path / "sparse", model, optimizer, every=6) as run:
+        for k, index in enumerate(batches(16, 5, 20)):
+            if k == 15:  # a killed process leaves these files, and perhaps a part of a record
+                shutil.copytree(tmp_path / "sparse", tmp_path / "killed")
+                with open(tmp_path / "killed" / "steps.log", "ab") as log:
+                    log.write(b"NTK1 torn")
+                there = [p.detach().clone() for p in model.parameters()]
+            run.batch(index)
+            optimizer.zero_grad()
+            square(model(x[index]), y[index]).backward()
+            optimizer.step()
+    a = ntkit.account(tmp_path / "killed", model, square, train=(x, y), queries=GRID[::9])
+    assert a.steps == 15 and a.converged
+    torch.nn.utils.vector_to_parameters(torch.cat([p.flatten() for p in there]), model.parameters())
+    assert torch.allclose(a.prediction, model(GRID[::9]).detach(), atol=1e-12)

@@ -14,7 +14,7 @@ from ntkit.errors import NtkitError
 from ntkit.network import as_inputs
 from ntkit.training.averaging import Averages
 from ntkit.training.balance import COLUMNS, balanced
-from ntkit.training.flat import FlatNetwork, Loss, cast
+from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
 from ntkit.training.forwards import Augment
 from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.manifest import hash_data
@@ -149,7 +149,7 @@ def account(
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
     work = Work(parse_memory(memory), jobs, None if keep is None else Folder(keep))
-    with open_run(folder, model, loss, train, augment) as run:
+    with open_run(folder, model, loss, train, augment) as run, quiet():
         given = (model, loss, train, queries, augment)
         return _account(run, given, target, labels, tol, nodes, average, work)
 

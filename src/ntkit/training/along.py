@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, jvp
+from torch.func import jacrev
 from torch.utils import _pytree as pytree
 
 from ntkit.finite.jacobian import quiet_vmap
 from ntkit.network import take
-from ntkit.training.flat import FlatNetwork
+from ntkit.training.flat import FlatNetwork, slope
 from ntkit.training.structure import Structure, form, weighted_sum
 
 
@@ -48,7 +48,7 @@ class Along:
             return self._by_rows(self._place.slopes, rows, s)
 
         def one(x: Any, s: Tensor) -> Tensor:
-            return jvp(lambda s: self._one(x, s), (s,), (torch.ones_like(s),))[1]
+            return slope(lambda s: self._one(x, s), s)
 
         return self._by_rows(quiet_vmap(one), rows, s)
 

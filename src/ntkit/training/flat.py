@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, jvp, vjp, vmap
+from torch.func import jacrev, jvp, vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
+from ntkit.finite.jacobian import quiet_vmap
 from ntkit.network import Network, network, take
 from ntkit.training.gauss import Rule
 from ntkit.training.run import Run
@@ -116,7 +119,7 @@ class FlatNetwork:
         def one(w: Tensor, x: Any, c: Tensor) -> Tensor:
             return vjp(lambda w: self.sample(self.unflatten(w), x), w)[1](c)[0]
 
-        return _over(vmap(one, (None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
+        return _over(quiet_vmap(one, in_dims=(None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
     def averaged_jacobians(self, starts: Tensor, deltas: Tensor, rules: Sequence[Rule], x: Any) -> Tensor:
         """Return d f / d w of a batch averaged along steps by rules of one size, ``[T, n, o, P]``."""
@@ -133,7 +136,7 @@ class FlatNetwork:
             return jacrev(lambda w: self.sample(self.unflatten(w), x))(w)
 
         points = (starts[:, None] + nodes[..., None] * deltas[:, None]).flatten(0, 1)
-        jacobians = vmap(lambda w: vmap(one, (None, 0))(w, x))(points)
+        jacobians = quiet_vmap(lambda w: quiet_vmap(one, in_dims=(None, 0))(w, x))(points)
         return torch.einsum("ts,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
 
     def _summed(self, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
@@ -145,9 +148,9 @@ class FlatNetwork:
 
             def one(x: Any, moved: Any = moved, share: float = share) -> dict[str, Tensor]:
                 y, pull = vjp(lambda moved: self.sample({**self.fixed, **moved}, x), moved)[:2]
-                return vmap(pull)(share * torch.eye(len(y), dtype=y.dtype, device=y.device))[0]
+                return quiet_vmap(pull)(share * torch.eye(len(y), dtype=y.dtype, device=y.device))[0]
 
-            jacobians = vmap(one)(x)
+            jacobians = quiet_vmap(one)(x)
             if total is None:
                 total = torch.cat([jacobians[name].flatten(2) for name in self.shapes], dim=2)
                 continue
@@ -160,13 +163,29 @@ class FlatNetwork:
         """Return J(x; w) . direction for several weights: ``[S, P], [S, P] -> [S, n, o]``."""
 
         def one(w: Tensor, direction: Tensor) -> Tensor:
-            return jvp(lambda w: self.outputs(w, x), (w,), (direction,))[1]
+            return slope(lambda s: self.outputs(w + s * direction, x), w.new_zeros(()))
 
         return _over(one, w, direction, size=self.total)
 
     def many_outputs(self, w: Tensor, x: Any) -> Tensor:
         """Return the outputs of a batch at several weights: ``[S, P] -> [S, n, o]``."""
         return _over(lambda w: self.outputs(w, x), w, size=self.total)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Say nothing where torch has no batched form of an operation and makes it one by one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        yield
+
+
+def slope(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+    """Return the derivative of a function of one number, by forward mode where torch has it."""
+    try:
+        return jvp(function, (s,), (torch.ones_like(s),))[1]
+    except NotImplementedError:
+        return jacrev(function)(s)
 
 
 def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
@@ -207,6 +226,6 @@ def _over(function: Any, *args: Any, size: int) -> Tensor:
     """Apply a function along the first axis of all arguments, in one call where that is small."""
     count = args[0].shape[0]
     if count > 1 and count * size <= _VMAP_LIMIT:
-        return vmap(function)(*args)
+        return quiet_vmap(function)(*args)
     rows = (pytree.tree_map(lambda t, i=i: t[i], args) for i in range(count))
     return torch.stack([function(*row) for row in rows])

@@ -14,7 +14,7 @@ from ntkit.errors import NtkitError
 from ntkit.finite.empirical import Outputs
 from ntkit.kernel import Kernel
 from ntkit.network import as_inputs, batch_size, network, take
-from ntkit.training.flat import FlatNetwork, Loss, cast
+from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
 from ntkit.training.forwards import Augment
 from ntkit.training.gauss import LEFT, Rule, gauss
 from ntkit.training.given import check_model, query_network
@@ -114,7 +114,7 @@ class PathKernel(Kernel):
         x1 = self._inputs(x1)
         x2 = x1 if x2 is None else self._inputs(x2)
         total: Tensor | None = None
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             for at in self._places(x1):
                 o = at.outputs
                 size = max(1, self._budget // (8 * 4 * at.net.total * o))
@@ -133,7 +133,7 @@ class PathKernel(Kernel):
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
         x = self._inputs(x)
         total: Tensor | None = None
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             for at in self._places(x):
                 o = at.outputs
                 size = max(1, self._budget // (8 * 4 * at.net.total * o))

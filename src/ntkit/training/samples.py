@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.finite.factors import Factor, OneHot
 from ntkit.network import take
-from ntkit.training.flat import cast
+from ntkit.training.flat import cast, quiet
 from ntkit.training.run import Step
 from ntkit.training.steps import Part, Replay
 from ntkit.training.structure import Jacobian, Structure
@@ -88,7 +88,8 @@ class Samples:
 
 def _pulled(outputs: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
     try:
-        return torch.autograd.grad(outputs, leaf, rows, retain_graph=True, is_grads_batched=True)[0]
+        with quiet():
+            return torch.autograd.grad(outputs, leaf, rows, retain_graph=True, is_grads_batched=True)[0]
     except RuntimeError:  # an operation whose backward pass takes no batches
         return torch.stack([torch.autograd.grad(outputs, leaf, row, retain_graph=True)[0] for row in rows])
 

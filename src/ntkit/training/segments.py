@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.network import as_inputs, batch_size, take
-from ntkit.training.flat import FlatNetwork, Loss, cast
+from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
 from ntkit.training.forwards import Augment
 from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.modelled import Check, compare_steps
@@ -59,6 +59,10 @@ class Segments:
     @torch.no_grad()
     def add(self, folder: Folder, last: bool) -> None:
         """Take a segment; account for the one before it, and if it is the last for both."""
+        with quiet():
+            self._add(folder, last)
+
+    def _add(self, folder: Folder, last: bool) -> None:
         segment = self._open(folder)
         before, self._waiting = self._waiting, segment
         q, o = batch_size(segment.queries), self._outputs(segment.path, 0, segment.queries).shape[1]
@@ -92,7 +96,7 @@ class Segments:
         assert self._initial is not None and self._final is not None
         q, o = self._initial.shape
         names = ("decay", "start", "buffers", "rounding", "contributions")
-        sums = {name: sum(getattr(part, name) for part in self._sums) for name in names}
+        sums: dict[str, Any] = {n: sum(getattr(part, n) for part in self._sums) for n in names}
         sums["by_step"] = torch.cat([part.by_step for part in self._sums], dim=1)
         columns = {name: value.reshape(q, o, *value.shape[1:]).cpu() for name, value in sums.items()}  # pyright: ignore
         nodes = [count for part in self._sums for count in part.nodes.tolist()]

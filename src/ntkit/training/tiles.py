@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkit.network import batch_size, take
+from ntkit.training.flat import quiet
 from ntkit.training.kept import Kept
 from ntkit.training.progress import progress
 from ntkit.training.sweep import Columns, Path, Sweep
@@ -88,5 +89,5 @@ def _elsewhere(
     path: Path, x: Any, tile: Tensor, budget: int, kept: Kept | None, number: int, threads: int
 ) -> Columns:
     torch.set_num_threads(threads)
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         return _tile(path, x, tile, budget, kept, number, lambda _: None)
