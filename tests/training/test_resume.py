@@ -48,7 +48,10 @@ def same(a, b):
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in COLUMNS) and a.nodes == b.nodes
 
 
-@pytest.mark.parametrize(("memory", "wait"), [(2**30, "snapshot-000000"), (2**18, "tile-000001")])
+@pytest.mark.parametrize(
+    ("memory", "wait"),
+    [(2**30, "snapshot-000000"), pytest.param(2**18, "tile-000001", marks=pytest.mark.slow)],
+)
 def test_killed_while_accounting(memory, wait, run, tmp_path):
     folder, account = run
     kept = tmp_path / "kept"
@@ -105,6 +108,7 @@ def test_parts_of_another_account_and_damaged_ones_are_refused(run, tmp_path):
     assert same(account(keep=kept), account())
 
 
+@pytest.mark.slow
 def test_tiles_in_parallel_are_the_same(run, tmp_path, monkeypatch):
     _, account = run
     monkeypatch.undo()  # the other processes have it as it is
