@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ntkit import report as report
     from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
@@ -58,14 +59,16 @@ _ROOMS = {
     "watch": "ntkit.training.watching",
 }
 
-__all__ = [*sorted(_ROOMS), "__version__"]
+__all__ = [*sorted(_ROOMS), "__version__", "report"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(_ROOMS[name]), name)
+    if name == "report":
+        return import_module("ntkit.report")
     raise AttributeError(f"module 'ntkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_ROOMS, "report"})

@@ -13,7 +13,7 @@ from torch import nn
 
 from ntkit.errors import NtkitError
 from ntkit.network import batch_size, take
-from ntkit.report.explain import explain
+from ntkit.report.explaining import explain
 from ntkit.training.account import account
 from ntkit.training.quadrature import Nodes
 from ntkit.training.result import Account

@@ -29,7 +29,7 @@ from ntkit.data.digits import CLASSES, SIDE, Digits, digits
 from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.report import plots
-from ntkit.report.explain import account_page
+from ntkit.report.explaining import account_page
 from ntkit.report.folder import MARKER, fresh_folder
 from ntkit.report.page import Curve, Kernels, Page, render
 from ntkit.studies.config import DemoConfig as Config

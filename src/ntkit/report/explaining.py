@@ -52,8 +52,7 @@ def explain(account: Account, path: str | os.PathLike[str], **what: Any) -> Path
     ...         loss(model(x), y).backward()
     ...         _ = optimizer.step()
     >>> a = ntkit.account(folder + "/run", model, loss, train=(x, y), queries=x[:2])
-    >>> from ntkit.report.explain import explain
-    >>> explain(a, folder + "/report.html", labels=y, truth=y[:2]).name
+    >>> ntkit.report.explain(a, folder + "/report.html", labels=y, truth=y[:2]).name
     'report.html'
     """
     return write_text(path, render(account_page(account, **what)))

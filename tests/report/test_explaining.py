@@ -12,7 +12,7 @@ import ntkit
 from ntkit.cli import app
 from ntkit.errors import NtkitError
 from ntkit.report import plots
-from ntkit.report.explain import account_page, explain
+from ntkit.report.explaining import account_page
 
 MINE = """
 import torch
@@ -137,7 +137,9 @@ def test_pictures_and_regressions(place, tmp_path):
     assert page.queries[0].towards.shown[0].picture.shape == (4, 4)
     flat = account_page(a, queries=torch.rand(2, 12), picture=(3, 4))
     assert flat.queries[1].picture.shape == (3, 4) and account_page(a).queries[0].picture is None
-    single = explain(a.margin(0, 1), tmp_path / "margin.html", labels=torch.rand(20), truth=torch.rand(2))
+    single = ntkit.report.explain(
+        a.margin(0, 1), tmp_path / "margin.html", labels=torch.rand(20), truth=torch.rand(2)
+    )
     html = single.read_text()
     assert "predicted probability" not in html and "units of the output" in html
     assert [p.name for p in tmp_path.iterdir()] == ["margin.html"]
@@ -149,7 +151,7 @@ def test_what_does_not_fit_is_refused(place, tmp_path):
         account_page(a, labels=[0, 1, 2])
     with pytest.raises(NtkitError, match="cannot be written"):
         (tmp_path / "file").touch()
-        explain(a, tmp_path / "file" / "report.html")
+        ntkit.report.explain(a, tmp_path / "file" / "report.html")
 
 
 def test_plots_draw_what_the_account_says(place):
