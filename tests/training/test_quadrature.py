@@ -126,10 +126,10 @@ def test_kinks_are_where_gradients_jump():
 
 @pytest.mark.slow
 def test_relu_network_on_mnist_in_five_minutes(tmp_path):
-    from ntkit.data import mnist
+    from ntkit.data.mnist import mnist
 
-    digits = mnist(1000, 20)
-    x, y, queries = digits.x_train, digits.y_train, digits.x_test
+    digits = mnist(1000, held_out=20)
+    x, y, queries = digits.train_x, digits.train_y, digits.held_out_x
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)).double()
     draw, indices = torch.Generator().manual_seed(0), []
