@@ -14,7 +14,7 @@ PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine scores clean
+.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -51,6 +51,9 @@ bench-infinite: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 
 bench-machine: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 	$(BIN)/python benchmarks/machine.py --jax-python $(PEERS)/bin/python
+
+bench-attribution: $(VENV)/ntkit.stamp
+	$(BIN)/python benchmarks/attribution.py
 
 scores: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/scores.py
