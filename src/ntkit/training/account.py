@@ -14,7 +14,7 @@ from ntkit.errors import NtkitError
 from ntkit.network import as_inputs
 from ntkit.training.averaging import Averages
 from ntkit.training.balance import COLUMNS, balanced
-from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
+from ntkit.training.flat import FlatNetwork, Loss, cast
 from ntkit.training.forwards import Augment
 from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.manifest import hash_data
@@ -28,6 +28,7 @@ from ntkit.training.steps import Replay
 from ntkit.training.sweep import Path
 from ntkit.training.target import Target, head_of
 from ntkit.training.tiles import Work, sweep_tiles
+from ntkit.training.transforms import quiet
 
 
 def account(

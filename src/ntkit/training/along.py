@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jacrev
 from torch.utils import _pytree as pytree
 
-from ntkit.finite.jacobian import quiet_vmap
 from ntkit.network import take
-from ntkit.training.flat import FlatNetwork, slope
+from ntkit.training.flat import FlatNetwork
 from ntkit.training.structure import Structure, form, weighted_sum
 
 
@@ -40,7 +38,7 @@ class Along:
         """Return the outputs of rows, ``[m, o]``."""
         if self._place is not None:
             return self._by_rows(self._place.outputs, rows, s)
-        return self._by_rows(quiet_vmap(self._one), rows, s)
+        return self._by_rows(self._net.mapped(self._one), rows, s)
 
     def slopes(self, rows: Tensor, s: Tensor) -> Tensor:
         """Return d outputs / d s, ``[m, o]``."""
@@ -48,9 +46,9 @@ class Along:
             return self._by_rows(self._place.slopes, rows, s)
 
         def one(x: Any, s: Tensor) -> Tensor:
-            return slope(lambda s: self._one(x, s), s)
+            return self._net.slope(lambda s: self._one(x, s), s)
 
-        return self._by_rows(quiet_vmap(one), rows, s)
+        return self._by_rows(self._net.mapped(one), rows, s)
 
     def switches(self, rows: Tensor, s: Tensor) -> Tensor:
         """Return the numbers ``[m, u]`` at whose changes of sign the outputs have a kink."""
@@ -82,7 +80,9 @@ class Along:
             for i in range(len(rows)):  # one after the other: each is as large as what is returned
                 row = pytree.tree_map(lambda t, i=i: t[i], x)
                 weights = self._start + s[i] * self._delta
-                jacobian = jacrev(lambda w, row=row: self._net.sample(self._net.unflatten(w), row))(weights)
+                jacobian = self._net.jacobian(
+                    lambda w, row=row: self._net.sample(self._net.unflatten(w), row), weights
+                )
                 out[rows[i] - first].add_(jacobian, alpha=float(shares[i]))
             return
         eye = torch.eye(o, dtype=out.dtype, device=out.device)

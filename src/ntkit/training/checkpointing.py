@@ -51,9 +51,12 @@ class Checkpointing:
             if p.grad is None:
                 self._scalars["ungraded"].append(name)
                 continue
+            if gradients.is_untouched(name, p.grad):
+                continue
             raw = gradients.raw(name)
             factor = None if raw is None else exact_factor(raw, p.grad)
             if factor is None:
+                gradients.factor(name, p.grad.detach())  # refuses what is no factor
                 self._tensors[f"g/{name}"] = p.grad.detach().cpu().clone().contiguous()
             elif factor != 1.0:
                 self._scalars["factors"][name] = factor

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,10 +103,17 @@ def set_state(
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """Return the crc32 of the bytes of tensors, one after the other."""
+    """Return a number that tells whether tensors have the same bytes as others, made at the speed of memory.
+
+    Of the 64-bit words of each tensor the sum (mod 2^64) and the parity of each bit, and the crc32 of these.
+    """
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(as_bytes(tensor).numpy().data, crc)
+        data = as_bytes(tensor).numpy().reshape(-1)
+        whole = len(data) - len(data) % 8
+        words = np.ascontiguousarray(data[:whole]).view(np.uint64)
+        ends = np.array([np.add.reduce(words), np.bitwise_xor.reduce(words)], np.uint64)
+        crc = zlib.crc32(data[whole:].tobytes(), zlib.crc32(ends.tobytes(), crc))
     return crc
 
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, jvp, vjp
+from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.finite.jacobian import quiet_vmap
-from ntkit.network import Network, network, take
+from ntkit.network import Network, batch_size, copy_of, network, take
 from ntkit.training.gauss import Rule
 from ntkit.training.run import Run
 from ntkit.training.structure import Structure
+from ntkit.training.transforms import Transforms, backward
 
 Loss = Callable[[Any, Any], Tensor]
 Head = Callable[[Tensor, Any], Tensor]
 
-
 _VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
 
 
-class FlatNetwork:
+class FlatNetwork(Transforms):
     """A copy of the user's module in a dtype, with a run's frozen weights and buffers.
 
     Weights ``w`` are flat, ``[P]``, in the order of ``run.trained``; the user's module stays as it is.
@@ -35,8 +33,12 @@ class FlatNetwork:
     """
 
     def __init__(self, model: nn.Module, run: Run, dtype: torch.dtype, head: Head | None = None) -> None:
-        module = copy.deepcopy(getattr(model, "_orig_mod", model)).to(dtype)
+        module = copy_of(model).to(dtype)
         module.requires_grad_(False)
+        for m in module.modules():  # to compute activations anew saves memory, and changes no number
+            for flag in ("gradient_checkpointing", "grad_checkpointing"):
+                if getattr(m, flag, None) is True:
+                    setattr(m, flag, False)
         for name, buffer in module.named_buffers():
             buffer.copy_(run.start[f"buffer/{name}"])
         self.module = module
@@ -71,7 +73,12 @@ class FlatNetwork:
 
     def structure(self, x: Any) -> Structure | None:
         """Return the structure of the network at inputs of a shape, if it has one."""
-        return Structure.of(self.net, tuple(self.shapes), x)
+        found = Structure.of(self.net, tuple(self.shapes), x)
+        if found is None and self.transforms:
+            weights = self.net.weights
+            w = torch.cat([weights[name].reshape(-1) for name in self.shapes])
+            self.try_transforms(lambda w, x: self.sample(self.unflatten(w), x), w, take(x, slice(0, 2)))
+        return found
 
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """Return all weights by name."""
@@ -117,15 +124,21 @@ class FlatNetwork:
         """Return J(x_n; w_k)^T c_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, P]``."""
 
         def one(w: Tensor, x: Any, c: Tensor) -> Tensor:
-            return vjp(lambda w: self.sample(self.unflatten(w), x), w)[1](c)[0]
+            def output(w: Tensor) -> Tensor:
+                return self.sample(self.unflatten(w), x)
 
-        return _over(quiet_vmap(one, in_dims=(None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
+            return self.either(lambda: vjp(output, w)[1](c)[0], lambda: backward(output, w, c[None])[0])
+
+        return self._over(self.mapped(one, in_dims=(None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
     def averaged_jacobians(self, starts: Tensor, deltas: Tensor, rules: Sequence[Rule], x: Any) -> Tensor:
         """Return d f / d w of a batch averaged along steps by rules of one size, ``[T, n, o, P]``."""
         n, steps, count = pytree.tree_leaves(x)[0].shape[0], len(starts), len(rules[0][0])
         if steps * count * n * self.total > _VMAP_LIMIT:
-            sums = [self._summed(*row, x) for row in zip(starts, deltas, rules, strict=True)]
+            sums = [
+                self.either(partial(self._summed, *row, x), partial(self._summed_plainly, *row, x))
+                for row in zip(starts, deltas, rules, strict=True)
+            ]
             return torch.stack(sums) if steps > 1 else sums[0][None]
         nodes, shares = (
             torch.tensor([rule[i] for rule in rules], dtype=starts.dtype, device=starts.device)
@@ -133,10 +146,10 @@ class FlatNetwork:
         )
 
         def one(w: Tensor, x: Any) -> Tensor:
-            return jacrev(lambda w: self.sample(self.unflatten(w), x))(w)
+            return self.jacobian(lambda w: self.sample(self.unflatten(w), x), w)
 
         points = (starts[:, None] + nodes[..., None] * deltas[:, None]).flatten(0, 1)
-        jacobians = quiet_vmap(lambda w: quiet_vmap(one, in_dims=(None, 0))(w, x))(points)
+        jacobians = self.mapped(lambda w: self.mapped(one, in_dims=(None, 0))(w, x))(points)
         return torch.einsum("ts,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
 
     def _summed(self, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
@@ -159,33 +172,37 @@ class FlatNetwork:
         assert total is not None
         return total
 
+    def _summed_plainly(self, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
+        total: Tensor | None = None
+        for node, share in zip(*rule, strict=True):
+            w = start + node * delta
+            for i in range(batch_size(x)):
+                row = take(x, i)
+                jacobian = backward(lambda w, row=row: self.sample(self.unflatten(w), row), w, None)
+                if total is None:
+                    total = jacobian.new_zeros(batch_size(x), *jacobian.shape)
+                total[i].add_(jacobian, alpha=share)
+        assert total is not None
+        return total
+
     def slopes(self, w: Tensor, direction: Tensor, x: Any) -> Tensor:
         """Return J(x; w) . direction for several weights: ``[S, P], [S, P] -> [S, n, o]``."""
 
         def one(w: Tensor, direction: Tensor) -> Tensor:
-            return slope(lambda s: self.outputs(w + s * direction, x), w.new_zeros(()))
+            return self.slope(lambda s: self.outputs(w + s * direction, x), w.new_zeros(()))
 
-        return _over(one, w, direction, size=self.total)
+        return self._over(one, w, direction, size=self.total)
 
     def many_outputs(self, w: Tensor, x: Any) -> Tensor:
         """Return the outputs of a batch at several weights: ``[S, P] -> [S, n, o]``."""
-        return _over(lambda w: self.outputs(w, x), w, size=self.total)
+        return self._over(lambda w: self.outputs(w, x), w, size=self.total)
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Say nothing where torch has no batched form of an operation and makes it one by one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*performance drop.*")
-        yield
-
-
-def slope(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
-    """Return the derivative of a function of one number, by forward mode where torch has it."""
-    try:
-        return jvp(function, (s,), (torch.ones_like(s),))[1]
-    except NotImplementedError:
-        return jacrev(function)(s)
+    def _over(self, function: Any, *args: Any, size: int) -> Tensor:
+        """Apply a function along the first axis of all arguments, in one call where that is small."""
+        count = args[0].shape[0]
+        if count > 1 and count * size <= _VMAP_LIMIT:
+            return self.mapped(function)(*args)
+        return torch.stack([function(*take(args, i)) for i in range(count)])
 
 
 def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
@@ -209,7 +226,7 @@ def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
 
 def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:
     """Return the loss with its own tensors, if it is a module that has some, in a dtype."""
-    return copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+    return copy_of(loss).to(dtype) if isinstance(loss, nn.Module) else loss
 
 
 def cast(data: Any, dtype: torch.dtype) -> Any:
@@ -220,12 +237,3 @@ def cast(data: Any, dtype: torch.dtype) -> Any:
 def gather(data: Any, batches: list[Tensor]) -> Any:
     """Return equally large batches of data, stacked: ``[T, n, ...]``."""
     return take(data, torch.stack(batches))
-
-
-def _over(function: Any, *args: Any, size: int) -> Tensor:
-    """Apply a function along the first axis of all arguments, in one call where that is small."""
-    count = args[0].shape[0]
-    if count > 1 and count * size <= _VMAP_LIMIT:
-        return quiet_vmap(function)(*args)
-    rows = (pytree.tree_map(lambda t, i=i: t[i], args) for i in range(count))
-    return torch.stack([function(*row) for row in rows])

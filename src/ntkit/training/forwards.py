@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.training.noise import random_state
+from ntkit.training.stats import Stopwatch
 
 Augment = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -36,7 +37,11 @@ class ForwardWatch:
     """Watches the forward passes of a module that gradients flow through."""
 
     def __init__(
-        self, module: nn.Module, device: torch.device, changed: Callable[[], dict[str, Tensor]]
+        self,
+        module: nn.Module,
+        device: torch.device,
+        changed: Callable[[], dict[str, Tensor]],
+        timed: Stopwatch,
     ) -> None:
         self._module, self._device, self._changed = module, device, changed
         self._began: Tensor | None = None
@@ -44,8 +49,8 @@ class ForwardWatch:
         self.last = Forward()
         apart: Any = torch.compiler.disable  # hooks are no part of a compiled network
         self._hooks = [
-            module.register_forward_pre_hook(apart(self._before)),
-            module.register_forward_hook(apart(self._after), always_call=True),
+            module.register_forward_pre_hook(apart(timed(self._before))),
+            module.register_forward_hook(apart(timed(self._after)), always_call=True),
         ]
 
     def __deepcopy__(self, memo: object) -> ForwardWatch:

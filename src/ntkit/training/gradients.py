@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ntkit.errors import NtkitError
 from ntkit.training.forwards import Forward
+from ntkit.training.stats import Stopwatch
 
 
 class Part(NamedTuple):
@@ -27,12 +28,14 @@ class Gradients:
     one that finds none begins anew, and what came before it moved nothing (a step that was skipped).
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], scaler: Any) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], scaler: Any, timed: Stopwatch) -> None:
+        self._watch = timed(self._begins), timed(self._ends)
         self._parameters = parameters
         self._scaler = scaler
         self._hooks: dict[str, list[Any]] = {}
         self._coming: Part | None = None
         self._parts: list[Part] = []
+        self._versions: dict[str, tuple[int, int]] = {}
         self._raw: dict[str, Tensor] = {}  # the sum that the backward passes made
         self._left: set[str] = set()  # by backward passes since the last step
         self._seen: set[str] = set()  # by the present backward pass
@@ -43,11 +46,12 @@ class Gradients:
 
     def follow(self) -> None:
         """Watch the parameters that have begun to take gradients."""
+        begins, ends = self._watch
         for name, p in self._parameters.items():
             if p.requires_grad and name not in self._hooks:
                 self._hooks[name] = [
-                    p.register_hook(lambda _, name=name: self._begins(name)),
-                    p.register_post_accumulate_grad_hook(lambda p, name=name: self._ends(name, p)),
+                    p.register_hook(lambda _, name=name: begins(name)),
+                    p.register_post_accumulate_grad_hook(lambda p, name=name: ends(name, p)),
                 ]
 
     def close(self) -> None:
@@ -106,6 +110,18 @@ class Gradients:
         else:
             self._raw[name] = p.grad.detach().clone()
         self._left.add(name)
+        self._versions[name] = (id(p.grad), p.grad._version)
+
+    def is_untouched(self, name: str, gradient: Tensor) -> bool:
+        """Whether nothing was done to a gradient since the backward pass (but through ``.data``).
+
+        A GradScaler unscales without a trace, so with one the answer is no.
+        """
+        return (
+            self._scaler is None
+            and name in self._left
+            and self._versions[name] == (id(gradient), gradient._version)
+        )
 
     def parts(self) -> list[Part]:
         """Return the batches whose gradients the coming step uses."""

@@ -14,13 +14,14 @@ from ntkit.errors import NtkitError
 from ntkit.finite.empirical import Outputs
 from ntkit.kernel import Kernel
 from ntkit.network import as_inputs, batch_size, network, take
-from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
+from ntkit.training.flat import FlatNetwork, Loss, cast
 from ntkit.training.forwards import Augment
 from ntkit.training.gauss import LEFT, Rule, gauss
 from ntkit.training.given import check_model, query_network
 from ntkit.training.replaying import open_run
 from ntkit.training.run import Run
 from ntkit.training.structure import Structure, form
+from ntkit.training.transforms import quiet
 
 
 class PathKernel(Kernel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
 from ntkit.training.manifest import as_bytes, hash_data
 from ntkit.training.optimizers import Coefficients, description
+from ntkit.training.stats import Stats, Stopwatch
 from ntkit.training.stepping import Stepping, as_optimizers, trained_parameters
 from ntkit.training.writing import RunWriter
 
@@ -149,6 +151,14 @@ class Recording:
         weight
             What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
         """
+        self._timed(self._announce)(indices, weight)
+
+    @property
+    def stats(self) -> Stats:
+        """What recording cost until now: seconds of it and in all, bytes; its ``overhead`` is their ratio."""
+        return Stats(self.steps, self._timed.seconds, self._timed.total, self._writer.bytes)
+
+    def _announce(self, indices: Any, weight: float) -> None:
         self._write()
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
         if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
@@ -159,8 +169,11 @@ class Recording:
 
     def __enter__(self) -> Recording:
         self._writer = self._begin_folder()
-        self._gradients = Gradients(self._trained, self._scaler)
-        self._forwards = ForwardWatch(self._module, self._net.device, lambda: self._writer.changed_buffers())
+        timed = self._timed = Stopwatch()
+        self._gradients = Gradients(self._trained, self._scaler, timed)
+        self._forwards = ForwardWatch(
+            self._module, self._net.device, lambda: self._writer.changed_buffers(), timed
+        )
         self._still = {
             name: (p, p._version, p.detach().cpu().clone())
             for name, p in self._module.named_parameters()
@@ -171,7 +184,10 @@ class Recording:
         self._hooks = [
             hook
             for o in self._optimizers
-            for hook in (o.register_step_pre_hook(self._before), o.register_step_post_hook(self._after))
+            for hook in (
+                o.register_step_pre_hook(timed(self._before)),
+                o.register_step_post_hook(timed(self._after)),
+            )
         ]
         return self
 
@@ -183,12 +199,13 @@ class Recording:
         self._gradients.close()
         self._forwards.close()
         try:
-            self._write()
+            self._timed(self._write)()
             self._end(strict=kind is None)
         except BaseException:
             self._writer.drop()
             raise
         self._writer.close("finished" if kind is None else "interrupted")
+        self._timed.ended = time.perf_counter()
         if kind is None:
             self._check_still(values=True)
 
@@ -232,7 +249,7 @@ class Recording:
                 )
             called = True
             loss = closure()
-            self._prepare(optimizer)
+            self._timed(self._prepare)(optimizer)
             return loss
 
         return watched
@@ -241,9 +258,20 @@ class Recording:
         """Read what a step is made of: its gradients are there, its weights are those before it."""
         if not self._stepped:
             self._begin()
-        self._stepping[id(optimizer)].before(self._gradients)
+        if self._reads:
+            if self._sparse is not None:
+                self._writer.keep_weights()
+            self._stepping[id(optimizer)].before(self._gradients)
         if self._sparse is not None:
             self._sparse.prepare(optimizer, self._gradients)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the coefficients of this step are read; those of replayed ones are, when they are replayed.
+
+        The first step behind a checkpoint is, so that what cannot be described is refused at once.
+        """
+        return self._sparse is None or self._writer.steps % self._every == 0
 
     def _begin(self) -> None:
         step = f"step {self.steps}"
@@ -269,7 +297,8 @@ class Recording:
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
-        self._made.update(self._stepping[id(optimizer)].after(self._writer.weight))
+        if self._reads:
+            self._made.update(self._stepping[id(optimizer)].after(self._writer.weight))
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self._optimizers):
             self._write()

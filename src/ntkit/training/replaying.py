@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError, PathMismatchError
-from ntkit.network import take
+from ntkit.network import copy_of, take
 from ntkit.training.checkpoints import checksum, rebuilt, set_settings, set_state
 from ntkit.training.flat import Loss, checked_loss
 from ntkit.training.forwards import Augment, Forward, autocast
@@ -92,7 +91,7 @@ class ReplayedRun(Run):
     def _make(self, first: int, last: int, folder: Path) -> None:
         """Train again from a checkpoint on, and record it."""
         tensors, scalars = self._record(first)
-        module = copy.deepcopy(getattr(self._given[0], "_orig_mod", self._given[0]))
+        module = copy_of(self._given[0])
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, p in parameters.items():

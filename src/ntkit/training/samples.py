@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ntkit.finite.factors import Factor, OneHot
 from ntkit.network import take
-from ntkit.training.flat import cast, quiet
+from ntkit.training.flat import cast
 from ntkit.training.run import Step
 from ntkit.training.steps import Part, Replay
 from ntkit.training.structure import Jacobian, Structure
+from ntkit.training.transforms import pulled
 
 Product = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
 
@@ -76,7 +77,7 @@ class Samples:
         for index in torch.arange(n, device=w.device).split(size):
             rows = torch.zeros(len(index), *flat.shape, dtype=w.dtype, device=w.device)
             rows[torch.arange(len(index)), index] = c[index]
-            gradients = _pulled(flat, leaf, rows)
+            gradients = pulled(flat, leaf, rows)
             yield part.batch[index], lambda a, g=gradients: a @ g.T
 
     def _structure(self, x: Any, modes: Any) -> Structure | None:
@@ -84,14 +85,6 @@ class Samples:
         if key not in self._structures:
             self._structures[key] = self._replay.net.structure(x)
         return self._structures[key]
-
-
-def _pulled(outputs: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
-    try:
-        with quiet():
-            return torch.autograd.grad(outputs, leaf, rows, retain_graph=True, is_grads_batched=True)[0]
-    except RuntimeError:  # an operation whose backward pass takes no batches
-        return torch.stack([torch.autograd.grad(outputs, leaf, row, retain_graph=True)[0] for row in rows])
 
 
 def _add_products(out: Tensor, a: Tensor, factor: Factor, budget: int) -> None:

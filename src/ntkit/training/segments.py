@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.network import as_inputs, batch_size, take
-from ntkit.training.flat import FlatNetwork, Loss, cast, quiet
+from ntkit.training.flat import FlatNetwork, Loss, cast
 from ntkit.training.forwards import Augment
 from ntkit.training.given import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.modelled import Check, compare_steps
@@ -21,6 +21,7 @@ from ntkit.training.steps import Replay
 from ntkit.training.sweep import Columns, Path, Sweep
 from ntkit.training.target import Target, head_of
 from ntkit.training.tiles import together
+from ntkit.training.transforms import quiet
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointError
 
 from ntkit.errors import NtkitError
 from ntkit.network import take
@@ -76,7 +77,14 @@ class Replay:
                     raise NtkitError(
                         "The loss does not depend on the weights: was it given detached outputs?"
                     )
-                total += torch.autograd.grad(value, leaf)[0].double()
+                try:
+                    total += torch.autograd.grad(value, leaf)[0].double()
+                except CheckpointError as error:
+                    raise NtkitError(
+                        "The network computes activations anew in its backward pass "
+                        "(torch.utils.checkpoint), which torch does with the module's own weights only. "
+                        "Switch that off for the account: it saves memory, and changes no number."
+                    ) from error
         return total
 
     def forward(self, w: Tensor, k: int, part: Part, native: bool = False) -> tuple[Tensor, Tensor]:

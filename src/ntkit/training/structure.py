@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import jvp
+from torch.func import jacrev, jvp
 
 from ntkit.finite.coverage import Edge, cover, evaluate
 from ntkit.finite.factors import Factor, OneHot, concatenate
@@ -107,7 +107,10 @@ class Place:
 
     def slopes(self, x: Any, s: Tensor) -> Tensor:
         """Return d outputs / d s, ``[n, o]``."""
-        return jvp(lambda s: self.outputs(x, s), (s,), (torch.ones_like(s),))[1]
+        try:
+            return jvp(lambda s: self.outputs(x, s), (s,), (torch.ones_like(s),))[1]
+        except NotImplementedError:  # an operation without a forward derivative; rows depend on their own s
+            return jacrev(lambda s: self.outputs(x, s).sum(0))(s).T
 
     def switches(self, x: Any, s: Tensor) -> Tensor:
         """Return the numbers ``[n, u]`` at whose changes of sign the outputs have a kink."""

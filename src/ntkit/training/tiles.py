@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ntkit.network import batch_size, take
-from ntkit.training.flat import quiet
 from ntkit.training.kept import Kept
 from ntkit.training.progress import progress
 from ntkit.training.sweep import Columns, Path, Sweep
+from ntkit.training.transforms import quiet
 
 PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
 

@@ -41,20 +41,33 @@ class RunWriter:
             write_manifest(folder, self._manifest("recording"))
         self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
         self._at = dict.fromkeys(trained, 0)
+        self._versions: dict[str, int] = {}  # of the parameters, where their values are not kept
         self._buffers = {name: as_bytes(b).clone() for name, b in module.named_buffers()}
         self._buffers_at: dict[str, int] = {}
         self._batch: Tensor | None = None
         self._modes: list[list[str]] | None = None
         self._batch_at, self._modes_at = 0, 0
 
+    @property
+    def bytes(self) -> int:
+        """What the log holds until now."""
+        return self._log.length
+
     def weight(self, name: str) -> Tensor:
         """Return a trained parameter as it was after the last step."""
         p = self._trained[name]
         return self._last[name].view(p.dtype).view(p.shape)
 
+    def keep_weights(self) -> None:
+        """Note the trained parameters as they are now, for `weight`."""
+        self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
+
     def is_as_it_was(self, name: str) -> bool:
         """Whether a trained parameter is what it was after the last step."""
-        return torch.equal(as_bytes(self._trained[name]), self._last[name])
+        p = self._trained[name]
+        if name in self._versions:
+            return p._version == self._versions[name]
+        return torch.equal(as_bytes(p), self._last[name])
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Return copies of the buffers that are others than after the last step."""
@@ -95,7 +108,7 @@ class RunWriter:
         self._log.append(tensors, more)
         self.steps += 1
         for name, p in self._trained.items():
-            self._last[name] = as_bytes(p).clone()
+            self._versions[name] = p._version
 
     def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> dict[str, Any]:
         """Return which batches were used and how they went forward; add what of it are tensors."""
