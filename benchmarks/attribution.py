@@ -19,7 +19,7 @@ from attributions.retrained import halves, of_halves, of_seeds, removals
 from attributions.setting import Data, Setting, draw, train
 
 QUICK = Setting("mlp", "digits", samples=300, queries=30, batch=30, epochs=10, rate=0.1)
-FULL = {name: Setting(name) for name in ("mlp", "cnn")}
+FULL = {"mlp": Setting("mlp"), "mlp-decay": Setting("mlp", decay=True), "cnn": Setting("cnn")}
 SEEDS = range(1, 11)  # the other seeds; the first of them also retrains without samples
 
 
@@ -108,12 +108,14 @@ def _title(setting: Setting, data: Data) -> str:
             for x, y in ((data.query_x, data.query_y), (data.x, data.y))
         )
     size = sum(p.numel() for p in model.parameters())
+    falling = " falling to 0" if setting.decay else ""
+    name = setting.network.upper() + (", falling rate" if setting.decay else "")
     return (
-        f"### {setting.network.upper()}, {setting.data}, {len(data.x)} samples\n\n"
-        f"{size:,} weights, tanh, SGD with rate {setting.rate:g} and momentum {setting.momentum:g}, batches "
-        f"of {setting.batch}, {setting.epochs} epochs, float64. {int(data.wrong.sum())} labels flipped; in "
-        f"the end {fitted:.1%} of the labels are fitted and {right:.0%} of the {len(data.query_y)} held-out "
-        "queries right."
+        f"### {name}, {setting.data}, {len(data.x)} samples\n\n"
+        f"{size:,} weights, tanh, SGD with rate {setting.rate:g}{falling} and momentum "
+        f"{setting.momentum:g}, batches of {setting.batch}, {setting.epochs} epochs, float64. "
+        f"{int(data.wrong.sum())} labels flipped; in the end {fitted:.1%} of the labels are fitted and "
+        f"{right:.0%} of the {len(data.query_y)} held-out queries right."
     )
 
 

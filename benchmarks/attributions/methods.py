@@ -19,7 +19,7 @@ from ntkit.training.account import Account
 
 MEMORY = "2GiB"
 NEIGHBORS = 10  # of a sample, whose labels its own is compared with
-DAMPINGS = (1e-3, 1e-2, 1e-1)  # in units of the mean eigenvalue of the last layer's Hessian
+DAMPINGS = (1e-2, 1e-1, 1.0)  # in units of the mean eigenvalue of the last layer's Hessian
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ def all_scores(setting: Setting, data: Data, folder: Path, tol: float, logits: b
     """Return the scores of all methods for one run, seed 0; that of the loss's account is the first."""
     models: list[nn.Sequential] = []
     train(setting, data, each_epoch=lambda model: models.append(copy.deepcopy(model)))
+    rates = [setting.rate_at((e + 0.5) * setting.steps / setting.epochs) for e in range(setting.epochs)]
     return [
         *accounts(setting, data, folder, tol, logits),
-        *tracin(data, models, setting.rate),
+        *tracin(data, models, rates),
         *last_layer(data, models[-1]),
         representation(data, models[-1]),
         *loss_ranking(data, models),
@@ -96,16 +97,17 @@ def accounts(
     yield Scores("account of the logit margin", -margin.numpy(), None, third, logits.relative_residual)
 
 
-def tracin(data: Data, models: list[nn.Sequential], rate: float) -> Iterator[Scores]:
+def tracin(data: Data, models: list[nn.Sequential], rates: list[float]) -> Iterator[Scores]:
     """Yield TracIn (Pruthi et al. 2020): sums over checkpoints of rate x gradient . gradient.
 
-    The gradient of a query is that of its loss, or of its logit margin.
+    The checkpoints are the ends of epochs, the rates those in the middle of them. The gradient of a query is
+    that of its loss, or of its logit margin.
     """
     q, n = len(data.query_x), len(data.x)
     loss, margin = (torch.zeros(q, n, dtype=torch.float64) for _ in range(2))
     own = torch.zeros(n, dtype=torch.float64)
     begin, spent_on_queries = time.perf_counter(), 0.0
-    for model in models:
+    for model, rate in zip(models, rates, strict=True):
         kernel = ntkit.EmpiricalNTK(model, outputs="full", memory=MEMORY)
         c, c_query = _slope(model, data.x, data.y), _slope(model, data.query_x, data.query_y)
         own = own + rate * torch.einsum("no,nop,np->n", c, kernel.diag(data.x), c)

@@ -30,6 +30,16 @@ class Setting:
     epochs: int = 10
     rate: float = 0.1
     momentum: float = 0.9
+    decay: bool = False  # of the rate, step by step in equal parts to nothing
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps of a training."""
+        return self.epochs * -(-self.samples // self.batch)
+
+    def rate_at(self, step: float) -> float:
+        """Return the rate of a step."""
+        return self.rate * (1 - step / self.steps) if self.decay else self.rate
 
     @property
     def key(self) -> str:
@@ -96,7 +106,7 @@ def train(
     divisor = setting.batch * float(kept.double().mean())
     model = network(setting, seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.rate, momentum=setting.momentum)
-    generator = torch.Generator().manual_seed(seed)
+    generator, step = torch.Generator().manual_seed(seed), 0
     with contextlib.ExitStack() as stack:
         run = None
         if folder is not None:
@@ -106,6 +116,8 @@ def train(
                 index = index[kept[index]]
                 if run is not None:
                     run.batch(index)
+                optimizer.param_groups[0]["lr"] = setting.rate_at(step)
+                step += 1
                 optimizer.zero_grad()
                 (losses(model(data.x[index]), data.y[index]).sum() / divisor).backward()
                 optimizer.step()

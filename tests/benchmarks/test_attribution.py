@@ -55,10 +55,10 @@ def gradients(model, x, y, of=""):
 
 
 def test_tracin_is_the_product_of_gradients(data, model):
-    loss, _ = methods.tracin(data, [model, model], 0.1)
+    loss, _ = methods.tracin(data, [model, model], [0.1, 0.3])
     g, g_query = gradients(model, data.x, data.y), gradients(model, data.query_x, data.query_y)
-    assert np.allclose(loss.on_queries, -0.2 * g_query @ g.T)
-    assert np.allclose(loss.own, 0.2 * (g**2).sum(1))
+    assert np.allclose(loss.on_queries, -0.4 * g_query @ g.T)
+    assert np.allclose(loss.own, 0.4 * (g**2).sum(1))
 
 
 def test_last_layer_influence_is_that_of_autograd(data, model):
