@@ -59,7 +59,7 @@ _ROOMS = {
     "watch": "ntkit.training.watching",
 }
 
-__all__ = [*sorted(_ROOMS), "__version__", "report"]
+__all__ = [*sorted(_ROOMS), "__version__", "report"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -149,8 +150,8 @@ def _branched(draw: np.random.Generator, size: int, fill: float) -> np.ndarray:
         for y, x, radius in points:
             drawn |= (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
         drawn = ndimage.gaussian_filter(drawn.astype(float), size / 100) > 0.5
-        drawn = ndimage.binary_fill_holes(drawn)
-        parts, count = ndimage.label(drawn)
+        drawn = np.asarray(ndimage.binary_fill_holes(drawn))
+        parts, count = cast(tuple[np.ndarray, int], ndimage.label(drawn))
         touching = drawn[[0, -1]].any() or drawn[:, [0, -1]].any()
         if count == 1 and not touching and 0.35 * fill < drawn.mean() < 2.2 * fill:
             return parts > 0

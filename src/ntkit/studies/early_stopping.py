@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ntkit
+from ntkit.machine.kernels import ReLUKernel
 from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
-from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 100, "repeats": 4}
 
@@ -46,9 +47,7 @@ def run(config: Config) -> Result:
             errors[name].append(((flow.predict(test) - truth) ** 2).mean(-1))
         stopping = ntkit.GradientFlow(early_stopping="validation", random_state=config.seed).fit(x, f + noise)
         stopped.append(float(((stopping.predict(test) - truth) ** 2).mean()))
-        rates, vectors = np.linalg.eigh(
-            np.asarray(ntkit.GradientFlow().fit(x, f).kernel_(x)) / config.samples
-        )
+        rates, vectors = np.linalg.eigh(array(ReLUKernel()(x)) / config.samples)
         rates, vectors = rates[::-1], vectors[:, ::-1]
         parts.append(np.stack([(vectors.T @ f) ** 2, (vectors.T @ noise) ** 2]))
         left.append(np.exp(-np.outer(times, rates)))

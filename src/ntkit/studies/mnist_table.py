@@ -69,7 +69,7 @@ def run(config: Config) -> Result:
                 block = trained(u)
                 table[name]["trained kernel"].append(_score(block, trained(v, u), data))
                 if before is not None:
-                    order = data.train_y.argsort(stable=True)[:: max(1, len(x) // 150)]
+                    order = array(data.train_y.argsort(stable=True))[:: max(1, len(x) // 150)]
                     kernels = {
                         k: array(m)[np.ix_(order, order)] for k, m in (("before", before), ("after", block))
                     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -122,9 +123,7 @@ def _residuals(
                 optimizer.zero_grad()
                 nn.functional.mse_loss(model(x[index]), y[index]).backward()
                 optimizer.step()
-        accounts = [
-            ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=train, queries=queries, **options)
-            for options in ({"tol": config.tol}, {"nodes": "left"})
-        ]
+        account = partial(ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=train, queries=queries)
+        accounts = [account(tol=config.tol), account(nodes="left")]
     exact, left = (a.relative_residual for a in accounts)
     return exact, left

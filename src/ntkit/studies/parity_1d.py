@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ def by_hand(p: int, r: int = 2) -> Structure:
     with torch.no_grad():
         for w in model.parameters():
             w.zero_()
-        first, last = model.level[0][0], model.level[0][-1]
+        level = cast(nn.Sequential, model.level[0])
+        first, last = cast(nn.Conv1d, level[0]), cast(nn.Conv1d, level[-1])
         first.weight[:2, 0] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
         last.weight[0, :2, 0] = 1.0
     return model

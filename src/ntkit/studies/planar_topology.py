@@ -185,7 +185,7 @@ def run(config: Config) -> Result:
             ),
             Claim(
                 f"{first}: mean IoU out of domain, less that in domain",
-                np.mean(list(outside.values())) - inside,
+                float(np.mean(list(outside.values()))) - inside,
                 "< 0",
                 high=-0.05,
             ),

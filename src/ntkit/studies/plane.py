@@ -190,7 +190,7 @@ def separability(
     """Return the accuracy of a linear SVM on the points that it learned from, and on others."""
     scale = np.abs(x).max(0)
     scale[scale == 0] = 1
-    svm = LinearSVC(C=1e4, dual=False, max_iter=20_000).fit(x / scale, y)
+    svm = LinearSVC(C=1e4, max_iter=20_000).fit(x / scale, y)
     return float(svm.score(x / scale, y)), float(svm.score(held_out_x / scale, held_out_y))
 
 

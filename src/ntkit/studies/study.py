@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
         if get_origin(kind) is tuple:
             each_kind = get_args(kind)[0]
             kind = list[str if get_origin(each_kind) is Literal else each_kind]  # type: ignore[misc]
-            default = ", ".join(map(str, each.default))
+            default = ", ".join(map(str, cast(tuple, each.default)))
         found.append((each.name, kind | None, f"{each.metadata['help']} [default: {default}]"))
     return found
 
