@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,20 @@ def network(model: Any, weights: Weights | None = None) -> Network:
         )
     check_weights(weights)
     return Network(lambda w, x, _=None: model(w, x), {k: w.detach() for k, w in weights.items()})
+
+
+def copy_of(module: nn.Module) -> Any:
+    """Return a copy of a module (a compiled one's original); what it stored of its last call is cut off.
+
+    Tensors with a history, such as features stored on ``self``, have no copy of their own.
+    """
+    module = getattr(module, "_orig_mod", module)
+    memo: dict[int, Any] = {}
+    for m in module.modules():
+        for value in pytree.tree_leaves({k: v for k, v in vars(m).items() if k != "_modules"}):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return deepcopy(module, memo)
 
 
 def module_buffers(module: nn.Module) -> dict[str, Tensor]:

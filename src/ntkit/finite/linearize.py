@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from math import factorial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkit.errors import NtkitError
 from ntkit.finite.written_out import WrittenOut
+from ntkit.network import copy_of
 
 
 class TaylorNetwork(nn.Module):
@@ -27,7 +27,7 @@ class TaylorNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, order: int) -> None:
         super().__init__()
-        self.network = deepcopy(getattr(model, "_orig_mod", model))
+        self.network = copy_of(model)
         self.order = order
         self._reverse = False
         self._proved = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ntkit.errors import NtkitError
+from ntkit.network import copy_of
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _LINEAR = (
@@ -125,7 +125,7 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
     plain: Module = getattr(model, "_orig_mod", model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
-    copy = deepcopy(plain)
+    copy = copy_of(plain)
     laws: dict[int, Law] = {}
     factors: dict[int, float] = {}
     others: list[tuple[nn.Module, str, nn.Parameter]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.finite.proof import last_layer, sample_pair
-from ntkit.network import Network, as_inputs, network
+from ntkit.network import Network, as_inputs, copy_of, network
 
 Draw = Callable[[], None]
 
@@ -163,7 +162,7 @@ def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int) -> tuple[n
 
 def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
     """Return a copy, and what draws it by its modules' own initialization, the innermost first."""
-    copy = deepcopy(getattr(model, "_orig_mod", model))
+    copy = copy_of(model)
     resets = []
     for path, module in copy.named_modules():
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))

@@ -1,0 +1,135 @@
+"""Derivatives of a network in torch.func, and by ordinary backward passes where that cannot be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, jvp, vjp
+from torch.utils import _pytree as pytree
+
+from ntkit.finite.jacobian import quiet_vmap
+from ntkit.network import batch_size, take
+
+T = TypeVar("T")
+
+
+class Transforms:
+    """Maps and derivatives of a network's functions, row by row from when it is seen that it must be.
+
+    A network that branches on values (on what a mask says), reads them out to NumPy or has an
+    autograd.Function of the older kind cannot be transformed by torch.func.
+    """
+
+    transforms = True
+
+    def either(self, batched: Callable[[], T], plainly: Callable[[], T]) -> T:
+        """Return the first, in torch.func; the second, by ordinary means, from when that cannot be."""
+        if self.transforms:
+            try:
+                return batched()
+            except RuntimeError:
+                self.transforms = False
+            try:
+                return plainly()
+            except Exception:
+                self.transforms = True
+                raise
+        return plainly()
+
+    def try_transforms(self, function: Callable[[Tensor, Any], Tensor], w: Tensor, x: Any) -> None:
+        """Compare with ordinary backward passes on samples x: torch batches some (of `cdist`) wrongly."""
+        rows = torch.eye(function(w, take(x, 0)).numel(), dtype=w.dtype, device=w.device)[:2]
+        plain = [backward(lambda w, i=i: function(w, take(x, i)), w, rows) for i in range(batch_size(x))]
+        truth = torch.stack(plain)
+
+        def one(x: Any) -> Tensor:
+            pull = vjp(lambda w: function(w, x), w)[1]
+            return quiet_vmap(pull)(rows)[0]
+
+        made = self.either(lambda: quiet_vmap(one)(x), lambda: truth)
+        if not (made - truth).abs().max() <= 1e-9 * truth.abs().max():
+            self.transforms = False
+
+    def mapped(self, function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+        """Return a function applied along axes of its arguments, row by row where there is no vmap of it."""
+
+        def by_row(*args: Any) -> Any:
+            dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
+            count = next(batch_size(a) for a, d in zip(args, dims, strict=True) if d is not None)
+            rows = [
+                function(*(a if d is None else take(a, i) for a, d in zip(args, dims, strict=True)))
+                for i in range(count)
+            ]
+            return pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
+
+        return lambda *args: self.either(
+            lambda: quiet_vmap(function, in_dims=in_dims)(*args), lambda: by_row(*args)
+        )
+
+    def jacobian(self, function: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        """Return the Jacobian of a function ``[o]`` of weights ``[P]``."""
+
+        def plainly() -> Tensor:
+            return backward(function, w, None)
+
+        return self.either(lambda: jacrev(function)(w), plainly)
+
+    def slope(self, function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+        """Return the derivative of a function of one number, by forward mode where torch has it."""
+
+        def plainly() -> Tensor:
+            try:
+                return jvp(function, (s,), (torch.ones_like(s),))[1]
+            except RuntimeError:
+                shape = function(s).shape
+                return backward(lambda s: function(s).reshape(-1), s, None).reshape(shape)
+
+        return self.either(lambda: _slope(function, s), plainly)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Say nothing where torch has no batched form of an operation and makes it one by one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*performance drop.*")
+        yield
+
+
+def _slope(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+    """Return the derivative of a function of one number, by forward mode where torch has it."""
+    try:
+        return jvp(function, (s,), (torch.ones_like(s),))[1]
+    except NotImplementedError:
+        return jacrev(function)(s)
+
+
+def pulled(outputs: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
+    """Return gradients of combinations of outputs, by one backward pass where torch batches it."""
+
+    def gradients(rows: Tensor, batched: bool) -> Tensor:
+        g = torch.autograd.grad(
+            outputs, leaf, rows, retain_graph=True, is_grads_batched=batched, allow_unused=True
+        )[0]
+        return leaf.new_zeros(*(rows.shape[:1] if batched else ()), *leaf.shape) if g is None else g
+
+    try:
+        with quiet():
+            return gradients(rows, True)
+    except RuntimeError:  # an operation whose backward pass takes no batches
+        return torch.stack([gradients(row, False) for row in rows])
+
+
+def backward(function: Callable[[Tensor], Tensor], w: Tensor, rows: Tensor | None) -> Tensor:
+    """Return gradients of combinations of the outputs ``[o]`` of a function, of each if none are given."""
+    with torch.enable_grad():
+        leaf = w.detach().requires_grad_()
+        outputs = function(leaf)
+        if not outputs.requires_grad:
+            return w.new_zeros(len(outputs) if rows is None else len(rows), *w.shape)
+        rows = torch.eye(len(outputs), dtype=w.dtype, device=w.device) if rows is None else rows
+        return pulled(outputs, leaf, rows)
