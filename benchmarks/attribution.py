@@ -16,7 +16,7 @@ import torch
 from attributions.measures import auroc, mean_spearman, spearman
 from attributions.methods import Scores, all_scores
 from attributions.retrained import halves, of_halves, of_seeds, removals
-from attributions.setting import Data, Setting, draw, train
+from attributions.setting import Data, Setting, draw, key, train
 
 QUICK = Setting("mlp", "digits", samples=300, queries=30, batch=30, epochs=10, rate=0.1)
 FULL = {"mlp": Setting("mlp"), "mlp-decay": Setting("mlp", decay=True), "cnn": Setting("cnn")}
@@ -39,7 +39,7 @@ def chosen_removals(scores: list[Scores], count: int, n: int) -> list[int]:
 
 def measure(
     setting: Setting,
-    folder: Path,
+    out: Path,
     count: int,
     subsets: int,
     tol: float,
@@ -48,6 +48,7 @@ def measure(
 ) -> list[str]:
     """Return the table of one network, as lines of Markdown."""
     data = draw(setting)
+    folder = out / key(setting, data)
     folder.mkdir(parents=True, exist_ok=True)
     scores = all_scores(setting, data, folder, tol, logits)
     chosen = chosen_removals(scores, count, len(data.x))
@@ -150,9 +151,8 @@ def main() -> None:
     count, subsets = (40, 50) if chosen.quick else (chosen.removals, chosen.subsets)
     text = [f"Machine: {platform.machine()}, {chosen.threads} thread(s), torch {torch.__version__}."]
     for setting in settings:
-        folder = chosen.out / setting.key
         more = (not chosen.one_seed, not chosen.no_logits)
-        lines = measure(setting, folder, count, subsets, chosen.tol, *more)
+        lines = measure(setting, chosen.out, count, subsets, chosen.tol, *more)
         text += ["", *lines]
         print("\n".join(lines), flush=True)
     chosen.out.mkdir(parents=True, exist_ok=True)

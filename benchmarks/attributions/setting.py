@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.data.mnist import mnist
+from ntkit.training.manifest import hash_data
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,6 @@ class Setting:
     def rate_at(self, step: float) -> float:
         """Return the rate of a step."""
         return self.rate * (1 - step / self.steps) if self.decay else self.rate
-
-    @property
-    def key(self) -> str:
-        """Return the name of the folder of its retrainings: another setting has another folder."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.network}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -77,14 +72,27 @@ def draw(setting: Setting) -> Data:
 def network(setting: Setting, seed: int) -> nn.Sequential:
     """Return the network at its start; the last layer is linear, what is before it are the features."""
     torch.manual_seed(seed)
+    wide = torch.float64  # said to each layer: drawn in float32 and widened, the numbers would be others
     if setting.data == "digits":
-        layers = [nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)]
+        layers = [nn.Linear(64, 16, dtype=wide), nn.Tanh(), nn.Linear(16, 10, dtype=wide)]
     elif setting.network == "mlp":
-        layers = [nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 10)]
+        layers = [nn.Linear(784, 32, dtype=wide), nn.Tanh(), nn.Linear(32, 10, dtype=wide)]
     else:
-        layers = [nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 8, 5, stride=3, padding=1), nn.Tanh()]
-        layers += [nn.Conv2d(8, 16, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(256, 10)]
-    return nn.Sequential(*layers).double()
+        layers = [
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 8, 5, stride=3, padding=1, dtype=wide),
+            nn.Tanh(),
+        ]
+        layers += [nn.Conv2d(8, 16, 3, stride=2, dtype=wide), nn.Tanh()]
+        layers += [nn.Flatten(), nn.Linear(256, 10, dtype=wide)]
+    return nn.Sequential(*layers)
+
+
+def key(setting: Setting, data: Data) -> str:
+    """Return the folder of a setting's results: another one for other settings, data or initial weights."""
+    text = json.dumps(asdict(setting), sort_keys=True)
+    found = hash_data(data.x, data.y, data.query_x, data.query_y, *network(setting, 0).parameters())
+    return f"{setting.network}-{hashlib.sha256((text + found).encode()).hexdigest()[:12]}"
 
 
 def train(

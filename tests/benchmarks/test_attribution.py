@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import attribution
 from attributions import methods, retrained
 from attributions.measures import auroc, mean_spearman, spearman
-from attributions.setting import Setting, draw, losses, train
+from attributions.setting import Setting, draw, key, losses, train
 
 TINY = Setting("mlp", "digits", samples=30, queries=4, batch=10, epochs=2, rate=0.1)
 
@@ -95,6 +95,20 @@ def test_retrainings_differ_by_the_samples_left_out_and_resume(data, model, tmp_
     assert np.array_equal(retrained.removals(TINY, data, [0, 7], tmp_path), first)
     base = retrained.of_seeds(TINY, data, range(1), tmp_path)[:, 0]
     assert np.array_equal(base, losses(model(data.query_x), data.query_y).detach().numpy())
+
+
+def test_other_data_or_settings_have_another_folder(data):
+    other = replace(data, y=data.y.roll(1))
+    assert len({key(TINY, data), key(TINY, other), key(replace(TINY, decay=True), data)}) == 3
+
+
+def test_the_start_does_not_depend_on_the_default_dtype(data):
+    before = key(TINY, data)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert key(TINY, data) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_half_of_the_removals_are_random(data, model):
