@@ -19,14 +19,15 @@ PINS = pyproject.toml constraints.txt
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
 
+# one thread: the tests' matrices are small, and two threads wait for each other on a machine that has other work
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
 
 studies-quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m study
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m study
 
 studies: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit study all --out out/studies

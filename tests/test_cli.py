@@ -15,7 +15,9 @@ def run(*arguments):
     return CliRunner().invoke(app, arguments, catch_exceptions=True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["study", "--help"], ["study", "list"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["study", "--help"], ["study", "list"], ["--version"]]
+)
 def test_help_answers_at_once_and_imports_nothing_heavy(arguments):
     code = f"""
 import sys
