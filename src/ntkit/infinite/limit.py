@@ -198,7 +198,9 @@ class LimitKernel(Kernel):
                 f"The limit was read with inputs of shape {wanted}, got {given} (without the sample axis); "
                 f"call infinite_width with an example of the new shape."
             )
-        return x
+        return pytree.tree_map(  # whole numbers would overflow in their own products
+            lambda t, like: t.to(like.dtype) if like.is_floating_point() else t, x, self.limit.example
+        )
 
     def __repr__(self) -> str:
         line = f" of line {self.line}" if self.line else ""

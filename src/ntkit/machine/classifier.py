@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
 from ntkit.errors import NtkitError
-from ntkit.machine.estimator import ROWS, KernelMachine
+from ntkit.machine.estimator import ROWS, KernelMachine, is_size
 from ntkit.machine.flow import GradientFlow
 from ntkit.machine.losses import loss_of, probabilities
 from ntkit.machine.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
@@ -216,7 +216,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.solver_, self.solver_reason_ = ridge.solver_, f"ridge on targets: {ridge.solver_reason_}"
 
     def _minimize(self, kernel: Blocks | Products, target: Tensor, weights: np.ndarray | None) -> None:
-        if isinstance(self.alpha, str) or not 0 < self.alpha < np.inf:
+        if not is_size(self.alpha) or self.alpha == 0:
             raise NtkitError(
                 f"alpha={self.alpha!r}; expected a number > 0: without a penalty classes that can be "
                 "separated have no optimum (early_stopping=True does without)."

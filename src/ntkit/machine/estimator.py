@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
-from ntkit.machine.kernels import as_array, as_kernel
+from ntkit.machine.kernels import FromFunction, as_array, as_kernel
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -98,6 +99,8 @@ class KernelMachine(BaseEstimator):
             block = torch.as_tensor(X1 if X1.flags.writeable else X1.copy())
         else:
             block = self.kernel_(X1, X2)
+        if X2 is None and isinstance(self.kernel_, FromFunction) and not _symmetric(block.cpu().numpy()):
+            raise NtkitError("The kernel function is not symmetric: k(X, X) differs from its transpose.")
         if X2 is None:
             self.precision_ = block.dtype if block.is_floating_point() else torch.float64
         return checked(block, scalar)
@@ -134,11 +137,17 @@ class Made:
         return self.maker(**{k: v.again() if isinstance(v, Made) else v for k, v in self.arguments.items()})
 
 
+def is_size(value: Any) -> bool:
+    """Return whether a value is a finite number that is not negative."""
+    return isinstance(value, Real) and 0 <= float(value) < np.inf
+
+
 def _symmetric(matrix: np.ndarray) -> bool:
     """Return whether a matrix is symmetric to a millionth of its largest value, in blocks of rows."""
     limit = 1e-6 * max(float(matrix.max()), -float(matrix.min()))
-    blocks = chunks(len(matrix), 512)
-    return all(float(np.abs(matrix[s] - matrix[:, s].T).max()) <= limit for s in blocks)
+    axes = (1, 0, *range(matrix.ndim - 1, 1, -1))  # several numbers for two samples: [n, n, o, o]
+    apart = (np.abs(matrix[s] - matrix[:, s].transpose(axes)).max() for s in chunks(len(matrix), 512))
+    return not any(d > limit for d in apart)
 
 
 def checked(block: Tensor, scalar: bool = True, ndim: int = 2) -> Tensor:

@@ -18,8 +18,8 @@ from ntkit.machine import stopping
 from ntkit.machine.curve import LearningCurve
 from ntkit.machine.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.estimator import KernelMachine, checked
-from ntkit.machine.kernels import as_kernel, prior_of
-from ntkit.machine.losses import loss_of
+from ntkit.machine.kernels import as_array, as_kernel, prior_of
+from ntkit.machine.losses import loss_of, refuse_no_probabilities
 
 
 class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
@@ -114,7 +114,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         y = np.array(y, dtype=float)
-        start = np.zeros_like(y) if f0 is None else np.asarray(f0, dtype=float)
+        start = np.zeros_like(y) if f0 is None else np.asarray(as_array(f0), dtype=float)
         if start.shape != y.shape or not np.isfinite(start).all():
             raise NtkitError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
         self._started, self._shape = f0 is not None, y.shape[1:]
@@ -122,9 +122,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         self._y = torch.as_tensor(y.reshape(len(X), -1)).to(self._gram_)
         self._f0 = torch.as_tensor(start.reshape(len(X), -1)).to(self._gram_)
         self._spectrum = spectrum(self._gram_, self.precision_)
-        times = np.atleast_1d(np.asarray(self.t, dtype=float))
-        if times.ndim != 1 or not len(times) or not (times >= 0).all():
-            raise NtkitError(f"t={self.t!r}; expected a time >= 0, or a list of them.")
+        times = _times(self.t)
+        if isinstance(self.loss, str) and self.loss == "cross_entropy":
+            refuse_no_probabilities(self._y)
         self._rates()
         self.t_ = self._stop(float(times.max())) if self.early_stopping is not None else self.t
         self.dual_coef_ = self._coefficients(self.t_)
@@ -145,15 +145,21 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if self._started != (f0 is not None):
             raise NtkitError("Give f0 both to fit and to predict: the start on training samples and queries.")
         X = self._queries(X)
-        t = self.t_ if t is None else t
+        if t is None:
+            t = self.t_
+        else:
+            _times(t)
+        start = None if f0 is None else np.asarray(as_array(f0), dtype=float)
+        if start is not None and (start.shape != (len(X), *self._shape) or not np.isfinite(start).all()):
+            raise NtkitError(f"f0 has shape {start.shape}; expected {(len(X), *self._shape)}, finite.")
         coefficients = self.dual_coef_ if t is self.t_ else self._coefficients(t)
         scalar = np.ndim(t) == 0
         stacked = coefficients[None] if scalar else coefficients
         columns = np.moveaxis(stacked.reshape(len(stacked), len(self.X_fit_), -1), 0, 1)
         out = self._apply(X, columns.reshape(len(self.X_fit_), -1)).reshape(len(X), len(stacked), -1)
         mean = np.moveaxis(out, 1, 0).reshape(len(stacked), len(X), *self._shape)
-        if f0 is not None:
-            mean = mean + np.asarray(f0, dtype=float).reshape(len(X), *self._shape)
+        if start is not None:
+            mean = mean + start.reshape(len(X), *self._shape)
         mean = mean[0] if scalar else mean
         if not return_std and not return_cov:
             return mean
@@ -165,7 +171,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""
         check_is_fitted(self)
         self._closed()
-        times = np.atleast_1d(np.asarray(t, dtype=float))
+        times = _times(t)
         values = self._spectrum.values.flip(0)
         parts = (self._spectrum.vectors.T @ (self._y - self._f0)).flip(0)
         left = torch.stack([1 - values * self._filter(values, float(time)) for time in times])
@@ -292,3 +298,14 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         own = checked(prior.diag(X), True, 1).to(a)
         variance = own + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
         return variance.clamp_min(0).sqrt().cpu().numpy()
+
+
+def _times(t: Any) -> np.ndarray:
+    """Return one time, or a list of them, as an array, checked."""
+    try:
+        times = np.atleast_1d(np.asarray(as_array(t), dtype=float))
+    except (TypeError, ValueError):
+        times = np.zeros(0)
+    if times.ndim != 1 or not len(times) or not (times >= 0).all():
+        raise NtkitError(f"t={t!r}; expected a time >= 0, or a list of them.")
+    return times

@@ -17,7 +17,7 @@ from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.errors import NtkitError
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import KernelMachine, checked
+from ntkit.machine.estimator import KernelMachine, checked, is_size
 
 RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
@@ -84,7 +84,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
     def fit(self, X: Any, y: Any) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
-        if self.noise != "ml" and (isinstance(self.noise, str) or not 0 <= self.noise < np.inf):
+        chosen = isinstance(self.noise, str) and self.noise == "ml"
+        if not chosen and not is_size(self.noise):
             raise NtkitError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.")
         y = np.array(y, dtype=float)
         targets = torch.as_tensor(y.reshape(len(X), -1))
@@ -173,7 +174,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return the kernel with the parameters that maximize the evidence."""
         if self.kernel_ is None:
             raise NtkitError("A precomputed kernel has no parameters to optimize; give the kernel.")
-        known, names = self.kernel_.get_params(), list(self.optimize)
+        names = [self.optimize] if isinstance(self.optimize, str) else list(self.optimize)
+        known = self.kernel_.get_params()
         for name in names:
             value = known.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +54,8 @@ class ReLUKernel(Kernel):
 
     def limit(self, d: int) -> Limit:
         """Return the limit of the network with d inputs."""
+        if not isinstance(self.depth, Integral):
+            raise NtkitError(f"depth={self.depth!r}; expected a whole number of hidden layers.")
         if d not in self._limits:
             layers: list[nn.Module] = [nn.Linear(d, 1)]
             for _ in range(self.depth):  # the limit does not depend on the widths
@@ -82,7 +85,10 @@ class FromFunction(Kernel):
         """Return the block."""
         x2 = x1 if x2 is None else x2
         block = self.function(x1, x2)
-        block = block.detach() if isinstance(block, Tensor) else torch.as_tensor(np.array(block))
+        if not isinstance(block, Tensor):
+            block = np.array(block)
+            block = torch.as_tensor(block if block.dtype.kind in "fiub" else block.astype(float))
+        block = block.detach()
         if block.shape[:2] != (len(x1), len(x2)):
             raise NtkitError(
                 f"The kernel function returned shape {tuple(block.shape)} for batches of {len(x1)} and "
@@ -117,7 +123,7 @@ def as_kernel(kernel: Any) -> Kernel:
             f"{type(kernel).__name__} is a network, not a kernel; give ntkit.EmpiricalNTK(model) or "
             f"ntkit.infinite_width(model, x[:1])."
         )
-    if isinstance(kernel, str) or not callable(kernel):
+    if isinstance(kernel, (str, type)) or not callable(kernel):
         raise NtkitError(
             f"kernel={kernel!r}; expected None, 'precomputed', a kernel of ntkit, scikit-learn or "
             "GPyTorch, a limit, or a function k(X1, X2)."

@@ -75,6 +75,17 @@ def probabilities(f: Tensor) -> Tensor:
     return torch.sigmoid(f) if f.shape[1] == 1 else torch.softmax(f, 1)
 
 
+def refuse_no_probabilities(y: Tensor) -> None:
+    """Refuse targets of cross entropy that are no probabilities."""
+    one = y.shape[1] == 1
+    if not (y >= 0).all() or not (y <= 1).all() or (not one and not ((y.sum(1) - 1).abs() <= 1e-6).all()):
+        what = "numbers in [0, 1]" if one else f"rows of {y.shape[1]} probabilities that sum to one"
+        raise NtkitError(
+            f"The targets of cross entropy must be {what}, got values from {float(y.min()):.3g} to "
+            f"{float(y.max()):.3g}. Give classes to KernelClassifier, or one-hot rows."
+        )
+
+
 def _cross_entropy_hessian(f: Tensor, y: Tensor) -> Tensor:
     p = probabilities(f)
     if f.shape[1] == 1:

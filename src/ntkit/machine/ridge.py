@@ -15,7 +15,7 @@ from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import NtkitError
-from ntkit.machine.estimator import KernelMachine
+from ntkit.machine.estimator import KernelMachine, is_size
 from ntkit.machine.path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solve import Settings, Solved, choose, solve
 
@@ -100,8 +100,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelRidge:
         """Solve for the coefficients."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
-        chosen = self.alpha in ("loo", "gcv")
-        if not chosen and (isinstance(self.alpha, str) or not 0 <= self.alpha < np.inf):
+        chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
+        if not chosen and not is_size(self.alpha):
             raise NtkitError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
         weights = self._weights(sample_weight, X)
         self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
