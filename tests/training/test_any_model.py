@@ -145,3 +145,16 @@ def test_checkpoints_without_a_switch_are_refused_with_what_to_do(tmp_path):
     folder = train(tmp_path / "run", model, optimizer, data, batches(9, 4, 2), loss=cross_entropy)
     with pytest.raises(ntkit.NtkitError, match="Switch that off"):
         ntkit.account(folder, model, cross_entropy, train=data, queries=x[:2])
+
+
+def test_queries_that_the_network_does_not_take_are_refused(tmp_path):
+    model = Branches().double()
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = (x, (x.sum(1) > 0).long())
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    folder = train(tmp_path / "run", model, optimizer, data, batches(9, 4, 2), loss=cross_entropy)
+    for queries in (x[0], x[:, :3], {"inputs": x}):
+        with pytest.raises(ntkit.NtkitError, match="does not take the queries"):
+            ntkit.account(folder, model, cross_entropy, train=data, queries=queries)
+    with pytest.raises(ntkit.NtkitError, match="tol is None"):
+        ntkit.account(folder, model, cross_entropy, train=data, queries=x, tol=None)

@@ -145,8 +145,8 @@ def account(
     ...     [[0.5], [2.0]], dtype=torch.float64)))
     (True, True)
     """
-    if not tol > 0:
-        raise NtkitError(f"tol is {tol}, expected a positive number.")
+    if not isinstance(tol, (int, float)) or not tol > 0:
+        raise NtkitError(f"tol is {tol!r}, expected a positive number.")
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
     work = Work(parse_memory(memory), jobs, None if keep is None else Folder(keep))

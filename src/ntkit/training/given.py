@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.network import Network, as_inputs, batch_size, network, refuse_stateful, take
@@ -87,7 +88,16 @@ def query_network(run: Run, model: nn.Module, head: Head | None = None) -> FlatN
 def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Any) -> None:
     """Refuse a network whose output for one query depends on the others, even in evaluation mode."""
     few = take(x, slice(0, 3))
-    together = net.outputs(w, few)
+    try:
+        together = net.outputs(w, few)
+    except NtkitError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = pytree.tree_map(lambda t: f"{list(t.shape)} {t.dtype}", x)
+        raise NtkitError(
+            f"The network does not take the queries, {shapes} (the first axis is the sample): {error}. Give "
+            f"them as the training inputs are given, x[:3] say."
+        ) from error
     alone = torch.cat([net.outputs(w, take(few, slice(i, i + 1))) for i in range(batch_size(few))])
     if not (together - alone).abs().max() <= 1e-9 * together.abs().max():
         raise NotPerSampleError(
