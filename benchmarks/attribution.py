@@ -136,7 +136,7 @@ def _spread(without: np.ndarray, left: np.ndarray, seeds: np.ndarray) -> str:
 def main() -> None:
     """Measure the chosen networks; print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="*", default=["mlp", "cnn"], choices=list(FULL))
+    parser.add_argument("--networks", nargs="*", default=list(FULL), choices=list(FULL))
     parser.add_argument("--removals", type=int, default=200)
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--tol", type=float, default=1e-4, help="tolerance of the accounts")
