@@ -78,14 +78,8 @@ def demo(
     from ntkit.studies import demo as study
 
     result = study.run(config)
-    typer.echo(f"report             {result.report}")
     typer.echo(f"accuracy           {result.accuracy:.4f} on held-out digits")
-    typer.echo(
-        f"largest residual   {result.residual:.2e} logits, {result.relative_residual:.2e} of the largest "
-        f"change by training"
-    )
-    if not result.converged:
-        typer.echo(f"warning: the account did not reach its tolerance of {config.tol:g}", err=True)
+    _tell(result.report, f"{result.residual:.2e} logits", result, config.tol)
 
 
 @app.command()
@@ -111,12 +105,16 @@ def explain(
     account, page = explain_run(
         folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs
     )
+    _tell(page, f"{float(account.residual.abs().max()):.2e}", account, tol)
+
+
+def _tell(page: Any, residual: str, found: Any, tol: float) -> None:
+    """Say where the page is, and how well the account of its numbers closes."""
     typer.echo(f"report             {page}")
     typer.echo(
-        f"largest residual   {float(account.residual.abs().max()):.2e}, {account.relative_residual:.2e} of "
-        f"the largest change by training"
+        f"largest residual   {residual}, {found.relative_residual:.2e} of the largest change by training"
     )
-    if not account.converged:
+    if not found.converged:
         typer.echo(f"warning: the account did not reach its tolerance of {tol:g}", err=True)
 
 

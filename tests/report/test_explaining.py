@@ -74,7 +74,7 @@ def test_the_command_as_typed(place):
     )
     assert answer.returncode == 0, answer.stderr
     assert "page/report.html" in answer.stdout.splitlines()[0]
-    assert f"{a.relative_residual:.2e}"[:1].isdigit() and "largest residual" in answer.stdout
+    assert f"{a.relative_residual:.2e} of the largest change" in answer.stdout
     html = (folder / "page" / "report.html").read_text()
     assert html.count("<article") == 2 and "not a counterfactual" in html.lower()
     assert f"{a.top(0, 1)[0].contribution:+.2f}".replace("-", "−") in html

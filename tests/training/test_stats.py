@@ -24,11 +24,7 @@ def test_the_cost_is_said(tmp_path):
         during = run.stats
     stats, whole = run.stats, time.perf_counter() - begin
     assert stats.steps == 10 and during.steps >= 9
-    assert (
-        stats.bytes == (tmp_path / "run" / "log").stat().st_size
-        if (tmp_path / "run" / "log").exists()
-        else True
-    )
+    assert stats.bytes >= (tmp_path / "run" / "steps.log").stat().st_size > 0
     assert 0 < stats.seconds < stats.total - 0.1 <= whole
     assert stats.overhead == pytest.approx(stats.seconds / (stats.total - stats.seconds))
     assert stats.total == run.stats.total  # it has ended

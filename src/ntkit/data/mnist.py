@@ -76,7 +76,9 @@ def mnist(
     return _drawn(load(MNIST), samples, held_out, seed, dtype)
 
 
-def fashion_mnist(count: int | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64):
+def fashion_mnist(
+    count: int | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pictures ``[n, 784]`` in [0, 1] and labels ``[n]`` of Fashion-MNIST's official test set.
 
     They are what `mnist`'s networks have never seen. Drawn without replacement from the 10,000; all of them,

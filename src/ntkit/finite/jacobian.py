@@ -213,7 +213,9 @@ def backward(
     factors: Factors = {}
     for (node, here), g in zip(slots.items(), grads, strict=False):
         if g is not None:
-            factors |= {edge: _factor(edge, g.transpose(0, 1), fixed[node], saved) for edge in here}
+            factors |= {
+                edge: factor_of(edge, g.transpose(0, 1), fixed[node], saved[node.name]) for edge in here
+            }
     jacobians = {}
     for k, grad in zip(copied, grads[len(taps) :], strict=True):
         zero = weights[k].new_zeros(1).expand(n, cotangents.shape[0], *weights[k].shape)
@@ -221,9 +223,12 @@ def backward(
     return factors, jacobians, out
 
 
-def _factor(edge: Edge, g: Tensor, fixed: dict, saved: dict[str, dict]) -> Factor | None:
+def factor_of(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
+    """Ask the rule of an operation for what one backward pass, ``[n, o, *shape]``, brought to it.
+
+    ``fixed`` holds the arguments alike for all samples, ``moving`` those that have the sample as first axis.
+    """
     args, batched = {}, set()
-    moving = saved[edge.node.name]
     for name, value in fixed.items():
         if isinstance(value, list):
             args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
-from ntkit.infinite import (
+from ntkit.infinite import (  # noqa: F401 (they register the rules)
     attention,
     concat,
     conv,
@@ -31,20 +31,6 @@ from ntkit.infinite.laws import Laws
 from ntkit.infinite.pairs import Side
 from ntkit.infinite.rules import RULES, Entry, Reading, known
 from ntkit.infinite.values import Known, Weight, Wide
-
-ROOMS = (
-    attention,
-    concat,
-    conv,
-    elementwise,
-    embedding,
-    linear,
-    norm,
-    pooling,
-    recurrent,
-    selections,
-    views,
-)  # they register the rules
 
 
 @dataclass(frozen=True)

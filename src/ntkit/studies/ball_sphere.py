@@ -19,15 +19,7 @@ from ntkit.data.toy import ball_sphere
 from ntkit.studies import plane
 from ntkit.studies.study import Claim, Result
 
-QUICK = {
-    "samples": 128,
-    "steps": 800,
-    "rate": 0.05,
-    "seeds": 1,
-    "rates": (0.025, 0.05),
-    "queries": 8,
-    "nearest": 20,
-}
+QUICK = plane.QUICK
 
 
 @dataclass(frozen=True, kw_only=True)

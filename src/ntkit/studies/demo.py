@@ -7,15 +7,11 @@ recorded; the account then says of each query which training digits made its pre
 from __future__ import annotations
 
 import json
-import platform
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ from ntkit.report.explaining import account_page
 from ntkit.report.folder import MARKER, fresh_folder
 from ntkit.report.page import Curve, Kernels, Page, render
 from ntkit.studies.config import DemoConfig as Config
+from ntkit.studies.environment import peak_memory, versions
 from ntkit.training.account import account
 from ntkit.training.progress import progress
 from ntkit.training.recording import record
@@ -66,7 +63,7 @@ class Result:
             "kind": KIND,
             "config": asdict(self.config),
             "learning_rate": self.config.rate,
-            "versions": _versions(),
+            "versions": versions(),
             "accuracy": self.accuracy,
             "residual": self.residual,
             "relative_residual": self.relative_residual,
@@ -142,7 +139,7 @@ def run(config: Config) -> Result:
                 f"training digit added to it."
             ),
             facts=_facts(config, curves, a.steps, len(data.held_out_y)),
-            footer=", ".join(f"{name} {number}" for name, number in _versions().items()),
+            footer=", ".join(f"{name} {number}" for name, number in versions().items()),
         )
         page = replace(page, curves=curves, kernels=_kernels(before, after, data.train_y[subset]))
         (folder / "report.html").write_text(render(page), encoding="utf-8")
@@ -159,7 +156,7 @@ def run(config: Config) -> Result:
                 "account": accounted - trained,
                 "all": time.perf_counter() - begin,
             },
-            memory=_peak_memory(),
+            memory=peak_memory(),
             page=page,
         )
         figure(result).savefig(folder / "overview.png", dpi=150)
@@ -368,14 +365,3 @@ def _facts(
 def _by_class(labels: Tensor, count: int) -> Tensor:
     """Return the first ``count`` samples, ordered by class."""
     return labels[:count].argsort(stable=True)
-
-
-def _versions() -> dict[str, str]:
-    names = ("ntkit", "torch", "numpy", "scikit-learn", "matplotlib")
-    return {**{name: version(name) for name in names}, "python": platform.python_version()}
-
-
-def _peak_memory() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

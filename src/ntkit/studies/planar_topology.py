@@ -44,9 +44,9 @@ class Config(StudyConfig):
     size: int = option(64, "Pixels along each side; a multiple of 32.", low=32, high=512)
     shapes: int = option(2000, "Training shapes.", low=32, high=10**6)
     tests: int = option(200, "Test shapes, and shapes of each kind outside of the domain.", low=8, high=10**5)
-    epochs: int = option(30, "Passes over the shapes.", low=1, high=10_000)
+    epochs: int = option(24, "Passes over the shapes.", low=1, high=10_000)
     other_epochs: int = option(
-        4, "Passes of all networks but the U-Net with cross entropy.", low=1, high=10_000
+        3, "Passes of all networks but the U-Net with cross entropy.", low=1, high=10_000
     )
     channels: int = option(12, "Channels at the finest scale.", low=1, high=512)
     rate: float = option(4e-3, "Learning rate of Adam, at its largest.", low=1e-6, high=1.0)
@@ -264,7 +264,7 @@ def _tensors(pair: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, 
 def _train(config: Config, name: str, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build(name, config.channels).to(config.device)
+        model = build(name, config.channels).to(config.device).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), config.rate)
     steps = epochs * -(-len(x) // config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, total_steps=steps)
@@ -274,6 +274,7 @@ def _train(config: Config, name: str, x: Tensor, y: Tensor, epochs: int) -> nn.M
             for index in torch.randperm(len(x), generator=draw).split(config.batch):
                 flips = [axis for axis in (2, 3) if torch.rand((), generator=draw) < 0.5]
                 edges, shapes = (t[index.to(t.device)].flip(flips) for t in (x, y))
+                edges = edges.contiguous(memory_format=torch.channels_last)
                 out = model(edges)
                 if name.endswith("mse"):
                     loss = functional.mse_loss(torch.sigmoid(out), shapes)

@@ -18,6 +18,15 @@ from ntkit.studies.study import StudyConfig, array, option
 from ntkit.training.progress import progress
 from ntkit.training.quadrature import Nodes
 
+QUICK = {
+    "samples": 128,
+    "steps": 800,
+    "rate": 0.05,
+    "seeds": 1,
+    "rates": (0.025, 0.05),
+    "queries": 8,
+    "nearest": 20,
+}
 SIDE = 1.2  # of the square that is looked at
 
 
@@ -187,10 +196,11 @@ def purity(nearest: np.ndarray, labels: np.ndarray) -> float:
 def separability(
     x: np.ndarray, y: np.ndarray, held_out_x: np.ndarray, held_out_y: np.ndarray
 ) -> tuple[float, float]:
-    """Return the accuracy of a linear SVM on the points that it learned from, and on others."""
+    """Return the accuracy of a linear SVM with a hard margin on the points it learned from, and on others."""
     scale = np.abs(x).max(0)
     scale[scale == 0] = 1
-    svm = LinearSVC(C=1e4, max_iter=20_000).fit(x / scale, y)
+    svm = LinearSVC(C=1e8, dual=False, tol=1e-8, max_iter=20_000)  # pyright: ignore[reportArgumentType]
+    svm.fit(x / scale, y)
     return float(svm.score(x / scale, y)), float(svm.score(held_out_x / scale, held_out_y))
 
 

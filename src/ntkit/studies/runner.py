@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,8 @@ from ntkit.report.folder import MARKER, fresh_folder
 from ntkit.report.html import number
 from ntkit.report.study import StudyPage, render_study
 from ntkit.studies.catalog import STUDIES, configure, module
+from ntkit.studies.environment import peak_memory, versions
 from ntkit.studies.study import Result, StudyConfig
-
-_PACKAGES = ("ntkit", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ def finished(name: str, config: StudyConfig, folder: Path) -> dict[str, Any] | N
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = json.loads(json.dumps({"config": asdict(config), "versions": _versions()}))
+    wanted = json.loads(json.dumps({"config": asdict(config), "versions": versions()}))
     same = isinstance(found, dict) and found.get("kind") == _kind(name)
     return found if same and all(found.get(key) == value for key, value in wanted.items()) else None
 
@@ -146,13 +141,13 @@ def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) 
         "source": STUDIES[name][0],
         "config": asdict(result.config),
         "changed": _finite(result.config.changed),
-        "versions": _versions(),
+        "versions": versions(),
         "claims": claims,
         "notes": list(result.notes),
         "numbers": _finite(dict(result.numbers)),
         "figures": figures,
         "seconds": seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
 
 
@@ -170,16 +165,15 @@ def _finite(value: Any) -> Any:
 
 
 def _facts(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    config = {k: v for k, v in record["config"].items()}
     shown = [
         (k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v))
-        for k, v in config.items()
+        for k, v in record["config"].items()
     ]
     return (
         *shown,
         ("seconds", f"{record['seconds']:.0f}"),
         ("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB"),
-        *((name, number) for name, number in record["versions"].items()),
+        *record["versions"].items(),
     )
 
 
@@ -189,13 +183,3 @@ def _kind(name: str) -> str:
 
 def _slug(title: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
-
-
-def _versions() -> dict[str, str]:
-    return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
-
-
-def _peak_memory() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

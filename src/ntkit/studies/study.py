@@ -134,11 +134,6 @@ class Result:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    @property
-    def holds(self) -> bool:
-        """Whether every bar holds."""
-        return all(claim.holds is not False for claim in self.claims)
-
 
 def array(value: Any) -> np.ndarray:
     """Return a tensor or a nested list as an array of the CPU."""

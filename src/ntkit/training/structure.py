@@ -12,8 +12,7 @@ from torch.func import jacrev, jvp
 
 from ntkit.finite.coverage import Edge, cover, evaluate
 from ntkit.finite.factors import Factor, OneHot, concatenate
-from ntkit.finite.jacobian import Recipe, join_index_maps, quiet_vmap
-from ntkit.finite.rules import RULES, Use
+from ntkit.finite.jacobian import Recipe, factor_of, join_index_maps, quiet_vmap
 from ntkit.graph import Graph, arguments, is_batched, trace
 from ntkit.network import Network, Weights, batch_size, take
 from ntkit.training.switches import switching
@@ -176,7 +175,7 @@ class Place:
         for (node, here), g in zip(slots.items(), grads, strict=True):
             for edge in here if g is not None else ():
                 assert g is not None
-                factors[edge] = _factor(edge, g.transpose(0, 1), fixed[node.name], saved[node.name])
+                factors[edge] = factor_of(edge, g.transpose(0, 1), fixed[node.name], saved[node.name])
         return factors
 
     def _run(self, x: Any, s: Tensor, at: Mapping[fx.Node, Callable]) -> Tensor:
@@ -263,19 +262,6 @@ def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, c
 
 def _column(shares: Tensor, like: Tensor) -> Tensor:
     return shares.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _factor(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
-    """Ask the rule of an operation, as ``finite`` does, for what one backward pass brought to it."""
-    args, batched = {}, set()
-    for name, value in fixed.items():
-        if isinstance(value, list):
-            args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]
-            batched |= {(name, i) for i in range(len(value)) if f"{name}.{i}" in moving}
-        else:
-            args[name] = moving.get(name, value)
-            batched |= {(name, None)} if name in moving else set()
-    return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore
 
 
 def _split(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
