@@ -85,18 +85,23 @@ def forward_oracle(
     x, y = data
     with Run(folder) as run:
         momentum = torch.zeros(len(x), run.weights(0).numel(), dtype=torch.float64)
-        lag = torch.zeros_like(momentum)
+        lag, way = torch.zeros_like(momentum), torch.zeros_like(momentum)
         contributions = torch.zeros(len(queries), len(x), dtype=torch.float64)
         for k in range(run.steps):
             w, step = run.weights(k), run.step(k)
             c, batch = step.coefficients, step.batch
             rows = torch.zeros_like(momentum)
-            jacobian = torch.autograd.functional.jacobian(lambda w, b=batch: f(w, x[b]), w)
-            error = 2 * (f(w, x[batch]) - y[batch, 0]).detach() / len(batch)
-            rows.index_add_(0, batch, error[:, None] * jacobian)
+            if len(batch):  # none where Lookahead goes back
+                jacobian = torch.autograd.functional.jacobian(lambda w, b=batch: f(w, x[b]), w)
+                error = 2 * (f(w, x[batch]) - y[batch, 0]).detach() / len(batch)
+                rows.index_add_(0, batch, error[:, None] * jacobian)
             rows = c.scale * rows
             momentum = c.mu * momentum + c.nu * rows
             delta = -step.multiplied(c.a * rows + c.b * momentum)
+            if step.kept is None:
+                way = way + delta
+            else:  # Lookahead goes back on each sample's part of the way
+                delta, way = (step.kept - 1) * way, torch.zeros_like(way)
             if average is not None:  # each sample's part of w - v, of which v takes tau
                 tau, w = average.taus[k + 1], average.weights(k)
                 delta, lag = tau * (lag + delta), (1 - tau) * (lag + delta)

@@ -44,7 +44,7 @@ class Config(StudyConfig):
     size: int = option(64, "Pixels along each side; a multiple of 32.", low=32, high=512)
     shapes: int = option(2000, "Training shapes.", low=32, high=10**6)
     tests: int = option(200, "Test shapes, and shapes of each kind outside of the domain.", low=8, high=10**5)
-    epochs: int = option(24, "Passes over the shapes.", low=1, high=10_000)
+    epochs: int = option(20, "Passes over the shapes.", low=1, high=10_000)
     other_epochs: int = option(
         3, "Passes of all networks but the U-Net with cross entropy.", low=1, high=10_000
     )

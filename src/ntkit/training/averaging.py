@@ -1,4 +1,4 @@
-"""An average of the weights, kept beside a training run: how it moves, and where it has been."""
+"""Averages of the weights, kept beside a training run or put back into it: how they move, where they were."""
 
 from __future__ import annotations
 
@@ -64,12 +64,8 @@ class AverageWatch:
         weights = self._flat(self._weights)
         if not self.active or torch.equal(now, weights):
             return 1.0
-        change, way = now - before, weights - before
-        if not change.any():
-            return 0.0
-        tau = float(change @ way / (way @ way)) if way.any() else 0.0
-        eps = max(torch.finfo(p.dtype).eps for p in self._average.values())
-        if not ((change - tau * way).abs() <= 16 * eps * (before.abs() + weights.abs())).all():
+        tau = part_of_the_way(before, now, weights, self._average)
+        if tau is None:
             self._refused = NtkitError(
                 "`average` moved otherwise than by a part of the way to the weights (one number for all); "
                 "such a change is no average that ntkit can account for. Record without `average`."
@@ -86,7 +82,63 @@ class AverageWatch:
                 )
 
     def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([p.detach().cpu().double().reshape(-1) for p in tensors.values()])
+        return flat(tensors)
+
+
+class LookaheadWatch:
+    """Measures alpha in w = s + alpha (w' - s), where the loop puts w for w' at each k-th step.
+
+    s are the weights as they were when that was done before, or when the recording began (Zhang, Lucas,
+    Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back", Algorithm 1).
+    """
+
+    def __init__(self, every: int, trained: Mapping[str, Tensor]) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise NtkitError(f"lookahead is {every!r}, expected after how many steps, at least 1.")
+        self.every, self._trained = every, trained
+        self._slow = self._fast = flat(trained)
+        self._steps = 0
+
+    def stepped(self) -> None:
+        """Note the weights that the optimizer just made."""
+        self._steps += 1
+        self._fast = flat(self._trained) if self.due else self._fast
+
+    @property
+    def due(self) -> bool:
+        """Whether the loop moves the weights now."""
+        return self._steps > 0 and self._steps % self.every == 0
+
+    def moved(self) -> float:
+        """Return alpha; from now on s are the weights as they are."""
+        slow, self._slow = self._slow, flat(self._trained)
+        self._steps = 0
+        alpha = part_of_the_way(slow, self._slow, self._fast, self._trained)
+        if torch.equal(self._slow, self._fast):
+            return 1.0
+        if alpha is None:
+            raise NtkitError(
+                f"After {self.every} steps the weights were moved, but not to a part (one number for all) of "
+                f"the way that they had come since the last time, or since the recording began. Begin to "
+                f"record where the slow weights are those of the model; lookahead= is the k of the loop."
+            )
+        return alpha
+
+
+def part_of_the_way(start: Tensor, now: Tensor, end: Tensor, like: Mapping[str, Tensor]) -> float | None:
+    """Return tau of now = start + tau (end - start), None if no number fits in the dtypes of ``like``."""
+    change, way = now - start, end - start
+    if not change.any():
+        return 0.0
+    tau = float(change @ way / (way @ way)) if way.any() else 0.0
+    eps = max(torch.finfo(p.dtype).eps for p in like.values())
+    fits = ((change - tau * way).abs() <= 16 * eps * (start.abs() + end.abs())).all()
+    return tau if fits else None
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return copies as one vector, in float64, on the CPU."""
+    return torch.cat([p.detach().cpu().double().reshape(-1) for p in tensors.values()])
 
 
 class Averages:

@@ -69,7 +69,7 @@ def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[A
             f"same order and dtype."
         )
     for k in range(run.steps):
-        if int(run.batch(k).max()) >= n:
+        if (run.batch(k) >= n).any():
             raise PathMismatchError(
                 f"Step {k} used sample {int(run.batch(k).max())}, but `train` has {n} samples. Give the "
                 f"data of the run."

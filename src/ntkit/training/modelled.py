@@ -51,6 +51,7 @@ class Check:
         self.m_native = self.m
         self.m_error = self.eps * self.m.abs()
         self.noise = 0.0
+        self.slow = self.run.weights(0)
         if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
             self.m, self.m_native, self.m_error = earlier.m, earlier.m_native, earlier.m_error
             self.noise = earlier.noise
@@ -65,6 +66,8 @@ class Check:
                     f"diverged. Record again with a smaller learning rate, or for {k} steps."
                 )
         step = self.run.step(k)
+        if step.kept is not None:
+            return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
         g = self.replay.gradient(w, k, step)
         g_native, noise = self._rounded(w, g, k, step)
@@ -82,6 +85,12 @@ class Check:
         allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + made.abs())
         self._refuse(k, off, _MARGIN * allowed + c.rounding)
         return made - _delta(step, g, self.m, w)
+
+    def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
+        slow, self.slow = self.slow, after
+        off = after - w - (kept - 1) * (w - slow)
+        self._refuse(k, off.abs(), _MARGIN * self.eps * (w.abs() + after.abs() + slow.abs()))
+        return off
 
     def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float]:
         if self.run.dtype == torch.float64:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ntkit.errors import NtkitError
 from ntkit.network import as_inputs, batch_size, network
-from ntkit.training.averaging import AverageWatch
+from ntkit.training.averaging import AverageWatch, LookaheadWatch
 from ntkit.training.checkpointing import Checkpointing
 from ntkit.training.checkpoints import names_of
-from ntkit.training.forwards import ForwardWatch
+from ntkit.training.forwards import Forward, ForwardWatch
 from ntkit.training.gradients import Gradients, Part
 from ntkit.training.indices import as_indices
 from ntkit.training.manifest import as_bytes, hash_data
@@ -36,6 +36,7 @@ def record(
     scaler: Any = None,
     average: nn.Module | None = None,
     every: int = 1,
+    lookahead: int | None = None,
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
@@ -70,6 +71,10 @@ def record(
         Write weights and the optimizer's state at each m-th step only; `account` makes the steps between
         again, bit by bit (each has a checksum), or refuses: so it needs the same machine, threads and
         version of torch.
+    lookahead
+        The number k of a loop that uses Lookahead, w = s + alpha (w - s) after each k-th step, with s the
+        weights after the last time; ``optimizer`` is the inner one. alpha is measured; each time counts as a
+        step without samples.
 
     Returns
     -------
@@ -101,7 +106,7 @@ def record(
     >>> run.steps
     3
     """
-    return Recording(folder, model, optimizer, train, scaler, average, every)
+    return Recording(folder, model, optimizer, train, scaler, average, every, lookahead)
 
 
 class Recording:
@@ -116,6 +121,7 @@ class Recording:
         scaler: Any,
         average: nn.Module | None,
         every: int = 1,
+        lookahead: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
@@ -136,6 +142,9 @@ class Recording:
         }
         self._samples, self._hash = self._read(train)
         self._average = None if average is None else AverageWatch(average, self._module, self._trained)
+        if lookahead is not None and every > 1:
+            raise NtkitError("lookahead= needs the weights of all steps: record with every=1.")
+        self._lookahead = None if lookahead is None else LookaheadWatch(lookahead, self._trained)
 
     def batch(self, indices: Any, weight: float = 1.0) -> None:
         """Say which training samples the next backward pass uses; called again before a step, they add up.
@@ -160,6 +169,7 @@ class Recording:
 
     def _announce(self, indices: Any, weight: float) -> None:
         self._write()
+        self._synchronize()
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
         if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
             raise NtkitError(
@@ -200,6 +210,8 @@ class Recording:
         self._forwards.close()
         try:
             self._timed(self._write)()
+            if kind is None:
+                self._synchronize()
             self._end(strict=kind is None)
         except BaseException:
             self._writer.drop()
@@ -313,6 +325,17 @@ class Recording:
             self._sparse.step(self._writer, self._parts, self._moved)
         self.steps += 1
         self._gradients.made()
+        if self._lookahead is not None:
+            self._lookahead.stepped()
+
+    def _synchronize(self) -> None:
+        """Write what Lookahead did behind the last step, as a step of its own that has no samples."""
+        if self._lookahead is None or not self._lookahead.due:
+            return
+        none = Part(torch.zeros(0, dtype=torch.long), 1.0, Forward(modes=self._parts[-1].forward.modes))
+        moved = {"kept": self._lookahead.moved()} | ({} if self._average is None else {"average": 0.0})
+        self._writer.step({}, [none], moved)
+        self.steps += 1
 
     def _read(self, train: Any) -> tuple[int | None, str | None]:
         if train is None:

@@ -35,7 +35,8 @@ class Step:
     """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``.
 
     ``parts`` are the sizes and weights of the batches that were added up, one after the other, and
-    ``forwards`` how they went through the network.
+    ``forwards`` how they went through the network. With a number ``kept``, it is no step of an optimizer: the
+    weights went back (Lookahead) to that part of the way that they had come since the last such step.
     """
 
     batch: Tensor
@@ -43,6 +44,7 @@ class Step:
     parts: tuple[tuple[int, float], ...]
     sides: tuple[Side, ...] = ()
     forwards: tuple[Forward, ...] = (Forward(),)
+    kept: float | None = None
 
     def multiplied(self, v: Tensor, sizes: bool = False) -> Tensor:
         """Return vectors ``[..., P]`` with the blocks of matrices multiplied from their sides, or bounds."""
@@ -215,7 +217,8 @@ class Run:
 
         defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
         values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
-        return Step(batch, Coefficients(**values), parts, tuple(self._sides(tensors)), forwards)
+        sides, kept = tuple(self._sides(tensors)), scalars.get("kept")
+        return Step(batch, Coefficients(**values), parts, sides, forwards, kept)
 
     def batch(self, k: int) -> Tensor:
         """Return the indices of the batch of step k."""

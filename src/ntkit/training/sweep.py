@@ -85,6 +85,9 @@ class Sweep:
     For an average v += tau_k (w_{k+1} - v), D is that of v's steps, and E takes the place of D above::
 
         E_k = tau_k D_k + (1 - tau_k) E_{k+1},  start += E_0 . (w_0 - v_0)
+
+    Where Lookahead went back to a part alpha of the way, all steps of that way have D_k + (alpha - 1) D in
+    the place of D_k, with D that of going back.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class Sweep:
     columns: Columns = field(init=False)
     remembered: Tensor | None = None
     later: Tensor | None = None
+    back: Tensor | None = None
     mu_next: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
@@ -128,7 +132,7 @@ class Sweep:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that `restore` needs to go on from here to the same result, bit by bit."""
         tensors = {k: v for k, v in vars(self.columns).items() if isinstance(v, Tensor)}
-        for name in ("remembered", "later", "mu_next"):
+        for name in ("remembered", "later", "back", "mu_next"):
             if isinstance(value := getattr(self, name), Tensor):
                 tensors[name] = value
         mu = None if isinstance(self.mu_next, Tensor) else self.mu_next
@@ -141,7 +145,7 @@ class Sweep:
         for name, value in vars(self.columns).items():
             if isinstance(value, Tensor):
                 value.copy_(tensors[name])
-        for name in ("remembered", "later"):
+        for name in ("remembered", "later", "back"):
             setattr(self, name, tensors[name].to(device) if name in tensors else None)
         self.mu_next = tensors["mu_next"].to(device) if scalars["mu"] is None else scalars["mu"]
         self.position, self.spent = scalars["position"], scalars["spent"]
@@ -170,6 +174,11 @@ class Sweep:
                     sums.rounding.add_(d @ average.rounding)
                 tau = average.taus[first + t + 1]
                 self.later = d = tau * d if self.later is None else tau * d + (1 - tau) * self.later
+            kept = steps[t].kept
+            if self.back is not None and kept is None:
+                d = d + self.back
+            if kept is not None:
+                self.back = (kept - 1) * d
             pulled = steps[t].pulled(d)
             self._remember(pulled, c.b)
             self.mu_next = c.mu
@@ -277,7 +286,7 @@ class Sweep:
     def _gradients(self, first: int, weights: Tensor, steps: list[Step]) -> Tensor | None:
         """Return the gradients of all samples of a block of steps, ``[T, n, P]``, if that is little."""
         replay, path = self.path.replay, self.path
-        little = len(steps[0].batch) * path.net.total <= BLOCK // 16 and replay.net.batchable
+        little = 0 < len(steps[0].batch) * path.net.total <= BLOCK // 16 and replay.net.batchable
         if not little or any(path.mixes(step) for step in steps) or replay.augment:
             return None
         replay.go_to(first, steps[0].forwards[0])
