@@ -9,9 +9,34 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.network import take
+from ntkit.network import batch_size, take
 from ntkit.training.flat import FlatNetwork
-from ntkit.training.structure import Structure, form, weighted_sum
+from ntkit.training.gauss import Rule
+from ntkit.training.structure import Jacobian, Structure, form, weighted_sum
+
+
+def averaged_together(
+    net: FlatNetwork, structure: Structure, x: Any, starts: Tensor, deltas: Tensor, rule: Rule, out: Tensor
+) -> None:
+    """Write d f / d w of a batch averaged along steps by one rule into ``out [T, q, o, P]``."""
+    q, o, steps, count = batch_size(x), out.shape[2], len(starts), len(rule[0])
+    fixed = {name: w for name, w in net.unflatten(starts[0]).items() if name not in net.shapes}
+    first, last = (
+        {
+            name: part.unflatten(1, shape) if shape else part[:, 0]
+            for (name, shape), part in zip(net.shapes.items(), w.split(net.sizes, dim=1), strict=True)
+        }
+        for w in (starts, starts + deltas)
+    )
+    places = structure.along(first, last, fixed, net.buffers)
+    s, shares = (starts.new_tensor(v) for v in rule)
+    rows = torch.arange(q, device=starts.device).repeat_interleave(count)
+    eye = torch.eye(o, dtype=starts.dtype, device=starts.device)
+    every = steps * q * count
+    jacobian = places.jacobian(take(x, rows), s.repeat(q), eye[:, None].expand(o, every, o))
+    owner = torch.arange(steps * q, device=starts.device).repeat_interleave(count)
+    place = torch.arange(count, device=starts.device).repeat(steps * q)
+    _write(jacobian, net, shares.repeat(steps * q), owner, place, out.flatten(0, 1))
 
 
 class Along:
@@ -73,7 +98,7 @@ class Along:
             first = last
 
     def _add(self, out: Tensor, rows: Tensor, s: Tensor, shares: Tensor, place: Tensor, first: int) -> None:
-        q, o, _ = out.shape
+        o = out.shape[1]
         x = take(self._x, rows)
         if self._place is None:
             out.zero_()
@@ -87,14 +112,7 @@ class Along:
             return
         eye = torch.eye(o, dtype=out.dtype, device=out.device)
         jacobian = self._place.jacobian(x, s, eye[:, None].expand(o, len(rows), o))
-        begin = 0
-        for (name, _), size in zip(self._net.shapes.items(), self._net.sizes, strict=True):
-            parts = [
-                (elements, weighted_sum(factor, shares, rows - first, place, q))
-                for elements, factor in jacobian[name]
-            ]
-            form(parts, out[:, :, begin : begin + size])
-            begin += size
+        _write(jacobian, self._net, shares, rows - first, place, out)
 
     def _one(self, x: Any, s: Tensor) -> Tensor:
         return self._net.sample(self._net.unflatten(self._start + s * self._delta), x)
@@ -102,3 +120,17 @@ class Along:
     def _by_rows(self, function: Callable[[Any, Tensor], Tensor], rows: Tensor, s: Tensor) -> Tensor:
         pieces = zip(rows.split(self._most), s.split(self._most), strict=True)
         return torch.cat([function(take(self._x, i), at) for i, at in pieces])
+
+
+def _write(
+    jacobian: Jacobian, net: FlatNetwork, shares: Tensor, owner: Tensor, place: Tensor, out: Tensor
+) -> None:
+    """Write the sums of rows over those of each owner, times shares, into ``out [owners, o, P]``."""
+    begin = 0
+    for name, size in zip(net.shapes, net.sizes, strict=True):
+        parts = [
+            (elements, weighted_sum(factor, shares, owner, place, len(out)))
+            for elements, factor in jacobian[name]
+        ]
+        form(parts, out[:, :, begin : begin + size])
+        begin += size

@@ -111,14 +111,17 @@ class FlatNetwork(Transforms):
                 raise NtkitError("The loss does not depend on the weights: was it given detached outputs?")
             return torch.autograd.grad(value, leaf)[0]
 
-    def cotangents(self, w: Tensor, x: Any, y: Any, loss: Loss) -> Tensor:
-        """Return c_n = d loss / d y_n, ``[n, o]``."""
-        raw = self.raw(w, x).detach()
+    def losses(self, w: Tensor, x: Any, y: Any, losses: Sequence[Loss]) -> Tensor:
+        """Return the losses ``[T]`` of batches of several steps: ``[T, P], [T, n, ...]``."""
+        return _each(losses, self._over(self.raw, w, x, size=self.total), y)
+
+    def cotangents(self, w: Tensor, x: Any, y: Any, losses: Sequence[Loss]) -> Tensor:
+        """Return c_n = d loss / d y_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, o]``."""
+        raw = self._over(self.raw, w, x, size=self.total)
         with torch.enable_grad():
-            leaf = raw.requires_grad_()
-            c = torch.autograd.grad(checked_loss(loss, leaf, y), leaf)[0]
-        n = pytree.tree_leaves(x)[0].shape[0]
-        return c.reshape(n, -1)
+            leaf = raw.detach().requires_grad_()
+            c = torch.autograd.grad(_each(losses, leaf, y).sum(), leaf)[0]
+        return c.reshape(len(w), pytree.tree_leaves(x)[0].shape[1], -1)
 
     def sample_gradients(self, w: Tensor, x: Any, c: Tensor) -> Tensor:
         """Return J(x_n; w_k)^T c_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, P]``."""
@@ -222,6 +225,11 @@ def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
             f"backward() was called on: reduce it as the training did (mean or sum)."
         )
     return value.reshape(())
+
+
+def _each(losses: Sequence[Loss], outputs: Tensor, targets: Any) -> Tensor:
+    pairs = (pytree.tree_map(lambda v, t=t: v[t], (outputs, targets)) for t in range(len(losses)))
+    return torch.stack([checked_loss(loss, *pair) for loss, pair in zip(losses, pairs, strict=True)])
 
 
 def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:

@@ -100,6 +100,11 @@ class LogReader:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
     def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and scalars of a record."""
         start = self._offsets[number]

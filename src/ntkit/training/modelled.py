@@ -15,6 +15,7 @@ from ntkit.training.run import Step
 from ntkit.training.steps import Replay
 
 _EACH, _OFTEN = 16, 4  # up to which step rounding is measured at each, and how often later
+_MOST, _TOGETHER = 64, 2**20  # steps whose gradients are made in one go, and numbers in these
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
 
@@ -30,12 +31,20 @@ def compare_steps(
     run = replay.run
     differences = Rows(run.steps, replay.net.total, budget)
     check = check or Check(replay)
-    before = run.weights(0)
-    for k in range(run.steps):
-        after = run.weights(k + 1)
-        differences[k] = check.step(k, before, after)
-        before = after
-        done(1)
+    first = 0
+    while first < run.steps:
+        steps = [run.step(first)]
+        size = (1 + len(steps[0].batch)) * max(1, replay.net.total)
+        most = min(_MOST, run.steps - first, _TOGETHER // size)
+        while len(steps) < most and replay.alike(steps[0], step := run.step(first + len(steps))):
+            steps.append(step)
+        weights = torch.stack([run.weights(first + t) for t in range(len(steps) + 1)])
+        gradients = replay.gradients(weights[:-1], first, steps) if len(steps) > 1 else None
+        for t in range(len(steps)):
+            known = None if gradients is None else gradients[t]
+            differences[first + t] = check.step(first + t, weights[t], weights[t + 1], known)
+            done(1)
+        first += len(steps)
     return differences
 
 
@@ -57,8 +66,8 @@ class Check:
             self.noise = earlier.noise
         self.random = torch.Generator(self.run.device).manual_seed(0)
 
-    def step(self, k: int, w: Tensor, after: Tensor) -> Tensor:
-        """Return recorded minus modelled step k."""
+    def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Return recorded minus modelled step k, whose gradient may be known already."""
         for name, value in (("before", w), ("after", after)):
             if not torch.isfinite(value).all():
                 raise NtkitError(
@@ -69,7 +78,7 @@ class Check:
         if step.kept is not None:
             return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
-        g = self.replay.gradient(w, k, step)
+        g = self.replay.gradient(w, k, step) if gradient is None else gradient
         g_native, noise = self._rounded(w, g, k, step)
         self.noise = max(noise, 0.98 * self.noise)
         g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))

@@ -20,6 +20,8 @@ from ntkit.training.log import LOG, LogReader
 from ntkit.training.manifest import MANIFEST, read_manifest
 from ntkit.training.optimizers import Coefficients
 
+_KEPT = 2**26  # bytes of records that are held once they were read
+
 
 class Side(NamedTuple):
     """Where a matrix is among flat weights, its shape, and what multiplies its step on either side."""
@@ -129,8 +131,10 @@ class Run:
         self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
         self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
-        self._record = lru_cache(maxsize=8)(self.log.read)
-        self.start, _ = self._record(0)
+        self.start, _ = self.log.read(0)
+        kept = max(8, _KEPT // (1 + self.log.size // len(self.log)))
+        self._record = lru_cache(maxsize=kept)(self.log.read)
+        self._step = lru_cache(maxsize=max(1, kept // 4))(self._read_step)
         wanted = {f"w/{name}" for name in parameters} | {
             f"buffer/{name}" for name in self.manifest["buffers"]
         }
@@ -195,6 +199,9 @@ class Run:
 
     def step(self, k: int) -> Step:
         """Return step k, counted from 0."""
+        return self._step(k, str(self.device))
+
+    def _read_step(self, k: int, device: str) -> Step:
         tensors, scalars = self._record(k + 1)
         batch, parts, forwards = self._passed(k)
         given = scalars["coefficients"]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from ntkit.errors import NtkitError
 from ntkit.network import take
-from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss, checked_loss
+from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss, checked_loss, gather
 from ntkit.training.forwards import Augment, Forward, autocast
 from ntkit.training.noise import Draws, random_from
 from ntkit.training.run import Run, Step
@@ -86,6 +86,32 @@ class Replay:
                         "Switch that off for the account: it saves memory, and changes no number."
                     ) from error
         return total
+
+    def alike(self, a: Step, b: Step) -> bool:
+        """Whether the gradients of two steps can be made in one go."""
+        same = len(a.batch) == len(b.batch) and a.forwards[0].modes == b.forwards[0].modes
+        return same and self._simple and not (self.mixes(a) or self.mixes(b))
+
+    @property
+    def _simple(self) -> bool:
+        """Whether steps are no more than small products; convolutions with weights of their own are slow."""
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.net.module.modules())
+        return self.net.batchable and self.augment is None and not self.run.changes_buffers and not convolves
+
+    def gradients(self, w: Tensor, first: int, steps: list[Step]) -> Tensor | None:
+        """Return the gradients of steps that are alike, from `first` on, ``[T, P]``; None to do it singly."""
+        if not len(steps[0].batch):
+            return None
+        self.go_to(first, steps[0].forwards[0])
+        data = cast(self.data, torch.float64)
+        x, y = gather(data[0], batches := [step.batch for step in steps]), gather(data[1], batches)
+        with torch.enable_grad():
+            leaf = w.detach().requires_grad_()
+            total = self.net.losses(leaf, x, y, [step.loss(self.loss) for step in steps]).sum()
+            try:
+                return torch.autograd.grad(total, leaf)[0] if total.requires_grad else None
+            except RuntimeError:  # a backward pass that runs the network again, which is no more mapped
+                return None
 
     def forward(self, w: Tensor, k: int, part: Part, native: bool = False) -> tuple[Tensor, Tensor]:
         """Return outputs, in the network's own shape, and loss of a batch at step k, as it went then."""

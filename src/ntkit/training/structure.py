@@ -19,7 +19,8 @@ from ntkit.training.switches import switching
 
 Parts = list[tuple[Tensor | None, Factor]]  # places among the elements of a weight (None: all), Jacobian
 Jacobian = dict[str, Parts]
-_PROBE = 0.375
+_PROBE, _PROBED = 0.375, 32  # a place on a step, and how many samples are compared
+_TINY = 256  # numbers in a matrix
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Structure:
 
     recipe: Recipe
     graph: Graph
+    together: bool = False  # several steps go through it at once, with the same result
 
     @classmethod
     def of(cls, net: Network, wanted: tuple[str, ...], x: Any) -> Structure | None:
@@ -40,9 +42,14 @@ class Structure:
             graph = trace(net, x)
             recipe = Recipe(net, wanted, graph, cover(graph, frozenset(wanted)))
             found = cls(recipe, graph)
-            return found if found._holds(take(x, slice(0, 1))) else None
+            if not found._holds(take(x, slice(0, 1))) or not found._knows(take(x, slice(0, _PROBED))):
+                return None
         except Exception:  # whatever a user's network may raise when traced or batched: it goes the plain way
             return None
+        try:
+            return replace(found, together=found._holds_together(take(x, slice(0, 1))))
+        except Exception:  # the same, for what cannot be batched twice
+            return found
 
     @property
     def width(self) -> int:
@@ -53,23 +60,28 @@ class Structure:
     def at(self, first: Weights, last: Weights | None, buffers: Weights) -> Place:
         """Return the network at weights ``first``, or along the step from there to ``last``."""
         ends = [{**buffers, **w} for w in (first, last) if w is not None]
-        sources = {e.source for e in self.recipe.coverage.edges}
-        values = {source: [evaluate(self.graph, source, w) for w in ends] for source in sources}
-        return Place(self, dict(first), dict(buffers), values)
+        return Place(self, dict(first), dict(buffers), self._sources(ends))
+
+    def along(self, first: Weights, last: Weights, fixed: Weights, buffers: Weights) -> Places:
+        """Return the network along T steps; weights are ``[T, ...]``, but those that are ``fixed``."""
+
+        def sources(first: Weights, last: Weights) -> dict[fx.Node, list[Tensor]]:
+            return self._sources([{**buffers, **fixed, **w} for w in (first, last)])
+
+        values = quiet_vmap(sources)(dict(first), dict(last))
+        one = {name: w[0] for name, w in first.items()}
+        return Places(self, {**fixed, **one}, dict(buffers), values)
+
+    def _sources(self, ends: list[dict[str, Tensor]]) -> dict[fx.Node, list[Tensor]]:
+        sources = dict.fromkeys(e.source for e in self.recipe.coverage.edges)
+        return {source: [evaluate(self.graph, source, w) for w in ends] for source in sources}
 
     def _holds(self, x: Any) -> bool:
         """Compare with the network and autograd, along a step of random direction."""
         recipe, net = self.recipe, self.recipe.net
         if recipe.coverage.uncovered or any(_mutable(e.node) for e in recipe.coverage.edges):
             return False
-        draw = torch.Generator(net.device).manual_seed(0)
-        first, buffers = net.weights, net.buffers
-        last = {
-            k: w + w.abs().mean() * torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=draw)
-            if k in recipe.wanted
-            else w
-            for k, w in first.items()
-        }
+        first, last, buffers = net.weights, self._elsewhere(), net.buffers
         middle = {
             k: torch.lerp(w, last[k], _PROBE).requires_grad_(k in recipe.wanted) for k, w in first.items()
         }
@@ -89,6 +101,49 @@ class Structure:
             if not _close(flat, torch.zeros_like(flat) if gradient is None else gradient.reshape(1, 1, -1)):
                 return False
         return True
+
+    def _knows(self, x: Any) -> bool:
+        """Compare outputs of several samples: what a network reads out of one is a constant of its graph."""
+        net = self.recipe.net
+        first, buffers, truth = net.weights, net.buffers, net.outputs(net.weights, x)
+        return _close(self.at(first, None, buffers).outputs(x, truth.new_zeros(len(truth))), truth.detach())
+
+    def _holds_together(self, x: Any) -> bool:
+        """Compare two steps at once, there and back, with each by itself."""
+        wanted, net = self.recipe.wanted, self.recipe.net
+        first, last, buffers = net.weights, self._elsewhere(), net.buffers
+        fixed = {k: w for k, w in first.items() if k not in wanted}
+        s = next(iter(first.values())).new_tensor([_PROBE])
+        there, back = self.at(first, last, buffers), self.at(last, first, buffers)
+        rows = torch.ones_like(there.outputs(x, s))[None]
+        places = self.along(
+            {k: torch.stack([first[k], last[k]]) for k in wanted},
+            {k: torch.stack([last[k], first[k]]) for k in wanted},
+            fixed,
+            buffers,
+        )
+        both = places.jacobian(x, s, rows.repeat(1, 2, 1))
+        apart = [place.jacobian(x, s, rows) for place in (there, back)]
+        for name in wanted:
+            flat = s.new_zeros(2, 1, first[name].numel())
+            truth = torch.zeros_like(flat)
+            form(both[name], flat)
+            for i in range(2):
+                form(apart[i][name], truth[i : i + 1])
+            if not _close(flat, truth):
+                return False
+        return True
+
+    def _elsewhere(self) -> dict[str, Tensor]:
+        """Return weights a step of random direction away from those of the network."""
+        net = self.recipe.net
+        draw = torch.Generator(net.device).manual_seed(0)
+        return {
+            k: w + w.abs().mean() * torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=draw)
+            if k in self.recipe.wanted
+            else w
+            for k, w in net.weights.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -147,35 +202,51 @@ class Place:
 
     def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> dict[Edge, Factor | None]:
         """Return the factor of each use of a weight."""
-        n, zero = batch_size(x), rows.new_zeros(())
+        n, fixed = batch_size(x), {}
+        s = rows.new_zeros(n) if s is None else s
+        with torch.enable_grad():
+            taps = self._taps(rows, n)
+            out, saved = quiet_vmap(self._tapped(fixed))(x, s, taps)
+            grads = self.structure.recipe.gradients(out, list(taps.values()), rows)
+        return self._asked([g if g is None else g.transpose(0, 1) for g in grads], fixed, saved)
+
+    def _slots(self) -> dict[fx.Node, list[Edge]]:
         slots: dict[fx.Node, list[Edge]] = {}
         for edge in self.structure.recipe.coverage.edges:
             slots.setdefault(edge.node, []).append(edge)
-        fixed: dict[str, dict[str, Any]] = {}
+        return slots
 
-        def one(x: Any, s: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+    def _taps(self, rows: Tensor, *sizes: int) -> dict[str, Tensor]:
+        """Return zeros to be added to what each operation with weights gives; their gradients are taken."""
+        zero = rows.new_zeros(())
+        shapes = {node.name: node.meta["tensor_meta"].shape for node in self._slots()}
+        return {name: zero.expand(*sizes, *shape).requires_grad_() for name, shape in shapes.items()}
+
+    def _tapped(self, fixed: dict[str, dict[str, Any]]) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+        """Return a row's run with taps, which gives outputs and its own arguments of the operations."""
+        slots, mutates = self._slots(), self.structure.graph.mutates
+
+        def one(x: Any, s: Tensor, taps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
             saved: dict[str, dict[str, Tensor]] = {}
 
             def tap(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 first = self._ends(node, args, kwargs)[0]
-                fixed[node.name], saved[node.name] = _split(
-                    arguments(node, *first), copy=self.structure.graph.mutates
-                )
+                fixed[node.name], saved[node.name] = _split(arguments(node, *first), copy=mutates)
                 return self._affine(node, args, kwargs, s) + taps[node.name]
 
             return self._run(x, s, dict.fromkeys(slots, tap)), saved
 
-        with torch.enable_grad():
-            taps = {
-                node.name: zero.expand(n, *node.meta["tensor_meta"].shape).requires_grad_() for node in slots
-            }
-            out, saved = quiet_vmap(one)(x, rows.new_zeros(n) if s is None else s, taps)
-            grads = self.structure.recipe.gradients(out, list(taps.values()), rows)
+        return one
+
+    def _asked(
+        self, grads: list[Tensor | None], fixed: dict[str, Any], saved: dict[str, Any]
+    ) -> dict[Edge, Factor | None]:
+        """Ask the rules for the factors of gradients ``[n, q, ...]`` that came to the operations."""
         factors: dict[Edge, Factor | None] = {}
-        for (node, here), g in zip(slots.items(), grads, strict=True):
+        for (node, here), g in zip(self._slots().items(), grads, strict=True):
             for edge in here if g is not None else ():
                 assert g is not None
-                factors[edge] = factor_of(edge, g.transpose(0, 1), fixed[node.name], saved[node.name])
+                factors[edge] = factor_of(edge, g, fixed[node.name], saved[node.name])
         return factors
 
     def _run(self, x: Any, s: Tensor, at: Mapping[fx.Node, Callable]) -> Tensor:
@@ -188,7 +259,7 @@ class Place:
 
     def _affine(self, node: fx.Node, args: tuple, kwargs: dict, s: Tensor) -> Any:
         ends = [node.target(*a, **k) for a, k in self._ends(node, args, kwargs)]  # pyright: ignore
-        return ends[0] if len(ends) == 1 else ends[0] + s * (ends[1] - ends[0])
+        return ends[0] if len(ends) == 1 else torch.lerp(ends[0], ends[1], s)
 
     def _ends(self, node: fx.Node, args: tuple, kwargs: dict) -> list[tuple[tuple, dict]]:
         """Return the arguments of an operation at both ends of the step (or at the one that there is)."""
@@ -206,6 +277,37 @@ class Place:
 
         count = max(len(self.sources[a]) for a in node.all_input_nodes if a in self.sources)
         return [all_of(end) for end in range(count)]
+
+
+class Places(Place):
+    """A network along T steps at once: ``sources`` are ``[T, ...]``, rows are one step's after the other."""
+
+    def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> dict[Edge, Factor | None]:
+        """Return the factor of each use of a weight, for ``rows [q, T n, o]`` of n samples at ``s [n]``."""
+        n, fixed = batch_size(x), {}
+        s = rows.new_zeros(n) if s is None else s
+
+        def step(sources: dict[fx.Node, list[Tensor]], taps: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            place = Place(self.structure, self.weights, self.buffers, sources)
+            return quiet_vmap(place._tapped(fixed))(x, s, taps)
+
+        with torch.enable_grad():
+            taps = self._taps(rows, rows.shape[1] // n, n)
+            out, saved = quiet_vmap(step)(self.sources, taps)
+            grads = self.structure.recipe.gradients(out.flatten(0, 1), list(taps.values()), rows)
+        for node, edges in self._slots().items():
+            for edge in edges:  # rules ask for a weight's shape only, and would not expect one for each row
+                name, number = edge.slot
+                shape = self.sources[edge.source][0].shape[1:]
+                like = rows.new_full((), torch.nan).expand(shape)
+                if number is None:
+                    fixed[node.name][name] = like
+                    saved[node.name].pop(name, None)
+                else:
+                    fixed[node.name][name][number] = like
+                    saved[node.name].pop(f"{name}.{number}", None)
+        saved = {name: {k: v.flatten(0, 1) for k, v in seen.items()} for name, seen in saved.items()}
+        return self._asked([g if g is None else g.flatten(1, 2).transpose(0, 1) for g in grads], fixed, saved)
 
 
 def form(parts: Parts, out: Tensor) -> None:
@@ -228,7 +330,13 @@ def _formed_in_place(factor: Factor, out: Tensor) -> bool:
     if groups != 1 or not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return False
     left, right = (slot[:, :, 0].expand(n, o, *slot.shape[3:]).flatten(0, 1) for slot in (left, right))
-    torch.bmm(left.transpose(1, 2), right, out=out.unflatten(2, (rows, columns)).flatten(0, 1))
+    out = out.unflatten(2, (rows, columns)).flatten(0, 1)
+    if rows * columns > _TINY or left.shape[1] > 8:
+        torch.bmm(left.transpose(1, 2), right, out=out)
+        return True
+    for t in range(left.shape[1]):  # several times faster than many products of tiny matrices
+        column, row = left[:, t, :, None], right[:, t, None, :]
+        torch.mul(column, row, out=out) if t == 0 else out.addcmul_(column, row)
     return True
 
 
@@ -237,11 +345,13 @@ def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, c
 
     Row i is number ``place[i]`` of those of sample ``owner[i]``; they become positions of its outer product.
     """
+    most = int(place.max()) + 1
     if factor.right is None:
         assert isinstance(factor.left, Tensor)
-        left = factor.left.new_zeros(count, *factor.left.shape[1:])
-        return replace(factor, left=left.index_add_(0, owner, factor.left * _column(shares, factor.left)))
-    most = int(place.max()) + 1
+        left = factor.left * _column(shares, factor.left)
+        if len(left) == count * most:
+            return replace(factor, left=left.unflatten(0, (count, most)).sum(1))
+        return replace(factor, left=left.new_zeros(count, *left.shape[1:]).index_add_(0, owner, left))
     rows = owner * most + place
 
     def spread(slot: Tensor | OneHot, shares: Tensor | None) -> Tensor | OneHot:
@@ -250,9 +360,10 @@ def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, c
             return replace(slot, index=index.reshape(count, -1))
         slot = slot.expand(len(rows), *slot.shape[1:])
         slot = slot if shares is None else slot * _column(shares, slot)
-        wide = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
+        if len(rows) < count * most:
+            slot = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
         o, g, t, r = slot.shape[1:]
-        wide = wide.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
+        wide = slot.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
         return wide.reshape(count, o, g, most * t, r)
 
     if isinstance(factor.left, Tensor):

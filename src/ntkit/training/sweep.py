@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ntkit.network import batch_size
+from ntkit.training.along import averaged_together
 from ntkit.training.averaging import Averages
 from ntkit.training.flat import FlatNetwork, cast, gather
 from ntkit.training.gauss import Rule
@@ -193,9 +193,7 @@ class Sweep:
                 self._contribute(w, first + t, steps[t], directions)
             for factor, direction in directions:
                 if gradients is not None:
-                    share = direction @ (factor * c.scale * gradients[t]).T
-                    sums.contributions.index_add_(1, steps[t].batch, share, alpha=-1)
-                    sums.by_step[:, first + t].sub_(share.sum(1))
+                    self._add(first + t, steps[t].batch, direction @ (-factor * c.scale * gradients[t]).T)
                 if not _is_zero(c.decay):
                     sums.decay.sub_(direction @ (factor * c.decay * w))
             if not _is_zero(c.d):
@@ -204,7 +202,7 @@ class Sweep:
 
     def go_on_from(self, later: Sweep) -> None:
         """Take over what a sweep of the steps behind these has left."""
-        self.remembered, self.mu_next = later.remembered, later.mu_next
+        self.remembered, self.mu_next, self.back = later.remembered, later.mu_next, later.back
 
     def finish(self, start_counts: bool = True) -> Columns:
         """Return the sums, with what was there before the first step unless that is told elsewhere."""
@@ -244,9 +242,12 @@ class Sweep:
             for factor, direction in others:
                 a.add_(direction * (factor * scale))
         for index, product in self._samples.products(w, k, step, self.path.mixes(step)):
-            share, alpha = product(a), -1.0 if number is None else -number
-            self.columns.contributions.index_add_(1, index, share, alpha=alpha)
-            self.columns.by_step[:, k].add_(share.sum(1), alpha=alpha)
+            self._add(k, index, product(a).mul_(-1.0 if number is None else -number))
+
+    def _add(self, k: int, samples: Tensor, shares: Tensor) -> None:
+        """Add what samples contributed at step k, ``[r, n]``."""
+        self.columns.contributions.index_add_(1, samples, shares)  # ten times slower with a factor
+        self.columns.by_step[:, k].add_(shares.sum(1))
 
     def _averaged(
         self, path: Tensor, rules: list[Rule | QueryRule], first: int, count: bool
@@ -260,12 +261,21 @@ class Sweep:
             self.spent += rule.total if queries else len(rule[0]) * q
         delta = path.diff(dim=0)
         made: dict[int, Tensor] = {}
-        for size in {len(rule[0]) for rule in rules if not isinstance(rule, QueryRule)}:
-            some = [t for t, r in enumerate(rules) if not isinstance(r, QueryRule) and len(r[0]) == size]
-            if self._is_small(size):
-                own: Any = [rules[t] for t in some]
-                jacobians = self.path.net.averaged_jacobians(path[some], delta[some], own, self.queries)
-                made |= dict(zip(some, jacobians.flatten(1, 2), strict=True))
+        net, structure, used = self.path.net, self.structure, 0
+        if self._room is None or len(self._room) < len(rules):  # to get new room each time is slow
+            self._room = path.new_empty(len(rules), q, self.outputs, net.total)
+        room = self._room
+        for rule in {rule for rule in rules if not isinstance(rule, QueryRule)}:
+            if not self._is_small(len(rule[0])):
+                continue
+            some = [t for t, r in enumerate(rules) if r == rule]
+            start, way = path[some], delta[some]
+            if structure is not None and structure.together:
+                jacobians, used = room[used : used + len(some)], used + len(some)
+                averaged_together(net, structure, self.queries, start, way, rule, jacobians)
+            else:
+                jacobians = net.averaged_jacobians(start, way, [rule] * len(some), self.queries)
+            made |= dict(zip(some, jacobians.flatten(1, 2), strict=True))
 
         def one(t: int) -> Tensor:
             if t in made:
@@ -275,11 +285,9 @@ class Sweep:
                 nodes, shares = (path.new_tensor(v).repeat(q) for v in rule)
                 rows = torch.arange(q, device=path.device).repeat_interleave(len(rule[0]))
                 rule = QueryRule(rows, nodes, shares)
-            if self._room is None:  # used by one step after the other: to get new room each time is slow
-                self._room = path.new_empty(q, self.outputs, self.path.net.total)
             along = self._chooser.along(path[t], delta[t])
-            along.averaged(rule.rows, rule.s, rule.shares, self._room)
-            return self._room.flatten(0, 1)
+            along.averaged(rule.rows, rule.s, rule.shares, room[used])  # one step after the other
+            return room[used].flatten(0, 1)
 
         return one
 
@@ -293,11 +301,8 @@ class Sweep:
         batches = [step.batch for step in steps]
         data = cast(replay.data, torch.float64)
         x, y = gather(data[0], batches), gather(data[1], batches)
-        c = [
-            replay.net.cotangents(weights[t], _row(x, t), _row(y, t), step.loss(replay.loss))
-            for t, step in enumerate(steps)
-        ]
-        return replay.net.sample_gradients(weights, x, torch.stack(c))
+        losses = [step.loss(replay.loss) for step in steps]
+        return replay.net.sample_gradients(weights, x, replay.net.cotangents(weights, x, y, losses))
 
     def _is_small(self, nodes: int) -> bool:
         limit = min(BLOCK, self.budget // 32)
@@ -333,7 +338,3 @@ class Sweep:
 
 def _is_zero(coefficient: float | Tensor) -> bool:
     return not isinstance(coefficient, Tensor) and coefficient == 0
-
-
-def _row(data: Any, t: int) -> Any:
-    return pytree.tree_map(lambda v: v[t], data)
