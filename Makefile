@@ -14,7 +14,7 @@ PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)
       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-attribution scores clean
+.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -52,6 +52,10 @@ bench-infinite: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 
 bench-machine: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 	$(BIN)/python benchmarks/machine.py --jax-python $(PEERS)/bin/python
+
+bench-path: $(VENV)/bench.stamp
+	@$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python explaind==0.1.0
+	$(BIN)/python benchmarks/path.py
 
 bench-attribution: $(VENV)/ntkit.stamp
 	$(BIN)/python benchmarks/attribution.py

@@ -38,7 +38,7 @@ class Peer:
 
 @dataclass
 class Row:
-    """What one contestant did on one job: seconds, bytes, relative error."""
+    """What one contestant did on one job: seconds, bytes, relative error, gradients."""
 
     job: str
     peer: str
@@ -47,6 +47,7 @@ class Row:
     peak: int
     error: float | None
     failure: str = ""
+    gradients: int = 0  # that it took, where it counts them
 
     @property
     def median(self) -> float:
@@ -140,7 +141,8 @@ def compete(
     for row in rows:
         if not row.failure:
             files[row.peer] = folder / f"{job}-{row.peer.replace(' ', '-')}.npy"
-            row.peak = workers[row.peer].ask(f"result {files[row.peer]}")["peak"]
+            answer = workers[row.peer].ask(f"result {files[row.peer]}")
+            row.peak, row.gradients = answer["peak"], answer["gradients"]
         workers[row.peer].close()
     if truth in files:
         exact = np.load(files[truth])

@@ -42,7 +42,7 @@ def serve(prepare: Callable[[], Callable[[], object]]) -> None:
             else:
                 np.save(argument, np.asarray(result))
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                answer = {"peak": peak - base}
+                answer = {"peak": peak - base, "gradients": getattr(run, "gradients", 0)}
         except Exception as error:
             traceback.print_exc()
             answer = {"failure": f"{type(error).__name__}: {error}"}

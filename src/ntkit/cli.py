@@ -78,8 +78,9 @@ def demo(
     from ntkit.studies import demo as study
 
     result = study.run(config)
+    typer.echo(f"report             {result.report}")
     typer.echo(f"accuracy           {result.accuracy:.4f} on held-out digits")
-    _tell(result.report, f"{result.residual:.2e} logits", result, config.tol)
+    _tell(f"{result.residual:.2e} logits", result, config.tol)
 
 
 @app.command()
@@ -105,12 +106,12 @@ def explain(
     account, page = explain_run(
         folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs
     )
-    _tell(page, f"{float(account.residual.abs().max()):.2e}", account, tol)
-
-
-def _tell(page: Any, residual: str, found: Any, tol: float) -> None:
-    """Say where the page is, and how well the account of its numbers closes."""
     typer.echo(f"report             {page}")
+    _tell(f"{float(account.residual.abs().max()):.2e}", account, tol)
+
+
+def _tell(residual: str, found: Any, tol: float) -> None:
+    """Say how well the account behind a page closes."""
     typer.echo(
         f"largest residual   {residual}, {found.relative_residual:.2e} of the largest change by training"
     )

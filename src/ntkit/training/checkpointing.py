@@ -53,6 +53,7 @@ class Checkpointing:
                 continue
             if gradients.is_untouched(name, p.grad):
                 continue
+            gradients.keep_copies()
             raw = gradients.raw(name)
             factor = None if raw is None else exact_factor(raw, p.grad)
             if factor is None:
@@ -74,7 +75,5 @@ class Checkpointing:
         if (writer.steps + 1) % self._every == 0:
             state, scalars["state"] = state_of(self._optimizers)
             tensors |= state
-            tensors |= {
-                f"w/{name}": p.detach().cpu().clone().contiguous() for name, p in self._trained.items()
-            }
+            tensors |= {f"w/{name}": p.detach() for name, p in self._trained.items()}
         writer.bare_step(tensors, parts, {**scalars, **more})

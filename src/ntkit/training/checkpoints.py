@@ -24,7 +24,7 @@ def state_of(optimizers: Iterable[torch.optim.Optimizer]) -> tuple[dict[str, Ten
             for key, value in state.items():
                 name = f"state/{number}/{place}/{key}"
                 if isinstance(value, Tensor):
-                    tensors[name] = value.detach().cpu().clone().contiguous()
+                    tensors[name] = value.detach()
                 else:
                     values[name] = _plain(value, f"its state {key!r}")
     return tensors, values

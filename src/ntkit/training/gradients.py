@@ -26,9 +26,15 @@ class Gradients:
 
     A batch that is announced belongs to the next backward pass. One that finds gradients adds to them;
     one that finds none begins anew, and what came before it moved nothing (a step that was skipped).
+
+    With ``copies`` gradients are copied as the backward passes left them; else only their versions are noted,
+    until `keep_copies`.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], scaler: Any, timed: Stopwatch) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], scaler: Any, timed: Stopwatch, copies: bool = True
+    ) -> None:
+        self._copies = copies or scaler is not None  # which unscales without a trace
         self._watch = timed(self._begins), timed(self._ends)
         self._parameters = parameters
         self._scaler = scaler
@@ -88,7 +94,7 @@ class Gradients:
             self._trouble = (
                 "adds up gradients of different loss scales; call scaler.update() after steps only"
             )
-        elif any(n in self._left and not torch.equal(g, self._raw[n]) for n, g in held.items()):
+        elif any(n in self._left and self._changed(n, g) for n, g in held.items()):
             self._trouble = (
                 "has gradients that were changed between two backward passes that add up; clip and unscale "
                 "them after the last one"
@@ -105,12 +111,23 @@ class Gradients:
         assert p.grad is not None
         if p.grad.layout != torch.strided:
             return
-        if name in self._raw and self._raw[name].shape == p.grad.shape:
+        if not self._copies:
+            pass
+        elif name in self._raw and self._raw[name].shape == p.grad.shape:
             self._raw[name].copy_(p.grad)
         else:
             self._raw[name] = p.grad.detach().clone()
         self._left.add(name)
         self._versions[name] = (id(p.grad), p.grad._version)
+
+    def _changed(self, name: str, gradient: Tensor) -> bool:
+        if name in self._raw:
+            return not torch.equal(gradient, self._raw[name])
+        return self._versions[name] != (id(gradient), gradient._version)
+
+    def keep_copies(self) -> None:
+        """Copy gradients from the next backward pass on: somebody changes them before steps."""
+        self._copies = True
 
     def is_untouched(self, name: str, gradient: Tensor) -> bool:
         """Whether nothing was done to a gradient since the backward pass (but through ``.data``).
@@ -131,7 +148,9 @@ class Gradients:
 
     def factor(self, name: str, gradient: Tensor) -> float | Tensor:
         """Return S = the gradient that the optimizer uses / the one that the loss, unscaled, has."""
-        raw = self._raw[name] if name in self._left else gradient * self._loss_scale
+        raw = self.raw(name)
+        if raw is None:
+            return 1.0
         if torch.equal(gradient, raw) or not torch.isfinite(raw).all():
             return self._loss_scale
         eps, tiny = torch.finfo(raw.dtype).eps, torch.finfo(raw.dtype).tiny
@@ -154,8 +173,8 @@ class Gradients:
         return self._loss_scale
 
     def raw(self, name: str) -> Tensor | None:
-        """Return the gradient as the backward passes left it, None if none of them did."""
-        return self._raw[name] if name in self._left else None
+        """Return the gradient as the backward passes left it, None if none did, or it is not known."""
+        return self._raw.get(name) if name in self._left else None
 
     def made(self) -> None:
         """Say that the step was made."""

@@ -180,7 +180,7 @@ class Recording:
     def __enter__(self) -> Recording:
         self._writer = self._begin_folder()
         timed = self._timed = Stopwatch()
-        self._gradients = Gradients(self._trained, self._scaler, timed)
+        self._gradients = Gradients(self._trained, self._scaler, timed, copies=self._every == 1)
         self._forwards = ForwardWatch(
             self._module, self._net.device, lambda: self._writer.changed_buffers(), timed
         )
@@ -281,9 +281,9 @@ class Recording:
     def _reads(self) -> bool:
         """Whether the coefficients of this step are read; those of replayed ones are, when they are replayed.
 
-        The first step behind a checkpoint is, so that what cannot be described is refused at once.
+        The first step's are, so that what cannot be described is refused at once.
         """
-        return self._sparse is None or self._writer.steps % self._every == 0
+        return self._sparse is None or self._writer.steps == 0
 
     def _begin(self) -> None:
         step = f"step {self.steps}"

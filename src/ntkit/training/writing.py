@@ -37,7 +37,7 @@ class RunWriter:
             self._log = log
             start = {f"w/{name}": p for name, p in module.named_parameters()}
             start |= {f"buffer/{name}": b for name, b in module.named_buffers()}
-            log.append({name: _copied(t) for name, t in {**start, **more}.items()}, scalars)
+            log.append({name: t.detach() for name, t in {**start, **more}.items()}, scalars)
             write_manifest(folder, self._manifest("recording"))
         self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
         self._at = dict.fromkeys(trained, 0)
@@ -95,7 +95,7 @@ class RunWriter:
             if self.is_as_it_was(name):
                 at[name] = self._at[name]
             else:
-                tensors[f"w/{name}"] = _copied(p)
+                tensors[f"w/{name}"] = p.detach()
         self._log.append(tensors, {"at": at, **more})
         self.steps += 1
         for name, p in self._trained.items():
