@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,6 +21,7 @@ from ntkit.compute.precision import exact
 from ntkit.errors import NtkitError
 from ntkit.graph import batch_size, take
 from ntkit.infinite import expectation
+from ntkit.infinite.duals.correlation import fused_atan2
 from ntkit.infinite.expressions import Apply, Line, walk
 from ntkit.infinite.pairs import Pairs, Side, add, times
 from ntkit.infinite.points import Points
@@ -28,8 +30,15 @@ from ntkit.infinite.values import Wide
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
-FUSION = {"realize_reads_threshold": 1}  # a window reads a covariance many times: it is not computed anew
+FUSION: dict[str, Any] = {
+    "realize_reads_threshold": 1,
+    "max_fusion_size": 1000,
+}  # a value read twice is not computed anew
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
+
+_FUSED: Any = {
+    torch.ops.aten.atan2.default: fused_atan2
+}  # windows over positions take their inputs apart again
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
 
@@ -81,7 +90,7 @@ class Tiles:
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
-        blocks = tuple(torch.empty(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
+        blocks = tuple(_room(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
         corners = [
             (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
         ]
@@ -163,10 +172,6 @@ class Tiles:
 
         return tile
 
-    @property
-    def _options(self) -> dict[str, Any] | None:
-        return FUSION if any(e.shape for e in _everything(self.value)) else None
-
     def _tile(self, ntk: bool, last: bool, x: Any, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
@@ -180,9 +185,9 @@ class Tiles:
             ]
             try:
                 with torch.no_grad():
-                    compiled = torch.compile(
-                        make_fx(self._evaluate(ntk, last))(*example), dynamic=False, options=self._options
-                    )
+                    table = None if any(e.shape for e in _everything(self.value)) else _FUSED
+                    graph = make_fx(self._evaluate(ntk, last), decomposition_table=table)(*example)
+                    compiled = torch.compile(graph, dynamic=False, options=FUSION)
                     compiled(*example)
             except Exception as error:
                 warnings.warn(
@@ -212,6 +217,13 @@ class _Sides:
                 held -= self._kept.pop(next(iter(self._kept))).bytes
             self._kept[key] = side
         return side
+
+
+def _room(n1: int, n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an empty matrix; NumPy asks for large pages, which are several times faster to fill at first."""
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.empty((n1, n2), str(dtype).removeprefix("torch.")))
+    return torch.empty(n1, n2, dtype=dtype, device=device)
 
 
 @contextmanager

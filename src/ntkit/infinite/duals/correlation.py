@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+
+# the polynomial in u of degree 8 next to atan(sqrt u) / sqrt u on [0, 1]: its largest error is 1.8e-8
+_ATAN = (
+    0.9999999817886557,
+    -0.33333036709286273,
+    0.19991872029109073,
+    -0.14197797794085124,
+    0.10618370636953849,
+    -0.07456854826004547,
+    0.04213762358919304,
+    -0.01573124912218365,
+    0.002766283501762026,
+)
 
 
 def root(x: Tensor) -> Tensor:
@@ -24,3 +40,23 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
     a, b = var1 - m, var2 - m
     s = (m * (a + b) + a * b).clamp(min=tiny).sqrt()
     return s, torch.atan2(cov, s)
+
+
+def fused_atan2(y: Tensor, x: Tensor) -> Any:
+    """Return atan2(y, x) in arithmetic that a compiler fuses, to the precision of float32.
+
+    There it is several times faster than the function of a library, and most of what a tile of a ReLU limit
+    takes. Of another precision it is NotImplemented, as decompositions say it.
+    """
+    if torch.result_type(y, x) != torch.float32:
+        return NotImplemented
+    rise, run = y.abs(), x.abs()
+    t = torch.minimum(rise, run) / torch.maximum(rise, run).clamp(min=torch.finfo(torch.float32).tiny)
+    u = t * t
+    angle = u * _ATAN[-1] + _ATAN[-2]
+    for coefficient in _ATAN[-3::-1]:
+        angle = angle * u + coefficient
+    angle = angle * t
+    angle = torch.where(rise > run, math.pi / 2 - angle, angle)
+    angle = torch.where(x < 0, math.pi - angle, angle)
+    return torch.where(y < 0, -angle, angle)
