@@ -56,6 +56,7 @@ bench-machine: $(VENV)/bench.stamp $(PEERS)/jax.stamp
 bench-path: $(VENV)/bench.stamp
 	@$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python explaind==0.1.0
 	$(BIN)/python benchmarks/path.py
+	$(BIN)/python benchmarks/sweep.py
 
 bench-attribution: $(VENV)/ntkit.stamp
 	$(BIN)/python benchmarks/attribution.py
