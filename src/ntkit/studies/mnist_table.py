@@ -58,7 +58,7 @@ def run(config: Config) -> Result:
             u, v = ((t if name == "MLP" else t.reshape(-1, 1, side, side)).to(config.device) for t in (x, q))
             for s in range(config.seeds):
                 model, wide = (_build(name, config, side, config.seed + s, times) for times in (1, 2))
-                before = ntkit.EmpiricalNTK(model)(u) if name == "MLP" and s == 0 else None
+                before = ntkit.EmpiricalNTK(model)(u) if s == 0 else None
                 start = ntkit.EmpiricalNTK(wide)
                 table[name]["limit"].append(_score(start(u), start(v, u), data))
                 epochs = -(-config.epochs // 5) if name == "CNN, flattened" else config.epochs
@@ -72,9 +72,8 @@ def run(config: Config) -> Result:
                 table[name]["trained kernel"].append(_score(block, trained(v, u), data))
                 if before is not None:
                     order = array(data.train_y.argsort(stable=True))[:: max(1, len(x) // 150)]
-                    kernels = {
-                        k: array(m)[np.ix_(order, order)] for k, m in (("before", before), ("after", block))
-                    }
+                    for when, matrix in (("before", before), ("after", block)):
+                        kernels[f"{name}: {when}"] = array(matrix)[np.ix_(order, order)]
                     kernels["labels"] = array(data.train_y[order])
                 done(1)
             if name != "CNN, pooled":
@@ -93,8 +92,10 @@ def run(config: Config) -> Result:
                 claims.append(
                     Claim(f"{name}, {row}: test accuracy, mean", float(np.mean(values)), said, low=low)
                 )
-    scale = float(np.diag(kernels["after"]).mean() / np.diag(kernels["before"]).mean())
-    claims.append(Claim("MLP: mean of K(x, x), trained over at the start", scale, "1000"))
+    for name in config.architectures:
+        grown = [float(np.diag(kernels[f"{name}: {when}"]).mean()) for when in ("after", "before")]
+        said = "1000" if name == "MLP" else ""
+        claims.append(Claim(f"{name}: mean of K(x, x), trained over at the start", grown[0] / grown[1], said))
     return Result(
         config,
         tuple(claims),
@@ -110,14 +111,15 @@ def run(config: Config) -> Result:
 
 
 def figure(result: Result) -> Mapping[str, Figure]:
-    """Draw the MLP's kernel before and after training, each on its scale, digits ordered by class."""
+    """Draw the kernels before and after training, each on its scale, digits ordered by class."""
     labels = [str(label) for label in result.arrays["labels"]]
-    drawn = Figure(figsize=(9, 4.2), layout="constrained")
-    for ax, key, title in zip(
-        drawn.subplots(1, 2), ("before", "after"), ("at the start", "after training"), strict=True
-    ):
-        shown = plots.kernel_matrix(result.arrays[key], labels, ax, title=title)
-        drawn.colorbar(shown, ax=ax, shrink=0.8)
+    trained = list(result.numbers["accuracies"])
+    drawn = Figure(figsize=(9, 4.0 * len(trained)), layout="constrained")
+    for row, name in zip(drawn.subplots(len(trained), 2, squeeze=False), trained, strict=True):
+        for ax, when in zip(row, ("before", "after"), strict=True):
+            title = f"{name}, {when} training"
+            shown = plots.kernel_matrix(result.arrays[f"{name}: {when}"], labels, ax, title=title)
+            drawn.colorbar(shown, ax=ax, shrink=0.8)
     bars = Figure(figsize=(8, 3.6), layout="constrained")
     ax = bars.subplots()
     rows = ("network", "limit", "analytic limit", "trained kernel")
@@ -128,7 +130,7 @@ def figure(result: Result) -> Mapping[str, Figure]:
     ax.set_xticks(np.arange(len(names)), names)
     ax.set(ylabel="test accuracy", ylim=(0, 1))
     ax.legend(frameon=False, ncols=4, fontsize=8, loc="lower center")
-    return {"Tangent kernel of the MLP": drawn, "Test accuracy": bars}
+    return {"Tangent kernels, before and after training": drawn, "Test accuracy": bars}
 
 
 def _build(name: str, config: Config, side: int, seed: int, times: int) -> nn.Module:

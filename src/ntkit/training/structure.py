@@ -21,6 +21,7 @@ Parts = list[tuple[Tensor | None, Factor]]  # places among the elements of a wei
 Jacobian = dict[str, Parts]
 _PROBE, _PROBED = 0.375, 32  # a place on a step, and how many samples are compared
 _TINY = 256  # numbers in a matrix
+_SMALL = 2**20  # weights of a network of which several steps may go together
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Structure:
                 return None
         except Exception:  # whatever a user's network may raise when traced or batched: it goes the plain way
             return None
+        if sum(net.weights[name].numel() for name in wanted) > _SMALL:
+            return found
         try:
             return replace(found, together=found._holds_together(take(x, slice(0, 1))))
         except Exception:  # the same, for what cannot be batched twice
