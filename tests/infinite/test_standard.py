@@ -97,7 +97,7 @@ NAMES = [
     "tanh MLP",
     "layer norm before a ReLU",
     "convolutions with stride, dilation, pooling",
-    "GRU",
+    pytest.param("GRU", marks=pytest.mark.slow),
 ]
 
 

@@ -36,9 +36,8 @@ FUSION: dict[str, Any] = {
 }  # a value read twice is not computed anew
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
-_FUSED: Any = {
-    torch.ops.aten.atan2.default: fused_atan2
-}  # windows over positions take their inputs apart again
+_FUSED: Any = {torch.ops.aten.atan2.default: fused_atan2}
+_PAD = torch.ops.aten.constant_pad_nd.default  # computes what it is given again, at each place of a window
 
 Tile = Callable[[Any, Any], tuple[Tensor, ...]]
 
@@ -185,8 +184,9 @@ class Tiles:
             ]
             try:
                 with torch.no_grad():
-                    table = None if any(e.shape for e in _everything(self.value)) else _FUSED
-                    graph = make_fx(self._evaluate(ntk, last), decomposition_table=table)(*example)
+                    graph = make_fx(self._evaluate(ntk, last))(*example)
+                    if all(node.target is not _PAD for node in graph.graph.nodes):
+                        graph = make_fx(graph, decomposition_table=_FUSED)(*example)
                     compiled = torch.compile(graph, dynamic=False, options=FUSION)
                     compiled(*example)
             except Exception as error:
