@@ -20,23 +20,23 @@ def averaged_together(
 ) -> None:
     """Write d f / d w of a batch averaged along steps by one rule into ``out [T, q, o, P]``."""
     q, o, steps, count = batch_size(x), out.shape[2], len(starts), len(rule[0])
-    fixed = {name: w for name, w in net.unflatten(starts[0]).items() if name not in net.shapes}
-    first, last = (
-        {
-            name: part.unflatten(1, shape) if shape else part[:, 0]
-            for (name, shape), part in zip(net.shapes.items(), w.split(net.sizes, dim=1), strict=True)
-        }
-        for w in (starts, starts + deltas)
-    )
-    places = structure.along(first, last, fixed, net.buffers)
     s, shares = (starts.new_tensor(v) for v in rule)
-    rows = torch.arange(q, device=starts.device).repeat_interleave(count)
+    points = (starts[:, None] + s[:, None] * deltas[:, None]).flatten(0, 1)
+    fixed = {name: w for name, w in net.unflatten(starts[0]).items() if name not in net.shapes}
+    weights = {
+        name: part.unflatten(1, shape) if shape else part[:, 0]
+        for (name, shape), part in zip(net.shapes.items(), points.split(net.sizes, dim=1), strict=True)
+    }
     eye = torch.eye(o, dtype=starts.dtype, device=starts.device)
-    every = steps * q * count
-    jacobian = places.jacobian(take(x, rows), s.repeat(q), eye[:, None].expand(o, every, o))
-    owner = torch.arange(steps * q, device=starts.device).repeat_interleave(count)
-    place = torch.arange(count, device=starts.device).repeat(steps * q)
-    _write(jacobian, net, shares.repeat(steps * q), owner, place, out.flatten(0, 1))
+    rows = eye[:, None].expand(o, steps * count * q, o)
+    jacobian = structure.at_once(weights, fixed, net.buffers).jacobian(x, None, rows)
+    step, node, query = (
+        v.flatten()
+        for v in torch.meshgrid(
+            *(torch.arange(size, device=starts.device) for size in (steps, count, q)), indexing="ij"
+        )
+    )
+    _write(jacobian, net, shares[node], step * q + query, node, out.flatten(0, 1))
 
 
 class Along:

@@ -34,7 +34,7 @@ class Structure:
 
     recipe: Recipe
     graph: Graph
-    together: bool = False  # several steps go through it at once, with the same result
+    together: bool = False  # several places go through it at once, with the same result
 
     @classmethod
     def of(cls, net: Network, wanted: tuple[str, ...], x: Any) -> Structure | None:
@@ -50,7 +50,7 @@ class Structure:
         if sum(net.weights[name].numel() for name in wanted) > _SMALL:
             return found
         try:
-            return replace(found, together=found._holds_together(take(x, slice(0, 1))))
+            return replace(found, together=found._holds_together(take(x, slice(0, 2))))
         except Exception:  # the same, for what cannot be batched twice
             return found
 
@@ -65,15 +65,14 @@ class Structure:
         ends = [{**buffers, **w} for w in (first, last) if w is not None]
         return Place(self, dict(first), dict(buffers), self._sources(ends))
 
-    def along(self, first: Weights, last: Weights, fixed: Weights, buffers: Weights) -> Places:
-        """Return the network along T steps; weights are ``[T, ...]``, but those that are ``fixed``."""
+    def at_once(self, weights: Weights, fixed: Weights, buffers: Weights) -> Places:
+        """Return the network at T places at once; weights are ``[T, ...]``, but those that are ``fixed``."""
 
-        def sources(first: Weights, last: Weights) -> dict[fx.Node, list[Tensor]]:
-            return self._sources([{**buffers, **fixed, **w} for w in (first, last)])
+        def sources(weights: Weights) -> dict[fx.Node, list[Tensor]]:
+            return self._sources([{**buffers, **fixed, **weights}])
 
-        values = quiet_vmap(sources)(dict(first), dict(last))
-        one = {name: w[0] for name, w in first.items()}
-        return Places(self, {**fixed, **one}, dict(buffers), values)
+        one = {name: w[0] for name, w in weights.items()}
+        return Places(self, {**fixed, **one}, dict(buffers), quiet_vmap(sources)(dict(weights)))
 
     def _sources(self, ends: list[dict[str, Tensor]]) -> dict[fx.Node, list[Tensor]]:
         sources = dict.fromkeys(e.source for e in self.recipe.coverage.edges)
@@ -112,27 +111,21 @@ class Structure:
         return _close(self.at(first, None, buffers).outputs(x, truth.new_zeros(len(truth))), truth.detach())
 
     def _holds_together(self, x: Any) -> bool:
-        """Compare two steps at once, there and back, with each by itself."""
+        """Compare two places at once with each by itself."""
         wanted, net = self.recipe.wanted, self.recipe.net
         first, last, buffers = net.weights, self._elsewhere(), net.buffers
         fixed = {k: w for k, w in first.items() if k not in wanted}
-        s = next(iter(first.values())).new_tensor([_PROBE])
-        there, back = self.at(first, last, buffers), self.at(last, first, buffers)
-        rows = torch.ones_like(there.outputs(x, s))[None]
-        places = self.along(
-            {k: torch.stack([first[k], last[k]]) for k in wanted},
-            {k: torch.stack([last[k], first[k]]) for k in wanted},
-            fixed,
-            buffers,
-        )
-        both = places.jacobian(x, s, rows.repeat(1, 2, 1))
-        apart = [place.jacobian(x, s, rows) for place in (there, back)]
+        apart = [self.at(weights, None, buffers) for weights in (first, last)]
+        rows = torch.ones_like(net.outputs(first, x).detach())[None]
+        both = self.at_once({k: torch.stack([first[k], last[k]]) for k in wanted}, fixed, buffers)
+        found = both.jacobian(x, None, rows.repeat(1, 2, 1))
+        expected = [place.jacobian(x, None, rows) for place in apart]
         for name in wanted:
-            flat = s.new_zeros(2, 1, first[name].numel())
+            flat = rows.new_zeros(2 * batch_size(x), 1, first[name].numel())
             truth = torch.zeros_like(flat)
-            form(both[name], flat)
-            for i in range(2):
-                form(apart[i][name], truth[i : i + 1])
+            form(found[name], flat)
+            for part, jacobian in zip(truth.chunk(2), expected, strict=True):
+                form(jacobian[name], part)
             if not _close(flat, truth):
                 return False
         return True
@@ -283,7 +276,7 @@ class Place:
 
 
 class Places(Place):
-    """A network along T steps at once: ``sources`` are ``[T, ...]``, rows are one step's after the other."""
+    """A network at T places at once: ``sources`` are ``[T, ...]``, rows are one place's after the other."""
 
     def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> dict[Edge, Factor | None]:
         """Return the factor of each use of a weight, for ``rows [q, T n, o]`` of n samples at ``s [n]``."""
@@ -348,13 +341,11 @@ def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, c
 
     Row i is number ``place[i]`` of those of sample ``owner[i]``; they become positions of its outer product.
     """
-    most = int(place.max()) + 1
     if factor.right is None:
         assert isinstance(factor.left, Tensor)
         left = factor.left * _column(shares, factor.left)
-        if len(left) == count * most:
-            return replace(factor, left=left.unflatten(0, (count, most)).sum(1))
         return replace(factor, left=left.new_zeros(count, *left.shape[1:]).index_add_(0, owner, left))
+    most = int(place.max()) + 1
     rows = owner * most + place
 
     def spread(slot: Tensor | OneHot, shares: Tensor | None) -> Tensor | OneHot:
@@ -363,10 +354,9 @@ def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, c
             return replace(slot, index=index.reshape(count, -1))
         slot = slot.expand(len(rows), *slot.shape[1:])
         slot = slot if shares is None else slot * _column(shares, slot)
-        if len(rows) < count * most:
-            slot = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
+        wide = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
         o, g, t, r = slot.shape[1:]
-        wide = slot.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
+        wide = wide.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
         return wide.reshape(count, o, g, most * t, r)
 
     if isinstance(factor.left, Tensor):
