@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +13,7 @@ from ntkit.compute.plan import Plan, chunks, plan_chunks
 from ntkit.finite.coverage import VIEWS
 from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian import Jacobian, Recipe
-from ntkit.finite.products import (
-    Sizes,
-    add_diagonals,
-    add_positions,
-    add_singles,
-    block_shape,
-    cheapest,
-)
+from ntkit.finite.products import Sizes, add_diagonals, add_products, block_shape, cheapest, mirror
 from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
 
@@ -84,12 +77,10 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
         b, q = max(n, m), o
     else:
         b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, held // 2)
-    rows = q if kind == "full" else 1
-    pair = {"full": q * q, "diagonal": q, "trace": 1}[kind]
-    tile = b
-    if symmetric:  # the halves of the diagonal tiles are lost: four tiles or more, but none too small
-        tile = min(b, max(-(-n // 4), -(-128 // rows)), max(1, 2048 // rows))
-    while tile > 1 and 2 * tile * tile * pair * size.item > budget // 8:
+    tile = min(b, 256)
+    if symmetric and (kind != "full" or o == 1):  # half of each tile on the diagonal is lost
+        tile = min(tile, max(128, -(-n // 8)))
+    while tile > 1 and 2 * tile * b * q * size.item > budget // 8:
         tile = -(-tile // 2)
     flops = 0
     for sizes in size.uses.values():
@@ -100,7 +91,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
     sides = together if b >= max(n, m) else 2 * b
     shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]
     result = size.item * int(torch.Size(shape).numel())
-    peak = sides * (size.per_sample + q * per_output) + 3 * tile * tile * pair * size.item
+    peak = sides * (size.per_sample + q * per_output) + 3 * tile * b * q * size.item
     return Plan(shape, symmetric, b, q, tile, groups, result, peak, budget, flops)
 
 
@@ -119,9 +110,10 @@ def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[st
 
 
 def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: str, o: int, only: frozenset | None) -> Tensor:
-    """Return the block in the layout of `ntkit.finite.products`; ``x2=None`` is ``x1``, done by half."""
+    """Return the block ``[o, n, o, m]``, ``[o, n, m]`` or ``[n, m]``; ``x2=None`` is ``x1``, done by half."""
     n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
-    out = recipe.net.weights[recipe.wanted[0]].new_zeros(block_shape(kind, n, m, o, o))
+    shape = {"full": (o, n, o, m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
+    out = recipe.net.weights[recipe.wanted[0]].new_zeros(shape)
     for group in plan.weights:
         names = frozenset(group) if only is None else only & frozenset(group)
         if names:
@@ -148,12 +140,16 @@ def _add_group(
                 continue
             same = symmetric and row == column
             right = left if same else factors(second, column)
-            block = _window(out, row, column, kind)
-            add_positions(block, pairs(left, right), kind, plan.budget // 8)
-            _add_tiles(block, left, right, kind, plan.tile, same)
+            window = _window(out, row, column, kind)
+            block = _matrix(window, kind)
+            add_products(block, pairs(left, right), kind, same, plan.tile, plan.budget // 8)
+            if same:
+                mirror(block)
+            if block.data_ptr() != window.data_ptr():
+                window += block.view(window.shape)
             if symmetric and not same:
                 mirrored = _window(out, column, row, kind)
-                mirrored.copy_(block.permute(2, 3, 0, 1) if kind == "full" else block.transpose(-1, -2))
+                mirrored.copy_(window.permute(2, 3, 0, 1) if kind == "full" else window.transpose(-1, -2))
 
 
 def _window(out: Tensor, row: Panel, column: Panel, kind: str) -> Tensor:
@@ -162,57 +158,19 @@ def _window(out: Tensor, row: Panel, column: Panel, kind: str) -> Tensor:
     return {"full": lambda: out[q, i, p, j], "diagonal": lambda: out[q, i, j]}.get(kind, lambda: out[i, j])()
 
 
+def _matrix(window: Tensor, kind: str) -> Tensor:
+    """Return a part of the kernel as a block of `ntkit.finite.products`, a new one where it is no view."""
+    if kind != "full":
+        return window
+    q, n, p, m = window.shape
+    try:
+        return window.view(q * n, p * m)
+    except RuntimeError:  # some of the samples only
+        return window.new_zeros(block_shape(kind, n, m, q, p))
+
+
 def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
     return [(q, s) for q in chunks(o, plan.outputs) for s in chunks(n, plan.samples)]
-
-
-def _add_tiles(block: Tensor, left: Jacobian, right: Jacobian, kind: str, size: int, same: bool) -> None:
-    """Add the products of uses without positions by tiles; of a panel with itself, half of them."""
-    rows = _tiles(left, block.shape[1 if kind != "trace" else 0], size, kind)
-    columns = rows if same else _tiles(right, block.shape[-1], size, kind)
-    for i, (x, tile_a) in enumerate(rows):
-        for y, tile_b in columns[i:] if same else columns:
-            where = block[:, x, :, y] if kind == "full" else block[..., x, y]
-            if not same:
-                add_singles(where, pairs(tile_a, tile_b), kind)
-                continue
-            tile = torch.zeros_like(where, memory_format=torch.contiguous_format)
-            add_singles(tile, pairs(tile_a, tile_b), kind)
-            where += tile
-            if x != y:
-                mirrored = block[:, y, :, x] if kind == "full" else block[..., y, x]
-                mirrored += tile.permute(2, 3, 0, 1) if kind == "full" else tile.transpose(-1, -2)
-
-
-def _tiles(jacobian: Jacobian, n: int, size: int, kind: str) -> list[tuple[slice, Jacobian]]:
-    """Cut the uses without positions into tiles of samples, laid out as their products read them."""
-    tiles = []
-    for s in chunks(n, size):
-        packed: dict[tuple, Tensor] = {}
-        rows = {
-            k: [
-                [_packed(f.rows(s), kind == "full", packed) for f in group if f.sizes[3] == 1]
-                for group in groups
-            ]
-            for k, groups in jacobian.items()
-        }
-        tiles.append((s, rows))
-    return tiles
-
-
-def _packed(factor: Factor, outputs_first: bool, packed: dict[tuple, Tensor]) -> Factor:
-    """Copy the left slot of a use without positions once, in the order of its product's rows.
-
-    Uses that share the slot (a layer's weight and bias) share the copy, and so their product.
-    """
-    left = factor.left
-    if not isinstance(left, Tensor):
-        return factor
-    key = left.data_ptr(), left.shape, left.stride()
-    if key not in packed:
-        rows = left.transpose(0, 1) if outputs_first else left
-        packed[key] = rows.contiguous().transpose(0, 1) if outputs_first else rows.contiguous()
-    return replace(factor, left=packed[key])
 
 
 def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:

@@ -64,7 +64,7 @@ class Factor:
 
     def rows(self, index: slice) -> Factor:
         """Return the factor of some of the samples."""
-        return replace(self, left=_rows(self.left, index), right=_rows(self.right, index))
+        return replace(self, left=slot_rows(self.left, index), right=slot_rows(self.right, index))
 
     def swapped(self) -> Factor:
         """Return the factor of the transposed matrices."""
@@ -123,7 +123,8 @@ def _concatenate(slots: list[Slot]) -> Slot:
     return torch.cat(slots, dim=3)  # pyright: ignore
 
 
-def _rows(slot: Slot | None, index: slice) -> Slot | None:
+def slot_rows(slot: Slot | None, index: slice) -> Slot | None:
+    """Return the slot of some of the samples."""
     if isinstance(slot, OneHot):
         return OneHot(slot.index[index], slot.size, slot.dtype)
     return None if slot is None else slot[index]

@@ -10,20 +10,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ntkit.finite.coverage import Coverage, Edge, evaluate, index_map
 from ntkit.finite.factors import Factor, concatenate
 from ntkit.finite.rules import RULES, Use
+from ntkit.finite.tape import Tapes
 from ntkit.graph import Graph, arguments, is_batched
 from ntkit.network import Network, Weights, batch_size, take
 
 # The factors of each weight: one list for each set of its elements, uses that are alike summed.
 Jacobian = dict[str, list[list[Factor]]]
 Factors = dict[Edge, Factor | None]
+Taps = dict[fx.Node, list[Edge]]
+_SHORT = 64  # operations of a network whose passes are replayed
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Recipe:
     by_output: bool = False  # its backward runs under no vmap: one output after the other
     groups: dict[str, list[Group]] = field(default_factory=dict)
     formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
+    tapes: Tapes = field(default_factory=Tapes)
 
     @property
     def contracted(self) -> tuple[str, ...]:
@@ -70,6 +75,22 @@ class Recipe:
             jacobian.update(self._formed(formed, factors, batch_size(x), cotangents.shape[0]))
         return jacobian
 
+    def passes(
+        self, x: Any, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
+    ) -> Passes:
+        """Run forward and backward; a short network's are written out at the second call of a shape."""
+        values = weights, self.net.buffers, x, cotangents
+
+        def run(*values: Any) -> Passes:
+            return run_passes(self, taps, copied, *values)
+
+        short = self.graph is not None and not self.graph.mutates and len(self.graph.nodes) <= _SHORT
+        if not short or self.by_output:
+            return run(*values)
+        leaves, structure = pytree.tree_flatten((x, cotangents))
+        edges = tuple(edge for here in taps.values() for edge in here)
+        return self.tapes.run((tuple(t.shape for t in leaves), structure, edges, copied), run, *values)
+
     def gradients(self, out: Tensor, leaves: list[Tensor], rows: Tensor) -> list[Tensor | None]:
         """Return d (row . out) / d leaf for each of ``rows [q, *out]``, None where nothing arrives."""
         if not leaves or not out.requires_grad:
@@ -82,6 +103,9 @@ class Recipe:
                     return list(torch.autograd.grad(out, leaves, rows, is_grads_batched=True, **options))
             except RuntimeError:
                 self.by_output = True  # an operation whose backward has no batching rule
+        if rows.shape[0] == 1:
+            grads = torch.autograd.grad(out, leaves, rows[0], **options)
+            return [None if g is None else g.unsqueeze(0) for g in grads]
         result: list[Tensor | None] = [None] * len(leaves)
         for i, row in enumerate(rows):
             for j, grad in enumerate(torch.autograd.grad(out, leaves, row, **options)):
@@ -168,6 +192,16 @@ def quiet_vmap(function: Callable, **options: Any) -> Callable:
     return quiet
 
 
+class Passes(NamedTuple):
+    """What a forward and a backward pass brought to each tapped operation, one after the other."""
+
+    out: Tensor
+    gradients: list[Tensor | None]  # [q, n, *shape]
+    fixed: list[dict[str, Any]]
+    moving: list[dict[str, Tensor]]
+    jacobians: dict[str, Tensor]  # of weights that entered as copies, [n, q, *shape]
+
+
 def backward(
     recipe: Recipe,
     x: Any,
@@ -177,19 +211,38 @@ def backward(
     weights: Weights | None = None,
 ) -> tuple[Factors, dict[str, Tensor], Tensor]:
     """Run forward under vmap and backward for all cotangents; return factors, Jacobians, outputs."""
-    n = batch_size(x)
     weights = recipe.net.weights if weights is None else weights
-    graph, buffers = recipe.graph, recipe.net.buffers
-    slots: dict[fx.Node, list[Edge]] = {}
+    taps: Taps = {}
     for edge in edges:
-        slots.setdefault(edge.node, []).append(edge)
+        taps.setdefault(edge.node, []).append(edge)
+    found = recipe.passes(x, cotangents, taps, copied, weights)
+    factors: Factors = {}
+    for here, g, fixed, moving in zip(
+        taps.values(), found.gradients, found.fixed, found.moving, strict=True
+    ):
+        if g is not None:
+            factors |= {edge: factor_of(edge, g.transpose(0, 1), fixed, moving) for edge in here}
+    return factors, found.jacobians, found.out
+
+
+def run_passes(
+    recipe: Recipe,
+    taps: Taps,
+    copied: tuple[str, ...],
+    weights: Weights,
+    buffers: Weights,
+    x: Any,
+    cotangents: Tensor,
+) -> Passes:
+    """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents."""
+    n, graph = batch_size(x), recipe.graph
     fixed: dict[fx.Node, dict] = {}
     with torch.enable_grad():
         zero = cotangents.new_zeros(())
-        taps = {node.name: zero.expand(n, *node.meta["tensor_meta"].shape).requires_grad_() for node in slots}
+        zeros = {t.name: zero.expand(n, *t.meta["tensor_meta"].shape).requires_grad_() for t in taps}
         copies = {k: weights[k].detach().expand(n, *weights[k].shape).requires_grad_() for k in copied}
 
-        def one(x: Any, taps: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
+        def one(x: Any, zeros: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
             merged = {**weights, **copies}
             saved: dict[str, dict] = {}
             if graph is None:
@@ -197,30 +250,25 @@ def backward(
             mutates = graph.mutates
 
             def tap(node: fx.Node, args: tuple, kwargs: dict) -> Any:
-                args, kwargs = _detached(args, kwargs, node, slots[node])
+                args, kwargs = _detached(args, kwargs, node, taps[node])
                 seen, saved[node.name] = _split(arguments(node, args, kwargs), copy=mutates)
                 fixed[node] = seen
                 y = node.target(*args, **kwargs)  # pyright: ignore
-                return y + taps[node.name]
+                return y + zeros[node.name]
 
-            out = graph.run(merged, buffers, x, dict.fromkeys(slots, tap))
+            out = graph.run(merged, buffers, x, dict.fromkeys(taps, tap))
             return out, saved
 
-        out, saved = quiet_vmap(one)(x, taps, copies)
-        leaves = [*taps.values(), *copies.values()]
+        out, saved = quiet_vmap(one)(x, zeros, copies)
+        leaves = [*zeros.values(), *copies.values()]
         rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape)
         grads = recipe.gradients(out, leaves, rows)
-    factors: Factors = {}
-    for (node, here), g in zip(slots.items(), grads, strict=False):
-        if g is not None:
-            factors |= {
-                edge: factor_of(edge, g.transpose(0, 1), fixed[node], saved[node.name]) for edge in here
-            }
     jacobians = {}
-    for k, grad in zip(copied, grads[len(taps) :], strict=True):
+    for k, grad in zip(copied, grads[len(zeros) :], strict=True):
         zero = weights[k].new_zeros(1).expand(n, cotangents.shape[0], *weights[k].shape)
         jacobians[k] = zero if grad is None else grad.transpose(0, 1)
-    return factors, jacobians, out
+    moving = [saved[t.name] for t in taps]
+    return Passes(out, grads[: len(taps)], [fixed[t] for t in taps], moving, jacobians)
 
 
 def factor_of(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:

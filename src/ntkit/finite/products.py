@@ -2,26 +2,32 @@
 
 For two uses of one weight with J[n, o] = sum_t g_not h_nt^T the block of the kernel is
 
-    K[n, m, o, p] = sum_{t, s} (h_nt . h_ms) (g_not . g_mps)
+    K[o, n, p, m] = sum_{t, s} (h_nt . h_ms) (g_not . g_mps)
 
 "features" forms U_no = sum_t g_not h_nt^T on both sides and multiplies them; "one-sided" takes the
 Gram matrix of h over positions, applies it to one g and multiplies by the other; "gram" takes both
-Gram matrices over positions. Blocks are laid out as ``[o1, n1, o2, n2]`` (full), ``[o, n1, n2]``
-(diagonal) or ``[n1, n2]`` (trace).
+Gram matrices over positions.
+
+A block is a matrix: ``[o n, p m]`` (full; the sample runs fastest), ``[n, m]`` (trace), or one for
+each output, ``[o, n, m]`` (diagonal). A block of samples with themselves is symmetric: only its upper
+triangle is made, and `mirror` fills the rest when all parts have been added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ntkit.finite.factors import Factor, OneHot, Slot
+from ntkit.compute.gemm import product_transposed
+from ntkit.compute.plan import chunks
+from ntkit.finite.factors import Factor, OneHot, Slot, slot_rows
 
 # A byte moved costs about as much time as this many floating-point operations.
 _FLOPS_PER_BYTE = 12
+_FORMED = 2**23  # bytes of Jacobians that are formed at a time: they stay in a cache until their product
 _SHARED_EQUATIONS = {"full": "notmps,ntms->onpm", "diagonal": "notmos,ntms->onm"}
 _CROSSED_EQUATIONS = {
     "full": "notms,ntmps->onpm",
@@ -33,8 +39,16 @@ Pairs = Iterable[tuple[Factor, Factor]]
 
 
 def block_shape(kind: str, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
-    """Return the layout of a block in this file."""
-    return {"full": (o, n, p, m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
+    """Return the shape of a block."""
+    return {"full": (o * n, p * m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
+
+
+def mirror(out: Tensor) -> None:
+    """Copy the upper triangle of symmetric matrices to the lower one."""
+    for s in chunks(out.shape[-1], 512):
+        before, own = slice(0, s.start), out[..., s, s]
+        out[..., s, before] = out[..., before, s].transpose(-1, -2)
+        own.copy_(own.triu() + own.triu(1).transpose(-1, -2))
 
 
 def is_single(a: Factor, b: Factor) -> bool:
@@ -42,36 +56,67 @@ def is_single(a: Factor, b: Factor) -> bool:
     return a.sizes[2] == a.sizes[3] == b.sizes[3] == 1 and a.left_has_outputs == b.left_has_outputs
 
 
-def add_singles(out: Tensor, pairs: Pairs, kind: str) -> None:
-    """Add the products of pairs of uses without positions: (g . g') (h . h')."""
-    terms: dict[tuple, list] = {}
-    for a, b in (_oriented(a, b) for a, b in pairs if is_single(a, b)):
-        # A layer's bias has the layer's own g, so they share its Gram matrix.
-        term = terms.setdefault((_key(a.left), _key(b.left)), [a.left, b.left, 0, 0])
-        if a.right is None:
-            term[2] = term[2] + 1
-        else:
-            term[3] = term[3] + _inner(a.right, b.right)[:, 0, 0, :, 0, 0]
-    for left, right, constant, weights in terms.values():
-        u = left[:, :, 0, 0]
-        gram = _outer(u, u if left is right else right[:, :, 0, 0], kind)
-        if isinstance(weights, Tensor):
-            weights = weights + constant if constant else weights
-            out.addcmul_(gram, weights[:, None] if kind == "full" else weights)
-        else:
-            out.add_(gram, alpha=constant)
+def add_products(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int, limit: int) -> None:
+    """Add the products of pairs of uses, with about ``limit`` bytes besides the block.
 
-
-def add_positions(out: Tensor, pairs: Pairs, kind: str, limit: int) -> None:
-    """Add the products of all other pairs, with about ``limit`` bytes besides the block.
-
-    A pair of a use with itself is symmetric, and done by half.
+    ``same``: both are the Jacobian of the same samples and outputs. ``tile``: samples of a row of
+    products.
     """
-    for a, b in (_oriented(a, b) for a, b in pairs if not is_single(a, b)):
+    oriented = list(_oriented(pairs))
+    _add_singles(out, [pair for pair in oriented if is_single(*pair)], kind, same, tile)
+    for a, b in oriented:
+        if is_single(a, b):
+            continue
         if b.left_has_outputs:
-            _positions(out, a, b, kind, limit)
+            _positions(out, a, b, kind, same, limit)
         else:
             out += _crossed(a, b, kind, limit)
+
+
+def _add_singles(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int) -> None:
+    """Add the products of pairs of uses without positions: (g . g') (h . h')."""
+    terms: dict[tuple, tuple[Tensor, Tensor, list]] = {}
+    for a, b in pairs:
+        # A layer's bias has the layer's own g, so they share its Gram matrix.
+        assert isinstance(a.left, Tensor) and isinstance(b.left, Tensor)
+        terms.setdefault((_key(a.left), _key(b.left)), (a.left, b.left, []))[2].append((a.right, b.right))
+    for left, right, slots in terms.values():
+        n, o, m, p = *left.shape[:2], *right.shape[:2]
+        u = left[:, :, 0, 0].transpose(0, 1)
+        v = u if left is right else right[:, :, 0, 0].transpose(0, 1)
+        if kind == "trace":
+            u = u.transpose(0, 1).reshape(1, n, -1)
+            v = u if left is right else v.transpose(0, 1).reshape(1, m, -1)
+        columns = v.reshape(p * m, -1) if kind == "full" else v
+        for s in chunks(n, tile):
+            # Of the columns left of the diagonal, whole outputs are left out and, in one output, samples.
+            first = s.start if same and (kind != "full" or o == 1) else 0
+            weights = _weights(slots, s, first, left)
+            if kind == "full" and weights.shape[1] > 1:
+                weights = weights.repeat(1, p)
+            for i, rows in enumerate(u[:, s]):
+                start = i * m + first if same and kind == "full" else first
+                if kind == "full":
+                    where = out[i * n + s.start : i * n + s.stop, start:]
+                    gram = product_transposed(rows, columns[start:])
+                    own = weights[:, start - first :] if weights.shape[1] > 1 else weights
+                else:
+                    where = (out if kind == "trace" else out[i])[s, first:]
+                    gram, own = product_transposed(rows, columns[i, first:]), weights
+                where.addcmul_(gram, own)
+
+
+def _weights(slots: list[tuple[Slot | None, Slot | None]], rows: slice, first: int, like: Tensor) -> Tensor:
+    """Return the sum of h . h' over uses that share g, ``[rows, m]``; ``[rows, 1]`` where it is constant."""
+    constant = sum(a is None for a, _ in slots)
+    total: Tensor | None = None
+    for a, b in slots:
+        if a is not None:
+            inner = _inner(slot_rows(a, rows), slot_rows(b, slice(first, None)))[:, 0, 0, :, 0, 0]
+            total = inner if total is None else total + inner
+    if total is None:
+        return like.new_full((rows.stop - rows.start, 1), constant)
+    return total.add_(constant) if constant else total
 
 
 Sizes = tuple[int, int, int, int, int, int]
@@ -107,8 +152,7 @@ def cheapest(a: Sizes, b: Sizes, kind: str, item: int) -> tuple[str, int]:
 
 def add_diagonals(out: Tensor, pairs: Pairs, kind: str) -> None:
     """Add the products of each sample with itself: ``[n, o, p]``, ``[n, o]`` or ``[n]``."""
-    for a, b in pairs:
-        a, b = _oriented(a, b)
+    for a, b in _oriented(pairs):
         n, o, g, t, r, c = a.sizes
         s = b.sizes[3]
         crossed = not b.left_has_outputs
@@ -127,64 +171,75 @@ def add_diagonals(out: Tensor, pairs: Pairs, kind: str) -> None:
             out += torch.linalg.vecdot(u, v).sum(-1) if kind == "trace" else torch.linalg.vecdot(u, v)
 
 
-def _oriented(a: Factor, b: Factor) -> tuple[Factor, Factor]:
-    """Transpose both where needed, so that the outputs are in the left slot of the first."""
-    return (a, b) if a.left_has_outputs else (a.swapped(), b.swapped())
+def _oriented(pairs: Pairs) -> Iterator[tuple[Factor, Factor]]:
+    """Transpose both uses where needed, so that the outputs are in the left slot of the first."""
+    for a, b in pairs:
+        yield (a, b) if a.left_has_outputs else (a.swapped(), b.swapped())
 
 
-def _positions(out: Tensor, a: Factor, b: Factor, kind: str, limit: int) -> None:
+def _positions(out: Tensor, a: Factor, b: Factor, kind: str, same: bool, limit: int) -> None:
     """Add the product of two uses with positions, outputs in the left slots, by the cheapest order."""
     order, _ = cheapest(a.sizes, b.sizes, kind, _item(a))
-    n, o, g, _, r, c = a.sizes
+    n, o = a.sizes[:2]
     m, p = b.sizes[:2]
     if order == "features":
-        per_row = _item(a) * g * c * (n * o + m * p) * 2
-        step = min(r, max(1, limit // per_row))
-        for i in range(0, r, step):
-            u = _left_rows(a, slice(i, i + step)).dense().reshape(n, o, -1)
-            v = u if a is b else _left_rows(b, slice(i, i + step)).dense().reshape(m, p, -1)
-            out += _outer(u, v, kind)
+        _features(out, a, b, kind)
         return
     if order == "one-sided":
         per_sample = _item(a) * o * b.sizes[3] * (b.sizes[4] + a.sizes[3])
-        rows = min(n, max(1, limit // per_sample))
-        for i in range(0, n, rows):
-            where = out[:, i : i + rows] if kind != "trace" else out[i : i + rows]
-            _one_sided(where, a.rows(slice(i, i + rows)), b, kind, mirror=a is b and rows == n)
+        size = min(n, max(1, limit // per_sample))
+        for i in range(0, n, size):
+            rows = slice(i, min(n, i + size))
+            _one_sided(_window(out, rows, slice(0, m), o, p, kind), a.rows(rows), b, kind, same and size >= n)
         return
     per_pair = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))["gram"][1]
     rows = min(n, max(1, limit // (per_pair * m)))
     columns = min(m, max(1, limit // (per_pair * rows)))
-    for i in range(0, n, rows):
-        for j in range(0, m, columns):
-            x, y = slice(i, i + rows), slice(j, j + columns)
-            where = out[:, x, :, y] if kind == "full" else out[..., x, y]
-            _gram(where, a.rows(x), b.rows(y), kind)
+    for x in chunks(n, rows):
+        for y in chunks(m, columns):
+            if not same or y.stop > x.start:
+                _gram(_window(out, x, y, o, p, kind), a.rows(x), b.rows(y), kind)
 
 
-def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, mirror: bool) -> None:
+def _window(out: Tensor, rows: slice, columns: slice, o: int, p: int, kind: str) -> Tensor:
+    """Return the part of a block that some samples make, ``[o, n, p, m]`` of a full one."""
+    if kind != "full":
+        return out[..., rows, columns]
+    return out.unflatten(0, (o, -1)).unflatten(2, (p, -1))[:, rows, :, columns]
+
+
+def _features(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
+    """Form the Jacobians of some rows of the weight at a time, and add their product."""
+    (n, o, g, _, r, c), (m, p) = a.sizes, b.sizes[:2]
+    count = n * o if a is b else n * o + m * p
+    for rows in chunks(r, max(1, _FORMED // (_item(a) * g * c * count))):
+        u = _left_rows(a, rows).dense().reshape(n, o, -1)
+        v = u if a is b else _left_rows(b, rows).dense().reshape(m, p, -1)
+        out += _outer(u, v, kind)
+
+
+def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, same: bool) -> None:
     """Move the g of the first over to the positions of the second, one sample of the second at a time."""
     n, o, groups, _, _, _ = a.sizes
     m, p, _, s, r, _ = b.sizes
+    half = same and a is b  # what samples n >= j make with sample j is what j makes with them
     assert isinstance(a.left, Tensor) and isinstance(b.left, Tensor)
     for g in range(groups):
         h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0].permute(2, 0, 3, 1)  # [m, n, s, t]
         left, right = a.left[:, :, g].transpose(0, 1), b.left[:, :, g]
         for j in range(m):
-            first = j if mirror else 0
+            first = j if half else 0
             moved = (h[j, first:] @ left[:, first:]).reshape(o, n - first, s * r)
             there = right[j].reshape(p, s * r)
             if kind == "full":
                 value = (moved.flatten(0, 1) @ there.T).reshape(o, n - first, p)
-                out[:, first:, :, j] += value
-                if mirror:
-                    out[:, j, :, first + 1 :] += value[:, 1:].permute(2, 0, 1)
+                where = out[:, j, :, first:].permute(1, 2, 0) if half else out[:, :, :, j]
+                where += value
                 continue
             value = (moved @ there.unsqueeze(-1)).squeeze(-1)
             value = value.sum(0) if kind == "trace" else value
-            out[..., first:, j] += value
-            if mirror:
-                out[..., j, first + 1 :] += value[..., 1:]
+            where = out[..., j, first:] if half else out[..., j]
+            where += value
 
 
 def _gram(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
@@ -213,7 +268,7 @@ def _crossed(a: Factor, b: Factor, kind: str, limit: int) -> Tensor:
         right = _inner(*_group(a.right, b.right, g))[:, 0]  # [n, t, m, p, s]
         total = total + torch.einsum(_CROSSED_EQUATIONS[kind], left, right)
     assert isinstance(total, Tensor)
-    return total
+    return total.reshape(o * n, p * m) if kind == "full" else total
 
 
 def _inner(a: Slot | None, b: Slot | None) -> Tensor:
@@ -231,7 +286,8 @@ def _inner(a: Slot | None, b: Slot | None) -> Tensor:
         return a.reshape(n, o, t, r)[..., b.index.reshape(-1)].reshape(n, o, t, m, 1, s)
     m, p, _, s, _ = b.shape
     first = a.reshape(-1, r)
-    return (first @ (first if a is b else b.reshape(-1, r)).T).reshape(n, o, t, m, p, s)
+    second = first if a is b else b.reshape(-1, r)
+    return product_transposed(first, second).reshape(n, o, t, m, p, s)
 
 
 def _inner_same(a: Slot, b: Slot | None) -> Tensor:
@@ -255,25 +311,21 @@ def _outer(u: Tensor, v: Tensor, kind: str) -> Tensor:
     if kind == "diagonal":
         return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
     if kind == "trace":
-        return _product(u.reshape(n, -1), v.reshape(m, -1), u is v)
-    if u.is_contiguous() and v.is_contiguous():  # rather than the Jacobians, turn their small product
-        product = _product(u.flatten(0, 1), v.flatten(0, 1), u is v)
-        return product.reshape(n, o, m, p).permute(1, 0, 3, 2)
-    a, b = u.transpose(0, 1).flatten(0, 1), v.transpose(0, 1).flatten(0, 1)
-    return _product(a, b, u is v).reshape(o, n, p, m)
+        return _product(u.flatten(1), v.flatten(1), u is v)
+    # rather than the Jacobians, turn their small product
+    product = _product(u.flatten(0, 1), v.flatten(0, 1), u is v)
+    return product.reshape(n, o, m, p).permute(1, 0, 3, 2).reshape(o * n, p * m)
 
 
 def _product(a: Tensor, b: Tensor, symmetric: bool) -> Tensor:
     """Return A B^T; where both are the same and the product is large, its upper half twice."""
     n, k = a.shape
     if not symmetric or n < 64 or n * n * k < 2**26:
-        return a @ b.T
+        return product_transposed(a, b)
     out = a.new_empty(n, n)
-    step = max(32, -(-n // 8))
-    for i in range(0, n, step):
-        end = min(n, i + step)
-        torch.mm(a[i:end], a[i:].T, out=out[i:end, i:])
-        out[end:, i:end] = out[i:end, end:].T
+    for s in chunks(n, max(64, -(-n // 8))):
+        out[s, s.start :] = product_transposed(a[s], a[s.start :])
+    mirror(out)
     return out
 
 

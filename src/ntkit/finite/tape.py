@@ -1,0 +1,142 @@
+"""The passes through a short network written out for one shape: plain operations, no autograd, no vmap.
+
+A pass through vmap and autograd costs some twenty microseconds an operation, and adds a zero to what
+each tapped operation gave. For a network of few operations this is a good part of the kernel's time, so
+from the second call of a shape on its passes are replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from ntkit.compute.gemm import product_transposed
+
+aten = torch.ops.aten
+_TENSOR = object()
+_VIEWS = (aten.expand.default, aten.view.default, aten.detach.default, aten.unsqueeze.default)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A function of tensors, written out; run it on tensors of the shapes that it was written for."""
+
+    module: fx.GraphModule
+    constants: list[Any]  # leaves of the result that are no tensors; `_TENSOR` in a tensor's place
+    structure: Any
+
+    @classmethod
+    def write(cls, function: Callable[..., Any], *args: Any) -> Tape:
+        """Write out what a function of pytrees of tensors does; raises what torch raises where it cannot."""
+        found: list[Any] = []
+
+        def tensors(*args: Any) -> list[Tensor]:
+            leaves, structure = pytree.tree_flatten(function(*args))
+            found[:] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+        module = make_fx(tensors)(*args)
+        _simplify(module.graph)
+        module.recompile()
+        return cls(module, *found)
+
+    def run(self, *args: Any) -> Any:
+        """Return what the function gives."""
+        with torch.no_grad():
+            values = iter(self.module(*args))
+        leaves = [next(values) if c is _TENSOR else c for c in self.constants]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
+class Tapes:
+    """The tapes of a function whose calls differ in their shapes, of the shapes called last."""
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._known: dict[Hashable, Callable[..., Any] | None] = {}  # None: called once
+
+    def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function; from the second call with a key on, replay what it did.
+
+        A function that cannot be written out, or whose tape gives something else, is called as it is.
+        """
+        if key not in self._known:
+            self._known[key] = None
+            if len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+            return function(*args)
+        replay = self._known[key]
+        if replay is None:
+            tape = _written(function, args)
+            replay = self._known[key] = function if tape is None else tape.run
+        return replay(*args)
+
+
+def _written(function: Callable[..., Any], args: tuple) -> Tape | None:
+    """Return the tape of a function if it can be written, and gives what the function gives."""
+    try:
+        tape = Tape.write(function, *args)
+        pairs = zip(*(pytree.tree_leaves(f(*args)) for f in (function, tape.run)), strict=True)
+    except Exception:  # whatever an operation may raise when it is traced: autograd is always right
+        return None
+    return tape if all(_agree(a, b) for a, b in pairs) else None
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Return whether two results are the same; a kink that rounding crosses may change single entries."""
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return True
+    return bool((a - b).norm() <= torch.finfo(a.dtype).eps ** 0.25 * a.norm())
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Leave out sums with zeros, products with one and detached copies; take products by `ntkit.compute`."""
+    zeros: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if node.target is aten.new_zeros.default or (node.target in _VIEWS and first in zeros):
+            zeros.add(node)
+        elif node.target is aten.add.Tensor and node.args[1] in zeros and _alike(node, first):
+            node.replace_all_uses_with(first)
+        elif node.target is aten.mul.Scalar and node.args[1] == 1 and _alike(node, first):
+            node.replace_all_uses_with(first)
+        elif node.target is aten.detach.default and first is not None:
+            node.replace_all_uses_with(first)
+        elif node.target is aten.mm.default:
+            node.target = _mm
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):  # bias + the view of a product
+        if node.target is not aten.add.Tensor or not all(isinstance(a, fx.Node) for a in node.args[:2]):
+            continue
+        bias, moved = node.args[0], node.args[1]
+        product = moved.args[0] if moved.target in (aten._unsafe_view.default, aten.view.default) else None
+        single = isinstance(product, fx.Node) and len(moved.users) == 1 and len(product.users) == 1
+        if not single or product.target is not _mm or not bias < product:
+            continue
+        if _shape(bias) == _shape(product)[1:] and _alike(node, moved):
+            product.args = (*product.args, bias)
+            node.replace_all_uses_with(moved)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return product_transposed(a, b.T, bias)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def _alike(node: fx.Node, other: Any) -> bool:
+    """Return whether two nodes give tensors of one shape and dtype."""
+    a, b = (n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (node, other))
+    return a is not None and b is not None and (a.shape, a.dtype) == (b.shape, b.dtype)
