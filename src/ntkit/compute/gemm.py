@@ -10,8 +10,8 @@ from torch import Tensor
 _LEAST = 2**21
 
 
-def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return A B^T for ``[n, k]`` and ``[m, k]``, plus a bias ``[m]``.
+def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Return A B^T for ``[n, k]`` and ``[m, k]``, plus a bias ``[m]``, its negative entries set to zero.
 
     On CPU in float32 through oneDNN, else ``a @ b.T``; as exact as each other (a relative error of some
     1e-7 of the largest entry). Not differentiable.
@@ -22,8 +22,9 @@ def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tens
     """
     large = a.shape[0] * b.shape[0] * a.shape[1] >= _LEAST
     if large and a.dtype == b.dtype == torch.float32 and not a.is_cuda and _has_onednn():
-        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "none", [], "")
-    return a @ b.T if bias is None else torch.addmm(bias, a, b.T)
+        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "relu" if relu else "none", [], "")
+    out = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
+    return out.relu_() if relu else out
 
 
 def _dense(a: Tensor) -> Tensor:

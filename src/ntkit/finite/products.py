@@ -92,7 +92,7 @@ def _add_singles(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int) ->
             # Of the columns left of the diagonal, whole outputs are left out and, in one output, samples.
             first = s.start if same and (kind != "full" or o == 1) else 0
             weights = _weights(slots, s, first, left)
-            if kind == "full" and weights.shape[1] > 1:
+            if kind == "full" and weights.shape[1] > 1 and p > 1:
                 weights = weights.repeat(1, p)
             for i, rows in enumerate(u[:, s]):
                 start = i * m + first if same and kind == "full" else first

@@ -113,23 +113,44 @@ def _simplify(graph: fx.Graph) -> None:
         elif node.target is aten.mm.default:
             node.target = _mm
     graph.eliminate_dead_code()
-    for node in list(graph.nodes):  # bias + the view of a product
-        if node.target is not aten.add.Tensor or not all(isinstance(a, fx.Node) for a in node.args[:2]):
-            continue
-        bias, moved = node.args[0], node.args[1]
-        product = moved.args[0] if moved.target in (aten._unsafe_view.default, aten.view.default) else None
-        single = isinstance(product, fx.Node) and len(moved.users) == 1 and len(product.users) == 1
-        if not single or product.target is not _mm or not bias < product:
-            continue
-        if _shape(bias) == _shape(product)[1:] and _alike(node, moved):
-            product.args = (*product.args, bias)
-            node.replace_all_uses_with(moved)
+    for node in list(graph.nodes):
+        if node.target is aten.add.Tensor and all(isinstance(a, fx.Node) for a in node.args[:2]):
+            bias, moved = node.args[:2]
+            product = _product_behind(moved)
+            if product is None or len(product.args) > 2 or not bias < product:
+                continue
+            if _shape(bias) == _shape(product)[1:] and _alike(node, moved):
+                product.args = (*product.args, bias)
+                _replace(node, moved)
+        elif node.target is aten.relu.default and (product := _product_behind(node.args[0])) is not None:
+            product.kwargs = {"relu": True}
+            _replace(node, node.args[0])
+        elif node.target is aten.threshold_backward.default and _alike(node, node.args[0]):
+            if _product_behind(node.args[0]) is not None:
+                node.target = _masked
     graph.eliminate_dead_code()
     graph.lint()
 
 
-def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    return product_transposed(a, b.T, bias)
+def _replace(node: fx.Node, other: fx.Node) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _product_behind(node: fx.Node) -> fx.Node | None:
+    """Return the product whose view a node is, if nothing else sees either of them."""
+    while node.target in (aten._unsafe_view.default, aten.view.default) and len(node.users) == 1:
+        node = node.args[0]  # pyright: ignore[reportAssignmentType]
+    return node if node.target is _mm and len(node.users) == 1 and not node.kwargs else None
+
+
+def _masked(g: Tensor, value: Tensor, threshold: float) -> Tensor:
+    """Set g to zero where a value is at most the threshold, in place."""
+    return aten.threshold_backward.grad_input(g, value, threshold, grad_input=g)
+
+
+def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    return product_transposed(a, b.T, bias, relu)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
