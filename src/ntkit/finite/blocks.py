@@ -18,6 +18,7 @@ from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
 
 Panel = tuple[slice, slice]  # outputs, samples
+_GRADIENTS = 8  # of the largest value, that a backward pass holds at a time
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Measure:
     outputs: int
     per_sample: int
     per_output: int
+    at_a_time: int  # of the bytes of an output, where weights are handed over one after the other
     item: int
     uses: dict[str, list[Sizes]]
     by_weight: dict[str, int]  # bytes for one sample and one output
@@ -37,14 +39,15 @@ def measure(recipe: Recipe, x: Any) -> Measure:
     one = take(x, slice(0, 1))
     with torch.no_grad():
         o = recipe.net.outputs(recipe.net.weights, one).shape[1]
-    cotangent = torch.ones(1, o, dtype=recipe.net.dtype, device=recipe.net.device)
-    jacobian = recipe.jacobian(one, cotangent)
-    item = cotangent.element_size()
-    activations, taps = 0, 0
+    cotangents = torch.ones(min(o, 2), o, dtype=recipe.net.dtype, device=recipe.net.device)
+    jacobian = recipe.jacobian(one, cotangents)  # of two outputs: whether they can go together shows here
+    item = cotangents.element_size()
+    activations, taps, largest = 0, 0, 0
     tapped = {e.node for e in recipe.coverage.edges}
     for node in recipe.graph.nodes if recipe.graph is not None else ():
         shape = getattr(node.meta.get("tensor_meta"), "shape", None)
         moves = getattr(node.target, "overloadpacket", None) in VIEWS
+        largest = max(largest, 0 if shape is None else shape.numel() * item)
         activations += 0 if shape is None or moves else shape.numel() * item
         taps += shape.numel() * item if shape is not None and node in tapped else 0
     uses, by_weight, seen = {}, {}, 0
@@ -57,7 +60,9 @@ def measure(recipe: Recipe, x: Any) -> Measure:
         seen += sum(_right_bytes(f) for f in factors)
     if recipe.graph is None:  # what a network that cannot be read saves for its backward is not known
         activations = 4 * max(by_weight.values(), default=0)
-    return Measure(o, activations + seen, int(1.1 * taps), item, uses, by_weight)
+    held = int(1.1 * taps)
+    at_a_time = min(held, _GRADIENTS * largest) if recipe.streams else held
+    return Measure(o, activations + seen, held, at_a_time, item, uses, by_weight)
 
 
 def _right_bytes(factor: Factor) -> int:
@@ -72,8 +77,10 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
     groups = _weight_groups(recipe, size, held // 4)
     share = max((sum(size.by_weight.get(k, 0) for k in g) for g in groups), default=0)
     per_output = size.per_output + 2 * share
-    together = n if symmetric else n + m
-    if together * (size.per_sample + o * per_output) <= held:  # one backward pass serves each side
+    whole = n * (size.per_sample + o * (size.at_a_time + 2 * share))
+    if not symmetric:
+        whole = (n + m) * (size.per_sample + o * per_output)
+    if whole <= held:  # one backward pass serves each side
         b, q = max(n, m), o
     else:
         b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, held // 2)
@@ -88,10 +95,10 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
             passes = 2 * g * t * r * c * ((n if symmetric else n + m) * (1 + o))
             _, product = cheapest((n, o, g, t, r, c), (m, o, g, t, r, c), kind, size.item)
             flops += passes + (product // 2 if symmetric else product)
-    sides = together if b >= max(n, m) else 2 * b
     shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]
     result = size.item * int(torch.Size(shape).numel())
-    peak = sides * (size.per_sample + q * per_output) + 3 * tile * b * q * size.item
+    together = whole if b >= max(n, m) and q == o else 2 * b * (size.per_sample + q * per_output)
+    peak = together + 3 * tile * b * q * size.item
     return Plan(shape, symmetric, b, q, tile, groups, result, peak, budget, flops)
 
 
@@ -130,19 +137,17 @@ def _add_group(
     columns = rows if symmetric else _panels(o, batch_size(second), plan)
     eye = torch.eye(o, dtype=out.dtype, device=out.device)
 
-    def factors(x: Any, panel: Panel) -> Jacobian:
-        return recipe.jacobian(take(x, panel[1]), eye[panel[0]], names)
-
     for number, row in enumerate(rows):
-        left = factors(x1, row)
+        left: Jacobian | None = None
         for column in columns[number:] if symmetric else columns:
             if kind != "full" and row[0] != column[0]:
                 continue
             same = symmetric and row == column
-            right = left if same else factors(second, column)
+            if left is None and not same:
+                left = recipe.jacobian(take(x1, row[1]), eye[row[0]], names)
             window = _window(out, row, column, kind)
             block = _matrix(window, kind)
-            add_products(block, pairs(left, right), kind, same, plan.tile, plan.budget // 8)
+            _add_parts(block, recipe, plan, left, take(second, column[1]), eye[column[0]], kind, same, names)
             if same:
                 mirror(block)
             if block.data_ptr() != window.data_ptr():
@@ -150,6 +155,26 @@ def _add_group(
             if symmetric and not same:
                 mirrored = _window(out, column, row, kind)
                 mirrored.copy_(window.permute(2, 3, 0, 1) if kind == "full" else window.transpose(-1, -2))
+
+
+def _add_parts(
+    block: Tensor,
+    recipe: Recipe,
+    plan: Plan,
+    left: Jacobian | None,
+    x: Any,
+    cotangents: Tensor,
+    kind: str,
+    same: bool,
+    names: frozenset,
+) -> None:
+    """Add what each weight makes as its Jacobian comes, with that of ``left`` or with itself."""
+
+    def add(part: Jacobian) -> None:
+        other = part if left is None else {name: left[name] for name in part}
+        add_products(block, pairs(other, part), kind, same, plan.tile, plan.budget // 8)
+
+    recipe.stream(x, cotangents, add, names)
 
 
 def _window(out: Tensor, row: Panel, column: Panel, kind: str) -> Tensor:

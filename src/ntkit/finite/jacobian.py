@@ -75,6 +75,53 @@ class Recipe:
             jacobian.update(self._formed(formed, factors, batch_size(x), cotangents.shape[0]))
         return jacobian
 
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` hands over one weight after the other, and no more is held at a time."""
+        readable = self.graph is not None and not self.graph.mutates and not self.by_output
+        return readable and not self.by_sample and not self.contracted and not self._is_short
+
+    def stream(
+        self, x: Any, cotangents: Tensor, take: Callable[[Jacobian], None], only: frozenset[str] | None = None
+    ) -> None:
+        """Hand over the `jacobian` in parts, each as soon as the backward pass has brought all of its uses.
+
+        Where that is not possible (a network that is contracted, or short), it is one part.
+        """
+        only = frozenset(self.wanted) if only is None else only
+        if not self.streams:
+            take(self.jacobian(x, cotangents, only))
+            return
+        taps = _taps([e for e in self.coverage.edges if e.weights & only])
+        awaited = {
+            name: {node for node, here in taps.items() if any(name in e.weights for e in here)}
+            for name in self.wanted
+            if name in only and name in self.groups
+        }
+        factors: Factors = {}
+
+        def arrived(node: fx.Node, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> None:
+            factors.update((e, factor_of(e, g.transpose(0, 1), fixed, moving)) for e in taps[node])
+            for nodes in awaited.values():
+                nodes.discard(node)
+            complete = [name for name, nodes in awaited.items() if not nodes]
+            take({name: self._grouped(name, factors) for name in complete})
+            for name in complete:
+                del awaited[name]
+            for edge in [e for e in factors if not e.weights & (awaited.keys() | self.formed.keys())]:
+                del factors[edge]
+
+        run_passes(self, taps, (), self.net.weights, self.net.buffers, x, cotangents, arrived)
+        rest = {name: self._grouped(name, factors) for name in awaited}
+        formed = [n for n in self.wanted if n in self.formed and n in only]
+        if formed:
+            rest |= self._formed(formed, factors, batch_size(x), cotangents.shape[0])
+        take(rest)
+
+    @property
+    def _is_short(self) -> bool:
+        return self.graph is not None and len(self.graph.nodes) <= _SHORT
+
     def passes(
         self, x: Any, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
     ) -> Passes:
@@ -84,24 +131,30 @@ class Recipe:
         def run(*values: Any) -> Passes:
             return run_passes(self, taps, copied, *values)
 
-        short = self.graph is not None and not self.graph.mutates and len(self.graph.nodes) <= _SHORT
-        if not short or self.by_output:
+        if self.graph is None or self.graph.mutates or self.by_output or not self._is_short:
             return run(*values)
         leaves, structure = pytree.tree_flatten((x, cotangents))
         edges = tuple(edge for here in taps.values() for edge in here)
         return self.tapes.run((tuple(t.shape for t in leaves), structure, edges, copied), run, *values)
 
-    def gradients(self, out: Tensor, leaves: list[Tensor], rows: Tensor) -> list[Tensor | None]:
-        """Return d (row . out) / d leaf for each of ``rows [q, *out]``, None where nothing arrives."""
+    def gradients(
+        self, out: Tensor, leaves: list[Tensor], rows: Tensor, last: bool = False
+    ) -> list[Tensor | None]:
+        """Return d (row . out) / d leaf for each of ``rows [q, *out]``, None where nothing arrives.
+
+        ``last``: nothing else is asked of these outputs, so what was saved for them may go.
+        """
         if not leaves or not out.requires_grad:
             return [None] * len(leaves)
-        options: dict[str, Any] = dict(allow_unused=True, retain_graph=True)
+        options: dict[str, Any] = dict(allow_unused=True, retain_graph=not last)
         if rows.shape[0] > 1 and not self.by_output:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=".*performance drop.*")
                     return list(torch.autograd.grad(out, leaves, rows, is_grads_batched=True, **options))
             except RuntimeError:
+                if last:
+                    raise
                 self.by_output = True  # an operation whose backward has no batching rule
         if rows.shape[0] == 1:
             grads = torch.autograd.grad(out, leaves, rows[0], **options)
@@ -212,9 +265,7 @@ def backward(
 ) -> tuple[Factors, dict[str, Tensor], Tensor]:
     """Run forward under vmap and backward for all cotangents; return factors, Jacobians, outputs."""
     weights = recipe.net.weights if weights is None else weights
-    taps: Taps = {}
-    for edge in edges:
-        taps.setdefault(edge.node, []).append(edge)
+    taps = _taps(edges)
     found = recipe.passes(x, cotangents, taps, copied, weights)
     factors: Factors = {}
     for here, g, fixed, moving in zip(
@@ -233,8 +284,12 @@ def run_passes(
     buffers: Weights,
     x: Any,
     cotangents: Tensor,
+    arrived: Callable[[fx.Node, Tensor, dict[str, Any], dict[str, Tensor]], None] | None = None,
 ) -> Passes:
-    """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents."""
+    """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents.
+
+    With ``arrived``, it gets what each tap gets as soon as it is there, and nothing of it is kept.
+    """
     n, graph = batch_size(x), recipe.graph
     fixed: dict[fx.Node, dict] = {}
     with torch.enable_grad():
@@ -262,6 +317,11 @@ def run_passes(
         out, saved = quiet_vmap(one)(x, zeros, copies)
         leaves = [*zeros.values(), *copies.values()]
         rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape)
+        if arrived is not None:
+            for node in taps:
+                zeros[node.name].register_hook(_handing(node, len(rows), fixed, saved, arrived))
+            recipe.gradients(out, leaves, rows, last=True)
+            return Passes(out.detach(), [], [], [], {})
         grads = recipe.gradients(out, leaves, rows)
     jacobians = {}
     for k, grad in zip(copied, grads[len(zeros) :], strict=True):
@@ -269,6 +329,31 @@ def run_passes(
         jacobians[k] = zero if grad is None else grad.transpose(0, 1)
     moving = [saved[t.name] for t in taps]
     return Passes(out, grads[: len(taps)], [fixed[t] for t in taps], moving, jacobians)
+
+
+def _taps(edges: Sequence[Edge]) -> Taps:
+    taps: Taps = {}
+    for edge in edges:
+        taps.setdefault(edge.node, []).append(edge)
+    return taps
+
+
+def _handing(
+    node: fx.Node, rows: int, fixed: dict[fx.Node, dict], saved: dict[str, dict], arrived: Callable[..., None]
+) -> Callable[[Tensor], Tensor]:
+    """Return a hook that takes the gradient ``[q, n, *shape]`` of a tap out of a batched backward pass."""
+
+    def hook(g: Tensor) -> Tensor:
+        if rows == 1:
+            whole = g.unsqueeze(0)
+        else:
+            level = torch._C._vmapmode_increment_nesting() - 1  # that of `is_grads_batched`
+            torch._C._vmapmode_decrement_nesting()
+            whole = torch._remove_batch_dim(g, level, rows, 0)
+        arrived(node, whole, fixed.pop(node), saved.pop(node.name))
+        return g.new_zeros(()).expand(g.shape)
+
+    return hook
 
 
 def factor_of(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
