@@ -54,3 +54,25 @@ def test_the_diagonal_of_a_wide_network():
         sizes=[784, 1024, 1024, 1024, 1], outputs="mean", memory="24MiB", n=n, call="k.diag(x)"
     )
     assert peak < 4 * n * n
+
+
+DEEP = """
+import resource, torch, ntkit
+from torch import nn
+torch.manual_seed(0)
+layers = [m for _ in range(40) for m in (nn.Linear(256, 256), nn.Tanh())]
+model = nn.Sequential(*layers, nn.Linear(256, 10))
+x = torch.randn(64, 16, 256)
+weights = dict(model.named_parameters())
+k = ntkit.EmpiricalNTK(lambda w, x: torch.func.functional_call(model, w, x).mean(1), weights)
+k(x[:2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+k(x)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_a_deep_network_holds_the_gradients_of_few_layers():
+    run = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=True)
+    gradients = 4 * 40 * 64 * 10 * 16 * 256  # of all layers at once
+    assert int(run.stdout) < gradients / 2

@@ -22,7 +22,8 @@ def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None, relu: b
     """
     large = a.shape[0] * b.shape[0] * a.shape[1] >= _LEAST
     if large and a.dtype == b.dtype == torch.float32 and not a.is_cuda and _has_onednn():
-        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, "relu" if relu else "none", [], "")
+        then = "relu" if relu else "none"
+        return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, then, [], "")
     out = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
     return out.relu_() if relu else out
 

@@ -268,9 +268,7 @@ def backward(
     taps = _taps(edges)
     found = recipe.passes(x, cotangents, taps, copied, weights)
     factors: Factors = {}
-    for here, g, fixed, moving in zip(
-        taps.values(), found.gradients, found.fixed, found.moving, strict=True
-    ):
+    for here, g, fixed, moving in zip(taps.values(), found.gradients, found.fixed, found.moving, strict=True):
         if g is not None:
             factors |= {edge: factor_of(edge, g.transpose(0, 1), fixed, moving) for edge in here}
     return factors, found.jacobians, found.out
@@ -349,7 +347,7 @@ def _handing(
         else:
             level = torch._C._vmapmode_increment_nesting() - 1  # that of `is_grads_batched`
             torch._C._vmapmode_decrement_nesting()
-            whole = torch._remove_batch_dim(g, level, rows, 0)
+            whole = torch._remove_batch_dim(g, level, rows, 0)  # pyright: ignore[reportPrivateImportUsage]
         arrived(node, whole, fixed.pop(node), saved.pop(node.name))
         return g.new_zeros(()).expand(g.shape)
 

@@ -186,18 +186,19 @@ def _positions(out: Tensor, a: Factor, b: Factor, kind: str, same: bool, limit: 
         _features(out, a, b, kind)
         return
     if order == "one-sided":
-        per_sample = _item(a) * o * b.sizes[3] * (b.sizes[4] + a.sizes[3])
+        per_sample = _item(a) * a.sizes[3] * (m * b.sizes[3] + a.sizes[4] * p)
         size = min(n, max(1, limit // per_sample))
+        half = same and a is b and size >= n
         for i in range(0, n, size):
             rows = slice(i, min(n, i + size))
-            _one_sided(_window(out, rows, slice(0, m), o, p, kind), a.rows(rows), b, kind, same and size >= n)
+            _one_sided(_window(out, rows, slice(0, m), o, p, kind), a.rows(rows), b, kind, half)
         return
     per_pair = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))["gram"][1]
     rows = min(n, max(1, limit // (per_pair * m)))
     columns = min(m, max(1, limit // (per_pair * rows)))
     for x in chunks(n, rows):
         for y in chunks(m, columns):
-            if not same or y.stop > x.start:
+            if not same or kind == "full" or y.stop > x.start:
                 _gram(_window(out, x, y, o, p, kind), a.rows(x), b.rows(y), kind)
 
 
@@ -218,28 +219,32 @@ def _features(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
         out += _outer(u, v, kind)
 
 
-def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, same: bool) -> None:
-    """Move the g of the first over to the positions of the second, one sample of the second at a time."""
-    n, o, groups, _, _, _ = a.sizes
-    m, p, _, s, r, _ = b.sizes
-    half = same and a is b  # what samples n >= j make with sample j is what j makes with them
+def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, half: bool) -> None:
+    """Move the g of one sample of the second over to the positions of the first, sample after sample.
+
+    With ``half`` both are the same: what samples n >= j make with sample j is what j makes with them.
+    """
+    n, o, groups, t, r, _ = a.sizes
+    m, p = b.sizes[:2]
     assert isinstance(a.left, Tensor) and isinstance(b.left, Tensor)
     for g in range(groups):
-        h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0].permute(2, 0, 3, 1)  # [m, n, s, t]
-        left, right = a.left[:, :, g].transpose(0, 1), b.left[:, :, g]
+        h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0]  # [n, t, m, s]
+        own, other = a.left[:, :, g], b.left[:, :, g].permute(0, 2, 3, 1).flatten(2)  # [m, s, r p]
+        own = own.reshape(n, o, t * r) if kind == "full" else own.permute(0, 2, 3, 1).reshape(n, t * r, o)
         for j in range(m):
             first = j if half else 0
-            moved = (h[j, first:] @ left[:, first:]).reshape(o, n - first, s * r)
-            there = right[j].reshape(p, s * r)
+            moved = h[first:, :, j].reshape((n - first) * t, -1) @ other[j]
+            moved = moved.reshape(n - first, t * r, p)
             if kind == "full":
-                value = (moved.flatten(0, 1) @ there.T).reshape(o, n - first, p)
-                where = out[:, j, :, first:].permute(1, 2, 0) if half else out[:, :, :, j]
+                value = own[first:] @ moved  # [n, o, p]
+                out[:, first:, :, j] += value.transpose(0, 1)
+                if half:
+                    out[:, j, :, j + 1 :] += value[1:].permute(2, 1, 0)
+            else:
+                value = torch.linalg.vecdot(own[first:], moved, dim=1).T  # [o, n]
+                value = value.sum(0) if kind == "trace" else value
+                where = out[..., j, first:] if half else out[..., j]
                 where += value
-                continue
-            value = (moved @ there.unsqueeze(-1)).squeeze(-1)
-            value = value.sum(0) if kind == "trace" else value
-            where = out[..., j, first:] if half else out[..., j]
-            where += value
 
 
 def _gram(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
