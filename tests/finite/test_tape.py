@@ -1,5 +1,7 @@
 """Passes of short networks that are replayed give what autograd gives, and follow the weights."""
 
+import copy
+
 import pytest
 import torch
 from networks import build, jacobian
@@ -85,3 +87,11 @@ def test_what_is_no_tensor_comes_back():
     found = tape.run(torch.full((2,), 5.0))
     assert found["b"] is None and found["c"] == "text" and found["d"][0] == 3
     torch.testing.assert_close(found["a"], torch.full((2,), 10.0))
+
+
+def test_copies_of_a_used_kernel_work():
+    model, x = build("MLP")
+    k = ntkit.EmpiricalNTK(model)
+    for _ in range(3):
+        expected = k(x)
+    torch.testing.assert_close(copy.deepcopy(k)(x), expected, rtol=1e-12, atol=0)

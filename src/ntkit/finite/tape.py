@@ -61,6 +61,9 @@ class Tapes:
         self._most = most
         self._known: dict[Hashable, Callable[..., Any] | None] = {}  # None: called once
 
+    def __reduce__(self) -> tuple:
+        return Tapes, (self._most,)  # copies write their own
+
     def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function; from the second call with a key on, replay what it did.
 

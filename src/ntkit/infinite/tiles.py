@@ -30,10 +30,8 @@ from ntkit.infinite.values import Wide
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
-FUSION: dict[str, Any] = {
-    "realize_reads_threshold": 1,
-    "max_fusion_size": 1000,
-}  # a value read twice is not computed anew
+# A value that is read twice is not computed anew.
+FUSION: dict[str, Any] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 _FUSED: Any = {torch.ops.aten.atan2.default: fused_atan2}

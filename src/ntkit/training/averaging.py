@@ -43,7 +43,7 @@ class AverageWatch:
         self._weights = trained
         self._average = {name: found[name] for name in trained}
         self._still = {name: (p, wanted[name]) for name, p in found.items() if name not in trained}
-        self._last = self._flat(self._average)
+        self._last = flat(self._average)
         self._refused: NtkitError | None = None
 
     @property
@@ -59,9 +59,9 @@ class AverageWatch:
         """Return tau since this was called before, with the weights as they are now."""
         if self._refused is not None:
             raise self._refused
-        before, now = self._last, self._flat(self._average)
+        before, now = self._last, flat(self._average)
         self._last = now
-        weights = self._flat(self._weights)
+        weights = flat(self._weights)
         if not self.active or torch.equal(now, weights):
             return 1.0
         tau = part_of_the_way(before, now, weights, self._average)
@@ -80,9 +80,6 @@ class AverageWatch:
                 raise NtkitError(
                     f"{name!r}, a frozen parameter, is another one in `average` than in the model."
                 )
-
-    def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return flat(tensors)
 
 
 class LookaheadWatch:

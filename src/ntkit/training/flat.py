@@ -134,26 +134,24 @@ class FlatNetwork(Transforms):
 
         return self._over(self.mapped(one, in_dims=(None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
-    def averaged_jacobians(self, starts: Tensor, deltas: Tensor, rules: Sequence[Rule], x: Any) -> Tensor:
-        """Return d f / d w of a batch averaged along steps by rules of one size, ``[T, n, o, P]``."""
-        n, steps, count = pytree.tree_leaves(x)[0].shape[0], len(starts), len(rules[0][0])
+    def averaged_jacobians(self, starts: Tensor, deltas: Tensor, rule: Rule, x: Any) -> Tensor:
+        """Return d f / d w of a batch averaged along each of some steps by a rule, ``[T, n, o, P]``."""
+        n, steps, count = batch_size(x), len(starts), len(rule[0])
         if steps * count * n * self.total > _VMAP_LIMIT:
+            ways = self._summed, self._summed_plainly
             sums = [
-                self.either(partial(self._summed, *row, x), partial(self._summed_plainly, *row, x))
-                for row in zip(starts, deltas, rules, strict=True)
+                self.either(*(partial(way, *step, rule, x) for way in ways))
+                for step in zip(starts, deltas, strict=True)
             ]
             return torch.stack(sums) if steps > 1 else sums[0][None]
-        nodes, shares = (
-            torch.tensor([rule[i] for rule in rules], dtype=starts.dtype, device=starts.device)
-            for i in (0, 1)
-        )
+        nodes, shares = (starts.new_tensor(v) for v in rule)
 
         def one(w: Tensor, x: Any) -> Tensor:
             return self.jacobian(lambda w: self.sample(self.unflatten(w), x), w)
 
-        points = (starts[:, None] + nodes[..., None] * deltas[:, None]).flatten(0, 1)
+        points = (starts[:, None] + nodes[:, None] * deltas[:, None]).flatten(0, 1)
         jacobians = self.mapped(lambda w: self.mapped(one, in_dims=(None, 0))(w, x))(points)
-        return torch.einsum("ts,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
+        return torch.einsum("s,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
 
     def _summed(self, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
         """Add up the nodes of one step, parameter by parameter, so that little is held or copied."""
@@ -240,8 +238,3 @@ def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:
 def cast(data: Any, dtype: torch.dtype) -> Any:
     """Return data with its floating tensors in a dtype."""
     return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)
-
-
-def gather(data: Any, batches: list[Tensor]) -> Any:
-    """Return equally large batches of data, stacked: ``[T, n, ...]``."""
-    return take(data, torch.stack(batches))

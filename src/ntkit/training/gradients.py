@@ -111,12 +111,12 @@ class Gradients:
         assert p.grad is not None
         if p.grad.layout != torch.strided:
             return
-        if not self._copies:
-            pass
-        elif name in self._raw and self._raw[name].shape == p.grad.shape:
-            self._raw[name].copy_(p.grad)
-        else:
-            self._raw[name] = p.grad.detach().clone()
+        if self._copies:
+            kept = self._raw.get(name)
+            if kept is None or kept.shape != p.grad.shape:
+                self._raw[name] = p.grad.detach().clone()
+            else:
+                kept.copy_(p.grad)
         self._left.add(name)
         self._versions[name] = (id(p.grad), p.grad._version)
 

@@ -224,7 +224,7 @@ class _At:
         n, o = batch_size(x), self.outputs
         if self._place is None:
             still = torch.zeros_like(self.start)[None]
-            return self.net.averaged_jacobians(self.start[None], still, [LEFT], x)[0]
+            return self.net.averaged_jacobians(self.start[None], still, LEFT, x)[0]
         out = self.start.new_empty(n, o, self.net.total)
         eye = torch.eye(o, dtype=out.dtype, device=out.device)
         made = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))

@@ -201,7 +201,7 @@ class Run:
         """Return step k, counted from 0."""
         return self._step(k, str(self.device))
 
-    def _read_step(self, k: int, device: str) -> Step:
+    def _read_step(self, k: int, _device: str) -> Step:  # on another device it is another step
         tensors, scalars = self._record(k + 1)
         batch, parts, forwards = self._passed(k)
         given = scalars["coefficients"]

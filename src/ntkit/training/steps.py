@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from ntkit.errors import NtkitError
 from ntkit.network import take
-from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss, checked_loss, gather
+from ntkit.training.flat import FlatNetwork, Loss, cast, cast_loss, checked_loss
 from ntkit.training.forwards import Augment, Forward, autocast
 from ntkit.training.noise import Draws, random_from
 from ntkit.training.run import Run, Step
@@ -61,6 +62,12 @@ class Replay:
             yield Part(batch, x, y, weight, forward)
             first += size
 
+    def batches(self, steps: list[Step]) -> tuple[Any, Any]:
+        """Return the inputs and labels of steps of equally large batches, ``[T, n, ...]`` in float64."""
+        index = torch.stack([step.batch for step in steps])
+        x, y = (cast(take(part, index), torch.float64) for part in self.data)
+        return x, y
+
     def mixes(self, step: Step) -> bool:
         """Whether a step's network is no function of one sample: batch norm, or random numbers."""
         return any(f.rng is not None or self._norms & set(f.modes) for f in step.forwards)
@@ -92,7 +99,7 @@ class Replay:
         same = len(a.batch) == len(b.batch) and a.forwards[0].modes == b.forwards[0].modes
         return same and self._simple and not (self.mixes(a) or self.mixes(b))
 
-    @property
+    @cached_property
     def _simple(self) -> bool:
         """Whether steps are no more than small products; convolutions with weights of their own are slow."""
         convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.net.module.modules())
@@ -103,8 +110,7 @@ class Replay:
         if not len(steps[0].batch):
             return None
         self.go_to(first, steps[0].forwards[0])
-        data = cast(self.data, torch.float64)
-        x, y = gather(data[0], batches := [step.batch for step in steps]), gather(data[1], batches)
+        x, y = self.batches(steps)
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()
             total = self.net.losses(leaf, x, y, [step.loss(self.loss) for step in steps]).sum()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkit.network import batch_size
 from ntkit.training.along import averaged_together
 from ntkit.training.averaging import Averages
-from ntkit.training.flat import FlatNetwork, cast, gather
+from ntkit.training.flat import FlatNetwork
 from ntkit.training.gauss import Rule
 from ntkit.training.pieces import QueryRule
 from ntkit.training.quadrature import Chooser
@@ -274,7 +274,7 @@ class Sweep:
                 jacobians, used = room[used : used + len(some)], used + len(some)
                 averaged_together(net, structure, self.queries, start, way, rule, jacobians)
             else:
-                jacobians = net.averaged_jacobians(start, way, [rule] * len(some), self.queries)
+                jacobians = net.averaged_jacobians(start, way, rule, self.queries)
             made |= dict(zip(some, jacobians.flatten(1, 2), strict=True))
 
         def one(t: int) -> Tensor:
@@ -298,9 +298,7 @@ class Sweep:
         if not little or any(path.mixes(step) for step in steps) or replay.augment:
             return None
         replay.go_to(first, steps[0].forwards[0])
-        batches = [step.batch for step in steps]
-        data = cast(replay.data, torch.float64)
-        x, y = gather(data[0], batches), gather(data[1], batches)
+        x, y = replay.batches(steps)
         losses = [step.loss(replay.loss) for step in steps]
         return replay.net.sample_gradients(weights, x, replay.net.cotangents(weights, x, y, losses))
 
