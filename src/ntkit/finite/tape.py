@@ -105,10 +105,14 @@ def _simplify(graph: fx.Graph) -> None:
         if node.op != "call_function":
             continue
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if node.target is aten.new_zeros.default or (node.target in _VIEWS and first in zeros):
+        if (
+            node.target is aten.new_zeros.default and _shape(node) == ()
+        ):  # never written to, unlike larger ones
+            zeros.add(node)
+        elif node.target in _VIEWS and first in zeros:
             zeros.add(node)
         elif node.target is aten.add.Tensor and node.args[1] in zeros and _alike(node, first):
-            node.replace_all_uses_with(first)
+            node.replace_all_uses_with(first)  # what it is multiplied by (alpha) does not matter
         elif node.target is aten.mul.Scalar and node.args[1] == 1 and _alike(node, first):
             node.replace_all_uses_with(first)
         elif node.target is aten.detach.default and first is not None:
@@ -117,8 +121,8 @@ def _simplify(graph: fx.Graph) -> None:
             node.target = _mm
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
-        if node.target is aten.add.Tensor and all(isinstance(a, fx.Node) for a in node.args[:2]):
-            bias, moved = node.args[:2]
+        if node.target is aten.add.Tensor and len(node.all_input_nodes) == 2 and not node.kwargs:
+            bias, moved = node.args
             product = _product_behind(moved)
             if product is None or len(product.args) > 2 or not bias < product:
                 continue
