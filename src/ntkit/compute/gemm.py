@@ -24,7 +24,8 @@ def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None, relu: b
     if large and a.dtype == b.dtype == torch.float32 and not a.is_cuda and _has_onednn():
         then = "relu" if relu else "none"
         return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b), bias, then, [], "")
-    out = a @ b.T if bias is None else torch.addmm(bias, a, b.T)
+    out = a @ b.T
+    out = out if bias is None else out.add_(bias)  # rounded as torch's linear maps under vmap are
     return out.relu_() if relu else out
 
 

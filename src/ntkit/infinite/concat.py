@@ -29,7 +29,7 @@ def padded(read: Reading, a: Wide, dim: int, low: int, high: int) -> Wide:
         raise read.refuse("it pads channels.")
     a, axis = single(a, dim)
     shape = (*a.shape[:axis], a.shape[axis] + low + high, *a.shape[axis + 1 :])
-    move = Move((place, axis, len(a.shape), low, high), a.shape, shape, True)
+    move = Move((place, axis, len(a.shape), low, high), a.shape, shape, True, True)
     return Wide(
         tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces), shape, a.channels, a.dims
     )

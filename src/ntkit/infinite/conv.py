@@ -184,7 +184,7 @@ def convolved(
     inputs, pixels = _frame(read, x, rank)
     if upsample and any(s > 1 for s in upsample):
         pixels = tuple((n - 1) * s + 1 for n, s in zip(pixels, upsample, strict=True))
-        move = Move((apart, upsample), inputs[0][1].shape, pixels, True)
+        move = Move((apart, upsample), inputs[0][1].shape, pixels, True, True)
         inputs = tuple((share, Moved(pixels, move, e)) for share, e in inputs)
     channels = weight.tensor.shape[1 - out] * (groups if not out else 1)
     width = weight.tensor.shape[out] * (groups if out else 1)
@@ -244,7 +244,7 @@ def depthwise(read: Reading, x: Wide, weight: Weight, bias: Any, window: Window)
             torch.cartesian_prod(*map(torch.arange, window.kernel)).reshape(-1, rank).tolist()
         ):
             entry = Vector((1,) * rank, weight.name, rows_of(kernels[:, j]), 0.0, law)
-            move = Move((windowed, window, tuple(offsets)), x.shape, shape, True)
+            move = Move((windowed, window, tuple(offsets)), x.shape, shape, True, True)
             terms.append(times(read, entry, Moved(shape, move, e.expanded(x.shape))))
         if bias is not None:
             terms.append(read.bias(bias, size, rank))

@@ -35,7 +35,7 @@ class Expression:
         """Return the same with axes of size 1 repeated to a shape."""
         if self.shape == shape:
             return self
-        return Moved(shape, Move((expand, shape), self.shape, shape, True), self)
+        return Moved(shape, Move((expand, shape), self.shape, shape, True, False), self)
 
     @cached_property
     def gaussian(self) -> bool:
@@ -191,14 +191,15 @@ class Scaled(Expression):
 class Move:
     """A linear map of positions: ``apply`` acts on the last axes of a tensor ``[..., *before]``.
 
-    ``selects``: each position takes at most one, so that equal positions stay equal; some
-    may take none, and are zero.
+    ``selects``: each position takes at most one, so that equal positions stay equal; ``fills``: some
+    positions take none and are zero.
     """
 
     key: tuple
     before: Shape
     after: Shape
     selects: bool
+    fills: bool
 
     def apply(self, t: Tensor) -> Tensor:
         """Map the last axes of a tensor."""
@@ -429,7 +430,9 @@ def reshaped(expression: Expression, shape: Shape) -> Expression:
     """Return a vector whose positions have another shape."""
     if expression.shape == shape:
         return expression
-    return moved(expression, Move((reshape, len(expression.shape), shape), expression.shape, shape, True))
+    return moved(
+        expression, Move((reshape, len(expression.shape), shape), expression.shape, shape, True, False)
+    )
 
 
 def expand(t: Tensor, shape: Shape) -> Tensor:
@@ -442,7 +445,7 @@ def permuted(expression: Expression, order: tuple[int, ...]) -> Expression:
     if order == tuple(range(len(order))):
         return expression
     after = tuple(expression.shape[i] for i in order)
-    return moved(expression, Move((permute, order), expression.shape, after, True))
+    return moved(expression, Move((permute, order), expression.shape, after, True, False))
 
 
 def broadcast(*shapes: Shape) -> Shape:

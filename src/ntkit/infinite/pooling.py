@@ -67,7 +67,7 @@ def _register(op: Any, rank: int) -> None:
 
         def move(shape: Shape) -> Move:
             after = _after(op, shape, *args)
-            return Move((pooled, rank, op, *keys), shape, after, False)
+            return Move((pooled, rank, op, *keys), shape, after, False, False)
 
         return on_pixels(read, a, rank, move, name)
 
@@ -155,7 +155,7 @@ def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> An
     wide = a
     if axes:
         after = tuple(1 if i in axes else s for i, s in enumerate(a.shape))
-        move = Move((reduced, len(a.shape), axes, how), a.shape, after, False)
+        move = Move((reduced, len(a.shape), axes, how), a.shape, after, False, False)
         pieces = tuple((w, Moved(after, move, e.expanded(a.shape))) for w, e in a.pieces)
         wide = Wide(pieces, after, a.channels, a.dims)
         names = f"{how} over {'x'.join(str(a.shape[i]) for i in axes)} positions of {read.name(a)}"

@@ -57,7 +57,7 @@ def _dropped(a: Wide, dim: int) -> Wide:
 
 def _positions(a: Wide, dim: int, axis: int, index: Tensor, drop: bool) -> Wide:
     shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
-    move = Move((pick, axis, len(a.shape), tuple(index.tolist())), a.shape, shape, True)
+    move = Move((pick, axis, len(a.shape), tuple(index.tolist())), a.shape, shape, True, False)
     pieces = tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces)
     result = Wide(pieces, shape, a.channels, a.dims)
     if len(index) == 1:
