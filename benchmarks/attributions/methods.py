@@ -15,7 +15,7 @@ from attributions.setting import Data, Setting, losses, network, train
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.training.account import Account
+from ntkit.training.accounts.account import Account
 
 MEMORY = "2GiB"
 NEIGHBORS = 10  # of a sample, whose labels its own is compared with

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from attributions.setting import Data, Setting, losses, train
 
-from ntkit.training.manifest import write_atomically
+from ntkit.files import write_atomically
 
 
 def removals(setting: Setting, data: Data, samples: list[int], folder: Path, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.data.mnist import mnist
-from ntkit.training.manifest import hash_data
+from ntkit.files import hash_data
 
 
 @dataclass(frozen=True)

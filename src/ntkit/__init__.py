@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from ntkit.machine.flow import GradientFlow as GradientFlow
     from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
     from ntkit.machine.ridge import KernelRidge as KernelRidge
-    from ntkit.training.account import Account as Account
-    from ntkit.training.account import account as account
+    from ntkit.training.accounts.account import Account as Account
+    from ntkit.training.accounts.account import account as account
+    from ntkit.training.accounts.path_kernel import PathKernel as PathKernel
+    from ntkit.training.accounts.watch import watch as watch
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
-    from ntkit.training.path_kernel import PathKernel as PathKernel
-    from ntkit.training.recording import record as record
-    from ntkit.training.watching import watch as watch
+    from ntkit.training.recording.record import record as record
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "Account": "ntkit.training.account",
+    "Account": "ntkit.training.accounts.account",
     "ConjugateKernel": "ntkit.finite.conjugate",
     "EmpiricalNTK": "ntkit.finite.empirical",
     "GaussianProcess": "ntkit.machine.gaussian",
@@ -44,19 +44,19 @@ _ROOMS = {
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
-    "PathKernel": "ntkit.training.path_kernel",
+    "PathKernel": "ntkit.training.accounts.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
-    "account": "ntkit.training.account",
+    "account": "ntkit.training.accounts.account",
     "dual": "ntkit.infinite.duals.of",
     "indexed": "ntkit.training.loops.loader",
     "infinite_width": "ntkit.infinite.limit",
     "linearize": "ntkit.finite.linearize",
     "monte_carlo": "ntkit.infinite.monte_carlo",
     "ntk_parametrize": "ntkit.finite.parametrize",
-    "record": "ntkit.training.recording",
+    "record": "ntkit.training.recording.record",
     "register_optimizer": "ntkit.training.optimizers.registry",
     "taylor": "ntkit.finite.linearize",
-    "watch": "ntkit.training.watching",
+    "watch": "ntkit.training.accounts.watch",
 }
 
 __all__ = [*sorted(_ROOMS), "__version__", "report"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -101,7 +101,7 @@ def explain(
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
     """Explain predictions of a recorded run by its training samples, on one page."""
-    from ntkit.report.recorded import explain_run
+    from ntkit.report.run_page import explain_run
 
     account, page = explain_run(
         folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs

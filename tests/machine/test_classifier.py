@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import ntkit
-from ntkit.machine import newton
-from ntkit.machine.losses import LOSSES, loss_of
+from ntkit.machine.solving import newton
+from ntkit.machine.solving.losses import LOSSES, loss_of
 
 X, Y = load_iris(return_X_y=True)
 X = (X - X.mean(0)) / X.std(0)

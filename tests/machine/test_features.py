@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 import ntkit
-from ntkit.machine.densities import frequencies
 from ntkit.machine.features import KINDS
+from ntkit.machine.solving.densities import frequencies
 
 X = np.random.default_rng(0).normal(size=(40, 4))
 

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import ntkit
 from ntkit.cli import app
+from ntkit.display import plots
 from ntkit.errors import NtkitError
-from ntkit.report import plots
-from ntkit.report.explaining import account_page
+from ntkit.report.account_page import account_page
 
 MINE = """
 import torch

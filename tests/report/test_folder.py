@@ -4,7 +4,7 @@ import os
 import pytest
 
 from ntkit.errors import NtkitError
-from ntkit.report.folder import fresh_folder
+from ntkit.report.output_folder import fresh_folder
 
 
 def fill(folder, text="{}"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ntkit
 from ntkit.data.toy import ball_sphere
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
 
 GRID = torch.cartesian_prod(*2 * (torch.linspace(-1.2, 1.2, 9, dtype=torch.float64),))
 
@@ -72,7 +72,7 @@ def forward_oracle(
 
     ``average`` are the Averages of the run, if they are to its averaged network.
     """
-    from ntkit.training.quadrature import gauss
+    from ntkit.training.integrals.quadrature import gauss
 
     names = [name for name, _ in model.named_parameters()]
     shapes = [p.shape for p in model.parameters()]

@@ -8,7 +8,7 @@ from runs import GRID, ball, batches, forward_oracle, mlp, square, train, worst
 from torch import nn, optim
 
 import ntkit
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
 
 # Name, optimizer, batch size, nodes, figure of calibration.md ("Path account"), whose bar is ten times that.
 # The figures are of one run; what so many nodes leave depends on the sharpest step of a run, and the seed

@@ -12,9 +12,9 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 import ntkit
 from ntkit.errors import NtkitError
-from ntkit.training.averaging import Averages
-from ntkit.training.manifest import read_manifest, write_manifest
-from ntkit.training.run import Run
+from ntkit.training.accounts.averaged_account import Averages
+from ntkit.training.folder.manifest import read_manifest, write_manifest
+from ntkit.training.folder.run import Run
 
 QUERIES = GRID[::9]
 

@@ -12,8 +12,8 @@ from torch import nn, optim
 
 import ntkit
 from ntkit.errors import NtkitError, PathMismatchError
-from ntkit.training.replaying import ReplayedRun
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
+from ntkit.training.replay.checkpointed import CheckpointedRun
 
 COLUMNS = ("contributions", "initial", "decay", "start", "buffers", "rounding", "residual", "prediction")
 
@@ -81,7 +81,7 @@ def test_the_same_as_with_all_steps(make, dtype, tmp_path):
     optimizer = make(model.parameters())
     folders = train(tmp_path, model, optimizer, data, batches(16, 5, 23), 6)
     same(*folders, model, data, tol=1e-6)
-    with Run(folders[0]) as full, ReplayedRun(folders[1], model, square, data, None) as run:
+    with Run(folders[0]) as full, CheckpointedRun(folders[1], model, square, data, None) as run:
         assert run.steps == 23
         for k in (0, 23, 5, 17, 6, 12):  # in any order
             assert torch.equal(run.weights(k), full.weights(k))

@@ -11,7 +11,7 @@ from torch import nn, optim
 
 import ntkit
 from ntkit.errors import NtkitError, PathMismatchError
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
 
 QUERIES = GRID[::9]
 CLIPS = {

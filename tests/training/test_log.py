@@ -14,7 +14,7 @@ from torch import optim
 
 import ntkit
 from ntkit.errors import RunFolderError
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ntkit
 from ntkit.errors import NtkitError
-from ntkit.training.averaging import Averages
-from ntkit.training.run import Run
+from ntkit.training.accounts.averaged_account import Averages
+from ntkit.training.folder.run import Run
 
 QUERIES = GRID[::9]
 

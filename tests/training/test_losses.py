@@ -10,8 +10,8 @@ from torch.nn import functional
 
 import ntkit
 from ntkit.errors import NtkitError
-from ntkit.training.gauss import gauss
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
+from ntkit.training.integrals.gauss import gauss
 
 DRAW = torch.Generator().manual_seed(5)
 N, RATE = 12, 0.05

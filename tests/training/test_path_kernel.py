@@ -9,9 +9,9 @@ from torch import nn, optim
 
 import ntkit
 from ntkit.errors import NtkitError
-from ntkit.training.gauss import LEFT, gauss
-from ntkit.training.path_machine import PathMachine
-from ntkit.training.run import Run
+from ntkit.training.accounts.path_machine import PathMachine
+from ntkit.training.folder.run import Run
+from ntkit.training.integrals.gauss import LEFT, gauss
 
 X = GRID[::16]
 

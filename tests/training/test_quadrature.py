@@ -10,10 +10,10 @@ from runs import GRID, ball, batches, mlp, square, train
 from torch import nn, optim
 
 import ntkit
-from ntkit.training.along import Along
-from ntkit.training.given import query_network
-from ntkit.training.kinks import find_kinks
-from ntkit.training.pieces import query_rule
+from ntkit.training.accounts.checks import query_network
+from ntkit.training.integrals.adaptive import query_rule
+from ntkit.training.integrals.along_step import AlongStep
+from ntkit.training.integrals.kinks import find_kinks
 
 
 class Folded(nn.Module):
@@ -89,7 +89,7 @@ def test_rule_of_a_step_against_a_very_fine_one(structured):
     net, w, delta, x = along_a_step()
     structure = net.structure(x) if structured else None
     assert structured == (structure is not None)
-    along = Along(net, structure, x, w, delta, 2**24)
+    along = AlongStep(net, structure, x, w, delta, 2**24)
     first, last = net.outputs(w, x), net.outputs(w + delta, x)
     rule = query_rule(along, first, last, 1e-9)
     out = torch.empty(6, 2, net.total, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_rule_of_a_step_against_a_very_fine_one(structured):
 
 def test_kinks_are_where_gradients_jump():
     net, w, delta, x = along_a_step(size=0.4)
-    along = Along(net, net.structure(x), x, w, delta, 2**24)
+    along = AlongStep(net, net.structure(x), x, w, delta, 2**24)
     rows, s = find_kinks(along.switches, torch.arange(6), 1000)
     assert len(s) >= 5
     before, after, further = (along.slopes(rows, s + h) for h in (-1e-7, 1e-7, 3e-7))

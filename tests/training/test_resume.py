@@ -16,7 +16,7 @@ from torch import optim
 
 import ntkit
 from ntkit.errors import NtkitError, RunFolderError
-from ntkit.training import tiles
+from ntkit.training.accounts import tiles
 
 SCRIPT = """
 import sys, torch, ntkit
@@ -33,7 +33,7 @@ COLUMNS = ("contributions", "initial", "decay", "start", "buffers", "rounding", 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("ntkit.training.sweep.BLOCK", 2**12)
+    monkeypatch.setattr("ntkit.training.accounts.sweep.BLOCK", 2**12)
     model, data = mlp(), ball(32)
     optimizer = optim.AdamW(model.parameters(), 1e-2)
     folder = train(tmp_path / "run", model, optimizer, data, batches(32, 8, 60))
@@ -75,12 +75,13 @@ def test_snapshots_are_gone_on_from(run, tmp_path, monkeypatch):
     _, account = run
     monkeypatch.setattr(tiles, "PAUSE", 0.0)
     monkeypatch.setattr(
-        "ntkit.training.kept.Kept.save_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "ntkit.training.accounts.store.PartStore.save_finished",
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     with pytest.raises(KeyboardInterrupt):
         account(keep=tmp_path / "kept")
     monkeypatch.undo()
-    monkeypatch.setattr("ntkit.training.sweep.BLOCK", 2**12)
+    monkeypatch.setattr("ntkit.training.accounts.sweep.BLOCK", 2**12)
     done = []
     blocks = tiles.Sweep.blocks
     monkeypatch.setattr(tiles.Sweep, "blocks", lambda self: (done.append(n) or n for n in blocks(self)))

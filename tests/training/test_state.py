@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import ntkit
 from ntkit.errors import PathMismatchError
-from ntkit.training.run import Run
+from ntkit.training.folder.run import Run
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -9,10 +9,10 @@ from torch import nn, optim
 from torch.nn import functional
 
 import ntkit
-from ntkit.training.run import Run
-from ntkit.training.samples import Samples
-from ntkit.training.steps import Replay
-from ntkit.training.structure import Structure
+from ntkit.training.folder.run import Run
+from ntkit.training.functional.structure import Structure
+from ntkit.training.replay.sample_gradients import Samples
+from ntkit.training.replay.steps import Replay
 
 
 class Tied(nn.Module):
@@ -109,8 +109,10 @@ def test_what_has_a_structure(run):
 def test_accounts_with_and_without_structure(run, monkeypatch):
     name, folder, model, data, loss = run
     queries = inputs(name, 3)
-    monkeypatch.setattr("ntkit.training.sweep.BLOCK", 0)  # nothing is small: every product is structured
-    monkeypatch.setattr("ntkit.training.quadrature._BLOCK", 0)
+    monkeypatch.setattr(
+        "ntkit.training.accounts.sweep.BLOCK", 0
+    )  # nothing is small: every product is structured
+    monkeypatch.setattr("ntkit.training.integrals.quadrature._BLOCK", 0)
     a = ntkit.account(folder, model, loss, train=data, queries=queries, tol=1e-9)
     little = ntkit.account(folder, model, loss, train=data, queries=queries, tol=1e-9, memory=2**14)
     assert torch.allclose(little.contributions, a.contributions, rtol=1e-6, atol=1e-9)

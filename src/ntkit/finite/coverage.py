@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import ntkit.finite.conv
-import ntkit.finite.elementwise
-import ntkit.finite.embedding
-import ntkit.finite.linear
-import ntkit.finite.norm  # noqa: F401  (the rules register themselves)
+import ntkit.finite.layers.conv
+import ntkit.finite.layers.elementwise
+import ntkit.finite.layers.embedding
+import ntkit.finite.layers.linear
+import ntkit.finite.layers.norm  # noqa: F401  (the rules register themselves)
 from ntkit.finite.rules import RULES, Slot
 from ntkit.graph import Graph
 

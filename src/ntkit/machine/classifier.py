@@ -17,9 +17,9 @@ from ntkit.compute.plan import chunks, parse_memory
 from ntkit.errors import NtkitError
 from ntkit.machine.estimator import ROWS, KernelMachine, is_size
 from ntkit.machine.flow import GradientFlow
-from ntkit.machine.losses import loss_of, probabilities
-from ntkit.machine.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
 from ntkit.machine.ridge import KernelRidge
+from ntkit.machine.solving.losses import loss_of, probabilities
+from ntkit.machine.solving.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
 
 
 class KernelClassifier(ClassifierMixin, KernelMachine):

@@ -16,9 +16,16 @@ from torch import nn
 from ntkit.errors import NtkitError
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
-from ntkit.machine.densities import frequencies
+from ntkit.machine.feature_maps import (
+    NTKFeatures,
+    arc_cosine,
+    arc_cosine_kernel,
+    cauchy_kernel,
+    fourier,
+    linear,
+)
 from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
-from ntkit.machine.maps import NTKFeatures, arc_cosine, arc_cosine_kernel, cauchy_kernel, fourier, linear
+from ntkit.machine.solving.densities import frequencies
 
 FOURIER = ("gaussian", "laplacian", "cauchy", "matern")
 KINDS = (*FOURIER, "arccos0", "arccos1", "ntk")

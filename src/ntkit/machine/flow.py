@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +15,27 @@ from torch import Tensor
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.errors import NtkitError
 from ntkit.kernel import Kernel
-from ntkit.machine import stopping
-from ntkit.machine.curve import LearningCurve
-from ntkit.machine.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.estimator import KernelMachine, checked
 from ntkit.machine.kernels import as_array, as_kernel, prior_of
-from ntkit.machine.losses import loss_of, refuse_no_probabilities
+from ntkit.machine.solving import stopping
+from ntkit.machine.solving.descent import descend, descent_filter, flow_filter, integrate
+from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """How the parts of the targets along the kernel's eigenvectors are learned.
+
+    ``rates`` ``[n]`` are the eigenvalues of K / n, largest first: along the i-th a part exp(-rate t) is left
+    of ``parts`` ``[n]`` or ``[n, o]``, that of y - f_0; ``left`` ``[T, n]`` holds these factors, ``loss``
+    ``[T]`` is (1/2n) sum (f - y)^2 at each of ``times``.
+    """
+
+    times: np.ndarray
+    rates: np.ndarray
+    parts: np.ndarray
+    left: np.ndarray
+    loss: np.ndarray
 
 
 class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):

@@ -16,8 +16,8 @@ from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import NtkitError
 from ntkit.machine.estimator import KernelMachine, is_size
-from ntkit.machine.path import RidgePath, best_alpha, path_errors
-from ntkit.machine.solve import Settings, Solved, choose, solve
+from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
+from ntkit.machine.solving.solve import Settings, Solved, choose, solve
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ntkit.report.plots import BLUE, GREEN, INK, ORANGE, _axes, _plain
+from ntkit.display.axes import BLUE, GREEN, INK, ORANGE, new_axes, plain_axes
 
 COLORS = "viridis"
 
@@ -23,7 +23,7 @@ def eigen_learning(curve: Any, ax: Axes | None = None, *, parts: int = 8) -> Axe
     """
     from matplotlib import colormaps
 
-    ax = _axes(6.4, 3.4)[0] if ax is None else ax
+    ax = new_axes(6.4, 3.4)[0] if ax is None else ax
     parts = min(parts, len(curve.rates))
     for i in range(parts):
         color = colormaps[COLORS](0.9 * i / max(1, parts - 1))
@@ -32,7 +32,7 @@ def eigen_learning(curve: Any, ax: Axes | None = None, *, parts: int = 8) -> Axe
     ax.plot(curve.times, curve.loss / (start or 1.0), color=INK, lw=2, ls="--", label="loss")
     ax.set(xscale="log", xlabel="time (steps x learning rate)", ylabel="share that is left")
     ax.set_title("learning along the kernel's eigenvectors")
-    _plain(ax)
+    plain_axes(ax)
     ax.legend(title="eigenvector", fontsize=8, ncol=2, frameon=False, labelcolor=INK)
     return ax
 
@@ -48,7 +48,7 @@ def posterior_band(
     width: float = 2.0,
 ) -> Axes:
     """Draw a function of one input with a band of ``width`` standard deviations, and draws ``[m, draws]``."""
-    ax = _axes(6.4, 3.4)[0] if ax is None else ax
+    ax = new_axes(6.4, 3.4)[0] if ax is None else ax
     x, order = np.ravel(x), np.argsort(np.ravel(x))
     low, high = mean - width * std, mean + width * std
     label = f"{width:g} standard deviations"
@@ -59,14 +59,14 @@ def posterior_band(
     if train is not None:
         ax.plot(np.ravel(train[0]), train[1], "o", color=ORANGE, ms=4, label="training samples")
     ax.set(xlabel="x", ylabel="f(x)")
-    _plain(ax)
+    plain_axes(ax)
     ax.legend(fontsize=8, frameon=False, labelcolor=INK)
     return ax
 
 
 def leave_one_out_curve(path: Any, ax: Axes | None = None) -> Axes:
     """Draw the leave-one-out and generalized cross-validation errors of a `RidgePath` against alpha."""
-    ax = _axes(6.4, 3.4)[0] if ax is None else ax
+    ax = new_axes(6.4, 3.4)[0] if ax is None else ax
     order = np.argsort(path.alphas)
     for name, values, color in (("leave-one-out", path.loo, BLUE), ("generalized", path.gcv, ORANGE)):
         ax.plot(path.alphas[order], values[order], color=color, lw=1.8, label=name)
@@ -74,6 +74,6 @@ def leave_one_out_curve(path: Any, ax: Axes | None = None) -> Axes:
         ax.plot(path.alphas[best], values[best], "o", color=color, ms=5)
     ax.set(xscale="log", yscale="log", xlabel="alpha", ylabel="mean squared error")
     ax.set_title("cross-validation in closed form")
-    _plain(ax)
+    plain_axes(ax)
     ax.legend(fontsize=8, frameon=False, labelcolor=INK)
     return ax

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ntkit.report import plots
-from ntkit.report.html import environment
-from ntkit.report.svg import inline_svg
+from ntkit.display import plots
+from ntkit.display.svg import inline_svg
+from ntkit.report.templating import environment
 
 TERMS = ("initial", "contributions", "decay", "start", "buffers", "rounding", "residual", "prediction")
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import ntkit
 from ntkit.data.digits import digits
-from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 

@@ -21,18 +21,19 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ntkit.compute.progress import progress
 from ntkit.data.digits import CLASSES, SIDE, Digits, digits
+from ntkit.display import plots
+from ntkit.display.axes import draw_picture
 from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
-from ntkit.report import plots
-from ntkit.report.explaining import account_page
-from ntkit.report.folder import MARKER, fresh_folder
+from ntkit.report.account_page import account_page
+from ntkit.report.output_folder import MARKER, fresh_folder
 from ntkit.report.page import Curve, Kernels, Page, render
 from ntkit.studies.config import DemoConfig as Config
 from ntkit.studies.environment import peak_memory, versions
-from ntkit.training.account import account
-from ntkit.training.progress import progress
-from ntkit.training.recording import record
+from ntkit.training.accounts.account import account
+from ntkit.training.recording.record import record
 
 KIND = "ntkit demo"
 
@@ -305,12 +306,12 @@ def figure(result: Result) -> Figure:
             for cell, push in zip(ax, side.shown[:shown], strict=False):
                 if push.picture is not None:
                     cell.set_axis_on()
-                    plots.picture(
+                    draw_picture(
                         push.picture, cell, title=f"{push.contribution:+.2f}".replace("-", "−"), color=color
                     )
         if query.picture is not None:
             row[0].set_axis_on()
-            plots.picture(query.picture, row[0], title=title)
+            draw_picture(query.picture, row[0], title=title)
     if page.kernels is not None:
         bottom.suptitle(
             "What the network sees as similar: its tangent kernel, digits ordered by class", fontsize=12

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.report.plots import BLUE, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {"samples": 60, "dimension": 6, "seeds": 10, "widths": (2, 4, 6, 8, 10, 15, 25, 40, 60, 90, 200, 500)}
 

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
-from ntkit.report.folder import MARKER
-from ntkit.report.html import number
+from ntkit.report.output_folder import MARKER
 from ntkit.studies.catalog import STUDIES
 
 _MARKS = {True: "yes", False: "**no**", None: ""}

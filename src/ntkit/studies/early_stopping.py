@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ntkit
+from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.machine.kernels import ReLUKernel
-from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 100, "repeats": 4}

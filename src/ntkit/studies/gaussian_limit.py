@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 import ntkit
-from ntkit.report.plots import BLUE, INK, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
 

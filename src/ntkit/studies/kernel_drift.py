@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 
 import ntkit
-from ntkit.report.plots import BLUE, INK, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
 

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.pictures import pictures
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"samples": 128, "widths": (50, 200), "time": 40.0}
 

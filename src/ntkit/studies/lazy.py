@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {"alphas": (8.0, 16.0, 32.0), "steps": 300, "rich_steps": 1500, "width": 40}
 

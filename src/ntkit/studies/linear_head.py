@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.report.plots import BLUE
+from ntkit.display.axes import BLUE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 40, "steps": 200}

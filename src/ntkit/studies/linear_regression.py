@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import ntkit
-from ntkit.report.plots import BLUE, ORANGE
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 64, "steps": 50}

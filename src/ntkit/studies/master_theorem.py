@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.compute.progress import progress
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"widths": (32, 128, 512), "draws": 6}
 

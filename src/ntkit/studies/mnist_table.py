@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.compute.progress import progress
 from ntkit.data.digits import Digits
-from ntkit.report import plots
+from ntkit.display import plots
 from ntkit.studies.pictures import pictures
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 Architecture = Literal["MLP", "CNN, flattened", "CNN, pooled"]
 QUICK = {"samples": 150, "tests": 150, "epochs": 60, "seeds": 1, "architectures": ("MLP",)}

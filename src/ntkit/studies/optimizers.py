@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.compute.progress import progress
 from ntkit.data.parity import two_peaks
 from ntkit.data.toy import ball_sphere, half_plane
-from ntkit.report.plots import BLUE, ORANGE
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {"samples": 48, "steps": 80, "queries": 6}
 

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkit.compute.progress import progress
 from ntkit.data.parity import filled, peaks
-from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {
     "channels": (16,),

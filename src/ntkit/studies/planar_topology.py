@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkit.compute.progress import progress
 from ntkit.data.shapes import OUTSIDE, branched, crossings, parity
 from ntkit.errors import NtkitError
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 Architecture = Literal["unet", "unet-mse", "local", "gap", "attention", "context"]
 QUICK = {

@@ -13,10 +13,10 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.report.plots import BLUE, ORANGE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.study import StudyConfig, array, option
-from ntkit.training.progress import progress
-from ntkit.training.quadrature import Nodes
+from ntkit.training.integrals.quadrature import Nodes
 
 QUICK = {
     "samples": 128,

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ntkit.report.plots import BLUE, GREEN, ORANGE
+from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"dimension": 15, "neurons": 40, "samples": 3000, "steps": 1500}

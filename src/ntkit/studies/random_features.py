@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 
 import ntkit
-from ntkit.report.plots import BLUE
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {"sizes": (64, 256, 1024), "repeats": 2}
 KINDS = ("gaussian", "laplacian", "cauchy", "matern", "arccos0", "arccos1", "ntk")

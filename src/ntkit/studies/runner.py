@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
-from ntkit.report.folder import MARKER, fresh_folder
-from ntkit.report.html import number
-from ntkit.report.study import StudyPage, render_study
+from ntkit.report.output_folder import MARKER, fresh_folder
+from ntkit.report.study_page import StudyPage, render_study
 from ntkit.studies.catalog import STUDIES, configure, module
 from ntkit.studies.environment import peak_memory, versions
 from ntkit.studies.study import Result, StudyConfig

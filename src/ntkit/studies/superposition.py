@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy
 
 import ntkit
 from ntkit.data.digits import CLASSES, SIDE, digits
-from ntkit.report import plots
+from ntkit.display import plots
+from ntkit.display.axes import draw_picture
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 200, "epochs": 4, "queries": 6}
@@ -109,9 +110,9 @@ def figure(result: Result) -> Mapping[str, Figure]:
     drawn = Figure(figsize=(11, 1.9 * count), layout="constrained")
     axes = drawn.subplots(count, 8, squeeze=False, width_ratios=[1.2, *[1] * 6, 3])
     for i, row in enumerate(axes):
-        plots.picture(a["queries"][i], row[0], title=f"predicted {a['predicted'][i]}")
+        draw_picture(a["queries"][i], row[0], title=f"predicted {a['predicted'][i]}")
         for ax, picture, push in zip(row[1:7], a["top"][i], a["pushes"][i], strict=True):
-            plots.picture(picture, ax, title=f"{push:+.2f}".replace("-", "−"), color=plots.BLUE)
+            draw_picture(picture, ax, title=f"{push:+.2f}".replace("-", "−"), color=plots.BLUE)
         row[7].plot(a["classes"][i], color=plots.BLUE, lw=1.5)
         row[7].grid(alpha=0.3)
         row[7].set_ylabel("logit", fontsize=8)

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.compute.progress import progress
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.machine.kernels import ReLUKernel
-from ntkit.report.plots import BLUE, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.training.progress import progress
 
 QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 

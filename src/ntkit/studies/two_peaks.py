@@ -18,10 +18,10 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.compute.progress import progress
 from ntkit.data.parity import two_peaks
-from ntkit.report.plots import BLUE, ORANGE
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"p": 16, "samples": 60, "steps": 5000, "seeds": 1}
 

@@ -16,11 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 import ntkit
+from ntkit.compute.progress import progress
 from ntkit.data.digits import digits
-from ntkit.report.plots import BLUE, GREEN, INK, ORANGE
+from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.training.progress import progress
 
 QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
 

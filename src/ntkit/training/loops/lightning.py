@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ntkit.errors import NtkitError
 from ntkit.training.loops.loader import SamplerWatch
-from ntkit.training.recording import Recording, record
+from ntkit.training.recording.record import Recording, record
 
 
 class LightningRecorder(Callback):

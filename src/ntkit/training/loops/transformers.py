@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ntkit.errors import NtkitError
 from ntkit.training.loops.loader import SamplerWatch
-from ntkit.training.recording import Recording, record
+from ntkit.training.recording.record import Recording, record
 
 
 class Logits(nn.Module):

@@ -1,0 +1,1 @@
+"""Axes, SVG and small pieces of pages: they take arrays and strings."""

@@ -1,0 +1,52 @@
+"""Files and their contents: written in one go, hashed, read as safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment either the old or the whole new one is there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def hash_data(*data: Any) -> str:
+    """Return the sha256 of tensors (nested in tuples and dicts), with their dtypes and shapes."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(as_bytes(value).numpy().data)
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                digest.update(repr(key).encode())
+                add(value[key])
+        else:
+            digest.update(f"tuple{len(value)}".encode())
+            for item in value:
+                add(item)
+
+    add(data)
+    return digest.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor, on the CPU: equal bytes are equal weights, NaN or not."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

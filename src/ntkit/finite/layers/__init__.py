@@ -1,0 +1,1 @@
+"""Rules for the Jacobian of layers, one file for each kind."""

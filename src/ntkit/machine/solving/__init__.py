@@ -1,0 +1,1 @@
+"""Losses and solvers beneath the estimators."""

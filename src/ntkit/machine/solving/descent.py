@@ -1,0 +1,94 @@
+"""Training in function space: gradient flow and descent, in the eigenbasis or step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.machine.solving.losses import Loss
+
+STIFF = 1000  # unknowns up to which the implicit method, whose steps solve a system of them, is taken
+
+
+def flow_filter(values: Tensor, t: float, n: int) -> Tensor:
+    """Return g = (1 - exp(-t lambda / n)) / lambda, t / n on the null space; 1 / lambda or 0 at t = inf."""
+    positive = values > 0
+    safe = torch.where(positive, values, 1.0)
+    if t == float("inf"):
+        return torch.where(positive, 1 / safe, 0.0)
+    return torch.where(positive, -torch.expm1(-t / n * safe) / safe, t / n)
+
+
+def descent_filter(values: Tensor, t: float, n: int, rate: float, momentum: float) -> Tensor:
+    """Return g after t / rate steps of descent with momentum as PyTorch's SGD takes them.
+
+        v <- momentum v + (1 - lambda c) / n,    c <- c + rate v
+
+    an affine map of (c, v), whose power is taken by squaring; c is g.
+    """
+    if t == float("inf"):
+        return flow_filter(values, t, n)
+    steps = round(t / rate)
+    if abs(steps * rate - t) > 1e-6 * max(rate, t):
+        raise NtkitError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+    lam = values.cpu().numpy() / n
+    step = np.zeros((len(lam), 3, 3))
+    step[:, 0] = np.stack(
+        [1 - rate * lam, np.full_like(lam, rate * momentum), np.full_like(lam, rate / n)], 1
+    )
+    step[:, 1] = np.stack([-lam, np.full_like(lam, momentum), np.full_like(lam, 1 / n)], 1)
+    step[:, 2, 2] = 1
+    return torch.as_tensor(np.linalg.matrix_power(step, steps)[:, 0, 2]).to(values)
+
+
+def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[float]) -> Tensor:
+    """Return the coefficients ``[T, n, o]`` of kernel gradient flow for any loss, at rising times.
+
+        dc_n/dt = -l'(f(x_n), y_n) / n,    f = f0 + K c
+
+    by an implicit method for small problems, an explicit one for large ones, to a relative 1e-8.
+    """
+    n, o = y.shape
+    cpu = torch.device("cpu")
+    gram_, y_, f0_ = gram.to(cpu), y.to(cpu), f0.to(cpu)
+
+    def function(c: np.ndarray) -> Tensor:
+        return f0_ + gram_ @ torch.as_tensor(c.reshape(n, o))
+
+    def slope(t: float, c: np.ndarray) -> np.ndarray:
+        return (-loss.gradient(function(c), y_) / n).numpy().ravel()
+
+    def jacobian(t: float, c: np.ndarray) -> np.ndarray:
+        hessian = loss.hessian(function(c), y_)  # [n, o, o]
+        return (-torch.einsum("nop,nm->nomp", hessian, gram_).reshape(n * o, n * o) / n).numpy()
+
+    options: Any = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
+    found = solve_ivp(
+        slope, (0.0, times[-1]), np.zeros(n * o), t_eval=times, rtol=1e-8, atol=1e-10 / n, **options
+    )
+    if not found.success:
+        raise NtkitError(f"The gradient flow could not be integrated to t={times[-1]}: {found.message}")
+    return torch.as_tensor(found.y.T.reshape(len(times), n, o).copy()).to(gram)
+
+
+def descend(
+    gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[float], rate: float, momentum: float
+) -> Tensor:
+    """Return the coefficients ``[T, n, o]`` after t / rate explicit steps, at rising times."""
+    c, v, done, found = torch.zeros_like(y), torch.zeros_like(y), 0, []
+    for t in times:
+        steps = round(t / rate)
+        if abs(steps * rate - t) > 1e-6 * max(rate, t):
+            raise NtkitError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+        for _ in range(steps - done):
+            v = momentum * v - loss.gradient(f0 + gram @ c, y) / len(y)
+            c = c + rate * v
+        done = steps
+        found.append(c)
+    return torch.stack(found)

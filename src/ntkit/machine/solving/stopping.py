@@ -1,0 +1,71 @@
+"""When to stop training: times to try, and their errors on samples that were not trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.machine.solving.losses import loss_of
+
+if TYPE_CHECKING:
+    from ntkit.machine.flow import GradientFlow
+
+COUNT = 60  # times that are tried
+PATIENCE = 10  # times without a better one after which an integration ends
+
+
+def times(rates: Tensor, limit: float, learning_rate: float | None) -> np.ndarray:
+    """Return times from a hundredth of the fastest part's to ten times the slowest's, and the limit."""
+    positive = rates[rates > 0].cpu().numpy()
+    if not len(positive):
+        return np.array([0.0])
+    end = min(10 / positive.min(), 1e8 / positive.max(), limit)
+    found = np.geomspace(min(0.01 / positive.max(), end / 2), end, COUNT) if end > 0 else np.array([0.0])
+    if learning_rate is not None:
+        found = learning_rate * np.unique(np.round(found / learning_rate))
+        limit = limit if limit == np.inf else learning_rate * round(limit / learning_rate)
+    return np.unique([*found[found <= limit], limit])
+
+
+def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
+    """Return the mean loss of samples held out, at each time."""
+    n = len(flow._y)
+    held = round(flow.validation_fraction * n)
+    if not 0 < held < n:
+        raise NtkitError(
+            f"validation_fraction={flow.validation_fraction} of {n} samples holds out {held}; at least one "
+            "must be held out and one be left."
+        )
+    order = np.random.default_rng(flow.random_state).permutation(n)
+    return _errors(flow, order[held:], order[:held], times)
+
+
+def leave_one_out(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
+    """Return the mean loss of each sample under training on all others, at each time; n trainings."""
+    flow._closed()
+    n = len(flow._y)
+    if n < 2:
+        raise NtkitError("Leave-one-out needs two samples at least.")
+    every = np.arange(n)
+    return np.mean([_errors(flow, every[every != i], every[i : i + 1], times) for i in range(n)], 0)
+
+
+def _errors(flow: GradientFlow, train: np.ndarray, test: np.ndarray, times: np.ndarray) -> np.ndarray:
+    gram, y, f0 = flow._gram_, flow._y, flow._f0
+    a, b = (torch.as_tensor(i, device=gram.device) for i in (train, test))
+    loss, inner, cross = loss_of(flow.loss), gram[a][:, a], gram[b][:, a]
+    if flow.loss == "squared":
+        functions = f0[b] + cross @ flow.trajectory(inner, None, y[a], f0[a], times)
+        return np.array([float(loss.value(f, y[b]).mean()) for f in functions])
+    c, errors = torch.zeros_like(y[a]), np.full(len(times), np.inf)
+    for i, t in enumerate(times):  # from one time to the next, for as long as it helps
+        step = [t - (times[i - 1] if i else 0.0)]
+        c = c + flow.trajectory(inner, None, y[a], f0[a] + inner @ c, step)[0]
+        errors[i] = float(loss.value(f0[b] + cross @ c, y[b]).mean())
+        if i - int(np.argmin(errors)) >= PATIENCE:
+            break
+    return errors

@@ -1,0 +1,247 @@
+"""The report of an account: any run's predictions, explained by its training samples on one page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError
+from ntkit.report.output_folder import write_text
+from ntkit.report.page import TERMS, Page, Push, Query, Side, render
+from ntkit.training.accounts.result import Account
+
+
+def explain(account: Account, path: str | os.PathLike[str], **what: Any) -> Path:
+    """Write the report of an account: one HTML page that loads nothing from anywhere.
+
+    For each query: the identity with its residual, the training samples that pushed its prediction most
+    towards and against the output that it predicts, by label, and when in training it moved.
+
+    Parameters
+    ----------
+    account
+        Made by `ntkit.account` or `ntkit.watch`.
+    path
+        The file to write; an older one is replaced.
+    **what
+        What `account_page` takes: labels, names and pictures of the samples and the queries.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> _ = torch.manual_seed(0)
+    >>> x = torch.rand(12, 2, dtype=torch.float64)
+    >>> y, model = (x[:, 0] > 0.5).long(), torch.nn.Linear(2, 2).double()
+    >>> optimizer, loss = torch.optim.SGD(model.parameters(), 0.5), torch.nn.functional.cross_entropy
+    >>> folder = tempfile.mkdtemp()
+    >>> with ntkit.record(folder + "/run", model, optimizer, train=(x, y)) as run:
+    ...     for _ in range(20):
+    ...         run.batch(range(12))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), y).backward()
+    ...         _ = optimizer.step()
+    >>> a = ntkit.account(folder + "/run", model, loss, train=(x, y), queries=x[:2])
+    >>> ntkit.report.explain(a, folder + "/report.html", labels=y, truth=y[:2]).name
+    'report.html'
+    """
+    return write_text(path, render(account_page(account, **what)))
+
+
+def account_page(
+    account: Account,
+    *,
+    labels: Any = None,
+    classes: Sequence[str] | None = None,
+    train: Any = None,
+    names: Sequence[str] | None = None,
+    queries: Any = None,
+    query_names: Sequence[str] | None = None,
+    truth: Any = None,
+    verdicts: Sequence[str] | None = None,
+    picture: tuple[int, ...] | None = None,
+    shown: int = 6,
+    unit: str | None = None,
+    title: str = "A trained network, explained by its training samples",
+    lead: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    footer: str = "",
+) -> Page:
+    """Return all that the report of an account says.
+
+    Parameters
+    ----------
+    account
+        q queries, o outputs, n samples.
+    labels, truth
+        Of the n training samples, and of the q queries: whole numbers from 0 for classes, or anything that is
+        written out.
+    classes
+        The names of the outputs; their numbers if left out.
+    train, queries
+        The inputs, of which pictures are drawn where they are ones: ``[n, h, w]``, ``[n, 1, h, w]``,
+        ``[n, 3, h, w]``, or flat with ``picture=(h, w)``.
+    names, query_names
+        What the samples are called.
+    verdicts
+        A word for each query; right or wrong, if left out and the truth is known.
+    shown
+        How many samples on each side.
+    unit
+        Of the outputs; logits where there are several.
+
+    Raises
+    ------
+    NtkitError
+        Labels, names or inputs that are not as many as the account has samples or queries.
+    """
+    q, o, n = account.contributions.shape
+    for what, values, count in (
+        ("labels", labels, n),
+        ("train", train, n),
+        ("names", names, n),
+        ("truth", truth, q),
+        ("queries", queries, q),
+        ("query_names", query_names, q),
+        ("verdicts", verdicts, q),
+        ("classes", classes, o),
+    ):
+        if values is not None and len(values) != count:
+            raise NtkitError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
+    outputs = [str(i) for i in range(o)] if classes is None else list(map(str, classes))
+    samples = _Samples(labels, outputs if o > 1 else None, train, names, picture)
+    asked = _Samples(truth, outputs if o > 1 else None, queries, query_names, picture)
+    return Page(
+        title=title,
+        lead=lead,
+        facts=tuple(facts),
+        queries=tuple(
+            _query(account, i, outputs, samples, asked, None if verdicts is None else verdicts[i], shown)
+            for i in range(q)
+        ),
+        residual=float(account.residual.abs().max()),
+        relative_residual=account.relative_residual,
+        tolerance=account.tol,
+        steps=account.steps,
+        unit=unit or ("logits" if o > 1 else "units of the output"),
+        footer=footer,
+    )
+
+
+class _Samples:
+    """What is known of some samples: labels, names, pictures."""
+
+    def __init__(
+        self,
+        labels: Any,
+        classes: Sequence[str] | None,
+        inputs: Any,
+        names: Sequence[str] | None,
+        picture: tuple[int, ...] | None,
+    ) -> None:
+        self.labels = None if labels is None else _plain(labels)
+        self.classes, self.inputs, self.names, self.shape = classes, inputs, names, picture
+
+    def name(self, i: int, kind: str) -> str:
+        return f"{kind} {i}" if self.names is None else str(self.names[i])
+
+    def label(self, i: int) -> str:
+        if self.labels is None:
+            return ""
+        value = self.labels[i]
+        if self.classes is not None and isinstance(value, int) and 0 <= value < len(self.classes):
+            return self.classes[value]
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    def picture(self, i: int) -> np.ndarray | None:
+        """Return a picture ``[h, w]`` or ``[h, w, 3]`` in [0, 1], None where the input is none."""
+        if not isinstance(self.inputs, (Tensor, np.ndarray)):
+            return None
+        x = torch.as_tensor(self.inputs[i]).detach().double().cpu()
+        x = x.reshape(self.shape) if self.shape is not None else x
+        if x.ndim == 3 and x.shape[0] in (1, 3):
+            x = x.permute(1, 2, 0).squeeze(-1)
+        if x.ndim != 2 and not (x.ndim == 3 and x.shape[-1] == 3):
+            return None
+        low, high = float(x.min()), float(x.max())
+        within = 0 <= low and high <= 1
+        return (x if within else (x - low) / max(high - low, 1e-12)).numpy()
+
+
+def _plain(labels: Any) -> list[Any]:
+    values = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+    return [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
+
+
+def _query(
+    a: Account,
+    i: int,
+    outputs: Sequence[str],
+    samples: _Samples,
+    asked: _Samples,
+    verdict: str | None,
+    shown: int,
+) -> Query:
+    """Return what the page says of one query: the account of the output that is largest."""
+    logits = a.prediction[i]
+    output = int(logits.argmax())
+    several = len(logits) > 1
+    pushes = a.contributions[i, output]
+    columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
+    columns["contributions"] = pushes.sum()
+
+    def side(sign: int) -> Side:
+        (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
+        strongest = where[(-sign * pushes[where]).argsort(stable=True)][:shown].tolist()
+        return Side(
+            tuple(
+                Push(
+                    name=samples.name(k, "sample"),
+                    label=samples.label(k),
+                    contribution=float(pushes[k]),
+                    picture=samples.picture(k),
+                )
+                for k in strongest
+            ),
+            total=float(pushes[where].sum()),
+            count=len(where),
+        )
+
+    truth = asked.label(i)
+    if verdict is None:
+        verdict = ("right" if truth == outputs[output] else "wrong") if truth and several else ""
+    by_label: dict[str, float] = {}
+    if samples.labels is not None and several:
+        by_label = dict.fromkeys(outputs, 0.0)
+        for k, value in enumerate(pushes.tolist()):
+            by_label[samples.label(k)] = by_label.get(samples.label(k), 0.0) + value
+    return Query(
+        name=asked.name(i, "query"),
+        verdict=verdict,
+        output=outputs[output] if several else f"{float(logits[0]):.4g}",
+        truth=truth,
+        terms={name: float(columns[name]) for name in TERMS},
+        towards=side(1),
+        against=side(-1),
+        probabilities=tuple(zip(outputs, logits.softmax(0).tolist(), strict=True)) if several else (),
+        by_label=tuple(by_label.items()) if len(by_label) <= 20 else (),
+        picture=asked.picture(i),
+        over_time=tuple(float(v) for v in _running(a, i, output)),
+    )
+
+
+def _running(a: Account, i: int, output: int, points: int = 200) -> Tensor:
+    """Return the running sum of the contributions over the steps, at so many of them."""
+    total = torch.cat([a.initial[i, output, None], a.by_step[i, output]]).cumsum(0)
+    where = torch.linspace(0, len(total) - 1, min(points, len(total))).round().long()
+    return total[where]

@@ -1,0 +1,116 @@
+"""An output folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ntkit.errors import NtkitError
+from ntkit.files import write_atomically
+
+MARKER = "result.json"
+
+
+@contextmanager
+def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
+    """Build an output folder in a hidden sibling and swap it in when the block ends well.
+
+    The block must leave a ``result.json`` whose ``"kind"`` is ``kind``: a folder without it is somebody
+    else's and is never replaced. When the block raises, what was there before stays as it was.
+
+    Raises
+    ------
+    NtkitError
+        When the folder cannot be written, or holds anything but an earlier result of this kind.
+    """
+    target = Path(out).expanduser().resolve()
+    _refuse_foreign(target, kind)
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
+    except OSError as error:
+        _remove_empty(made)
+        raise _unwritable(out, error) from error
+    try:
+        part.chmod(0o755)
+        yield part
+        _refuse_foreign(target, kind)
+        _swap(part, target)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        _remove_empty(made)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file whole or not at all, and return its path; an older one is replaced.
+
+    Raises
+    ------
+    NtkitError
+        When the file cannot be written.
+    """
+    target = Path(path).expanduser()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, text.encode())
+    except OSError as error:
+        raise NtkitError(
+            f"{target} cannot be written: {error.strerror or error}. Choose another place."
+        ) from error
+    return target
+
+
+def _swap(part: Path, target: Path) -> None:
+    """Put the new folder in the place of the old one, which comes back if that fails."""
+    if not target.exists():
+        os.rename(part, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.rename(target, old)
+    try:
+        os.rename(part, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path, kind: str) -> None:
+    """Refuse to replace a file, or a folder that holds something else than an earlier result."""
+    if not os.path.lexists(target):
+        return
+    try:
+        if target.is_dir() and not any(target.iterdir()):
+            return
+        found = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        raise NtkitError(
+            f"{target} exists and is no earlier output of {kind!r}, so it is not replaced. Choose another "
+            f"folder, or remove this one yourself."
+        )
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that were made for an output that did not come."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _unwritable(out: str | Path, error: OSError) -> NtkitError:
+    return NtkitError(
+        f"The output folder {str(out)!r} cannot be written: {error.strerror or error}. Choose a folder in a "
+        f"place where you may write, with enough room."
+    )

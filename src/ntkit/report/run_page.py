@@ -1,0 +1,161 @@
+"""The report of a recorded run, from the names of the functions that made it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ntkit.errors import NtkitError
+from ntkit.network import batch_size, take
+from ntkit.report.account_page import explain
+from ntkit.training.accounts.account import account
+from ntkit.training.accounts.result import Account
+from ntkit.training.integrals.quadrature import Nodes
+
+
+def explain_run(
+    folder: str,
+    model: str,
+    data: str,
+    queries: str,
+    out: str,
+    *,
+    loss: str = "cross_entropy",
+    tol: float = 1e-8,
+    nodes: Nodes = "auto",
+    memory: str = "1GiB",
+    jobs: int = 1,
+) -> tuple[Account, Path]:
+    """Account for predictions of a recorded run and write the report; return both the account and the file.
+
+    Parameters
+    ----------
+    folder
+        What `ntkit.record` made.
+    model
+        ``module:factory``, called without arguments: the network, built as for the training.
+    data
+        ``module:function``, called without arguments: inputs and targets ``(x, y)``.
+    queries
+        ``module:function``, called without arguments: inputs, or inputs and their labels as a tuple of two;
+        or numbers of training samples, ``0,3,17``.
+    out
+        The file to write.
+    loss
+        The name of a function in ``torch.nn.functional``, or ``module:function``.
+    tol, nodes, memory, jobs
+        As for `ntkit.account`.
+
+    Raises
+    ------
+    NtkitError
+        A name that leads nowhere, or a function that returns something else; what `ntkit.account` refuses.
+    """
+    network = _call(model, "--model")
+    if not isinstance(network, nn.Module):
+        raise NtkitError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
+    train = _call(data, "--data")
+    if not isinstance(train, (tuple, list)) or len(train) != 2:
+        raise NtkitError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
+    x, truth, names = _queries(queries, train)
+    a = account(
+        folder,
+        network,
+        _loss(loss),
+        train=tuple(train),
+        queries=x,
+        tol=tol,
+        nodes=nodes,
+        memory=memory,
+        jobs=jobs,
+    )
+    facts = (
+        ("run", str(folder)),
+        ("training samples", f"{a.contributions.shape[2]:,}"),
+        ("steps", f"{a.steps:,}"),
+        ("weights", f"{sum(p.numel() for p in network.parameters()):,}"),
+        ("loss", loss),
+        ("quadrature", f"{a.rule}, {a.spent:,} gradients of queries"),
+    )
+    labels = train[1] if isinstance(train[1], torch.Tensor) and train[1].numel() == len(train[1]) else None
+    lead = (
+        f"The training recorded in {folder} was taken apart: each prediction below is the sum of what every "
+        f"single training sample added to it."
+    )
+    page = explain(
+        a,
+        out,
+        labels=labels,
+        train=train[0],
+        queries=x,
+        truth=truth,
+        query_names=names,
+        facts=facts,
+        lead=lead,
+    )
+    return a, page
+
+
+def _queries(text: str, train: Any) -> tuple[Any, Any, list[str] | None]:
+    """Return inputs, labels and names of the queries."""
+    if all(part.strip().isdigit() for part in text.split(",")):
+        index = torch.tensor([int(part) for part in text.split(",")])
+        n = batch_size(train[0])
+        if int(index.max()) >= n:
+            raise NtkitError(
+                f"--queries {text} names sample {int(index.max())}; the data has {n}, from 0 on."
+            )
+        y = train[1]
+        labels = y[index] if isinstance(y, torch.Tensor) and y.numel() == len(y) else None
+        return take(train[0], index), labels, [f"training sample {i}" for i in index.tolist()]
+    found = _call(text, "--queries")
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        return found[0], found[1], None
+    return found, None, None
+
+
+def _loss(name: str) -> Callable[..., Any]:
+    if ":" in name:
+        return _named(name, "--loss")
+    found = getattr(nn.functional, name, None)
+    if not callable(found):
+        raise NtkitError(
+            f"--loss {name} is no function of torch.nn.functional; give one of its names (cross_entropy, "
+            f"mse_loss) or module:function."
+        )
+    return found
+
+
+def _call(name: str, option: str) -> Any:
+    made = _named(name, option)
+    try:
+        return made()
+    except TypeError as error:
+        raise NtkitError(f"{option} {name} could not be called without arguments: {error}") from error
+
+
+def _named(name: str, option: str) -> Callable[..., Any]:
+    """Return what ``module:name`` names; modules are looked for in the present folder too."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise NtkitError(f"{option} is {name!r}; expected module:name, as in mymodel:build.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise NtkitError(
+            f"{option} {name}: there is no module {error.name!r} in {here} or among the installed ones."
+        ) from error
+    except AttributeError as error:
+        raise NtkitError(f"{option} {name}: {module} has no {attribute!r}.") from error
+    if not callable(found):
+        raise NtkitError(f"{option} {name} is a {type(found).__name__}, expected a function.")
+    return found

@@ -1,0 +1,236 @@
+"""The path kernel of a recorded run: tangent kernels, added up along the way that training took."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.compute.plan import chunks, parse_memory
+from ntkit.errors import NtkitError
+from ntkit.finite.empirical import Outputs
+from ntkit.kernel import Kernel
+from ntkit.network import as_inputs, batch_size, network, take
+from ntkit.training.accounts.checks import check_model, query_network
+from ntkit.training.folder.run import Run
+from ntkit.training.folder.step import Augment
+from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
+from ntkit.training.functional.structure import Structure, form
+from ntkit.training.functional.transforms import quiet
+from ntkit.training.integrals.averaged_gradients import averaged_jacobians
+from ntkit.training.integrals.gauss import LEFT, Rule, gauss
+from ntkit.training.replay.checkpointed import open_run
+
+
+class PathKernel(Kernel):
+    r"""The integral of the tangent kernel along the path of a recorded training run.
+
+    With the Jacobian J(x; w) in R^{o x P} and step k from w_k to w_k + Delta_k,
+
+        K(x, x') = sum_k integral_0^1 J(x; w_k + s Delta_k) T_k J(x'; w_k + s Delta_k)^T ds
+
+    where T_k says how long a step lasts. It is symmetric and positive semi-definite.
+
+    Parameters
+    ----------
+    folder
+        The run folder that `record` made.
+    model
+        The network of the run; its weights do not matter. It is put in evaluation mode, with the buffers of
+        each step.
+    outputs
+        ``"full"`` -> ``[n1, n2, o, o]``, ``"diagonal"`` -> ``[n1, n2, o]``, ``"trace"`` (sum over outputs)
+        and ``"mean"`` -> ``[n1, n2]``.
+    time
+        ``"rate"``: T_k is what the step multiplies its own gradient by, S_k (a_k + nu_k b_k): the rate of
+        gradient descent (so that time is that of gradient flow, dw/dt = -grad L), the diagonal metric of
+        adaptive optimizers. ``"steps"``: 1, time counts steps.
+    nodes
+        The number of Gauss-Legendre nodes of each step, or ``"left"``: the tangent kernels at w_k.
+    memory
+        Bytes for the Jacobians, as a number or as ``"512MiB"``.
+    loss, train, augment
+        As for `account`; needed only for a run recorded with checkpoints (``every=``).
+
+    Raises
+    ------
+    NtkitError
+        A model or inputs that are not the run's; rates that are negative (``maximize``).
+
+    Notes
+    -----
+    Values are float64, in squared outputs per squared weight, times the unit of time.
+
+    References
+    ----------
+    Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022), Definition 3; Domingos (2020).
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> model = torch.nn.Linear(3, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         torch.nn.functional.mse_loss(model(x), y).backward()
+    ...         _ = optimizer.step()
+    >>> k = ntkit.PathKernel(folder, model)
+    >>> torch.allclose(k(x), (5 * 0.1 * x @ x.T).double())  # a linear network has one tangent kernel
+    True
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        *,
+        outputs: Outputs = "mean",
+        time: Literal["rate", "steps"] = "rate",
+        nodes: int | Literal["left"] = 3,
+        memory: int | str = "1GiB",
+        loss: Loss | None = None,
+        train: Any = None,
+        augment: Augment | None = None,
+    ) -> None:
+        if outputs not in ("full", "diagonal", "trace", "mean"):
+            raise NtkitError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
+        if time not in ("rate", "steps"):
+            raise NtkitError(f"time={time!r}; expected 'rate' or 'steps'.")
+        if nodes != "left" and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1):
+            raise NtkitError(f'nodes is {nodes!r}, expected a positive number or "left".')
+        self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
+        self.nodes, self.memory = nodes, memory
+        self.loss, self.train, self.augment = loss, train, augment
+        self._budget = parse_memory(memory)
+        self._rule: Rule = LEFT if nodes == "left" else gauss(nodes)
+
+    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+        """Return the kernel between two batches (the second is the first if left out)."""
+        x1 = self._inputs(x1)
+        x2 = x1 if x2 is None else self._inputs(x2)
+        total: Tensor | None = None
+        with torch.no_grad(), quiet():
+            for at in self._places(x1):
+                o = at.outputs
+                size = max(1, self._budget // (8 * 4 * at.net.total * o))
+                n, m = batch_size(x1), batch_size(x2)
+                if total is None:
+                    total = at.start.new_zeros(n, m, *self._shape(o))
+                for i in chunks(n, size):
+                    left = at.jacobian(take(x1, i))
+                    scaled = left * at.metric
+                    for j in chunks(m, size):
+                        right = left if x2 is x1 and i == j else at.jacobian(take(x2, j))
+                        total[i, j] += self._product(scaled, right)
+        return self._finished(total, batch_size(x1), batch_size(x2))
+
+    def diag(self, x: Any) -> Tensor:
+        """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
+        x = self._inputs(x)
+        total: Tensor | None = None
+        with torch.no_grad(), quiet():
+            for at in self._places(x):
+                o = at.outputs
+                size = max(1, self._budget // (8 * 4 * at.net.total * o))
+                if total is None:
+                    total = at.start.new_zeros(batch_size(x), *self._shape(o))
+                for i in chunks(batch_size(x), size):
+                    j = at.jacobian(take(x, i))
+                    product = torch.einsum("nop,nqp->noq", j * at.metric, j)
+                    if self.outputs != "full":
+                        product = torch.diagonal(product, dim1=1, dim2=2)
+                        product = product if self.outputs == "diagonal" else product.sum(1)
+                    total[i] += product
+        return self._finished(total, batch_size(x))
+
+    def _inputs(self, x: Any) -> Any:
+        return cast(as_inputs(x, network(self.model)), torch.float64)
+
+    def _shape(self, o: int) -> tuple[int, ...]:
+        self._o = o
+        return {"full": (o, o), "diagonal": (o,)}.get(self.outputs, ())
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        (n, o, _), m = left.shape, len(right)
+        if self.outputs == "full":
+            block = left.flatten(0, 1) @ right.flatten(0, 1).T
+            return block.reshape(n, o, m, o).permute(0, 2, 1, 3)
+        if self.outputs == "diagonal":
+            return torch.einsum("nop,mop->nmo", left, right)
+        return left.flatten(1) @ right.flatten(1).T
+
+    def _finished(self, total: Tensor | None, *shape: int) -> Tensor:
+        if total is None:
+            raise NtkitError(f"The run in {self.folder} has no steps, so that its path has no kernel.")
+        return total / self._o if self.outputs == "mean" else total
+
+    def _places(self, x: Any) -> Iterator[_At]:
+        data = None if self.train is None else tuple(as_inputs(t, network(self.model)) for t in self.train)
+        run = open_run(self.folder, self.model, self.loss, data, self.augment)  # pyright: ignore
+        with run:
+            if run.every > 1 and (self.loss is None or self.train is None):
+                raise NtkitError(
+                    f"The run in {self.folder} holds checkpoints, and its steps must be made again: "
+                    f"give loss= and train=."
+                )
+            check_model(run, self.model)
+            net = query_network(run, self.model)
+            structure = net.structure(x)
+            o = net.outputs(run.weights(0), take(x, slice(0, 1))).shape[1]
+            for k in range(run.steps):
+                start = run.weights(k)
+                delta = run.weights(k + 1) - start
+                metric = self._metric(run, k, start)
+                net.take_buffers(run.buffers(k + 1))
+                for node, share in zip(*self._rule, strict=True):
+                    yield _At(net, structure, start + node * delta, share * metric, o)
+
+    def _metric(self, run: Run, k: int, like: Tensor) -> Tensor:
+        if self.time == "steps":
+            return torch.ones_like(like)
+        step = run.step(k)
+        if step.sides:
+            raise NtkitError(
+                f"Step {k} multiplies matrices from their sides (Muon): its own time is no number for each "
+                f"weight. Take time='steps'."
+            )
+        c = step.coefficients
+        metric = c.scale * (c.a + c.nu * c.b) * torch.ones_like(like)
+        if (metric < 0).any():
+            raise NtkitError(
+                f"Step {k} goes up the loss (a negative rate, or maximize=True): time would run backwards. "
+                f"Take time='steps'."
+            )
+        return metric
+
+
+class _At:
+    """A network at one place of the path, and how long the path stays there."""
+
+    def __init__(
+        self, net: FlatNetwork, structure: Structure | None, w: Tensor, metric: Tensor, outputs: int
+    ) -> None:
+        self.net, self.start, self.metric, self.outputs = net, w, metric, outputs
+        self._place = None if structure is None else structure.at(net.unflatten(w), None, net.buffers)
+
+    def jacobian(self, x: Any) -> Tensor:
+        """Return J, ``[n, o, P]``."""
+        n, o = batch_size(x), self.outputs
+        if self._place is None:
+            still = torch.zeros_like(self.start)[None]
+            return averaged_jacobians(self.net, self.start[None], still, LEFT, x)[0]
+        out = self.start.new_empty(n, o, self.net.total)
+        eye = torch.eye(o, dtype=out.dtype, device=out.device)
+        made = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))
+        begin = 0
+        for name, size in zip(self.net.shapes, self.net.sizes, strict=True):
+            form(made[name], out[:, :, begin : begin + size])
+            begin += size
+        return out

@@ -1,0 +1,326 @@
+"""The account of predictions: a frozen table that knows its identity, and how to be kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ntkit.errors import NtkitError, RunFolderError
+from ntkit.files import write_atomically
+from ntkit.training.integrals.quadrature import Nodes
+
+if TYPE_CHECKING:
+    import xarray
+
+FORMAT = "ntkit account 2"
+_LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind query and output
+
+
+class Contribution(NamedTuple):
+    """What one training sample gave to one output of one query, in the unit of the output."""
+
+    index: int
+    contribution: float
+
+
+@dataclass(frozen=True, repr=False)
+class Account:
+    """Predictions of a trained network as sums over its training samples, made by `account`.
+
+    An exact account of what happened in this run, step by step; not a counterfactual: it does not say
+    what the network would predict had a sample been left out. For q queries, o outputs, n samples::
+
+        prediction = initial + contributions.sum(-1) + decay + start + buffers + rounding + residual
+
+    All are float64 tensors on the CPU, in the unit of the network's output.
+
+    Attributes
+    ----------
+    contributions
+        What each training sample's gradients moved the prediction by, ``[q, o, n]``.
+    by_step
+        The same contributions step by step instead of sample by sample, ``[q, o, steps]``: what the gradients
+        of the batch of each step moved, then and, through momentum, later.
+    initial, prediction
+        The outputs at the first and the last recorded weights, ``[q, o]``, as are the following.
+    decay
+        What weight decay (L2 or decoupled) moved.
+    start
+        What momentum, or the lag of an average, from before the recording moved.
+    buffers
+        What changing buffers (the statistics of batch norm) moved, at fixed weights.
+    rounding
+        What the steps' deviation from exact arithmetic moved: the precision of the training.
+    residual
+        What is left, measured: the error of the quadrature along the steps.
+    tol, nodes, converged, steps
+        The tolerance asked for, how many steps took how many nodes, whether the largest abs(residual) is
+        at most tol times the largest abs(prediction - initial), and the number of steps.
+    rule, spent
+        What was asked for as `nodes`, and how many gradients of queries were taken altogether.
+    """
+
+    contributions: Tensor
+    by_step: Tensor
+    initial: Tensor
+    decay: Tensor
+    start: Tensor
+    buffers: Tensor
+    rounding: Tensor
+    residual: Tensor
+    prediction: Tensor
+    tol: float
+    nodes: Mapping[int, int]
+    converged: bool
+    steps: int
+    rule: str = field(default="auto")
+    spent: int = field(default=0)
+
+    @property
+    def relative_residual(self) -> float:
+        """Return the largest abs(residual) over the largest abs(prediction - initial), no unit."""
+        worst = float(self.residual.abs().max())
+        moved = float((self.prediction - self.initial).abs().max())
+        return worst / moved if moved > 0 else (0.0 if worst == 0 else float("inf"))
+
+    def top(self, query: int, k: int = 10, output: int | None = None) -> list[Contribution]:
+        """Return the k samples whose contributions to a query are largest in size, signed.
+
+        Parameters
+        ----------
+        query
+            Which query, counted from 0 (or from the end, if negative).
+        k
+            How many; all, if there are fewer.
+        output
+            Which output; the one of the largest prediction, if left out.
+        """
+        if k < 0:
+            raise NtkitError(f"k is {k}, expected how many contributions to return.")
+        row = self.contributions[self._query(query), self._output(query, output)]
+        order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
+        return [Contribution(i, float(row[i])) for i in order.tolist()]
+
+    def by_class(self, labels: Any) -> Tensor:
+        """Return the contributions summed over the training samples of each class, ``[q, o, classes]``.
+
+        ``labels [n]`` are the classes of the training samples as whole numbers from 0; their sum over classes
+        is that of the contributions.
+        """
+        classes = torch.as_tensor(labels).reshape(-1)
+        n = self.contributions.shape[-1]
+        if len(classes) != n or classes.is_floating_point() or classes.is_complex() or int(classes.min()) < 0:
+            raise NtkitError(
+                f"labels have shape {tuple(torch.as_tensor(labels).shape)} and dtype {classes.dtype}; "
+                f"expected the classes of the {n} training samples, as whole numbers from 0."
+            )
+        one_hot = torch.nn.functional.one_hot(classes.long()).to(self.contributions)
+        return self.contributions @ one_hot
+
+    def over_time(self, query: int, output: int | None = None) -> Tensor:
+        """Return what the batch of each step moved one output of a query by, ``[steps]``: `by_step` of it.
+
+        Its running sum is the way of the prediction through training, but for decay, start, buffers and
+        rounding; a step's share counts all that its gradients moved, through momentum in later steps too.
+        """
+        return self.by_step[self._query(query), self._output(query, output)]
+
+    def self_influence(self, index: Any = None) -> Tensor:
+        """Return what each query, itself a training sample, contributed to its own prediction, ``[q, o]``.
+
+        Parameters
+        ----------
+        index
+            Which training sample each query is, ``[q]``; the first q of them in their order if left out. A
+            large value for the own label marks a sample that was learned by heart: rare, or labelled wrong.
+        """
+        q, o, n = self.contributions.shape
+        chosen = torch.arange(q) if index is None else torch.as_tensor(index)
+        if chosen.shape != (q,) or (q and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
+            raise NtkitError(
+                f"self_influence takes one training sample, 0 to {n - 1}, for each of the {q} queries; got "
+                f"{tuple(chosen.shape)}. Account for training samples as queries, and say which they are."
+            )
+        return self.contributions.gather(-1, chosen[:, None, None].expand(q, o, 1)).squeeze(-1)
+
+    def margin(self, a: int, b: int) -> Account:
+        """Return the account of output a less output b, with one output: what tells two classes apart."""
+        first, second = self._output(0, a), self._output(0, b)
+        parts = {name: getattr(self, name) for name in _tensors()}
+        return replace(self, **{name: t[:, first, None] - t[:, second, None] for name, t in parts.items()})
+
+    def _query(self, query: int) -> int:
+        q = len(self.contributions)
+        if not -q <= query < q:
+            raise NtkitError(f"Query {query} does not exist; the account has {q}, counted from 0.")
+        return query
+
+    def _output(self, query: int, output: int | None) -> int:
+        o = self.contributions.shape[1]
+        if output is None:
+            return int(self.prediction[self._query(query)].argmax())
+        if not -o <= output < o:
+            raise NtkitError(f"Output {output} does not exist; the account has {o}, counted from 0.")
+        return output
+
+    def summary(self) -> str:
+        """Return the identity with its numbers, the largest over queries and outputs of each column."""
+        moved = float((self.prediction - self.initial).abs().max())
+        columns = {
+            "initial": self.initial,
+            "contributions": self.contributions.sum(-1),
+            **{name: getattr(self, name) for name in ("decay", "start", "buffers", "rounding", "residual")},
+        }
+        q, o, n = self.contributions.shape
+        lines = [
+            f"Account of {q} queries x {o} outputs over {n} samples, {self.steps} steps ({self.rule})",
+            f"  {'prediction':<16}largest {float(self.prediction.abs().max()):.6g}",
+            *(
+                f"  {'= ' if name == 'initial' else '+ '}{name:<14}largest {float(value.abs().max()):.6g}"
+                for name, value in columns.items()
+            ),
+            f"residual / movement: {self.relative_residual:.3g} "
+            f"({'within' if self.converged else 'NOT within'} {self.tol:.3g}; movement {moved:.6g})",
+            "What happened in this run, exactly; not what would have happened without a sample.",
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the account into one safetensors file, in one go; an older file is replaced."""
+        metadata = {
+            "format": FORMAT,
+            "account": json.dumps(
+                {name: getattr(self, name) for name in _scalars()} | {"nodes": dict(self.nodes)}
+            ),
+        }
+        tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
+        try:
+            write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+        except OSError as error:
+            raise NtkitError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Account:
+        """Return an account that was saved, checked: complete, finite, and its identity holding."""
+        try:
+            data = Path(path).read_bytes()
+            tensors = safetensors.torch.load(data)
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            if metadata["format"] != FORMAT:
+                raise KeyError("format")
+            scalars: dict[str, Any] = json.loads(metadata["account"])
+            scalars["nodes"] = {int(count): steps for count, steps in scalars["nodes"].items()}
+            account = cls(**{name: tensors[name] for name in _tensors()}, **scalars)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be read ({error.strerror}); give a file saved by Account."
+            ) from error
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"{path} is no account, or was truncated or edited. Make the account again from its run."
+            ) from error
+        if not account._identity_holds():
+            raise RunFolderError(
+                f"{path} was edited: its columns do not add up to its predictions. Make the account again."
+            )
+        return account
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return an xarray Dataset with dimensions query, output, sample; units are the output's."""
+        import xarray
+
+        units = {"units": "unit of the network's output"}
+        arrays = {
+            name: (
+                ("query", "output", *_LAST.get(name, ())),
+                getattr(self, name).numpy().copy(),
+                units,
+            )
+            for name in _tensors()
+        }
+        attributes = {
+            "identity": "prediction = initial + contributions.sum('sample') + decay + start + buffers + "
+            "rounding + residual",
+            "meaning": "an exact account of what happened in this run, not a counterfactual",
+            "tol": self.tol,
+            "steps": self.steps,
+            "rule": self.rule,
+            "converged": int(self.converged),
+            "nodes": json.dumps(dict(self.nodes)),
+        }
+        return xarray.Dataset(arrays, attrs=attributes)
+
+    def _identity_holds(self) -> bool:
+        q, o, _ = self.contributions.shape
+        columns = [getattr(self, name) for name in _tensors() if name not in (*_LAST, "prediction")]
+        if any(c.shape != (q, o) or c.dtype != torch.float64 for c in (*columns, self.prediction)):
+            return False
+        whole = self.contributions.sum(-1)
+        terms = [whole, *columns]
+        size = self.contributions.abs().sum(-1) + sum(t.abs() for t in columns)
+        if self.by_step.shape != (q, o, self.steps):
+            return False
+        steps = (self.by_step.sum(-1) - whole).abs() <= 1e-9 * size + 1e-300
+        return bool(steps.all() and ((sum(terms) - self.prediction).abs() <= 1e-12 * size + 1e-300).all())
+
+
+def _tensors() -> list[str]:
+    return [f.name for f in fields(Account) if f.type == "Tensor"]
+
+
+def _scalars() -> list[str]:
+    return [f.name for f in fields(Account) if f.type != "Tensor"]
+
+
+COLUMNS = ("decay", "start", "buffers", "rounding")
+
+
+def balanced(
+    initial: Tensor,
+    prediction: Tensor,
+    columns: dict[str, Tensor],
+    nodes: list[int],
+    spent: int,
+    tol: float,
+    rule: Nodes,
+    warn_at: int = 5,
+) -> Account:
+    """Return the account of columns with what they leave over; warn where that is more than asked for."""
+    explained = columns["contributions"].sum(-1) + sum(columns[name] for name in COLUMNS)
+    residual = (prediction - initial) - explained
+    worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
+    converged = worst <= tol * moved
+    if rule == "auto" and not converged:
+        warnings.warn(
+            f"The account did not reach tol={tol:g}: its largest residual is {worst:.3g}, the largest "
+            f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; kinks "
+            f"(ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit.",
+            RuntimeWarning,
+            stacklevel=warn_at,
+        )
+    return Account(
+        **columns,
+        initial=initial,
+        residual=residual,
+        prediction=prediction,
+        tol=tol,
+        nodes=dict(sorted(Counter(nodes).items())),
+        converged=converged,
+        steps=len(nodes),
+        rule=rule if isinstance(rule, str) else f"{rule} nodes",
+        spent=spent,
+    )

@@ -1,0 +1,73 @@
+"""What of a prediction is accounted for: its logits, the class it predicts, a margin, the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ntkit.errors import NtkitError
+from ntkit.network import batch_size
+from ntkit.training.functional.flat_network import Head, Loss, cast, cast_loss, checked_loss
+
+Target = str | int | Sequence[Any]
+
+_FORMS = (
+    '"outputs" (all of them), "predicted" (the output that is largest in the end), "margin" (that one less '
+    'the second), ("margin", a, b) (output a less output b), "loss", or one or several numbers of outputs'
+)
+
+
+def head_of(target: Target, loss: Loss, labels: Any, final: Tensor) -> tuple[Head | None, Any]:
+    """Return what is done to the outputs of a query, and what it takes besides them, one for each query.
+
+    ``final [q, o]`` are the outputs in the end.
+    """
+    q, o = final.shape
+    if isinstance(target, str) and target == "outputs":
+        return None, None
+    if isinstance(target, str) and target == "predicted":
+        return _gathered, final.argmax(1, keepdim=True)
+    if isinstance(target, str) and target == "margin":
+        if o < 2:
+            raise NtkitError(f"The margin of {o} output is nothing; it takes two. Take target='outputs'.")
+        return _margin, final.topk(2, dim=1).indices
+    if isinstance(target, str) and target == "loss":
+        if labels is None:
+            raise NtkitError("target='loss' takes the targets of the queries: give labels=.")
+        if batch_size(labels) != q:
+            raise NtkitError(f"There are {q} queries but {batch_size(labels)} labels; give one for each.")
+        return _losses(cast_loss(loss, torch.float64)), cast(labels, torch.float64)
+    numbers = [target] if isinstance(target, int) and not isinstance(target, bool) else target
+    if isinstance(numbers, (list, tuple, range)) and len(numbers) > 0:
+        margin = numbers[0] == "margin" and len(numbers) == 3
+        wanted = list(numbers[1:] if margin else numbers)
+        if all(isinstance(i, int) and not isinstance(i, bool) and -o <= i < o for i in wanted):
+            index = torch.tensor([i % o for i in wanted], device=final.device).repeat(q, 1)
+            return (_margin if margin else _gathered), index
+    raise NtkitError(f"target={target!r} is none of the {o} outputs; expected {_FORMS}.")
+
+
+def _gathered(outputs: Tensor, index: Tensor) -> Tensor:
+    return outputs.reshape(len(index), -1).gather(1, index)
+
+
+def _margin(outputs: Tensor, index: Tensor) -> Tensor:
+    both = outputs.reshape(len(index), -1).gather(1, index)
+    return both[:, :1] - both[:, 1:]
+
+
+def _losses(loss: Loss) -> Head:
+    def one(outputs: Tensor, labels: Any) -> Tensor:
+        return checked_loss(loss, outputs, labels).reshape(1, 1)
+
+    def head(outputs: Tensor, labels: Any) -> Tensor:
+        singles = [
+            pytree.tree_map(lambda t, i=i: t[i : i + 1], (outputs, labels)) for i in range(len(outputs))
+        ]
+        return torch.cat([one(*single) for single in singles])
+
+    return head

@@ -1,0 +1,102 @@
+"""Tiles of queries, each with a sweep of its own that fits in memory: one after the other, or at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.compute.progress import progress
+from ntkit.network import batch_size, take
+from ntkit.training.accounts.columns import Columns, SweepInput
+from ntkit.training.accounts.store import PartStore
+from ntkit.training.accounts.sweep import Sweep
+from ntkit.training.functional.transforms import quiet
+
+PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work is done: bytes in all, processes, and where what is finished is kept."""
+
+    budget: int
+    jobs: int = 1
+    keep: Path | None = None
+
+
+def sweep_tiles(path: SweepInput, x: Any, work: Work, key: dict[str, Any]) -> Columns:
+    """Return the sums of all queries, tile by tile; ``key`` says what a kept part is a part of."""
+    o = path.net.outputs(path.run.weights(0), take(x, slice(0, 1))).shape[1]
+    budget = work.budget // work.jobs
+    q = batch_size(x)
+    size = min(budget // (8 * 6 * max(1, path.net.total) * o), -(-q // work.jobs))
+    tiles = torch.arange(q).split(max(1, size))
+    kept = (
+        None if work.keep is None else PartStore(work.keep, {**key, "tile": max(1, size), "budget": budget})
+    )
+    if work.jobs > 1 and len(tiles) > 1:
+        import joblib
+
+        threads = max(1, torch.get_num_threads() // work.jobs)
+        done = joblib.Parallel(n_jobs=work.jobs)(
+            joblib.delayed(_elsewhere)(path, x, tile, budget, kept, number, threads)
+            for number, tile in enumerate(tiles)
+        )
+        return together(list(done))  # pyright: ignore[reportArgumentType]
+    with progress("Accounting", path.run.steps * len(tiles)) as step:
+        return together(
+            [_tile(path, x, tile, budget, kept, number, step) for number, tile in enumerate(tiles)]
+        )
+
+
+def together(parts: list[Columns]) -> Columns:
+    """Return the sums of several tiles as those of one."""
+    sums = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("contributions", "by_step", "decay", "start", "buffers", "rounding")
+    }
+    nodes = torch.stack([part.nodes for part in parts]).amax(0)
+    return Columns(**sums, nodes=nodes, spent=sum(part.spent for part in parts))
+
+
+def _tile(
+    path: SweepInput,
+    x: Any,
+    tile: Tensor,
+    budget: int,
+    kept: PartStore | None,
+    number: int,
+    done: Callable[[int], None],
+) -> Columns:
+    steps = path.run.steps
+    if kept is not None and (columns := kept.finished(number)) is not None:
+        done(steps)
+        return columns
+    moving = Sweep(path, take(x, tile.to(path.run.device)), budget)
+    if kept is not None and (snapshot := kept.snapshot(number)) is not None:
+        moving.restore(*snapshot)
+        done(steps - moving.position)
+    saved = time.monotonic()
+    for count in moving.blocks():
+        done(count)
+        if kept is not None and time.monotonic() - saved > PAUSE and moving.position > 0:
+            kept.save_snapshot(number, *moving.state())
+            saved = time.monotonic()
+    columns = moving.finish()
+    if kept is not None:
+        kept.save_finished(number, columns)
+    return columns
+
+
+def _elsewhere(
+    path: SweepInput, x: Any, tile: Tensor, budget: int, kept: PartStore | None, number: int, threads: int
+) -> Columns:
+    torch.set_num_threads(threads)
+    with torch.no_grad(), quiet():
+        return _tile(path, x, tile, budget, kept, number, lambda _: None)

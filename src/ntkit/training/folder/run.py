@@ -1,0 +1,214 @@
+"""A recorded run, opened: weights, batch and coefficients of any step, in float64."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkit.errors import RunFolderError
+from ntkit.training.folder.log import LOG, LogReader
+from ntkit.training.folder.manifest import MANIFEST, read_manifest
+from ntkit.training.folder.step import Forward, Side, Step
+from ntkit.training.optimizers import Coefficients
+
+_KEPT = 2**26  # bytes of records that are held once they were read
+
+
+class Run:
+    """A run folder, opened for reading; steps may be read in any order.
+
+    ``trained`` maps the names of the P trained parameters to their shapes, in the order in which
+    `weights` lays them out; ``dtype`` is the one that they were trained in.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.device: torch.device | str = "cpu"  # where tensors are wanted
+        self.manifest = read_manifest(self.folder)
+        steps, length = self.manifest["steps"], self.manifest["log_bytes"]
+        self.every: int = self.manifest["every"]
+        self.averaged = bool(self.manifest["average"])
+        records = None if steps is None else steps + 2  # the start before, and the end behind all steps
+        self.log = LogReader(self.folder / LOG, records, length)
+        try:
+            self._read_start()
+        except RunFolderError:
+            self.log.close()
+            raise
+
+    def _read_start(self) -> None:
+        if len(self.log) == 0:
+            raise RunFolderError(
+                f"{self.folder / LOG} holds no initial weights: the recording was killed as it began. "
+                f"Delete the folder and record again."
+            )
+        self.steps = len(self.log) - 1
+        self._end: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        if self.steps > 0 and "end" in (last := self.log.read(self.steps))[1]:
+            self._end = last
+            self.steps -= 1
+        parameters = self.manifest["parameters"]
+        self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
+        self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
+        self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
+        self.start, _ = self.log.read(0)
+        kept = max(8, _KEPT // (1 + self.log.size // len(self.log)))
+        self._record = lru_cache(maxsize=kept)(self.log.read)
+        self._step = lru_cache(maxsize=max(1, kept // 4))(self._read_step)
+        wanted = {f"w/{name}" for name in parameters} | {
+            f"buffer/{name}" for name in self.manifest["buffers"]
+        }
+        if not wanted <= set(self.start):
+            raise RunFolderError(
+                f"{self.folder / MANIFEST} and {LOG} are of different runs: the log lacks "
+                f"{sorted(wanted - set(self.start))[:3]}. Restore both from one copy."
+            )
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.folder, str(self.device))
+
+    def __exit__(self, *exception: object) -> None:
+        self.log.close()
+
+    def weights(self, k: int) -> Tensor:
+        """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
+        return self._flat(lambda name: self._weight(name, k))
+
+    def momentum(self) -> Tensor | None:
+        """Return the momentum that the optimizer had when recording began, ``[P]``, or None."""
+        if not any(key.startswith("m/") for key in self.start):
+            return None
+        return self._flat(lambda name: self.start.get(f"m/{name}", torch.zeros(self.trained[name])))
+
+    @property
+    def changes_buffers(self) -> bool:
+        """Whether any buffer changed after the recording began."""
+        last = self._record(self.steps)[1] if self.steps else {}
+        ended = self._end is not None and any(key.startswith("buffer/") for key in self._end[0])
+        return ended or bool(last.get("buffers_at"))
+
+    def buffers(self, k: int) -> dict[str, Tensor]:
+        """Return the buffers before step k (after the last one for k = steps) that change in this run."""
+        if k == self.steps and self._end is not None:
+            return {**self._buffers(k), **_named(self._end[0], "buffer/")}
+        return self._buffers(k)
+
+    def _buffers(self, k: int) -> dict[str, Tensor]:
+        changed = self._record(k)[1].get("buffers_at", {})
+        found = {}
+        for name in self.manifest["buffers"]:
+            at = changed.get(name, 0)
+            found[name] = self._record(at)[0][f"buffer/{name}"]
+        return found
+
+    def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
+        """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
+        taus = [self._record(k + 1)[1]["average"] for k in range(self.steps)]
+        end, last = ({}, {}) if self._end is None else self._end
+        taus.append(last.get("average", 0.0))  # killed: what the last step moved is not known
+        start, stop = (
+            self._flat(lambda name, t=tensors: t[f"v/{name}"])
+            if any(k.startswith("v/") for k in tensors)
+            else None
+            for tensors in (self.start, end)
+        )
+        return taus, start, stop
+
+    def step(self, k: int) -> Step:
+        """Return step k, counted from 0."""
+        return self._step(k, str(self.device))
+
+    def _read_step(self, k: int, _device: str) -> Step:  # on another device it is another step
+        tensors, scalars = self._record(k + 1)
+        batch, parts, forwards = self._passed(k)
+        given = scalars["coefficients"]
+
+        def gather(key: str, default: float) -> float | Tensor:
+            values: list[Any] = []
+            for name in self.trained:
+                if f"{key}/{name}" in tensors:
+                    values.append(tensors[f"{key}/{name}"].double())
+                elif name in given:
+                    values.append(given[name].get(key, default))
+                else:
+                    values.append(default)
+            if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
+                return values[0]
+            by_name = dict(zip(self.trained, values, strict=True))
+            return self._flat(
+                lambda name: torch.as_tensor(by_name[name], dtype=torch.float64).expand(self.trained[name])
+            )
+
+        defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
+        values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
+        sides, kept = tuple(self._sides(tensors)), scalars.get("kept")
+        return Step(batch, Coefficients(**values), parts, sides, forwards, kept)
+
+    def batch(self, k: int) -> Tensor:
+        """Return the indices of the batch of step k."""
+        tensors, scalars = self._record(k + 1)
+        at = scalars["batch_at"]
+        found = tensors["batch"] if at == k + 1 else self._record(at)[0]["batch"]
+        return found.long().to(self.device)
+
+    def _passed(self, k: int) -> tuple[Tensor, tuple[tuple[int, float], ...], tuple[Forward, ...]]:
+        """Return the batch of step k, the sizes and weights of its parts, and how they went forward."""
+        tensors, scalars = self._record(k + 1)
+        batch = self.batch(k)
+        parts = tuple((size, weight) for size, weight in scalars.get("parts", [[len(batch), 1.0]]))
+        modes = self._record(scalars["modes_at"])[1]["modes"]
+        casts = scalars.get("autocast", [None] * len(parts))
+        forwards = tuple(
+            Forward(
+                tensors.get(f"rng/{i}"),
+                tensors.get(f"announced/{i}"),
+                casts[i],
+                tuple(modes[i]),
+                _named(tensors, f"forward/{i}/"),
+            )
+            for i in range(len(parts))
+        )
+        return batch, parts, forwards
+
+    def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
+        first = 0
+        for name, shape in self.trained.items():
+            found = [tensors.get(f"{key}/{name}") for key in ("left", "right")]
+            if any(matrix is not None for matrix in found):
+                left, right = (
+                    torch.eye(size, dtype=torch.float64) if matrix is None else matrix.double()
+                    for matrix, size in zip(found, shape, strict=True)
+                )
+                where = slice(first, first + shape.numel())
+                yield Side(where, shape, left.to(self.device), right.to(self.device))
+            first += shape.numel()
+
+    def _weight(self, name: str, k: int) -> Tensor:
+        tensors, scalars = self._record(k)
+        if f"w/{name}" not in tensors:
+            tensors, _ = self._record(scalars["at"][name])
+        return tensors[f"w/{name}"]
+
+    def _flat(self, get: Any) -> Tensor:
+        if not self.trained:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        return torch.cat([get(name).double().reshape(-1) for name in self.trained]).to(self.device)
+
+
+def _reopened(folder: Path, device: str) -> Run:
+    run = Run(folder)
+    run.device = device
+    return run
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,212 @@
+"""One run folder as it is written: its start, a record for each step, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.errors import RunFolderError
+from ntkit.files import as_bytes
+from ntkit.training.folder.log import LOG, LogWriter
+from ntkit.training.folder.manifest import MANIFEST, write_manifest
+from ntkit.training.folder.step import Part
+from ntkit.training.optimizers import Coefficients
+
+
+class RunWriter:
+    """Writes the log and the manifest of a run folder; knows what the last record held.
+
+    ``about`` is what the manifest says besides; ``trained`` the parameters that optimizers hold.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        module: nn.Module,
+        trained: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        more: Mapping[str, Tensor],
+        scalars: Mapping[str, Any],
+    ) -> None:
+        self.folder, self.steps = folder, 0
+        self._module, self._trained, self._about = module, trained, about
+        with new_folder(folder) as log:
+            self._log = log
+            start = {f"w/{name}": p for name, p in module.named_parameters()}
+            start |= {f"buffer/{name}": b for name, b in module.named_buffers()}
+            log.append({name: t.detach() for name, t in {**start, **more}.items()}, scalars)
+            write_manifest(folder, self._manifest("recording"))
+        self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
+        self._at = dict.fromkeys(trained, 0)
+        self._versions: dict[str, int] = {}  # of the parameters, where their values are not kept
+        self._buffers = {name: as_bytes(b).clone() for name, b in module.named_buffers()}
+        self._buffers_at: dict[str, int] = {}
+        self._batch: Tensor | None = None
+        self._modes: list[list[str]] | None = None
+        self._batch_at, self._modes_at = 0, 0
+
+    @property
+    def bytes(self) -> int:
+        """What the log holds until now."""
+        return self._log.length
+
+    def weight(self, name: str) -> Tensor:
+        """Return a trained parameter as it was after the last step."""
+        p = self._trained[name]
+        return self._last[name].view(p.dtype).view(p.shape)
+
+    def keep_weights(self) -> None:
+        """Note the trained parameters as they are now, for `weight`."""
+        self._last = {name: as_bytes(p).clone() for name, p in self._trained.items()}
+
+    def is_as_it_was(self, name: str) -> bool:
+        """Whether a trained parameter is what it was after the last step."""
+        p = self._trained[name]
+        if name in self._versions:
+            return p._version == self._versions[name]
+        return torch.equal(as_bytes(p), self._last[name])
+
+    def changed_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers that are others than after the last step."""
+        return {
+            name: _copied(buffer)
+            for name, buffer in self._module.named_buffers()
+            if not torch.equal(as_bytes(buffer), self._buffers[name])
+        }
+
+    def step(self, made: Mapping[str, Coefficients], parts: list[Part], more: dict[str, Any]) -> None:
+        """Write a step, just made."""
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, dict[str, float]] = {}
+        for name, coefficients in made.items():
+            scalars[name] = {}
+            for key, value in vars(coefficients).items():
+                if isinstance(value, Tensor):
+                    wide = torch.promote_types(self._trained[name].dtype, torch.float32)
+                    tensors[f"{key}/{name}"] = value.detach().to("cpu", wide).contiguous()
+                elif value != getattr(Coefficients, key):
+                    scalars[name][key] = float(value)
+        more = more | {"coefficients": scalars} | self.passed(tensors, parts)
+        at = {}
+        for name, p in self._trained.items():
+            if self.is_as_it_was(name):
+                at[name] = self._at[name]
+            else:
+                tensors[f"w/{name}"] = p.detach()
+        self._log.append(tensors, {"at": at, **more})
+        self.steps += 1
+        for name, p in self._trained.items():
+            if name not in at:
+                self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
+
+    def bare_step(self, tensors: dict[str, Tensor], parts: list[Part], more: dict[str, Any]) -> None:
+        """Write a step that will be made again: nothing of it but what is given, and how it went."""
+        more = more | self.passed(tensors, parts)
+        self._log.append(tensors, more)
+        self.steps += 1
+        for name, p in self._trained.items():
+            self._versions[name] = p._version
+
+    def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> dict[str, Any]:
+        """Return which batches were used and how they went forward; add what of it are tensors."""
+        number = self.steps + 1
+        batch = torch.cat([part.batch for part in parts])
+        if self._batch is None or not torch.equal(batch, self._batch):
+            tensors["batch"] = self._batch = batch
+            self._batch_at = number
+        more: dict[str, Any] = {"batch_at": self._batch_at}
+        sizes = [[len(part.batch), part.weight] for part in parts]
+        if len(sizes) > 1 or sizes[0][1] != 1:
+            more["parts"] = sizes
+        forwards = [part.forward for part in parts]
+        for i, forward in enumerate(forwards):
+            for key, state in (("rng", forward.rng), ("announced", forward.announced)):
+                tensors |= {} if state is None else {f"{key}/{i}": state}
+            tensors |= {f"forward/{i}/{name}": buffer for name, buffer in forward.buffers.items()}
+        if any(forward.autocast is not None for forward in forwards):
+            more["autocast"] = [forward.autocast for forward in forwards]
+        modes = [list(forward.modes) for forward in forwards]
+        if modes != self._modes:
+            more["modes"] = self._modes = modes
+            self._modes_at = number
+        for name, buffer in self.changed_buffers().items():
+            tensors[f"buffer/{name}"], self._buffers[name] = buffer, as_bytes(buffer)
+            self._buffers_at[name] = number
+        if self._buffers_at:
+            more["buffers_at"] = self._buffers_at
+        return more | {"modes_at": self._modes_at}
+
+    def end(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+        """Write what is after the last step: buffers that changed since, and what is given."""
+        buffers = {f"buffer/{name}": b for name, b in self.changed_buffers().items()}
+        self._log.append({**buffers, **tensors}, {**scalars, "end": True})
+
+    def close(self, status: str) -> None:
+        """Close the log and seal the manifest."""
+        self._log.close()
+        write_manifest(self.folder, self._manifest(status))
+
+    def drop(self) -> None:
+        """Close the log, and leave the manifest as that of a run that was cut off."""
+        self._log.close()
+
+    def _manifest(self, status: str) -> dict[str, Any]:
+        done = status != "recording"
+        return {
+            "ntkit": version("ntkit"),
+            "torch": torch.__version__,
+            "status": status,
+            "steps": self.steps if done else None,
+            "log_bytes": self._log.length if done else None,
+            "parameters": {
+                name: {
+                    "shape": list(p.shape),
+                    "dtype": str(p.dtype).removeprefix("torch."),
+                    "trained": name in self._trained,
+                }
+                for name, p in self._module.named_parameters()
+            },
+            "buffers": [name for name, _ in self._module.named_buffers()],
+            **self._about,
+        }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[LogWriter]:
+    """Yield the log of a new run, to write its beginning; nothing is left behind if that fails."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunFolderError(
+                f"{folder} is not empty, and no run is overwritten. Choose another, or delete it."
+            )
+        log = LogWriter(folder / LOG)
+    except OSError as error:
+        _remove(folder, made)
+        raise RunFolderError(
+            f"{folder} cannot be written ({error.strerror}). Choose a folder that can."
+        ) from error
+    try:
+        yield log
+    except (OSError, RunFolderError) as error:
+        log.close()
+        _remove(folder, made)
+        raise RunFolderError(f"{folder} cannot be written ({error}). Choose another.") from error
+
+
+def _remove(folder: Path, made: bool) -> None:
+    for name in (LOG, MANIFEST):
+        (folder / name).unlink(missing_ok=True) if folder.is_dir() else None
+    if made and folder.is_dir():
+        folder.rmdir()

@@ -1,0 +1,1 @@
+"""The network as a function of flat weights, and its Jacobian by structure."""

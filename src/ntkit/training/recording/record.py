@@ -1,0 +1,379 @@
+"""Record a training run as it goes: two lines more in an ordinary loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.errors import NtkitError
+from ntkit.files import as_bytes, hash_data
+from ntkit.network import as_inputs, batch_size, network
+from ntkit.training.folder.optimizer_state import names_of
+from ntkit.training.folder.step import Forward, Part
+from ntkit.training.folder.writer import RunWriter
+from ntkit.training.optimizers import Coefficients, description
+from ntkit.training.recording.coefficients import Stepping, as_optimizers, trained_parameters
+from ntkit.training.recording.forwards import ForwardWatch
+from ntkit.training.recording.gradients import Gradients
+from ntkit.training.recording.indices import as_indices
+from ntkit.training.recording.sparse import Checkpointing
+from ntkit.training.recording.stats import Stats, Stopwatch
+from ntkit.training.recording.weight_averages import AverageWatch, LookaheadWatch
+
+
+def record(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    train: Any = None,
+    scaler: Any = None,
+    average: nn.Module | None = None,
+    every: int = 1,
+    lookahead: int | None = None,
+) -> Recording:
+    r"""Return a context manager that records a training run, made by your own loop, into a folder.
+
+    Written at each step, when it is made: the weights after it (in their own dtype, bit by bit), the
+    indices of its batch, and the coefficients mu, nu, a, b, d, lambda of the step as
+
+        g_k = sum_n J(x_n; w_k)^T c_n + lambda w_k,    m_k = mu m_{k-1} + nu g_k,
+        w_{k+1} - w_k = -(a g_k + b m_k) - d w_k,      c_n = d loss / d y_n
+
+    (Courtois, Morel, Arias, "Can neural networks extrapolate?", Eq. 8 is the case a = rate, all else 0).
+    A process that is killed loses no finished step.
+
+    Parameters
+    ----------
+    folder
+        A folder that does not exist yet, or is empty.
+    model
+        The network, in the modes that its loop trains it in. Buffers that change (the statistics of batch
+        norm) are recorded, and the state of torch's random generators where a forward pass draws from them.
+    optimizer
+        Any of ``torch.optim`` but LBFGS and SparseAdam, or one of your own (`register_optimizer`), over
+        parameters of the model; those that it does not hold are frozen. Several, as a list, make one step
+        together.
+    train
+        The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
+    scaler
+        The ``torch.amp.GradScaler`` of the loop, if it has one.
+    average
+        An average of the weights that the loop keeps, if predictions of it are to be accounted for:
+        ``torch.optim.swa_utils.AveragedModel``, or a module with the model's parameters.
+    every
+        Write weights and the optimizer's state at each m-th step only; `account` makes the steps between
+        again, bit by bit (each has a checksum), or refuses: so it needs the same machine, threads and
+        version of torch.
+    lookahead
+        The number k of a loop that uses Lookahead, w = s + alpha (w - s) after each k-th step, with s the
+        weights after the last time; ``optimizer`` is the inner one. alpha is measured; each time counts as a
+        step without samples.
+
+    Returns
+    -------
+    Recording
+        In the loop, call ``run.batch(indices)`` before each backward pass.
+
+    Raises
+    ------
+    NtkitError
+        An optimizer without a description, a closure called twice in a step, sparse gradients; no
+        ``run.batch`` before a step, indices out of range; weights or buffers changed by anything but the
+        optimizer.
+    RunFolderError
+        A folder that holds something already, or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with ntkit.record(tempfile.mkdtemp() + "/run", model, optimizer, train=(x, y)) as run:
+    ...     for index in torch.arange(8).split(3):
+    ...         run.batch(index)
+    ...         optimizer.zero_grad()
+    ...         torch.nn.functional.mse_loss(model(x[index]), y[index]).backward()
+    ...         _ = optimizer.step()
+    >>> run.steps
+    3
+    """
+    return Recording(folder, model, optimizer, train, scaler, average, every, lookahead)
+
+
+class Recording:
+    """A run being recorded; made by `record`. ``steps`` counts the steps that are written."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        train: Any,
+        scaler: Any,
+        average: nn.Module | None,
+        every: int = 1,
+        lookahead: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise NtkitError(f"every is {every!r}, expected a number of steps, at least 1.")
+        self.folder = Path(folder)
+        self.steps = 0
+        self._every = every
+        self._module: nn.Module = getattr(model, "_orig_mod", model)
+        self._optimizers = as_optimizers(optimizer)
+        self._scaler = scaler
+        described = [description(o) for o in self._optimizers]
+        self._net = network(self._module)
+        self._names = {id(p): name for name, p in self._module.named_parameters()}
+        self._trained = trained_parameters(self._optimizers, self._names)
+        self._stepping = {
+            id(o): Stepping(o, d, self._trained) for o, d in zip(self._optimizers, described, strict=True)
+        }
+        self._samples, self._hash = self._read(train)
+        self._average = None if average is None else AverageWatch(average, self._module, self._trained)
+        if lookahead is not None and every > 1:
+            raise NtkitError("lookahead= needs the weights of all steps: record with every=1.")
+        self._lookahead = None if lookahead is None else LookaheadWatch(lookahead, self._trained)
+
+    def batch(self, indices: Any, weight: float = 1.0) -> None:
+        """Say which training samples the next backward pass uses; called again before a step, they add up.
+
+        A step that the loop skips (a loss that is not finite, a GradScaler) is forgotten when the next
+        backward pass finds the gradients zeroed.
+
+        Parameters
+        ----------
+        indices
+            Numbers of samples (tensor, array or list; repeated ones count twice), or a slice or a
+            boolean mask where `train` was given to `record`.
+        weight
+            What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
+        """
+        self._timed(self._announce)(indices, weight)
+
+    @property
+    def stats(self) -> Stats:
+        """What recording cost until now: seconds of it and in all, bytes; its ``overhead`` is their ratio."""
+        return Stats(self.steps, self._timed.seconds, self._timed.total, self._writer.bytes)
+
+    def _announce(self, indices: Any, weight: float) -> None:
+        self._write()
+        self._synchronize()
+        index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
+        if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+            raise NtkitError(
+                f"The weight of step {self.steps}'s batch is {weight!r}, expected a finite number."
+            )
+        self._gradients.announce(Part(index, float(weight), self._forwards.announce()))
+
+    def __enter__(self) -> Recording:
+        self._writer = self._begin_folder()
+        timed = self._timed = Stopwatch()
+        self._gradients = Gradients(self._trained, self._scaler, timed, copies=self._every == 1)
+        self._forwards = ForwardWatch(
+            self._module, self._net.device, lambda: self._writer.changed_buffers(), timed
+        )
+        self._still = {
+            name: (p, p._version, p.detach().cpu().clone())
+            for name, p in self._module.named_parameters()
+            if name not in self._trained
+        }
+        self._made: dict[str, Coefficients] = {}
+        self._stepped: set[int] = set()  # those of the optimizers that made their part of the present step
+        self._hooks = [
+            hook
+            for o in self._optimizers
+            for hook in (
+                o.register_step_pre_hook(timed(self._before)),
+                o.register_step_post_hook(timed(self._after)),
+            )
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._gradients.close()
+        self._forwards.close()
+        try:
+            self._timed(self._write)()
+            if kind is None:
+                self._synchronize()
+            self._end(strict=kind is None)
+        except BaseException:
+            self._writer.drop()
+            raise
+        self._writer.close("finished" if kind is None else "interrupted")
+        self._timed.ended = time.perf_counter()
+        if kind is None:
+            self._check_still(values=True)
+
+    def _end(self, strict: bool) -> None:
+        tensors: dict[str, Tensor] = {}
+        moved = 0.0
+        if self._average is not None:
+            try:
+                self._average.check_still()
+                moved = self._average.moved()
+                tensors = self._average.tensors() if self._average.active else {}
+            except NtkitError:
+                if strict:
+                    raise
+        self._writer.end(tensors, {"average": moved})
+
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        self._skipped = bool(getattr(optimizer, "found_inf", None) or 0)
+        if self._skipped:  # a fused optimizer under a GradScaler leaves everything as it is
+            return None
+        if id(optimizer) in self._stepped:
+            self._write()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare(optimizer)
+            return None
+        return args[:1], {**kwargs, "closure": self._watched(optimizer, closure)}
+
+    def _watched(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the closure that makes the gradients of one step, with the reading of the step behind it."""
+        called = False
+
+        def watched() -> Any:
+            nonlocal called
+            if called:
+                raise NtkitError(
+                    f"The closure of step {self.steps} was called twice; a step that evaluates the loss at "
+                    f"several places is no sum over samples."
+                )
+            called = True
+            loss = closure()
+            self._timed(self._prepare)(optimizer)
+            return loss
+
+        return watched
+
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """Read what a step is made of: its gradients are there, its weights are those before it."""
+        if not self._stepped:
+            self._begin()
+        if self._reads:
+            if self._sparse is not None:
+                self._writer.keep_weights()
+            self._stepping[id(optimizer)].before(self._gradients)
+        if self._sparse is not None:
+            self._sparse.prepare(optimizer, self._gradients)
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the coefficients of this step are read; those of replayed ones are, when they are replayed.
+
+        The first step's are, so that what cannot be described is refused at once.
+        """
+        return self._sparse is None or self._writer.steps == 0
+
+    def _begin(self) -> None:
+        step = f"step {self.steps}"
+        self._parts = self._gradients.parts()
+        if not self._parts:
+            raise NtkitError(
+                f"No run.batch(indices) before {step}: ntkit cannot know its samples. Call it before each "
+                f"backward pass."
+            )
+        for name, p in trained_parameters(self._optimizers, self._names).items():
+            if name not in self._trained:
+                raise NtkitError(f"{name!r} joined the optimizer at {step}; it must be there from the start.")
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise NtkitError(f"{name!r} has a sparse gradient at {step}; use dense gradients to record.")
+            if not self._writer.is_as_it_was(name):
+                raise NtkitError(
+                    f"{name!r} was changed between step {self.steps - 1} and {step} by something else than "
+                    f"the optimizer; such a change belongs to no sample. Start a new recording after it."
+                )
+        self._check_still(values=False)
+        self._moved = {} if self._average is None else {"average": self._average.moved()}
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._skipped:
+            return
+        if self._reads:
+            self._made.update(self._stepping[id(optimizer)].after(self._writer.weight))
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self._optimizers):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._stepped:
+            return
+        made, self._made, self._stepped = self._made, {}, set()
+        if self._sparse is None:
+            self._writer.step(made, self._parts, self._moved)
+        else:
+            self._sparse.step(self._writer, self._parts, self._moved)
+        self.steps += 1
+        self._gradients.made()
+        if self._lookahead is not None:
+            self._lookahead.stepped()
+
+    def _synchronize(self) -> None:
+        """Write what Lookahead did behind the last step, as a step of its own that has no samples."""
+        if self._lookahead is None or not self._lookahead.due:
+            return
+        none = Part(torch.zeros(0, dtype=torch.long), 1.0, Forward(modes=self._parts[-1].forward.modes))
+        moved = {"kept": self._lookahead.moved()} | ({} if self._average is None else {"average": 0.0})
+        self._writer.step({}, [none], moved)
+        self.steps += 1
+
+    def _read(self, train: Any) -> tuple[int | None, str | None]:
+        if train is None:
+            return None, None
+        if not isinstance(train, (tuple, list)) or len(train) != 2:
+            raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
+        x, y = as_inputs(train[0], self._net, "train x"), as_inputs(train[1], self._net, "train y")
+        if batch_size(x) != batch_size(y):
+            raise NtkitError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
+        return batch_size(x), hash_data(x, y)
+
+    def _check_still(self, values: bool) -> None:
+        for name, (tensor, since, value) in self._still.items():
+            if (values or tensor._version != since) and not torch.equal(as_bytes(tensor), as_bytes(value)):
+                raise NtkitError(
+                    f"{name!r}, a frozen parameter, changed before step {self.steps}; an account has no "
+                    f"column for that. Keep it fixed while recording, or give it to the optimizer."
+                )
+
+    def _begin_folder(self) -> RunWriter:
+        more = {f"m/{name}": m for s in self._stepping.values() for name, m in s.momentum().items()}
+        if self._average is not None and self._average.active:
+            more |= self._average.tensors()
+        self._sparse = None
+        scalars: dict[str, Any] = {}
+        if self._every > 1:
+            self._sparse = Checkpointing(self._every, self._optimizers, self._trained)
+            state, scalars = self._sparse.start()
+            more |= state
+        groups = [g for o in self._optimizers for g in o.param_groups]
+        about = {
+            "optimizer": ", ".join(type(o).__name__ for o in self._optimizers),
+            "groups": [[self._names[id(p)] for p in group["params"]] for group in groups],
+            "every": self._every,
+            "optimizers": names_of(self._optimizers, self._names),
+            "samples": self._samples,
+            "average": self._average is not None,
+            "train_sha256": self._hash,
+        }
+        return RunWriter(self.folder, self._module, self._trained, about, more, scalars)

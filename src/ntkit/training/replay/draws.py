@@ -1,0 +1,84 @@
+"""Random numbers of a forward pass, drawn once and given again in another precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ntkit.errors import PathMismatchError
+
+aten = torch.ops.aten
+
+
+class Draws:
+    """What the random operations of one forward pass gave, to be given again."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, Any]] | None = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep what random operations give."""
+        with _Noting() as mode:
+            yield
+        self.made = mode.made
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Give it again, in the dtype that is now computed in."""
+        assert self.made is not None
+        with _Repeating(self.made):
+            yield
+
+
+def _is_random(operation: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
+
+
+class _Noting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _is_random(func):
+            kept = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
+            self.made.append((func, kept))
+        return result
+
+
+class _Repeating(TorchDispatchMode):
+    def __init__(self, made: list[tuple[Any, Any]]) -> None:
+        super().__init__()
+        self._coming = iter(made)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _is_random(func):
+            return func(*args, **kwargs)
+        made, result = next(self._coming, (None, None))
+        if made is None or result is None or made.overloadpacket is not func.overloadpacket:
+            raise PathMismatchError(
+                f"The network draws other random numbers in float64 ({func}) than in the precision of the "
+                f"training ({made}); ntkit cannot repeat such a step. Train in float64 to account for it."
+            )
+        if func.overloadpacket is aten.native_dropout:
+            mask = result[1]
+            return args[0] * mask * (1 / (1 - args[1]) if args[1] < 1 else 0.0), mask
+        if isinstance(result, Tensor) and func._schema.is_mutable:
+            return args[0].copy_(result)
+        if (
+            isinstance(result, Tensor)
+            and args
+            and isinstance(args[0], Tensor)
+            and kwargs.get("dtype") is None
+        ):
+            return result.to(args[0].dtype) if result.is_floating_point() else result
+        return result

@@ -1,0 +1,113 @@
+"""What each sample of a batch put into the gradient of its step, multiplied by the rows of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ntkit.finite.factors import Factor, OneHot
+from ntkit.network import take
+from ntkit.training.folder.step import Step
+from ntkit.training.functional.flat_network import cast
+from ntkit.training.functional.structure import Jacobian, Structure
+from ntkit.training.functional.transforms import pulled
+from ntkit.training.replay.steps import Replay, ReplayedBatch
+
+Product = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
+
+
+class Samples:
+    """Products of rows ``A [r, P]`` with the gradients J(x_n; w_k)^T c_n of the samples of a step.
+
+    Where the network has a structure, they are g_n^T A_W h_n for each weight, and no gradient is made. Where
+    it mixes samples or draws at random, J_n is row n of the Jacobian of the whole batch, as it was.
+    """
+
+    def __init__(self, replay: Replay, budget: int) -> None:
+        self._replay, self._budget = replay, budget
+        self._structures: dict[Any, Structure | None] = {}
+
+    def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, Product]]:
+        """Yield the samples of a step, some at a time, with what multiplies rows by their gradients."""
+        for part in self._replay.parts(step):
+            yield from self._mixed(w, k, part) if mixes else self._apart(w, k, part)
+
+    def _apart(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, Product]]:
+        net = self._replay.net
+        c = self._replay.cotangents(w, k, part)
+        x = cast(part.x, torch.float64)
+        structure = self._structure(x, part.forward.modes)
+        per_sample = 8 * 4 * net.total if structure is None else 8 * 8 * structure.width
+        size = max(1, self._budget // per_sample)
+        for index in torch.arange(len(part.batch), device=c.device).split(size):
+            some, own = take(x, index), c[index]
+            if structure is None:
+                gradients = net.sample_gradients(
+                    w[None], pytree.tree_map(lambda t: t[None], some), own[None]
+                )[0]
+                yield part.batch[index], lambda a, g=gradients: a @ g.T
+            else:
+                weights = net.unflatten(w)
+                jacobian = structure.at(weights, None, net.buffers).jacobian(some, None, own[None])
+                yield part.batch[index], partial(self._contract, jacobian, len(index))
+
+    def _contract(self, jacobian: Jacobian, n: int, a: Tensor) -> Tensor:
+        net, begin = self._replay.net, 0
+        out = a.new_zeros(len(a), n)
+        for name, size in zip(net.shapes, net.sizes, strict=True):
+            block = a[:, begin : begin + size]
+            for elements, factor in jacobian[name]:
+                _add_products(out, block if elements is None else block[:, elements], factor, self._budget)
+            begin += size
+        return out
+
+    def _mixed(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, Product]]:
+        net, n = self._replay.net, len(part.batch)
+        with torch.enable_grad():
+            leaf = w.detach().requires_grad_()
+            outputs, _ = self._replay.forward(leaf, k, part)
+            flat = outputs.reshape(n, -1)
+        c = self._replay.cotangents_of(outputs, part)
+        size = max(1, self._budget // (8 * (3 * net.total + 4 * flat.numel())))
+        for index in torch.arange(n, device=w.device).split(size):
+            rows = torch.zeros(len(index), *flat.shape, dtype=w.dtype, device=w.device)
+            rows[torch.arange(len(index)), index] = c[index]
+            gradients = pulled(flat, leaf, rows)
+            yield part.batch[index], lambda a, g=gradients: a @ g.T
+
+    def _structure(self, x: Any, modes: Any) -> Structure | None:
+        key = modes, tuple(t.shape[1:] for t in pytree.tree_leaves(x))
+        if key not in self._structures:
+            self._structures[key] = self._replay.net.structure(x)
+        return self._structures[key]
+
+
+def _add_products(out: Tensor, a: Tensor, factor: Factor, budget: int) -> None:
+    """Add A . J for one factor of J: ``a [r, g * rows * columns]``, ``out [r, n]``."""
+    n, _, groups, positions, rows, columns = factor.sizes
+    left, right = factor.left, factor.right
+    if right is None:
+        assert isinstance(left, Tensor)
+        out += a @ left.reshape(n, -1).T
+        return
+    if groups == positions == 1 and not isinstance(left, OneHot) and not isinstance(right, OneHot):
+        g, h = left.reshape(-1, rows).expand(n, rows), right.reshape(-1, columns).expand(n, columns)
+        blocks = a.unflatten(1, (rows, columns))
+        step = max(1, budget // (16 * n * min(rows, columns)))
+        for i in range(0, len(a), step):
+            some = blocks[i : i + step]
+            if columns >= rows:
+                product = torch.bmm(some, h.T.expand(len(some), columns, n))  # [r, rows, n]
+                out[i : i + step] += product.mul_(g.T).sum(1)
+            else:
+                product = torch.bmm(g.expand(len(some), n, rows), some)  # [r, n, columns]
+                out[i : i + step] += product.mul_(h).sum(2)
+        return
+    step = max(1, budget // (24 * a.shape[1]))
+    for i in range(0, n, step):
+        out[:, i : i + step] += a @ factor.rows(slice(i, i + step)).dense().reshape(-1, a.shape[1]).T

@@ -1,0 +1,142 @@
+"""Each recorded step against the one that data, loss and model give: the check, and the rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.training.folder.step import Step
+from ntkit.training.replay.step_vectors import StepVectors
+from ntkit.training.replay.steps import Replay
+
+_EACH, _OFTEN = 16, 4  # up to which step rounding is measured at each, and how often later
+_MOST, _TOGETHER = 64, 2**20  # steps whose gradients are made in one go, and numbers in these
+_MARGIN = 16.0  # how many times the estimated rounding a step may be off
+
+
+def compare_steps(
+    replay: Replay, budget: int, done: Callable[[int], None], check: StepCheck | None = None
+) -> StepVectors:
+    """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
+
+    The gradient is also made in the dtype of the training: the recorded step must be that one up to
+    rounding. How large rounding is, is measured at each step: by what separates the two dtypes, or, in a
+    float64 run, by what relative changes of the weights by one unit in the last place do.
+    """
+    run = replay.run
+    differences = StepVectors(run.steps, replay.net.total, budget)
+    check = check or StepCheck(replay)
+    first = 0
+    while first < run.steps:
+        steps = [run.step(first)]
+        size = (1 + len(steps[0].batch)) * max(1, replay.net.total)
+        most = min(_MOST, run.steps - first, _TOGETHER // size)
+        while len(steps) < most and replay.alike(steps[0], step := run.step(first + len(steps))):
+            steps.append(step)
+        weights = torch.stack([run.weights(first + t) for t in range(len(steps) + 1)])
+        gradients = replay.gradients(weights[:-1], first, steps) if len(steps) > 1 else None
+        for t in range(len(steps)):
+            known = None if gradients is None else gradients[t]
+            differences[first + t] = check.step(first + t, weights[t], weights[t + 1], known)
+            done(1)
+        first += len(steps)
+    return differences
+
+
+class StepCheck:
+    """The recursion of the optimizer with its error bound alongside."""
+
+    def __init__(self, replay: Replay, earlier: StepCheck | None = None) -> None:
+        self.replay, self.run, self.net = replay, replay.run, replay.net
+        self.eps = torch.finfo(self.run.dtype).eps
+        start = self.run.momentum()
+        empty = torch.zeros(self.net.total, dtype=torch.float64, device=self.run.device)
+        self.m = empty if start is None else start
+        self.m_native = self.m
+        self.m_error = self.eps * self.m.abs()
+        self.noise = 0.0
+        self.slow = self.run.weights(0)
+        if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
+            self.m, self.m_native, self.m_error = earlier.m, earlier.m_native, earlier.m_error
+            self.noise = earlier.noise
+        self.random = torch.Generator(self.run.device).manual_seed(0)
+
+    def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Return recorded minus modelled step k, whose gradient may be known already."""
+        for name, value in (("before", w), ("after", after)):
+            if not torch.isfinite(value).all():
+                raise NtkitError(
+                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
+                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
+                )
+        step = self.run.step(k)
+        if step.kept is not None:
+            return self._synchronized(k, step.kept, w, after)
+        c = step.coefficients
+        g = self.replay.gradient(w, k, step) if gradient is None else gradient
+        g_native, noise = self._rounded(w, g, k, step)
+        self.noise = max(noise, 0.98 * self.noise)
+        g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
+        if not torch.isfinite(g).all():
+            raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
+        g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
+        self.m = c.mu * self.m + c.nu * g
+        self.m_native = c.mu * self.m_native + c.nu * g_native
+        self.m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
+        made = after - w
+        off = (made - _delta(step, g_native, self.m_native, w)).abs()
+        allowed = _size(c.a) * g_error + _size(c.b) * self.m_error
+        allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + made.abs())
+        self._refuse(k, off, _MARGIN * allowed + c.rounding)
+        return made - _delta(step, g, self.m, w)
+
+    def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
+        slow, self.slow = self.slow, after
+        off = after - w - (kept - 1) * (w - slow)
+        self._refuse(k, off.abs(), _MARGIN * self.eps * (w.abs() + after.abs() + slow.abs()))
+        return off
+
+    def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float]:
+        if self.run.dtype == torch.float64:
+            if k >= _EACH and k % _OFTEN:  # it changes slowly, and costs as much as the gradient itself
+                return g, 0.0
+            nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
+            moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
+            return g, float((moved - g).abs().max())
+        made = self.replay.gradient(w, k, step, native=True)
+        return made, float((made - g).abs().max())
+
+    def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
+        wrong = ~(off <= allowed)
+        if not wrong.any():
+            return
+        worst = int((off / allowed.clamp_min(1e-300)).argmax())
+        hint = ""
+        if self.replay.augment is None and any(f.announced is not None for f in self.run.step(k).forwards):
+            hint = " Random numbers were drawn between run.batch and the network: if they changed the batch, "
+            hint += "give augment=, what changed it."
+        bounds = np.cumsum(self.net.sizes)
+        name = list(self.net.shapes)[int(np.searchsorted(bounds, worst, side="right"))]
+        raise PathMismatchError(
+            f"Step {k} of {self.run.folder} is not the step that this model, loss and data make: in {name!r} "
+            f"the recorded change of the weights is {float(off[worst]):.3g} away from the modelled one, "
+            f"where rounding explains at most {float(allowed[worst]):.3g} ({int(wrong.sum())} of {len(off)} "
+            f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
+            f"that `loss` is the one that backward() was called on (mean or sum, its weights), that the "
+            f"model is built alike, that nothing else touched the gradients (noise, augmentation), and that "
+            f"the description of {self.run.manifest['optimizer']} is right.{hint}"
+        )
+
+
+def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
+    c = step.coefficients
+    return -step.multiplied(c.a * g + c.b * m) - c.d * w
+
+
+def _size(coefficient: float | Tensor) -> Any:
+    return abs(coefficient)
