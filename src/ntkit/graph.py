@@ -156,13 +156,15 @@ def trace(net: Network, x: Any) -> Graph:
     leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
     names = dict(zip(placeholders, leaves, strict=False))
     inputs = frozenset(placeholders[len(leaves) :])
-    mutates = any(
-        n.op == "call_function" and getattr(getattr(n.target, "_schema", None), "is_mutable", False)
-        for n in traced.graph.nodes
-    )
+    mutates = any(n.op == "call_function" and is_mutable(n) for n in traced.graph.nodes)
     graph = Graph(traced, names, inputs, paths, mutates)
     refuse_random(graph)
     return graph
+
+
+def is_mutable(node: fx.Node) -> bool:
+    """Return whether an operation writes into its arguments."""
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 def is_batched(value: Any) -> bool:

@@ -6,7 +6,7 @@ from networks import CASES, build, jacobian
 from torch import nn
 
 import ntkit
-from ntkit.finite import proof
+from ntkit.finite.jacobian import proof
 
 TOLERANCE = 1e-10  # relative, float64, against autograd
 

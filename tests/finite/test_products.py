@@ -6,7 +6,9 @@ from networks import build, jacobian
 from torch import nn
 
 import ntkit
+from ntkit.compute.gemm import gram
 from ntkit.finite import products
+from ntkit.finite.kinds import FULL, TRACE
 
 
 @pytest.mark.parametrize("order", ["features", "one-sided", "gram"])
@@ -51,11 +53,11 @@ def test_large_symmetric_products_are_done_by_half():
         k = ntkit.EmpiricalNTK(model, outputs=outputs)
         torch.testing.assert_close(k(x), k(x, x.clone()), rtol=1e-11, atol=1e-12)
     a = torch.randn(301, 1000, dtype=torch.float64)
-    torch.testing.assert_close(products._product(a, a, True), a @ a.T, rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(gram(a), a @ a.T, rtol=1e-12, atol=1e-11)
 
 
 def test_the_cheapest_order_follows_the_shapes():
     few, many = (16, 10, 1, 1024, 64, 576), (16, 10, 1, 16, 512, 4608)
-    assert products.cheapest(few, few, "full", 4)[0] == "features"
-    assert products.cheapest(many, many, "full", 4)[0] == "one-sided"
-    assert products.cheapest(many, many, "trace", 4)[0] == "gram"
+    assert products.cheapest(few, few, FULL, 4)[0] == "features"
+    assert products.cheapest(many, many, FULL, 4)[0] == "one-sided"
+    assert products.cheapest(many, many, TRACE, 4)[0] == "gram"

@@ -5,7 +5,7 @@ import torch
 from networks import CASES, build, jacobian
 
 import ntkit
-from ntkit.finite import jacobian as passes
+from ntkit.finite.jacobian import recipe as passes
 
 
 @pytest.mark.parametrize("name", list(CASES))

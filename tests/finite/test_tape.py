@@ -9,7 +9,7 @@ from networks import build, jacobian
 from torch import nn
 
 import ntkit
-from ntkit.finite.tape import Tape, Tapes
+from ntkit.finite.jacobian.tape import Tape, Tapes
 
 
 def _kernel(model, x):

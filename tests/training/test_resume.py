@@ -23,7 +23,7 @@ import sys, torch, ntkit
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from runs import GRID, ball, mlp, square
-from ntkit.training import sweep, tiles
+from ntkit.training.accounts import sweep, tiles
 tiles.PAUSE, sweep.BLOCK = 0.0, 2**12
 folder, kept, memory = sys.argv[2:]
 ntkit.account(folder, mlp(), square, train=ball(32), queries=GRID, keep=kept, memory=int(memory))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ntkit.compute.plan import chunks
+
 # oneDNN is up to 1.4 times as fast as torch's own choice where one side is a panel of a hundred rows;
 # below this many multiplications its call costs more than it saves.
 _LEAST = 2**21
@@ -27,6 +29,32 @@ def product_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None, relu: b
     out = a @ b.T
     out = out if bias is None else out.add_(bias)  # rounded as torch's linear maps under vmap are
     return out.relu_() if relu else out
+
+
+def gram(a: Tensor) -> Tensor:
+    """Return A A^T for ``[n, k]``; where the product is large, its upper half twice.
+
+    >>> import torch
+    >>> gram(torch.ones(2, 3))
+    tensor([[3., 3.],
+            [3., 3.]])
+    """
+    n, k = a.shape
+    if n < 64 or n * n * k < 2**26:
+        return product_transposed(a, a)
+    out = a.new_empty(n, n)
+    for s in chunks(n, max(64, -(-n // 8))):
+        out[s, s.start :] = product_transposed(a[s], a[s.start :])
+    mirror(out)
+    return out
+
+
+def mirror(out: Tensor) -> None:
+    """Copy the upper triangle of symmetric matrices ``[..., n, n]`` to the lower one."""
+    for s in chunks(out.shape[-1], 512):
+        before, corner = slice(0, s.start), out[..., s, s]
+        out[..., s, before] = out[..., before, s].transpose(-1, -2)
+        corner.copy_(corner.triu() + corner.triu(1).transpose(-1, -2))
 
 
 def _dense(a: Tensor) -> Tensor:

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkit.compute.gemm import mirror
 from ntkit.compute.plan import Plan, chunks, plan_chunks
-from ntkit.finite.coverage import VIEWS
-from ntkit.finite.factors import Factor
-from ntkit.finite.jacobian import Jacobian, Recipe
-from ntkit.finite.products import Sizes, add_diagonals, add_products, block_shape, cheapest, mirror
+from ntkit.finite.jacobian.coverage import VIEWS
+from ntkit.finite.jacobian.factors import Factor, form
+from ntkit.finite.jacobian.recipe import Jacobian, Recipe
+from ntkit.finite.kinds import Kind, Panel
+from ntkit.finite.products import Sizes, add_diagonals, add_products, cheapest
 from ntkit.finite.project import Projection
 from ntkit.network import batch_size, take
 
-Panel = tuple[slice, slice]  # outputs, samples
 _GRADIENTS = 8  # of the largest value, that a backward pass holds at a time
 
 
@@ -53,7 +54,7 @@ def measure(recipe: Recipe, x: Any) -> Measure:
     uses, by_weight, seen = {}, {}, 0
     weights = recipe.net.weights
     for name, groups in jacobian.items():
-        factors = [f if f.left_has_outputs else f.swapped() for group in groups for f in group]
+        factors = [f if f.left_has_outputs else f.swapped() for part in groups for f in part.factors]
         uses[name] = [f.sizes for f in factors]
         made = name in recipe.formed or name in recipe.coverage.uncovered
         by_weight[name] = weights[name].numel() * item if made else 0
@@ -70,7 +71,7 @@ def _right_bytes(factor: Factor) -> int:
     return right.numel() * right.element_size() if isinstance(right, Tensor) else 0
 
 
-def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bool, budget: int) -> Plan:
+def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: Kind, symmetric: bool, budget: int) -> Plan:
     """Choose chunks of samples, outputs and weights whose factors take most of the budget."""
     o = size.outputs
     held = budget * 8 // 10
@@ -85,7 +86,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
     else:
         b, q = plan_chunks(max(n, m), o, size.per_sample, per_output, held // 2)
     tile = min(b, 256)
-    if symmetric and (kind != "full" or o == 1):  # half of each tile on the diagonal is lost
+    if symmetric and (not kind.pairs_outputs or o == 1):  # half of each tile on the diagonal is lost
         tile = min(tile, max(128, -(-n // 8)))
     while tile > 1 and 2 * tile * b * q * size.item > budget // 8:
         tile = -(-tile // 2)
@@ -95,7 +96,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: str, symmetric: bo
             passes = 2 * g * t * r * c * ((n if symmetric else n + m) * (1 + o))
             _, product = cheapest((n, o, g, t, r, c), (m, o, g, t, r, c), kind, size.item)
             flops += passes + (product // 2 if symmetric else product)
-    shape = {"full": (n, m, o, o), "diagonal": (n, m, o), "trace": (n, m)}[kind]
+    shape = kind.shape(n, m, o)
     result = size.item * int(torch.Size(shape).numel())
     together = whole if b >= max(n, m) and q == o else 2 * b * (size.per_sample + q * per_output)
     peak = together + 3 * tile * b * q * size.item
@@ -116,20 +117,19 @@ def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[st
     return tuple(tuple(g) for g in groups)
 
 
-def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: str, o: int, only: frozenset | None) -> Tensor:
-    """Return the block ``[o, n, o, m]``, ``[o, n, m]`` or ``[n, m]``; ``x2=None`` is ``x1``, done by half."""
+def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, only: frozenset | None) -> Tensor:
+    """Return the block as users get it; ``x2=None`` is ``x1``, done by half."""
     n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
-    shape = {"full": (o, n, o, m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
-    out = recipe.net.weights[recipe.wanted[0]].new_zeros(shape)
+    out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.layout(n, m, o))
     for group in plan.weights:
         names = frozenset(group) if only is None else only & frozenset(group)
         if names:
             _add_group(out, recipe, plan, x1, x2, kind, o, names)
-    return out
+    return kind.view(out, o)
 
 
 def _add_group(
-    out: Tensor, recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: str, o: int, names: frozenset
+    out: Tensor, recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, names: frozenset
 ) -> None:
     symmetric = x2 is None
     second = x1 if symmetric else x2
@@ -140,21 +140,20 @@ def _add_group(
     for number, row in enumerate(rows):
         left: Jacobian | None = None
         for column in columns[number:] if symmetric else columns:
-            if kind != "full" and row[0] != column[0]:
+            if not kind.pairs_outputs and row[0] != column[0]:
                 continue
             same = symmetric and row == column
             if left is None and not same:
                 left = recipe.jacobian(take(x1, row[1]), eye[row[0]], names)
-            window = _window(out, row, column, kind)
-            block = _matrix(window, kind)
+            window = kind.panel(out, row, column)
+            block = kind.block(window)
             _add_parts(block, recipe, plan, left, take(second, column[1]), eye[column[0]], kind, same, names)
             if same:
                 mirror(block)
             if block.data_ptr() != window.data_ptr():
                 window += block.view(window.shape)
             if symmetric and not same:
-                mirrored = _window(out, column, row, kind)
-                mirrored.copy_(window.permute(2, 3, 0, 1) if kind == "full" else window.transpose(-1, -2))
+                kind.panel(out, column, row).copy_(kind.transposed(window))
 
 
 def _add_parts(
@@ -164,7 +163,7 @@ def _add_parts(
     left: Jacobian | None,
     x: Any,
     cotangents: Tensor,
-    kind: str,
+    kind: Kind,
     same: bool,
     names: frozenset,
 ) -> None:
@@ -177,23 +176,6 @@ def _add_parts(
     recipe.stream(x, cotangents, add, names)
 
 
-def _window(out: Tensor, row: Panel, column: Panel, kind: str) -> Tensor:
-    """Return the part of the kernel that two panels make."""
-    (q, i), (p, j) = row, column
-    return {"full": lambda: out[q, i, p, j], "diagonal": lambda: out[q, i, j]}.get(kind, lambda: out[i, j])()
-
-
-def _matrix(window: Tensor, kind: str) -> Tensor:
-    """Return a part of the kernel as a block of `ntkit.finite.products`, a new one where it is no view."""
-    if kind != "full":
-        return window
-    q, n, p, m = window.shape
-    try:
-        return window.view(q * n, p * m)
-    except RuntimeError:  # some of the samples only
-        return window.new_zeros(block_shape(kind, n, m, q, p))
-
-
 def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
     return [(q, s) for q in chunks(o, plan.outputs) for s in chunks(n, plan.samples)]
 
@@ -201,31 +183,25 @@ def _panels(o: int, n: int, plan: Plan) -> list[Panel]:
 def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:
     """Return all pairs of uses of the same elements of the same weight."""
     for name, groups in left.items():
-        for group, other in zip(groups, right[name], strict=True):
-            for a in group:
-                for b in other:
+        for part, other in zip(groups, right[name], strict=True):
+            for a in part.factors:
+                for b in other.factors:
                     yield a, b
 
 
-def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: str, o: int) -> Tensor:
-    """Return each sample with itself, ``[n, o, o]``, ``[n, o]`` or ``[n]``, without any n x n."""
+def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: Kind, o: int) -> Tensor:
+    """Return each sample with itself, as users get it, without any n x n."""
     n = batch_size(x)
-    shape = {"full": (n, o, o), "diagonal": (n, o), "trace": (n,)}[kind]
-    out = recipe.net.weights[recipe.wanted[0]].new_zeros(shape)
+    out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.diagonal_shape(n, o))
     eye = torch.eye(o, dtype=out.dtype, device=out.device)
     for group in plan.weights:
         for samples in chunks(n, plan.samples):
             for q in chunks(o, plan.outputs):
                 left = recipe.jacobian(take(x, samples), eye[q], frozenset(group))
-                for p in chunks(o, plan.outputs) if kind == "full" else (q,):
+                for p in chunks(o, plan.outputs) if kind.pairs_outputs else (q,):
                     right = left if p == q else recipe.jacobian(take(x, samples), eye[p], frozenset(group))
-                    where = {
-                        "full": (samples, q, p),
-                        "diagonal": (samples, q),
-                        "trace": (samples,),
-                    }[kind]
-                    add_diagonals(out[where], pairs(left, right), kind)
-    return out
+                    add_diagonals(kind.diagonal_panel(out, samples, q, p), pairs(left, right), kind)
+    return kind.diagonal_view(out, o)
 
 
 def features(recipe: Recipe, plan: Plan, x: Any, o: int, projection: Projection | None = None) -> Tensor:
@@ -242,11 +218,12 @@ def features(recipe: Recipe, plan: Plan, x: Any, o: int, projection: Projection 
             for q in chunks(o, plan.outputs):
                 jacobian = recipe.jacobian(take(x, samples), eye[q], frozenset(group))
                 for name, factors in jacobian.items():
-                    size = samples.stop - samples.start, q.stop - q.start
-                    start, end = starts[name], starts[name] + weights[name].numel()
-                    formed = recipe.form(name, factors, *size)
+                    start, size = starts[name], weights[name].numel()
+                    where = out[samples, q]
                     if projection is None:
-                        out[samples, q, start:end] = formed
+                        form(factors, where[..., start : start + size])
                     else:
-                        projection.add(out[samples, q], formed, start)
+                        formed = out.new_empty(*where.shape[:2], size)
+                        form(factors, formed)
+                        projection.add(where, formed, start)
     return out

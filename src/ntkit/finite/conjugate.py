@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from ntkit.errors import NtkitError
-from ntkit.finite.coverage import cover
-from ntkit.finite.jacobian import quiet_vmap
-from ntkit.finite.proof import check_samples, sample_pair
+from ntkit.faults import foreign
+from ntkit.finite.jacobian.backward import quiet_vmap
+from ntkit.finite.jacobian.coverage import cover
+from ntkit.finite.jacobian.proof import check_samples, sample_pair
 from ntkit.graph import arguments, is_batched, trace
 from ntkit.kernel import Kernel
 from ntkit.network import Weights, as_inputs, network, refuse_stateful
@@ -59,6 +60,7 @@ class ConjugateKernel(Kernel):
         except NtkitError:
             raise
         except Exception as error:
+            foreign(error, "tracing")
             raise NtkitError(
                 f"The network cannot be traced ({type(error).__name__}), so its last layer is not known; "
                 f"make a module of the layers below it, and use its outputs as features."

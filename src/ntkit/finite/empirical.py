@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -15,14 +15,14 @@ from ntkit.errors import NtkitError
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
-from ntkit.finite.jacobian import Recipe
+from ntkit.finite.jacobian.proof import last_layer, prove
+from ntkit.finite.jacobian.recipe import Recipe
+from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
-from ntkit.finite.proof import last_layer, prove
 from ntkit.kernel import Kernel
 from ntkit.network import Weights, as_inputs, batch_size, network
 
-Outputs = Literal["full", "diagonal", "trace", "mean"]
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
 
 
@@ -95,8 +95,7 @@ class EmpiricalNTK(Kernel):
         params: Params = None,
         memory: str | int = "2GiB",
     ) -> None:
-        if outputs not in ("full", "diagonal", "trace", "mean"):
-            raise NtkitError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
+        self._kind = kind_of(outputs)
         self.model, self.outputs, self.params, self.memory = model, outputs, params, memory
         self.weights = weights
         self._net = network(model, weights)
@@ -112,12 +111,11 @@ class EmpiricalNTK(Kernel):
             recipe, size = self._recipe(first)
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
-                return self._view(blocks.block(recipe, plan, first, second, self._kind, size.outputs, None))
+                return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
             parts = {}
             for name in recipe.wanted:
                 only = frozenset([name])
-                part = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
-                parts[name] = self._view(part)
+                parts[name] = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
             return parts
 
     def diag(self, x: Any) -> Tensor:
@@ -126,8 +124,7 @@ class EmpiricalNTK(Kernel):
         with exact(self._net.device):
             recipe, size = self._recipe(x)
             plan = self._plan(recipe, size, x, None)
-            out = blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
-        return out / size.outputs if self.outputs == "mean" else out
+            return blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
 
     def features(
         self, x: Any, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
@@ -168,7 +165,7 @@ class EmpiricalNTK(Kernel):
         with exact(self._net.device):
             recipe, size = self._recipe(first)
             plan = self._plan(recipe, size, first, second)
-            return tangent_operator(recipe, plan, first, second, self.outputs, size.outputs, self)
+            return tangent_operator(recipe, plan, first, second, self._kind, size.outputs, self)
 
     def plan(self, x1: Any, x2: Any = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""
@@ -186,24 +183,12 @@ class EmpiricalNTK(Kernel):
             recipe, size = self._recipe(x)
             return explain(recipe, size, self._plan(recipe, size, x, None), self._kind)
 
-    @property
-    def _kind(self) -> str:
-        return "trace" if self.outputs == "mean" else self.outputs
-
     def _plan(self, recipe: Recipe, size: Measure, x1: Any, x2: Any) -> Plan:
         n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
         key = (id(size), n, m, x2 is None)
         if key not in self._plans:
             self._plans[key] = blocks.plan(recipe, size, n, m, self._kind, x2 is None, self._budget)
         return self._plans[key]
-
-    def _view(self, out: Tensor) -> Tensor:
-        """Bring a block from the layout of the products to that of the user."""
-        if self.outputs == "full":
-            return out.permute(1, 3, 0, 2)
-        if self.outputs == "diagonal":
-            return out.permute(1, 2, 0)
-        return out.div_(self._outputs) if self.outputs == "mean" else out
 
     def _inputs(self, x1: Any, x2: Any) -> tuple[Any, Any]:
         first = as_inputs(x1, self._net, "x1")
@@ -226,7 +211,6 @@ class EmpiricalNTK(Kernel):
                 chosen = last_layer(self._net, x, chosen)
             recipe = prove(self._net, x, chosen)
             self._recipes[key] = recipe, blocks.measure(recipe, x)
-        self._outputs = self._recipes[key][1].outputs
         return self._recipes[key]
 
     def _select(self) -> tuple[str, ...]:

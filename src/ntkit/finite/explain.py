@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ntkit.compute.plan import Plan, format_bytes
 from ntkit.finite.blocks import Measure
-from ntkit.finite.jacobian import Recipe
+from ntkit.finite.jacobian.recipe import Recipe
+from ntkit.finite.kinds import Kind
 from ntkit.finite.products import cheapest
 
 
@@ -53,7 +54,7 @@ class Explanation:
         )
 
 
-def explain(recipe: Recipe, size: Measure, plan: Plan, kind: str) -> Explanation:
+def explain(recipe: Recipe, size: Measure, plan: Plan, kind: Kind) -> Explanation:
     """Make the table for the kernel of ``plan``."""
     n, m = plan.shape[:2]
     weights = recipe.net.weights

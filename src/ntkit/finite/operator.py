@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, chunks
-from ntkit.finite.jacobian import Recipe, quiet_vmap
+from ntkit.finite.jacobian.backward import quiet_vmap
+from ntkit.finite.jacobian.factors import form
+from ntkit.finite.jacobian.recipe import Recipe
+from ntkit.finite.kinds import Kind
 from ntkit.kernel import Kernel
 from ntkit.network import batch_size, take
 
@@ -25,7 +28,7 @@ class Setting:
     recipe: Recipe
     plan: Plan
     structure: Any
-    outputs: str
+    kind: Kind
     o: int
     kernel: Kernel
 
@@ -48,7 +51,7 @@ class TangentOperator(LinearOperator):
         self._x1, self._x2 = (pytree.tree_unflatten(list(h), setting.structure) for h in self._halves)
 
     def _size(self) -> torch.Size:
-        rows = self._setting.o if self._setting.outputs == "full" else 1
+        rows = self._setting.o if self._setting.kind.pairs_outputs else 1
         return torch.Size((batch_size(self._x1) * rows, batch_size(self._x2) * rows))
 
     def _matmul(self, rhs: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class TangentOperator(LinearOperator):
     def _product(self, v: Tensor) -> Tensor:
         """Return K v for columns ``[n2 (o), r]``."""
         n2, r, o = batch_size(self._x2), v.shape[-1], self._setting.o
-        if self._setting.outputs == "full":
+        if self._setting.kind.pairs_outputs:
             cotangents = v.T.reshape(r, n2, o)
             return self._apply(cotangents).reshape(r, -1).T
         out = v.new_zeros(batch_size(self._x1), r)
@@ -68,7 +71,7 @@ class TangentOperator(LinearOperator):
             cotangents = v.new_zeros(r, n2, o)
             cotangents[..., i] = v.T
             out += self._apply(cotangents)[..., i].T
-        return out / o if self._setting.outputs == "mean" else out
+        return self._setting.kind.view(out, o)
 
     def _apply(self, cotangents: Tensor) -> Tensor:
         """Return J(x1) J(x2)^T applied to ``[r, n2, o]``, as ``[r, n1, o]``."""
@@ -116,7 +119,7 @@ def pull(recipe: Recipe, x: Any, cotangents: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad():
         weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
         out = recipe.outputs_of(x)(weights)
-        grads = recipe.gradients(out, list(weights.values()), cotangents)
+        grads = recipe.backward.gradients(out, list(weights.values()), cotangents)
     r = cotangents.shape[0]
     return {
         k: w.new_zeros(r, *w.shape) if g is None else g
@@ -135,12 +138,15 @@ def push(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
     try:
         return _push_backwards(recipe, x, directions)
     except NotImplementedError:  # an operation without second derivatives: form J, a chunk at a time
-        n, r = batch_size(x), next(iter(directions.values())).shape[0]
+        n = batch_size(x)
         out = recipe.outputs_of(x)({k: recipe.net.weights[k] for k in recipe.wanted})
         jacobian = recipe.jacobian(x, torch.eye(out.shape[1], dtype=out.dtype, device=out.device))
-        forms = {k: recipe.form(k, j, n, out.shape[1]) for k, j in jacobian.items()}
-        total = [torch.einsum("nop,rp->rno", forms[k], directions[k].reshape(r, -1)) for k in forms]
-        return torch.stack(total).sum(0)
+        total = out.new_zeros(())
+        for name, parts in jacobian.items():
+            formed = out.new_empty(n, out.shape[1], directions[name][0].numel())
+            form(parts, formed)
+            total = total + torch.einsum("nop,rp->rno", formed, directions[name].flatten(1))
+        return total
 
 
 def _push_backwards(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
@@ -154,7 +160,7 @@ def _push_backwards(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Te
         total = sum((g * d).flatten(1).sum(1) for g, d in pairs)
         assert isinstance(total, Tensor)
         rows = torch.eye(total.shape[0], dtype=total.dtype, device=total.device)
-        (result,) = recipe.gradients(total, [u], rows)
+        (result,) = recipe.backward.gradients(total, [u], rows)
     return torch.zeros_like(out).expand(total.shape[0], *out.shape) if result is None else result
 
 
@@ -196,9 +202,9 @@ class _Scipy(ScipyOperator):
 
 
 def tangent_operator(
-    recipe: Recipe, plan: Plan, x1: Any, x2: Any, outputs: str, o: int, kernel: Kernel
+    recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, kernel: Kernel
 ) -> TangentOperator:
     """Return the operator between two batches (``x2=None``: the first)."""
     leaves, structure = pytree.tree_flatten(x1)
     second = leaves if x2 is None else pytree.tree_leaves(x2)
-    return TangentOperator(*leaves, *second, setting=Setting(recipe, plan, structure, outputs, o, kernel))
+    return TangentOperator(*leaves, *second, setting=Setting(recipe, plan, structure, kind, o, kernel))

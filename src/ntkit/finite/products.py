@@ -23,32 +23,13 @@ from torch import Tensor
 
 from ntkit.compute.gemm import product_transposed
 from ntkit.compute.plan import chunks
-from ntkit.finite.factors import Factor, OneHot, Slot, slot_rows
+from ntkit.finite.jacobian.factors import Factor, OneHot, Slot, slot_rows
+from ntkit.finite.kinds import Kind
 
 # A byte moved costs about as much time as this many floating-point operations.
 _FLOPS_PER_BYTE = 12
 _FORMED = 2**23  # bytes of Jacobians that are formed at a time: they stay in a cache until their product
-_SHARED_EQUATIONS = {"full": "notmps,ntms->onpm", "diagonal": "notmos,ntms->onm"}
-_CROSSED_EQUATIONS = {
-    "full": "notms,ntmps->onpm",
-    "diagonal": "notms,ntmos->onm",
-    "trace": "notms,ntmos->nm",
-}
-
 Pairs = Iterable[tuple[Factor, Factor]]
-
-
-def block_shape(kind: str, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
-    """Return the shape of a block."""
-    return {"full": (o * n, p * m), "diagonal": (o, n, m), "trace": (n, m)}[kind]
-
-
-def mirror(out: Tensor) -> None:
-    """Copy the upper triangle of symmetric matrices to the lower one."""
-    for s in chunks(out.shape[-1], 512):
-        before, own = slice(0, s.start), out[..., s, s]
-        out[..., s, before] = out[..., before, s].transpose(-1, -2)
-        own.copy_(own.triu() + own.triu(1).transpose(-1, -2))
 
 
 def is_single(a: Factor, b: Factor) -> bool:
@@ -56,7 +37,7 @@ def is_single(a: Factor, b: Factor) -> bool:
     return a.sizes[2] == a.sizes[3] == b.sizes[3] == 1 and a.left_has_outputs == b.left_has_outputs
 
 
-def add_products(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int, limit: int) -> None:
+def add_products(out: Tensor, pairs: Pairs, kind: Kind, same: bool, tile: int, limit: int) -> None:
     """Add the products of pairs of uses, with about ``limit`` bytes besides the block.
 
     ``same``: both are the Jacobian of the same samples and outputs. ``tile``: samples of a row of
@@ -73,7 +54,7 @@ def add_products(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int, li
             out += _crossed(a, b, kind, limit)
 
 
-def _add_singles(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int) -> None:
+def _add_singles(out: Tensor, pairs: Pairs, kind: Kind, same: bool, tile: int) -> None:
     """Add the products of pairs of uses without positions: (g . g') (h . h')."""
     terms: dict[tuple, tuple[Tensor, Tensor, list]] = {}
     for a, b in pairs:
@@ -84,24 +65,24 @@ def _add_singles(out: Tensor, pairs: Pairs, kind: str, same: bool, tile: int) ->
         n, o, m, p = *left.shape[:2], *right.shape[:2]
         u = left[:, :, 0, 0].transpose(0, 1)
         v = u if left is right else right[:, :, 0, 0].transpose(0, 1)
-        if kind == "trace":
+        if kind.sums_outputs:
             u = u.transpose(0, 1).reshape(1, n, -1)
             v = u if left is right else v.transpose(0, 1).reshape(1, m, -1)
-        columns = v.reshape(p * m, -1) if kind == "full" else v
+        columns = v.reshape(p * m, -1) if kind.pairs_outputs else v
         for s in chunks(n, tile):
             # Of the columns left of the diagonal, whole outputs are left out and, in one output, samples.
-            first = s.start if same and (kind != "full" or o == 1) else 0
+            first = s.start if same and (not kind.pairs_outputs or o == 1) else 0
             weights = _weights(slots, s, first, left)
-            if kind == "full" and weights.shape[1] > 1 and p > 1:
+            if kind.pairs_outputs and weights.shape[1] > 1 and p > 1:
                 weights = weights.repeat(1, p)
             for i, rows in enumerate(u[:, s]):
-                start = i * m + first if same and kind == "full" else first
-                if kind == "full":
+                start = i * m + first if same and kind.pairs_outputs else first
+                if kind.pairs_outputs:
                     where = out[i * n + s.start : i * n + s.stop, start:]
                     gram = product_transposed(rows, columns[start:])
                     own = weights[:, start - first :] if weights.shape[1] > 1 else weights
                 else:
-                    where = (out if kind == "trace" else out[i])[s, first:]
+                    where = (out if kind.sums_outputs else out[i])[s, first:]
                     gram, own = product_transposed(rows, columns[i, first:]), weights
                 where.addcmul_(gram, own)
 
@@ -122,19 +103,19 @@ def _weights(slots: list[tuple[Slot | None, Slot | None]], rows: slice, first: i
 Sizes = tuple[int, int, int, int, int, int]
 
 
-def order_costs(a: Sizes, b: Sizes, kind: str, item: int) -> dict[str, tuple[int, int]]:
+def order_costs(a: Sizes, b: Sizes, kind: Kind, item: int) -> dict[str, tuple[int, int]]:
     """Return the floating-point operations and the bytes moved of each order, from shapes alone."""
     n, o, g, t, r, c = a
     m, p, _, s, _, _ = b
-    pair = o * p if kind == "full" else o
+    pair = o * p if kind.pairs_outputs else o
     both = n * m * g * t * s
-    out = n * m * (1 if kind == "trace" else pair)
+    out = n * m * kind.values(o, p)
     if t == s == 1:
         flops = 2 * n * m * (pair * g * r + g * c) if c > 1 else 2 * n * m * pair * g * r
         return {"direct": (flops, item * (n * o + m * p) * g * r + item * out * (3 if c > 1 else 1))}
     features = 2 * g * r * c * (n * o * t + m * p * s) + 2 * n * m * pair * g * r * c
     one_sided = 2 * both * c + 2 * both * o * r + 2 * n * m * g * s * r * pair
-    gram_pair = 1 if kind == "trace" else pair
+    gram_pair = kind.values(o, p)
     gram = 2 * both * c + 2 * both * r * pair + 2 * both * gram_pair
     return {
         "features": (features, item * (2 * g * r * c * (n * o + m * p) + out)),
@@ -143,14 +124,14 @@ def order_costs(a: Sizes, b: Sizes, kind: str, item: int) -> dict[str, tuple[int
     }
 
 
-def cheapest(a: Sizes, b: Sizes, kind: str, item: int) -> tuple[str, int]:
+def cheapest(a: Sizes, b: Sizes, kind: Kind, item: int) -> tuple[str, int]:
     """Return the order of summation that takes the least time, by shapes, and its operations."""
     costs = order_costs(a, b, kind, item)
     order = min(costs, key=lambda order: costs[order][0] + _FLOPS_PER_BYTE * costs[order][1])
     return order, costs[order][0]
 
 
-def add_diagonals(out: Tensor, pairs: Pairs, kind: str) -> None:
+def add_diagonals(out: Tensor, pairs: Pairs, kind: Kind) -> None:
     """Add the products of each sample with itself: ``[n, o, p]``, ``[n, o]`` or ``[n]``."""
     for a, b in _oriented(pairs):
         n, o, g, t, r, c = a.sizes
@@ -165,10 +146,7 @@ def add_diagonals(out: Tensor, pairs: Pairs, kind: str) -> None:
             assert isinstance(a.left, Tensor) and isinstance(b.left, Tensor)
             v = _inner_same(a.right, b.right).unsqueeze(1) @ b.left
             u, v = a.left.reshape(n, o, -1), v.reshape(n, o, -1)
-        if kind == "full":
-            out += u @ v.transpose(1, 2)
-        else:
-            out += torch.linalg.vecdot(u, v).sum(-1) if kind == "trace" else torch.linalg.vecdot(u, v)
+        out += kind.diagonal_product(u, v)
 
 
 def _oriented(pairs: Pairs) -> Iterator[tuple[Factor, Factor]]:
@@ -177,7 +155,7 @@ def _oriented(pairs: Pairs) -> Iterator[tuple[Factor, Factor]]:
         yield (a, b) if a.left_has_outputs else (a.swapped(), b.swapped())
 
 
-def _positions(out: Tensor, a: Factor, b: Factor, kind: str, same: bool, limit: int) -> None:
+def _positions(out: Tensor, a: Factor, b: Factor, kind: Kind, same: bool, limit: int) -> None:
     """Add the product of two uses with positions, outputs in the left slots, by the cheapest order."""
     order, _ = cheapest(a.sizes, b.sizes, kind, _item(a))
     n, o = a.sizes[:2]
@@ -191,35 +169,28 @@ def _positions(out: Tensor, a: Factor, b: Factor, kind: str, same: bool, limit: 
         half = same and a is b and size >= n
         for i in range(0, n, size):
             rows = slice(i, min(n, i + size))
-            _one_sided(_window(out, rows, slice(0, m), o, p, kind), a.rows(rows), b, kind, half)
+            _one_sided(kind.window(out, rows, slice(0, m), o, p), a.rows(rows), b, kind, half)
         return
     per_pair = order_costs((1, *a.sizes[1:]), (1, *b.sizes[1:]), kind, _item(a))["gram"][1]
     rows = min(n, max(1, limit // (per_pair * m)))
     columns = min(m, max(1, limit // (per_pair * rows)))
     for x in chunks(n, rows):
         for y in chunks(m, columns):
-            if not same or kind == "full" or y.stop > x.start:
-                _gram(_window(out, x, y, o, p, kind), a.rows(x), b.rows(y), kind)
+            if not same or kind.pairs_outputs or y.stop > x.start:
+                _gram(kind.window(out, x, y, o, p), a.rows(x), b.rows(y), kind)
 
 
-def _window(out: Tensor, rows: slice, columns: slice, o: int, p: int, kind: str) -> Tensor:
-    """Return the part of a block that some samples make, ``[o, n, p, m]`` of a full one."""
-    if kind != "full":
-        return out[..., rows, columns]
-    return out.unflatten(0, (o, -1)).unflatten(2, (p, -1))[:, rows, :, columns]
-
-
-def _features(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
+def _features(out: Tensor, a: Factor, b: Factor, kind: Kind) -> None:
     """Form the Jacobians of some rows of the weight at a time, and add their product."""
     (n, o, g, _, r, c), (m, p) = a.sizes, b.sizes[:2]
     count = n * o if a is b else n * o + m * p
     for rows in chunks(r, max(1, _FORMED // (_item(a) * g * c * count))):
         u = _left_rows(a, rows).dense().reshape(n, o, -1)
         v = u if a is b else _left_rows(b, rows).dense().reshape(m, p, -1)
-        out += _outer(u, v, kind)
+        out += kind.product(u, v)
 
 
-def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, half: bool) -> None:
+def _one_sided(out: Tensor, a: Factor, b: Factor, kind: Kind, half: bool) -> None:
     """Move the g of one sample of the second over to the positions of the first, sample after sample.
 
     With ``half`` both are the same: what samples n >= j make with sample j is what j makes with them.
@@ -230,50 +201,50 @@ def _one_sided(out: Tensor, a: Factor, b: Factor, kind: str, half: bool) -> None
     for g in range(groups):
         h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0]  # [n, t, m, s]
         own, other = a.left[:, :, g], b.left[:, :, g].permute(0, 2, 3, 1).flatten(2)  # [m, s, r p]
-        own = own.reshape(n, o, t * r) if kind == "full" else own.permute(0, 2, 3, 1).reshape(n, t * r, o)
+        own = own.reshape(n, o, t * r) if kind.pairs_outputs else own.permute(0, 2, 3, 1).reshape(n, t * r, o)
         for j in range(m):
             first = j if half else 0
             moved = h[first:, :, j].reshape((n - first) * t, -1) @ other[j]
             moved = moved.reshape(n - first, t * r, p)
-            if kind == "full":
+            if kind.pairs_outputs:
                 value = own[first:] @ moved  # [n, o, p]
                 out[:, first:, :, j] += value.transpose(0, 1)
                 if half:
                     out[:, j, :, j + 1 :] += value[1:].permute(2, 1, 0)
             else:
                 value = torch.linalg.vecdot(own[first:], moved, dim=1).T  # [o, n]
-                value = value.sum(0) if kind == "trace" else value
+                value = value.sum(0) if kind.sums_outputs else value
                 where = out[..., j, first:] if half else out[..., j]
                 where += value
 
 
-def _gram(out: Tensor, a: Factor, b: Factor, kind: str) -> None:
+def _gram(out: Tensor, a: Factor, b: Factor, kind: Kind) -> None:
     for g in range(a.sizes[2]):
         h = _inner(*_group(a.right, b.right, g))[:, 0, :, :, 0]
         left, right = _group(a.left, b.left, g)
         assert isinstance(left, Tensor) and isinstance(right, Tensor)
-        if kind == "trace":
+        if kind.sums_outputs:
             left, right = (s.permute(0, 2, 3, 1, 4).flatten(3).unsqueeze(1) for s in (left, right))
             out += (_inner(left, right)[:, 0, :, :, 0] * h).sum((1, 3))
         else:
-            out += torch.einsum(_SHARED_EQUATIONS[kind], _inner(left, right), h)
+            out += torch.einsum(kind.gram_equation, _inner(left, right), h)
 
 
-def _crossed(a: Factor, b: Factor, kind: str, limit: int) -> Tensor:
+def _crossed(a: Factor, b: Factor, kind: Kind, limit: int) -> Tensor:
     """Return the product of two uses of which the first has the outputs left, the second right."""
     n, o, groups, t, r, c = a.sizes
     m, p, _, s, _, _ = b.sizes
     gram = groups * n * m * t * s * (o + p)
     if gram * _item(a) > limit or gram * (r + c) > groups * r * c * (n * o * t + m * p * s + n * m * o * p):
         u, v = a.dense().reshape(n, o, -1), b.dense().reshape(m, p, -1)
-        return _outer(u, v, kind)
+        return kind.product(u, v)
     total: Tensor | int = 0
     for g in range(groups):
         left = _inner(*_group(a.left, b.left, g))[:, :, :, :, 0]  # [n, o, t, m, s]
         right = _inner(*_group(a.right, b.right, g))[:, 0]  # [n, t, m, p, s]
-        total = total + torch.einsum(_CROSSED_EQUATIONS[kind], left, right)
+        total = total + torch.einsum(kind.crossed_equation, left, right)
     assert isinstance(total, Tensor)
-    return total.reshape(o * n, p * m) if kind == "full" else total
+    return total.reshape(kind.block_shape(n, m, o, p))
 
 
 def _inner(a: Slot | None, b: Slot | None) -> Tensor:
@@ -308,30 +279,6 @@ def _inner_same(a: Slot, b: Slot | None) -> Tensor:
         return torch.gather(a[:, 0], 3, index)
     assert b is not None
     return a[:, 0] @ b[:, 0].transpose(-1, -2)
-
-
-def _outer(u: Tensor, v: Tensor, kind: str) -> Tensor:
-    """Return the block of two dense Jacobians ``[n, o, k]`` and ``[m, p, k]``."""
-    (n, o, _), (m, p, _) = u.shape, v.shape
-    if kind == "diagonal":
-        return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
-    if kind == "trace":
-        return _product(u.flatten(1), v.flatten(1), u is v)
-    # rather than the Jacobians, turn their small product
-    product = _product(u.flatten(0, 1), v.flatten(0, 1), u is v)
-    return product.reshape(n, o, m, p).permute(1, 0, 3, 2).reshape(o * n, p * m)
-
-
-def _product(a: Tensor, b: Tensor, symmetric: bool) -> Tensor:
-    """Return A B^T; where both are the same and the product is large, its upper half twice."""
-    n, k = a.shape
-    if not symmetric or n < 64 or n * n * k < 2**26:
-        return product_transposed(a, b)
-    out = a.new_empty(n, n)
-    for s in chunks(n, max(64, -(-n // 8))):
-        out[s, s.start :] = product_transposed(a[s], a[s.start :])
-    mirror(out)
-    return out
 
 
 def _left_rows(f: Factor, index: slice) -> Factor:

@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
+from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
-from ntkit.finite.proof import last_layer, sample_pair
 from ntkit.network import Network, as_inputs, copy_of, network
 
 Draw = Callable[[], None]

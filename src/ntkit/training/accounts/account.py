@@ -7,27 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ntkit.compute.plan import parse_memory
 from ntkit.compute.progress import progress
 from ntkit.errors import NtkitError
 from ntkit.files import hash_data
-from ntkit.network import as_inputs
+from ntkit.finite.jacobian.backward import quiet
 from ntkit.training.accounts.averaged_account import Averages
-from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
-from ntkit.training.accounts.columns import SweepInput
-from ntkit.training.accounts.result import COLUMNS, Account, balanced
-from ntkit.training.accounts.target import Target, head_of
+from ntkit.training.accounts.request import Request
+from ntkit.training.accounts.result import Account, balanced
+from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.tiles import Work, sweep_tiles
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
-from ntkit.training.functional.transforms import quiet
-from ntkit.training.integrals.quadrature import Nodes, fixed_rule
-from ntkit.training.replay.checkpointed import open_run
-from ntkit.training.replay.steps import Replay
-from ntkit.training.replay.verify import compare_steps
+from ntkit.training.functional.flat_network import Loss
+from ntkit.training.integrals.quadrature import Nodes
 
 
 def account(
@@ -144,21 +138,16 @@ def account(
     ...     [[0.5], [2.0]], dtype=torch.float64)))
     (True, True)
     """
-    if not isinstance(tol, (int, float)) or not tol > 0:
-        raise NtkitError(f"tol is {tol!r}, expected a positive number.")
+    request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
-    work = Work(parse_memory(memory), jobs, None if keep is None else Path(keep))
-    with open_run(folder, model, loss, train, augment) as run, quiet():
-        given = (model, loss, train, queries, augment)
-        return _account(run, given, target, labels, tol, nodes, average, work)
+    work = Work(request.budget, jobs, None if keep is None else Path(keep))
+    with request.open(folder) as run, quiet():
+        return _account(request, run, average, work)
 
 
-def _account(
-    run: Run, given: tuple, target: Target, labels: Any, tol: float, nodes: Nodes, average: bool, work: Work
-) -> Account:
-    model, loss, train, queries, augment = given
-    (data, x), rule = check_given(run, model, train, queries), fixed_rule(nodes)
+@torch.no_grad()
+def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
     if average and not run.averaged:
         raise NtkitError(
             f"{run.folder} was recorded without an average of the weights: record with average=."
@@ -168,39 +157,14 @@ def _account(
             "The buffers of the network changed in this run; those of its average are not recorded. Account "
             "for the last network (average=False)."
         )
-    x, budget = cast(x, torch.float64), work.budget
-    with torch.no_grad():
-        net = query_network(run, model)
-        averages = Averages(run, budget // 4) if average else None
-        ends = (run if averages is None else averages).weights
-        refuse_mixing_queries(net, ends(0), x)
-        replay = Replay(run, model, data, loss, augment)
-        with progress("Checking the steps", run.steps) as done:
-            differences = compare_steps(replay, budget // 4, done)
-        mixing = mixing_modes(run, replay, budget // 4)
-        net.take_buffers(run.buffers(run.steps))
-        labels = None if labels is None else as_inputs(labels, replay.native.net, "labels")
-        head, extra = head_of(target, replay.loss, labels, net.outputs(ends(run.steps), x))
-        if head is not None:
-            net, x = query_network(run, model, head), (x, extra)
-        initial, prediction = (_outputs(run, net, k, ends(k), x) for k in (0, run.steps))
-        size = float(torch.maximum(initial.abs(), prediction.abs()).max())
-        floor = 8 * torch.finfo(torch.float64).eps * size
-        share = max(0.5 * tol * float((prediction - initial).abs().max()) / max(1, run.steps), floor)
-        path = SweepInput(run, net, replay, rule, share, differences, mixing, averages)
-        key = {
-            "run": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
-            "queries": hash_data(x),
-            "settings": [tol, nodes, target, average],
-        }
-        columns = sweep_tiles(path, x, work, key)
-    q, o = initial.shape
-    parts = {name: getattr(columns, name).reshape(q, o, -1).squeeze(-1).cpu() for name in COLUMNS}
-    for name in ("contributions", "by_step"):
-        parts[name] = getattr(columns, name).reshape(q, o, -1).cpu()
-    return balanced(initial.cpu(), prediction.cpu(), parts, columns.nodes.tolist(), columns.spent, tol, nodes)
-
-
-def _outputs(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Any) -> Tensor:
-    net.take_buffers(run.buffers(k))
-    return net.outputs(w, x)
+    averages = Averages(run, work.budget // 4) if average else None
+    with progress("Checking the steps", run.steps) as done:
+        start = request.prepare(run, done, averages=averages)
+    start = start.within(0.5 * request.tol * float((start.prediction - start.initial).abs().max()))
+    key = {
+        "run": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
+        "queries": hash_data(start.queries),
+        "settings": [request.tol, request.nodes, request.target, average],
+    }
+    columns = sweep_tiles(start.sweep, start.queries, work, key)
+    return balanced(start.initial, start.prediction, columns, request.tol, request.nodes)

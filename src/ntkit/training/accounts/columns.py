@@ -15,6 +15,8 @@ from ntkit.training.integrals.gauss import Rule
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
+COLUMNS = ("decay", "start", "buffers", "rounding")  # those with one number for each row
+
 
 @dataclass(frozen=True)
 class Columns:

@@ -9,20 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ntkit.compute.plan import chunks, parse_memory
+from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
-from ntkit.finite.empirical import Outputs
+from ntkit.finite.jacobian.backward import quiet
+from ntkit.finite.jacobian.factors import form
+from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.kernel import Kernel
 from ntkit.network import as_inputs, batch_size, network, take
 from ntkit.training.accounts.checks import check_model, query_network
+from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
-from ntkit.training.functional.structure import Structure, form
-from ntkit.training.functional.transforms import quiet
+from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians
-from ntkit.training.integrals.gauss import LEFT, Rule, gauss
-from ntkit.training.replay.checkpointed import open_run
+from ntkit.training.integrals.gauss import LEFT
 
 
 class PathKernel(Kernel):
@@ -99,17 +100,16 @@ class PathKernel(Kernel):
         train: Any = None,
         augment: Augment | None = None,
     ) -> None:
-        if outputs not in ("full", "diagonal", "trace", "mean"):
-            raise NtkitError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
+        self._kind = kind_of(outputs)
         if time not in ("rate", "steps"):
             raise NtkitError(f"time={time!r}; expected 'rate' or 'steps'.")
-        if nodes != "left" and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1):
-            raise NtkitError(f'nodes is {nodes!r}, expected a positive number or "left".')
+        if nodes == "auto":
+            raise NtkitError('nodes is "auto", expected a positive number or "left".')
         self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
         self.nodes, self.memory = nodes, memory
         self.loss, self.train, self.augment = loss, train, augment
-        self._budget = parse_memory(memory)
-        self._rule: Rule = LEFT if nodes == "left" else gauss(nodes)
+        # loss and train are needed for runs of checkpoints only, which `open` refuses without them
+        self._request = Request(model, loss, train, None, augment=augment, nodes=nodes, memory=memory)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
         """Return the kernel between two batches (the second is the first if left out)."""
@@ -119,17 +119,19 @@ class PathKernel(Kernel):
         with torch.no_grad(), quiet():
             for at in self._places(x1):
                 o = at.outputs
-                size = max(1, self._budget // (8 * 4 * at.net.total * o))
+                size = max(1, self._request.budget // (8 * 4 * at.net.total * o))
                 n, m = batch_size(x1), batch_size(x2)
                 if total is None:
-                    total = at.start.new_zeros(n, m, *self._shape(o))
+                    total = at.start.new_zeros(self._kind.shape(n, m, o))
                 for i in chunks(n, size):
                     left = at.jacobian(take(x1, i))
                     scaled = left * at.metric
                     for j in chunks(m, size):
                         right = left if x2 is x1 and i == j else at.jacobian(take(x2, j))
-                        total[i, j] += self._product(scaled, right)
-        return self._finished(total, batch_size(x1), batch_size(x2))
+                        block = self._kind.product(scaled, right)
+                        shape = self._kind.layout(len(scaled), len(right), o)
+                        total[i, j] += self._kind.view(block.reshape(shape), o)
+        return self._finished(total)
 
     def diag(self, x: Any) -> Tensor:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
@@ -138,48 +140,26 @@ class PathKernel(Kernel):
         with torch.no_grad(), quiet():
             for at in self._places(x):
                 o = at.outputs
-                size = max(1, self._budget // (8 * 4 * at.net.total * o))
+                size = max(1, self._request.budget // (8 * 4 * at.net.total * o))
                 if total is None:
-                    total = at.start.new_zeros(batch_size(x), *self._shape(o))
+                    total = at.start.new_zeros(self._kind.diagonal_shape(batch_size(x), o))
                 for i in chunks(batch_size(x), size):
                     j = at.jacobian(take(x, i))
-                    product = torch.einsum("nop,nqp->noq", j * at.metric, j)
-                    if self.outputs != "full":
-                        product = torch.diagonal(product, dim1=1, dim2=2)
-                        product = product if self.outputs == "diagonal" else product.sum(1)
-                    total[i] += product
-        return self._finished(total, batch_size(x))
+                    total[i] += self._kind.diagonal_view(self._kind.diagonal_product(j * at.metric, j), o)
+        return self._finished(total)
 
     def _inputs(self, x: Any) -> Any:
         return cast(as_inputs(x, network(self.model)), torch.float64)
 
-    def _shape(self, o: int) -> tuple[int, ...]:
-        self._o = o
-        return {"full": (o, o), "diagonal": (o,)}.get(self.outputs, ())
-
-    def _product(self, left: Tensor, right: Tensor) -> Tensor:
-        (n, o, _), m = left.shape, len(right)
-        if self.outputs == "full":
-            block = left.flatten(0, 1) @ right.flatten(0, 1).T
-            return block.reshape(n, o, m, o).permute(0, 2, 1, 3)
-        if self.outputs == "diagonal":
-            return torch.einsum("nop,mop->nmo", left, right)
-        return left.flatten(1) @ right.flatten(1).T
-
-    def _finished(self, total: Tensor | None, *shape: int) -> Tensor:
+    def _finished(self, total: Tensor | None) -> Tensor:
         if total is None:
             raise NtkitError(f"The run in {self.folder} has no steps, so that its path has no kernel.")
-        return total / self._o if self.outputs == "mean" else total
+        return total
 
     def _places(self, x: Any) -> Iterator[_At]:
-        data = None if self.train is None else tuple(as_inputs(t, network(self.model)) for t in self.train)
-        run = open_run(self.folder, self.model, self.loss, data, self.augment)  # pyright: ignore
-        with run:
-            if run.every > 1 and (self.loss is None or self.train is None):
-                raise NtkitError(
-                    f"The run in {self.folder} holds checkpoints, and its steps must be made again: "
-                    f"give loss= and train=."
-                )
+        rule = self._request.rule
+        assert rule is not None
+        with self._request.open(self.folder) as run:
             check_model(run, self.model)
             net = query_network(run, self.model)
             structure = net.structure(x)
@@ -189,7 +169,7 @@ class PathKernel(Kernel):
                 delta = run.weights(k + 1) - start
                 metric = self._metric(run, k, start)
                 net.take_buffers(run.buffers(k + 1))
-                for node, share in zip(*self._rule, strict=True):
+                for node, share in zip(*rule, strict=True):
                     yield _At(net, structure, start + node * delta, share * metric, o)
 
     def _metric(self, run: Run, k: int, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ntkit.errors import NtkitError, RunFolderError
 from ntkit.files import write_atomically
+from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.integrals.quadrature import Nodes
 
 if TYPE_CHECKING:
@@ -286,22 +287,15 @@ def _scalars() -> list[str]:
     return [f.name for f in fields(Account) if f.type != "Tensor"]
 
 
-COLUMNS = ("decay", "start", "buffers", "rounding")
-
-
 def balanced(
-    initial: Tensor,
-    prediction: Tensor,
-    columns: dict[str, Tensor],
-    nodes: list[int],
-    spent: int,
-    tol: float,
-    rule: Nodes,
-    warn_at: int = 5,
+    initial: Tensor, prediction: Tensor, columns: Columns, tol: float, rule: Nodes, warn_at: int = 4
 ) -> Account:
     """Return the account of columns with what they leave over; warn where that is more than asked for."""
-    explained = columns["contributions"].sum(-1) + sum(columns[name] for name in COLUMNS)
-    residual = (prediction - initial) - explained
+    q, o = initial.shape
+    terms = {name: getattr(columns, name).reshape(q, o).cpu() for name in COLUMNS}
+    contributions, by_step = (t.reshape(q, o, -1).cpu() for t in (columns.contributions, columns.by_step))
+    initial, prediction = initial.cpu(), prediction.cpu()
+    residual = (prediction - initial) - (contributions.sum(-1) + sum(terms.values()))
     worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
     converged = worst <= tol * moved
     if rule == "auto" and not converged:
@@ -313,14 +307,16 @@ def balanced(
             stacklevel=warn_at,
         )
     return Account(
-        **columns,
+        **terms,
+        contributions=contributions,
+        by_step=by_step,
         initial=initial,
         residual=residual,
         prediction=prediction,
         tol=tol,
-        nodes=dict(sorted(Counter(nodes).items())),
+        nodes=dict(sorted(Counter(columns.nodes.tolist()).items())),
         converged=converged,
-        steps=len(nodes),
+        steps=len(columns.nodes),
         rule=rule if isinstance(rule, str) else f"{rule} nodes",
-        spent=spent,
+        spent=columns.spent,
     )

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.progress import progress
+from ntkit.finite.jacobian.backward import quiet
 from ntkit.network import batch_size, take
 from ntkit.training.accounts.columns import Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep
-from ntkit.training.functional.transforms import quiet
 
 PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
 

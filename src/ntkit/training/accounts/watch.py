@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkit.compute.plan import parse_memory
 from ntkit.errors import NtkitError
-from ntkit.training.accounts.result import Account, balanced
+from ntkit.training.accounts.request import Request
+from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
-from ntkit.training.accounts.windows import Segments
+from ntkit.training.accounts.windows import Windows
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import Loss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.record import Recording
 
-_LEAST = 16  # steps of a segment
+_LEAST = 16  # steps of a window
 
 
 def watch(
@@ -86,17 +86,13 @@ def watch(
     >>> run.account.contributions.shape, run.account.steps, run.account.converged
     (torch.Size([2, 1, 8]), 100, True)
     """
-    if not tol > 0:
-        raise NtkitError(f"tol is {tol}, expected a positive number.")
+    request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
     if isinstance(target, str) and target in ("predicted", "margin"):
         raise NtkitError(
             f"target={target!r} is known only when training is over; watch all outputs, or take a number, "
             f'("margin", a, b) or "loss".'
         )
-    segments = Segments(
-        model, loss, train, queries, (target, labels), augment, tol, nodes, parse_memory(memory)
-    )
-    return Watch(model, optimizer, train, scaler, segments)
+    return Watch(request, optimizer, scaler)
 
 
 class Watch(Recording):
@@ -104,17 +100,15 @@ class Watch(Recording):
 
     def __init__(
         self,
-        model: nn.Module,
+        request: Request,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        train: Any,
         scaler: Any,
-        segments: Segments,
     ) -> None:
-        self._segments = segments
+        self._windows = Windows(request)
         self._place: Path | None = None
         self._account: Account | None = None
-        self._left: dict[str, float] = {}  # how much of what was there as the segment began is remembered
-        super().__init__(Path(), model, optimizer, train, scaler, None)
+        self._left: dict[str, float] = {}  # how much of what was there as the window began is remembered
+        super().__init__(Path(), request.model, optimizer, request.train, scaler, None)
 
     @property
     def account(self) -> Account:
@@ -136,10 +130,10 @@ class Watch(Recording):
         try:
             super().__exit__(kind, error, trace)
             if kind is None:
-                self._segments.add(self.folder, last=True)
-                self._account = balanced(*self._segments.result(), warn_at=3)
+                self._windows.add(self.folder, last=True)
+                self._account = self._windows.account()
         finally:
-            self._segments.close()
+            self._windows.close()
             shutil.rmtree(self._place, ignore_errors=True)
 
     def _write(self) -> None:
@@ -152,15 +146,15 @@ class Watch(Recording):
                 mu = made[name].mu
                 size = float(mu.abs().max()) if isinstance(mu, Tensor) else abs(mu)
                 self._left[name] = size * self._left.get(name, 1.0)
-        if self._writer.steps >= _LEAST and max(self._left.values(), default=0.0) <= self._segments.forgotten:
-            self._next_segment()
+        if self._writer.steps >= _LEAST and max(self._left.values(), default=0.0) <= self._windows.forgotten:
+            self._next_window()
 
-    def _next_segment(self) -> None:
-        """End the folder of this segment and begin another one, with the state that there is now."""
+    def _next_window(self) -> None:
+        """End the folder of this window and begin another one, with the state that there is now."""
         assert self._place is not None
         self._writer.end({}, {})
         self._writer.close("finished")
-        self._segments.add(self.folder, last=False)
+        self._windows.add(self.folder, last=False)
         self.folder = self._place / str(int(self.folder.name) + 1)
         self._writer = self._begin_folder()
         self._left = dict.fromkeys(self._left, 1.0)

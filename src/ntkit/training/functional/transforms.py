@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.func import jacrev, jvp, vjp
 from torch.utils import _pytree as pytree
 
-from ntkit.finite.jacobian import quiet_vmap
+from ntkit.finite.jacobian.backward import Backward, quiet_vmap
 from ntkit.network import batch_size, take
 
 T = TypeVar("T")
@@ -92,14 +90,6 @@ class Transforms:
         return self.either(lambda: _slope(function, s), plainly)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Say nothing where torch has no batched form of an operation and makes it one by one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*performance drop.*")
-        yield
-
-
 def _slope(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
     """Return the derivative of a function of one number, by forward mode where torch has it."""
     try:
@@ -110,18 +100,8 @@ def _slope(function: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
 
 def pulled(outputs: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
     """Return gradients of combinations of outputs, by one backward pass where torch batches it."""
-
-    def gradients(rows: Tensor, batched: bool) -> Tensor:
-        g = torch.autograd.grad(
-            outputs, leaf, rows, retain_graph=True, is_grads_batched=batched, allow_unused=True
-        )[0]
-        return leaf.new_zeros(*(rows.shape[:1] if batched else ()), *leaf.shape) if g is None else g
-
-    try:
-        with quiet():
-            return gradients(rows, True)
-    except RuntimeError:  # an operation whose backward pass takes no batches
-        return torch.stack([gradients(row, False) for row in rows])
+    (grad,) = Backward().gradients(outputs, [leaf], rows)
+    return leaf.new_zeros(len(rows), *leaf.shape) if grad is None else grad
 
 
 def backward(function: Callable[[Tensor], Tensor], w: Tensor, rows: Tensor | None) -> Tensor:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ntkit.finite.jacobian import quiet_vmap
+from ntkit.finite.jacobian.backward import quiet_vmap
+from ntkit.finite.jacobian.factors import Part, form, weighted_sum
+from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.network import batch_size, take
 from ntkit.training.functional.flat_network import VMAP_LIMIT, FlatNetwork
-from ntkit.training.functional.structure import Jacobian, Structure, form, weighted_sum
+from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import backward
 from ntkit.training.integrals.gauss import Rule
 
@@ -103,8 +105,8 @@ def write_sums(
     begin = 0
     for name, size in zip(net.shapes, net.sizes, strict=True):
         parts = [
-            (elements, weighted_sum(factor, shares, owner, place, len(out)))
-            for elements, factor in jacobian[name]
+            Part(elements, [weighted_sum(factor, shares, owner, place, len(out)) for factor in factors])
+            for elements, factors in jacobian[name]
         ]
         form(parts, out[:, :, begin : begin + size])
         begin += size

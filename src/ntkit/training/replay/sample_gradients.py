@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.finite.factors import Factor, OneHot
+from ntkit.finite.jacobian.factors import Factor, OneHot
+from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.network import take
 from ntkit.training.folder.step import Step
 from ntkit.training.functional.flat_network import cast
-from ntkit.training.functional.structure import Jacobian, Structure
+from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import pulled
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
@@ -61,8 +62,10 @@ class Samples:
         out = a.new_zeros(len(a), n)
         for name, size in zip(net.shapes, net.sizes, strict=True):
             block = a[:, begin : begin + size]
-            for elements, factor in jacobian[name]:
-                _add_products(out, block if elements is None else block[:, elements], factor, self._budget)
+            for elements, factors in jacobian[name]:
+                some = block if elements is None else block[:, elements]
+                for factor in factors:
+                    _add_products(out, some, factor, self._budget)
             begin += size
         return out
 

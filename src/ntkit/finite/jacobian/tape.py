@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.gemm import product_transposed
+from ntkit.faults import foreign
 
 aten = torch.ops.aten
 _TENSOR = object()
@@ -86,7 +87,8 @@ def _written(function: Callable[..., Any], args: tuple) -> Tape | None:
     try:
         tape = Tape.write(function, *args)
         pairs = zip(*(pytree.tree_leaves(f(*args)) for f in (function, tape.run)), strict=True)
-    except Exception:  # whatever an operation may raise when it is traced: autograd is always right
+    except Exception as error:  # whatever an operation may raise when it is traced: autograd is always right
+        foreign(error, "writing out the passes of a network")
         return None
     return tape if all(_agree(a, b) for a, b in pairs) else None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
-from ntkit.finite.factors import Factor
+from ntkit.finite.jacobian.factors import Factor
 
 Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
 

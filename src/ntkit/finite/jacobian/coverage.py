@@ -1,7 +1,7 @@
 """Which uses of which weights have a structured rule, and how uses of the same weight combine.
 
 Read off the graph alone. A weight with one use that no rule knows is contracted whole: its Jacobian
-is formed. Whatever is found here is proved by `ntkit.finite.jacobian` against autograd.
+is formed. Whatever is found here is proved by `ntkit.finite.jacobian.proof` against autograd.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import ntkit.finite.layers.elementwise
 import ntkit.finite.layers.embedding
 import ntkit.finite.layers.linear
 import ntkit.finite.layers.norm  # noqa: F401  (the rules register themselves)
-from ntkit.finite.rules import RULES, Slot
-from ntkit.graph import Graph
+from ntkit.finite.jacobian.rules import RULES, Slot
+from ntkit.graph import Graph, is_mutable
 
 aten = torch.ops.aten
 
@@ -85,7 +85,6 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             continue
         sources = [a for a in node.all_input_nodes if a in origin]
         packet = getattr(node.target, "overloadpacket", None)
-        mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
         others = [a for a in node.all_input_nodes if a not in origin]
         if any(a in data for a in others) or (
             sources and others and packet in PRODUCTS and all(a in made for a in others)
@@ -107,7 +106,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             moves |= packet in SCALES and not others
             if moves and len(sources) == 1 and sources[0] in views:
                 views.add(node)
-            if mutable:
+            if is_mutable(node):
                 uncovered.update(dict.fromkeys(origin[node], f"{node.target}, in place"))
     _spread(edges, uncovered)
     kept = tuple(e for e in edges if not e.weights & uncovered.keys())

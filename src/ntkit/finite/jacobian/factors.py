@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class OneHot:
 
 
 Slot = Tensor | OneHot
+_TINY = 256  # numbers in a matrix
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,21 @@ class Factor:
         return self.left.transpose(-1, -2) @ self.right
 
 
+class Part(NamedTuple):
+    """The Jacobian of a set of elements of a weight, the sum of the factors of the uses that see it.
+
+    ``elements`` is the place of each element of the factors in the flattened weight; None: all, in order.
+    """
+
+    elements: Tensor | None
+    factors: list[Factor]
+
+    @classmethod
+    def vector(cls, jacobian: Tensor) -> Part:
+        """Return the Jacobian ``[n, o, *shape]`` of a whole weight, kept dense."""
+        return cls(None, [Factor.vector(jacobian)])
+
+
 def concatenate(factors: list[Factor]) -> Factor:
     """Return the sum of Jacobians of uses that are alike: their positions one after the other."""
     if len(factors) == 1:
@@ -128,3 +145,70 @@ def slot_rows(slot: Slot | None, index: slice) -> Slot | None:
     if isinstance(slot, OneHot):
         return OneHot(slot.index[index], slot.size, slot.dtype)
     return None if slot is None else slot[index]
+
+
+def form(parts: list[Part], out: Tensor) -> None:
+    """Write the Jacobian of one weight, from its factors, into ``out [n, q, size]``."""
+    single = len(parts) == 1 and parts[0].elements is None and len(parts[0].factors) == 1
+    if single and _formed_in_place(parts[0].factors[0], out):
+        return
+    out.zero_()
+    for part in parts:
+        for factor in part.factors:
+            dense = factor.dense().reshape(*out.shape[:2], -1)
+            if part.elements is None:
+                out += dense
+            else:
+                out.index_add_(2, part.elements.to(out.device), dense)
+
+
+def _formed_in_place(factor: Factor, out: Tensor) -> bool:
+    """Write outer products by one batched product, which is the largest thing that a sweep makes."""
+    n, o, groups, _, rows, columns = factor.sizes
+    left, right = factor.left, factor.right
+    if groups != 1 or not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return False
+    left, right = (slot[:, :, 0].expand(n, o, *slot.shape[3:]).flatten(0, 1) for slot in (left, right))
+    try:
+        out = out.unflatten(2, (rows, columns)).view(n * o, rows, columns)
+    except RuntimeError:  # some of the outputs only
+        return False
+    if rows * columns > _TINY or left.shape[1] > 8:
+        torch.bmm(left.transpose(1, 2), right, out=out)
+        return True
+    for t in range(left.shape[1]):  # several times faster than many products of tiny matrices
+        column, row = left[:, t, :, None], right[:, t, None, :]
+        torch.mul(column, row, out=out) if t == 0 else out.addcmul_(column, row)
+    return True
+
+
+def weighted_sum(factor: Factor, shares: Tensor, owner: Tensor, place: Tensor, count: int) -> Factor:
+    """Return sum_i shares_i J_i over the rows of each owner, as one factor of ``count`` samples.
+
+    Row i is number ``place[i]`` of those of sample ``owner[i]``; they become positions of its outer product.
+    """
+    if factor.right is None:
+        assert isinstance(factor.left, Tensor)
+        left = factor.left * _column(shares, factor.left)
+        return replace(factor, left=left.new_zeros(count, *left.shape[1:]).index_add_(0, owner, left))
+    most = int(place.max()) + 1
+    rows = owner * most + place
+
+    def spread(slot: Tensor | OneHot, shares: Tensor | None) -> Tensor | OneHot:
+        if isinstance(slot, OneHot):
+            index = slot.index.new_zeros(count * most, slot.index.shape[1]).index_copy_(0, rows, slot.index)
+            return replace(slot, index=index.reshape(count, -1))
+        slot = slot.expand(len(rows), *slot.shape[1:])
+        slot = slot if shares is None else slot * _column(shares, slot)
+        wide = slot.new_zeros(count * most, *slot.shape[1:]).index_copy_(0, rows, slot)
+        o, g, t, r = slot.shape[1:]
+        wide = wide.reshape(count, most, o, g, t, r).permute(0, 2, 3, 1, 4, 5)
+        return wide.reshape(count, o, g, most * t, r)
+
+    if isinstance(factor.left, Tensor):
+        return replace(factor, left=spread(factor.left, shares), right=spread(factor.right, None))
+    return replace(factor, left=spread(factor.left, None), right=spread(factor.right, shares))
+
+
+def _column(shares: Tensor, like: Tensor) -> Tensor:
+    return shares.reshape(-1, *[1] * (like.ndim - 1))

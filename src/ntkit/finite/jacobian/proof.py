@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError, NtkitError
-from ntkit.finite.coverage import Coverage, cover
-from ntkit.finite.jacobian import Recipe, backward, join_index_maps
+from ntkit.faults import first_line, foreign
+from ntkit.finite.jacobian.coverage import Coverage, cover
+from ntkit.finite.jacobian.factors import form
+from ntkit.finite.jacobian.index_maps import join_index_maps
+from ntkit.finite.jacobian.recipe import Recipe, batch_factors
 from ntkit.graph import Graph, trace
 from ntkit.network import Network, batch_size, refuse_stateful, take
 
@@ -36,7 +39,8 @@ def prove(net: Network, x: Any, wanted: tuple[str, ...]) -> Recipe:
     except NtkitError:
         raise
     except Exception as error:  # whatever a user's network may raise when it is traced
-        return _whole(net, pair, wanted, cotangent, truth, f"not traceable: {_first_line(error)}")
+        reason = f"not traceable: {first_line(foreign(error, 'tracing'))}"
+        return _whole(net, pair, wanted, cotangent, truth, reason)
     coverage = cover(graph, frozenset(wanted))
     for _ in range(len(wanted) + 1):
         recipe = Recipe(net, wanted, graph, coverage)
@@ -45,7 +49,7 @@ def prove(net: Network, x: Any, wanted: tuple[str, ...]) -> Recipe:
         except NtkitError:
             raise
         except Exception as error:  # an operation that vmap or a rule cannot take
-            reason = f"not batchable: {_first_line(error)}"
+            reason = f"not batchable: {first_line(foreign(error, 'the batched passes of a network'))}"
             return _whole(net, pair, wanted, cotangent, truth, reason)
         if not wrong:
             return recipe
@@ -63,7 +67,7 @@ def last_layer(net: Network, x: Any, names: tuple[str, ...]) -> tuple[str, ...]:
         raise
     except Exception as error:
         raise NtkitError(
-            f"params='last' needs a network that can be traced ({_first_line(error)}); name the parameters "
+            f"params='last' needs a network that can be traced ({first_line(error)}); name the parameters "
             f"of the last layer instead."
         ) from error
     last = coverage.order[-1][1]
@@ -81,7 +85,7 @@ def check_samples(net: Network, pair: Any) -> int:
             raise
         except Exception as error:
             raise NotPerSampleError(
-                f"The network takes a batch of two samples but not one sample alone ({_first_line(error)}). "
+                f"The network takes a batch of two samples but not one sample alone ({first_line(error)}). "
                 f"A tangent kernel needs a function of one sample; batch norm in training mode is a usual "
                 f"cause."
             ) from error
@@ -141,7 +145,7 @@ def _disagreements(recipe: Recipe, pair: Any, cotangent: Tensor, truth: dict[str
     if recipe.graph is not None:
         weights = {k: w.detach().requires_grad_() for k, w in recipe.net.weights.items()}
         covered = [k for k in recipe.wanted if k not in recipe.coverage.uncovered]
-        uses, _, out = backward(recipe, pair, cotangent, recipe.coverage.edges, (), weights)
+        uses, _, out = batch_factors(recipe, pair, cotangent, recipe.coverage.edges, (), weights)
         leaking = []
         if covered and out.requires_grad:
             leaks = torch.autograd.grad(out.sum(), [weights[k] for k in covered], allow_unused=True)
@@ -156,8 +160,9 @@ def _disagreements(recipe: Recipe, pair: Any, cotangent: Tensor, truth: dict[str
     eps = torch.finfo(cotangent.dtype).eps
     wrong = []
     for name, grad in truth.items():
-        found = recipe.form(name, jacobian.get(name, []), batch_size(pair), 1).sum((0, 1))
-        difference = torch.linalg.vector_norm(found - grad.reshape(-1))
+        formed = grad.new_empty(batch_size(pair), 1, grad.numel())
+        form(jacobian.get(name, []), formed)
+        difference = torch.linalg.vector_norm(formed.sum((0, 1)) - grad.reshape(-1))
         bound = torch.linalg.vector_norm(grad) + 1e-2 * largest * grad.numel() ** 0.5
         if not difference <= 1e4 * eps * bound:
             wrong.append(name)
@@ -178,9 +183,10 @@ def _whole(
                     return recipe
         except NtkitError:
             raise
-        except Exception:
+        except Exception as error:
             if by_sample:
                 raise
+            foreign(error, "running a network under vmap")
     raise NtkitError(
         "Two ways of differentiating this network disagree (autograd over a batch, and sample by sample). "
         "It may change its own state when called, or have a custom backward that is not its derivative."
@@ -199,8 +205,3 @@ def _uncover(graph: Graph, coverage: Coverage, names: list[str]) -> Coverage:
     uncovered = {**coverage.uncovered, **{k: reason for k in sorted(bad) if k not in coverage.uncovered}}
     edges = tuple(e for e in coverage.edges if not e.weights & bad)
     return Coverage(edges, uncovered, coverage.order)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160] if text else ''}"

@@ -1,0 +1,304 @@
+"""The Jacobian of a network in its weights as factors, for a batch: one forward, one batched backward.
+
+The graph of one sample runs under vmap with taps (zeros that are added to what an operation gave);
+the gradients at the taps are the g of the factors. Weights that no rule covers enter as one copy
+for each sample, and the same backward gives their Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ntkit.finite.jacobian.backward import Backward, quiet_vmap
+from ntkit.finite.jacobian.coverage import Coverage, Edge, evaluate
+from ntkit.finite.jacobian.factors import Factor, Part, concatenate
+from ntkit.finite.jacobian.tape import Tapes
+from ntkit.finite.jacobian.taps import (
+    Factors,
+    Tapped,
+    Taps,
+    factor_of,
+    factors_at,
+    replaced,
+    taps_of,
+    zeros_at,
+)
+from ntkit.graph import Graph, arguments
+from ntkit.network import Network, Weights, batch_size, take
+
+# The factors of each weight, for each set of its elements that uses see.
+Jacobian = dict[str, list[Part]]
+_SHORT = 64  # operations of a network whose passes are replayed
+
+
+@dataclass(frozen=True)
+class Group:
+    """Uses of one weight that see the same elements of it; some see the transposed matrices."""
+
+    uses: list[tuple[int, bool, float]]  # place among the edges, transposed, times a number
+    elements: Tensor | None  # place of each element of the factor in the flattened weight; None: in order
+
+
+@dataclass
+class Recipe:
+    """How the Jacobian of each weight is put together; made once for a model and its shapes."""
+
+    net: Network
+    wanted: tuple[str, ...]
+    graph: Graph | None  # None: the network itself, contracted whole
+    coverage: Coverage
+    by_sample: bool = False  # the network runs under no vmap: one sample after the other
+    forward_mode: bool | None = None  # jvp by forward mode is right; None: not yet tried
+    backward: Backward = field(default_factory=Backward)
+    groups: dict[str, list[Group]] = field(default_factory=dict)
+    formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
+    tapes: Tapes = field(default_factory=Tapes)
+
+    @property
+    def contracted(self) -> tuple[str, ...]:
+        """The weights whose Jacobian comes from autograd alone."""
+        return tuple(n for n in self.wanted if n in self.coverage.uncovered)
+
+    def jacobian(self, x: Any, cotangents: Tensor, only: frozenset[str] | None = None) -> Jacobian:
+        """Return the factors for a batch; rows of ``cotangents [q, o]`` take the place of outputs."""
+        only = frozenset(self.wanted) if only is None else only
+        copied = tuple(n for n in self.contracted if n in only)
+        if self.by_sample:
+            return {n: [Part.vector(j)] for n, j in _by_sample(self, x, cotangents, copied).items()}
+        edges = [e for e in self.coverage.edges if e.weights & only] if self.graph else []
+        factors, copies, _ = batch_factors(self, x, cotangents, edges, copied)
+        jacobian: Jacobian = {name: [Part.vector(copies[name])] for name in copied}
+        for name in self.wanted:
+            if name in only and name in self.groups:
+                jacobian[name] = self.grouped(name, factors)
+        formed = [n for n in self.wanted if n in self.formed and n in only]
+        if formed:
+            jacobian.update(self._formed(formed, factors, batch_size(x), cotangents.shape[0]))
+        return jacobian
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` hands over one weight after the other, and no more is held at a time."""
+        readable = self.graph is not None and not self.graph.mutates and self.backward.batched
+        return readable and not self.by_sample and not self.contracted and not self._is_short
+
+    def stream(
+        self, x: Any, cotangents: Tensor, take: Callable[[Jacobian], None], only: frozenset[str] | None = None
+    ) -> None:
+        """Hand over the `jacobian` in parts, each as soon as the backward pass has brought all of its uses.
+
+        Where that is not possible (a network that is contracted, or short), it is one part.
+        """
+        only = frozenset(self.wanted) if only is None else only
+        if not self.streams:
+            take(self.jacobian(x, cotangents, only))
+            return
+        taps = taps_of([e for e in self.coverage.edges if e.weights & only])
+        awaited = {
+            name: {node for node, here in taps.items() if any(name in e.weights for e in here)}
+            for name in self.wanted
+            if name in only and name in self.groups
+        }
+        factors: Factors = {}
+
+        def arrived(node: fx.Node, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> None:
+            factors.update((e, factor_of(e, g.transpose(0, 1), fixed, moving)) for e in taps[node])
+            for nodes in awaited.values():
+                nodes.discard(node)
+            complete = [name for name, nodes in awaited.items() if not nodes]
+            take({name: self.grouped(name, factors) for name in complete})
+            for name in complete:
+                del awaited[name]
+            for edge in [e for e in factors if not e.weights & (awaited.keys() | self.formed.keys())]:
+                del factors[edge]
+
+        run_passes(self, taps, (), self.net.weights, self.net.buffers, x, cotangents, arrived)
+        rest = {name: self.grouped(name, factors) for name in awaited}
+        formed = [n for n in self.wanted if n in self.formed and n in only]
+        if formed:
+            rest |= self._formed(formed, factors, batch_size(x), cotangents.shape[0])
+        take(rest)
+
+    @property
+    def _is_short(self) -> bool:
+        return self.graph is not None and len(self.graph.nodes) <= _SHORT
+
+    def passes(
+        self, x: Any, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
+    ) -> Passes:
+        """Run forward and backward; a short network's are written out at the second call of a shape."""
+        values = weights, self.net.buffers, x, cotangents
+
+        def run(*values: Any) -> Passes:
+            return run_passes(self, taps, copied, *values)
+
+        if self.graph is None or self.graph.mutates or not self.backward.batched or not self._is_short:
+            return run(*values)
+        leaves, structure = pytree.tree_flatten((x, cotangents))
+        edges = tuple(edge for here in taps.values() for edge in here)
+        return self.tapes.run((tuple(t.shape for t in leaves), structure, edges, copied), run, *values)
+
+    def outputs_of(self, x: Any) -> Callable[[Weights], Tensor]:
+        """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""
+        fixed, buffers = self.net.weights, self.net.buffers
+
+        def outputs(weights: Weights) -> Tensor:
+            merged = {**fixed, **weights}
+            if self.graph is None:
+                return self.net.outputs(merged, x)
+            return quiet_vmap(lambda one: self.graph.run(merged, buffers, one, {}))(x)  # pyright: ignore
+
+        return outputs
+
+    def grouped(self, name: str, factors: Factors) -> list[Part]:
+        """Return the Jacobian of a covered weight from the factors of its uses, those alike summed."""
+        parts = []
+        for group in self.groups.get(name, ()):
+            alike: dict[tuple, list[Factor]] = {}
+            for place, swap, scale in group.uses:
+                factor = factors.get(self.coverage.edges[place])
+                if factor is not None:
+                    factor = (factor.swapped() if swap else factor).scaled(scale)
+                    key = (factor.left_has_outputs, type(factor.left), type(factor.right))
+                    alike.setdefault(key, []).append(factor)
+            parts.append(Part(group.elements, [concatenate(f) for f in alike.values()]))
+        return parts
+
+    def _formed(self, names: list[str], factors: Factors, n: int, q: int) -> Jacobian:
+        """Form the Jacobians of weights whose uses see them in different shapes, or derived."""
+        assert self.graph is not None
+        values = {**self.net.weights, **self.net.buffers}
+        total = {k: values[k].new_zeros(n * q, values[k].numel()) for k in names}
+        sources: dict[fx.Node, list[tuple[Edge, Factor]]] = {}
+        for edge, factor in factors.items():
+            if factor is not None and edge.weights & total.keys():
+                sources.setdefault(edge.source, []).append((edge, factor))
+        for source, uses in sources.items():
+            wanted = [k for k in names if k in uses[0][0].weights]
+            value, pull = torch.func.vjp(
+                lambda w, source=source: evaluate(self.graph, source, {**values, **w}),  # pyright: ignore
+                {k: values[k] for k in wanted},
+            )[:2]
+            cotangent = value.new_zeros(n * q, value.numel())
+            for _, factor in uses:
+                order = factor.arrange(torch.arange(value.numel(), device=value.device).reshape(value.shape))
+                dense = factor.dense().reshape(n * q, -1)
+                cotangent.index_add_(1, order.reshape(-1), dense)
+            (pulled,) = quiet_vmap(pull)(cotangent.reshape(n * q, *value.shape))
+            for k in wanted:
+                total[k] += pulled[k].reshape(n * q, -1)
+        return {k: [Part.vector(total[k].reshape(n, q, -1))] for k in names}
+
+
+class Passes(NamedTuple):
+    """What a forward and a backward pass brought to each tapped operation, one after the other."""
+
+    out: Tensor
+    gradients: list[Tensor | None]  # [q, n, *shape]
+    fixed: dict[str, dict[str, Any]]
+    moving: dict[str, dict[str, Tensor]]
+    jacobians: dict[str, Tensor]  # of weights that entered as copies, [n, q, *shape]
+
+
+def batch_factors(
+    recipe: Recipe,
+    x: Any,
+    cotangents: Tensor,
+    edges: Sequence[Edge],
+    copied: tuple[str, ...],
+    weights: Weights | None = None,
+) -> tuple[Factors, dict[str, Tensor], Tensor]:
+    """Run forward under vmap and backward for all cotangents; return factors, Jacobians, outputs."""
+    weights = recipe.net.weights if weights is None else weights
+    taps = taps_of(edges)
+    passes = recipe.passes(x, cotangents, taps, copied, weights)
+    return factors_at(taps, passes.gradients, passes.fixed, passes.moving), passes.jacobians, passes.out
+
+
+def run_passes(
+    recipe: Recipe,
+    taps: Taps,
+    copied: tuple[str, ...],
+    weights: Weights,
+    buffers: Weights,
+    x: Any,
+    cotangents: Tensor,
+    arrived: Callable[[fx.Node, Tensor, dict[str, Any], dict[str, Tensor]], None] | None = None,
+) -> Passes:
+    """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents.
+
+    With ``arrived``, it gets what each tap gets as soon as it is there, and nothing of it is kept.
+    """
+    n, graph = batch_size(x), recipe.graph
+    fixed: dict[str, dict[str, Any]] = {}
+
+    def cut(node: fx.Node, args: tuple, kwargs: dict) -> tuple[dict[str, Any], Tensor]:
+        """Run an operation with the gradient cut of the weights that its factors stand for."""
+        sources = {e.source for e in taps[node]}
+        args, kwargs = replaced(node, args, kwargs, lambda n, v: v.detach() if n in sources else v)
+        return arguments(node, args, kwargs), node.target(*args, **kwargs)  # pyright: ignore
+
+    with torch.enable_grad():
+        zeros = zeros_at(taps, cotangents, n)
+        copies = {k: weights[k].detach().expand(n, *weights[k].shape).requires_grad_() for k in copied}
+
+        def one(x: Any, zeros: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
+            merged = {**weights, **copies}
+            if graph is None:
+                return recipe.net.sample(merged, x), {}
+            tap = Tapped(cut, zeros, fixed, graph.mutates)
+            return graph.run(merged, buffers, x, dict.fromkeys(taps, tap)), tap.moving
+
+        out, moving = quiet_vmap(one)(x, zeros, copies)
+        leaves = [*zeros.values(), *copies.values()]
+        rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape)
+        if arrived is not None:
+            for node in taps:
+                zeros[node.name].register_hook(_handing(node, len(rows), fixed, moving, arrived))
+            recipe.backward.gradients(out, leaves, rows, last=True)
+            return Passes(out.detach(), [], {}, {}, {})
+        grads = recipe.backward.gradients(out, leaves, rows)
+    jacobians = {}
+    for k, grad in zip(copied, grads[len(zeros) :], strict=True):
+        zero = weights[k].new_zeros(1).expand(n, cotangents.shape[0], *weights[k].shape)
+        jacobians[k] = zero if grad is None else grad.transpose(0, 1)
+    return Passes(out, grads[: len(taps)], fixed, moving, jacobians)
+
+
+def _handing(
+    node: fx.Node, rows: int, fixed: dict[str, dict], moving: dict[str, dict], arrived: Callable[..., None]
+) -> Callable[[Tensor], Tensor]:
+    """Return a hook that takes the gradient ``[q, n, *shape]`` of a tap out of a batched backward pass."""
+
+    def hook(g: Tensor) -> Tensor:
+        if rows == 1:
+            whole = g.unsqueeze(0)
+        else:
+            level = torch._C._vmapmode_increment_nesting() - 1  # that of `is_grads_batched`
+            torch._C._vmapmode_decrement_nesting()
+            whole = torch._remove_batch_dim(g, level, rows, 0)  # pyright: ignore[reportPrivateImportUsage]
+        arrived(node, whole, fixed.pop(node.name), moving.pop(node.name))
+        return g.new_zeros(()).expand(g.shape)
+
+    return hook
+
+
+def _by_sample(recipe: Recipe, x: Any, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return Jacobians by running the network itself on one sample at a time: always right."""
+    rows: dict[str, list[Tensor]] = {k: [] for k in names}
+    values = recipe.net.weights
+    for i in range(batch_size(x)):
+        with torch.enable_grad():
+            weights = {k: w.detach().requires_grad_(k in names) for k, w in values.items()}
+            out = recipe.net.outputs(weights, take(x, slice(i, i + 1)))
+            grads = recipe.backward.gradients(out, [weights[k] for k in names], cotangents[:, None])
+        for k, grad in zip(names, grads, strict=True):
+            empty = cotangents.new_zeros(cotangents.shape[0], *values[k].shape)
+            rows[k].append(empty if grad is None else grad)
+    return {k: torch.stack(r) for k, r in rows.items()}

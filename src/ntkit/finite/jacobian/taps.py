@@ -1,0 +1,120 @@
+"""A graph run with taps, zeros that are added to what its operations with weights give.
+
+The gradients at the taps are the g of the factors. How a tapped operation runs is up to who taps: with
+its weights cut off (`ntkit.finite.jacobian.recipe`), or between two ends of a step of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from ntkit.finite.jacobian.coverage import Edge
+from ntkit.finite.jacobian.factors import Factor
+from ntkit.finite.jacobian.rules import RULES, Use
+from ntkit.graph import is_batched
+
+Factors = dict[Edge, Factor | None]
+Taps = dict[fx.Node, list[Edge]]
+# Runs an operation; returns its arguments by name, and what it gave.
+Operation = Callable[[fx.Node, tuple, dict], tuple[dict[str, Any], Tensor]]
+
+
+def taps_of(edges: Iterable[Edge]) -> Taps:
+    """Return the uses of each operation."""
+    taps: Taps = {}
+    for edge in edges:
+        taps.setdefault(edge.node, []).append(edge)
+    return taps
+
+
+def zeros_at(taps: Iterable[fx.Node], like: Tensor, *sizes: int) -> dict[str, Tensor]:
+    """Return the zeros to be added, ``[*sizes, *shape]``; their gradients are what is taken."""
+    zero = like.new_zeros(())
+    return {t.name: zero.expand(*sizes, *t.meta["tensor_meta"].shape).requires_grad_() for t in taps}
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """Runs in the place of tapped operations for one row under vmap, and keeps their arguments.
+
+    ``fixed`` takes the arguments that are alike for all rows, ``moving`` those that are not.
+    """
+
+    run: Operation
+    zeros: Mapping[str, Tensor]
+    fixed: dict[str, dict[str, Any]]
+    copy: bool  # an operation may write into its arguments later
+    moving: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, node: fx.Node, args: tuple, kwargs: dict) -> Tensor:
+        """Return what the operation gives, plus its zeros."""
+        bound, value = self.run(node, args, kwargs)
+        self.fixed[node.name], self.moving[node.name] = split_arguments(bound, self.copy)
+        return value + self.zeros[node.name]
+
+
+def replaced(
+    node: fx.Node, args: tuple, kwargs: dict, by: Callable[[fx.Node, Any], Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Return the arguments of an operation with ``by(source, value)`` for what came from other nodes."""
+
+    def walk(value: Any, template: Any) -> Any:
+        if isinstance(template, fx.Node):
+            return by(template, value)
+        if isinstance(template, (list, tuple)):
+            return type(value)(walk(v, t) for v, t in zip(value, template, strict=True))
+        return value
+
+    named = {k: walk(v, node.kwargs[k]) for k, v in kwargs.items()}
+    return tuple(walk(a, t) for a, t in zip(args, node.args, strict=True)), named
+
+
+def split_arguments(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Part the arguments of an operation into those alike for all rows and those that are not."""
+    fixed: dict[str, Any] = {}
+    moving: dict[str, Tensor] = {}
+
+    def part(name: str, value: Any) -> Any:
+        if not is_batched(value):
+            return value
+        moving[name] = value.detach().clone() if copy else value.detach()
+        return None
+
+    for name, value in bound.items():
+        if isinstance(value, (list, tuple)):
+            fixed[name] = [part(f"{name}.{i}", item) for i, item in enumerate(value)]
+        else:
+            fixed[name] = part(name, value)
+    return fixed, moving
+
+
+def factors_at(
+    taps: Taps,
+    gradients: Iterable[Tensor | None],
+    fixed: Mapping[str, dict[str, Any]],
+    moving: Mapping[str, dict[str, Tensor]],
+) -> Factors:
+    """Ask the rules for the factors of the gradients ``[q, n, *shape]`` that came to the taps."""
+    factors: Factors = {}
+    for (node, edges), g in zip(taps.items(), gradients, strict=True):
+        for edge in edges if g is not None else ():
+            assert g is not None
+            factors[edge] = factor_of(edge, g.transpose(0, 1), fixed[node.name], moving[node.name])
+    return factors
+
+
+def factor_of(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
+    """Ask the rule of an operation for what one backward pass, ``[n, o, *shape]``, brought to it."""
+    args, batched = {}, set()
+    for name, value in fixed.items():
+        if isinstance(value, list):
+            args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]
+            batched |= {(name, i) for i in range(len(value)) if f"{name}.{i}" in moving}
+        else:
+            args[name] = moving.get(name, value)
+            batched |= {(name, None)} if name in moving else set()
+    return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore

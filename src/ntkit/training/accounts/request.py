@@ -1,0 +1,134 @@
+"""What is asked of a recorded run, checked once, and made ready for a sweep over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkit.compute.plan import parse_memory
+from ntkit.errors import NtkitError
+from ntkit.network import as_inputs, network
+from ntkit.training.accounts.averaged_account import Averages
+from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
+from ntkit.training.accounts.columns import SweepInput
+from ntkit.training.accounts.target import Target, head_of
+from ntkit.training.folder.run import Run
+from ntkit.training.folder.step import Augment
+from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
+from ntkit.training.integrals.gauss import Rule
+from ntkit.training.integrals.quadrature import Nodes, fixed_rule
+from ntkit.training.replay.checkpointed import open_run
+from ntkit.training.replay.steps import Replay
+from ntkit.training.replay.verify import StepCheck, compare_steps
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network, its loss and data, the queries, and what of their predictions is asked for how exactly."""
+
+    model: nn.Module
+    loss: Loss
+    train: tuple[Any, Any]
+    queries: Any
+    target: Target = "outputs"
+    labels: Any = None
+    augment: Augment | None = None
+    tol: float = 1e-8
+    nodes: Nodes = "auto"
+    memory: int | str = "1GiB"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol > 0:
+            raise NtkitError(f"tol is {self.tol!r}, expected a positive number.")
+        assert self.rule is None or self.budget > 0  # both are checked where they are read
+
+    @property
+    def budget(self) -> int:
+        """Bytes for the large arrays."""
+        return parse_memory(self.memory)
+
+    @property
+    def rule(self) -> Rule | None:
+        """The quadrature that all steps take, None if each takes its own."""
+        return fixed_rule(self.nodes)
+
+    def open(self, folder: str | os.PathLike[str]) -> Run:
+        """Return the run of a folder, whose steps between checkpoints can be replayed."""
+        data = self.train
+        if isinstance(data, (tuple, list)) and isinstance(self.model, nn.Module):
+            net = network(self.model)
+            names = ("train x", "train y")
+            data = tuple(as_inputs(part, net, name) for part, name in zip(data, names, strict=False))
+        run = open_run(folder, self.model, self.loss, data, self.augment)
+        if run.every > 1 and (self.loss is None or self.train is None):
+            run.log.close()
+            raise NtkitError(
+                f"The run in {folder} holds checkpoints, and the steps between them must be replayed: give "
+                f"loss= and train=."
+            )
+        return run
+
+    def prepare(
+        self,
+        run: Run,
+        done: Callable[[int], None],
+        *,
+        averages: Averages | None = None,
+        earlier: StepCheck | None = None,
+        first: bool = True,
+    ) -> Prepared:
+        """Check a run's steps, and return all that a sweep over it takes.
+
+        ``earlier`` is the check of the steps before these; without ``first`` the queries are not checked.
+        """
+        data, x = check_given(run, self.model, self.train, self.queries)
+        x, part = cast(x, torch.float64), self.budget // 4
+        net = query_network(run, self.model)
+        weights = (run if averages is None else averages).weights
+        if first:
+            refuse_mixing_queries(net, weights(0), x)
+        replay = Replay(run, self.model, data, self.loss, self.augment)
+        check = StepCheck(replay, earlier)
+        differences = compare_steps(replay, part, done, check)
+        mixing = mixing_modes(run, replay, part)
+        net.take_buffers(run.buffers(run.steps))
+        labels = None if self.labels is None else as_inputs(self.labels, replay.native.net, "labels")
+        head, extra = head_of(self.target, replay.loss, labels, net.outputs(weights(run.steps), x))
+        if head is not None:
+            net, x = query_network(run, self.model, head), (x, extra)
+        initial, prediction = (outputs_at(run, net, k, weights(k), x) for k in (0, run.steps))
+        sweep = SweepInput(run, net, replay, self.rule, 0.0, differences, mixing, averages)
+        return Prepared(sweep, x, initial, prediction, check)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The start of a sweep: its input, the queries in float64, their outputs at both ends ``[q, o]``."""
+
+    sweep: SweepInput
+    queries: Any
+    initial: Tensor
+    prediction: Tensor
+    check: StepCheck
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.sweep.run
+
+    def within(self, error: float) -> Prepared:
+        """Return the same, with an equal share of an error, but for rounding, allowed to each step."""
+        size = float(torch.maximum(self.initial.abs(), self.prediction.abs()).max())
+        floor = 8 * torch.finfo(torch.float64).eps * size
+        return replace(self, sweep=replace(self.sweep, share=max(error / max(1, self.run.steps), floor)))
+
+
+def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Any) -> Tensor:
+    """Return the outputs of queries at weights, with the buffers before step k."""
+    net.take_buffers(run.buffers(k))
+    return net.outputs(w, x)
