@@ -7,6 +7,8 @@ The public names of ntkit, and nothing else. They are imported when first used (
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ntkit.deprecation import keep_old_places
+
 if TYPE_CHECKING:
     from ntkit import report as report
     from ntkit.errors import NoRuleError as NoRuleError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from ntkit.training.recording.record import record as record
 
 __version__ = "0.1.0"
+
+keep_old_places()
 
 _ROOMS = {
     "Account": "ntkit.training.accounts.account",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +11,37 @@ from typer.core import TyperGroup
 
 from ntkit import __version__
 from ntkit.errors import NtkitError
-from ntkit.studies.catalog import STUDIES
-from ntkit.studies.config import QUICK, RATES, Activation, DemoConfig, Optimizer, Precision
+from ntkit.studies.catalog import STUDIES, about, configure, declared
+from ntkit.studies.study import options
+
+
+class _Studies(TyperGroup):
+    """The studies as commands, imported when asked for; their options are their configurations' fields."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is made into a command when it is asked for."""
+        return tuple(STUDIES)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
+        known = super().get_command(ctx, cmd_name)  # type: ignore[arg-type]
+        return known if known is not None or cmd_name not in self.names else _study_command(cmd_name)
+
+
+class _Commands(_Studies):
+    """The commands of ntkit, among them the demo, which is a study."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is made into a command when it is asked for."""
+        return ("demo",)
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return [*self.names, *super().list_commands(ctx)]  # type: ignore[arg-type]
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Any PyTorch network as its kernel machine.",
     no_args_is_help=True,
     add_completion=False,
@@ -23,9 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_RATES = ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
 _STUDY_HELP = f"The papers' experiments, one command each: {', '.join(STUDIES)}."
-_QUICK = ", ".join(f"{value} {name}" for name, value in QUICK.items())
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,46 +65,6 @@ def _ntkit(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def demo(
-    context: typer.Context,
-    out: Annotated[
-        str, typer.Option(help="Output folder; an earlier demo in it is replaced.")
-    ] = DemoConfig.out,
-    samples: Annotated[int, typer.Option(help="Digits to train on.")] = DemoConfig.samples,
-    epochs: Annotated[int, typer.Option(help="Passes over the training digits.")] = DemoConfig.epochs,
-    batch: Annotated[int, typer.Option(help="Digits in a training step.")] = DemoConfig.batch,
-    optimizer: Annotated[Optimizer, typer.Option(help="Optimizer.")] = DemoConfig.optimizer,
-    learning_rate: Annotated[
-        float | None, typer.Option(help=f"Learning rate. [default: {_RATES}]")
-    ] = DemoConfig.learning_rate,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = DemoConfig.weight_decay,
-    hidden: Annotated[int, typer.Option(help="Hidden units.")] = DemoConfig.hidden,
-    activation: Annotated[Activation, typer.Option(help="Activation.")] = DemoConfig.activation,
-    dtype: Annotated[Precision, typer.Option(help="Precision of the training.")] = DemoConfig.dtype,
-    seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.")] = DemoConfig.seed,
-    queries: Annotated[int, typer.Option(help="Held-out digits to explain.")] = DemoConfig.queries,
-    subset: Annotated[int, typer.Option(help="Training digits in the kernel matrix.")] = DemoConfig.subset,
-    shown: Annotated[int, typer.Option(help="Training digits shown each way.")] = DemoConfig.shown,
-    tol: Annotated[float, typer.Option(help="Tolerance of the account.")] = DemoConfig.tol,
-    quick: Annotated[bool, typer.Option("--quick", help=f"A small one in seconds ({_QUICK}).")] = False,
-) -> None:
-    """Train a network on handwritten digits and explain its predictions by its training digits."""
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if name != "quick" and str(context.get_parameter_source(name)) != "ParameterSource.DEFAULT"
-    }
-    config = replace(DemoConfig(**QUICK) if quick else DemoConfig(), **given)
-
-    from ntkit.studies import demo as study
-
-    result = study.run(config)
-    typer.echo(f"report             {result.report}")
-    typer.echo(f"accuracy           {result.accuracy:.4f} on held-out digits")
-    _tell(f"{result.residual:.2e} logits", result, config.tol)
 
 
 @app.command()
@@ -107,24 +91,11 @@ def explain(
         folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs
     )
     typer.echo(f"report             {page}")
-    _tell(f"{float(account.residual.abs().max()):.2e}", account, tol)
-
-
-def _tell(residual: str, found: Any, tol: float) -> None:
-    """Say how well the account behind a page closes."""
-    typer.echo(
-        f"largest residual   {residual}, {found.relative_residual:.2e} of the largest change by training"
-    )
-    if not found.converged:
+    residual = float(account.residual.abs().max())
+    share = f"{account.relative_residual:.2e} of the largest change by training"
+    typer.echo(f"largest residual   {residual:.2e}, {share}")
+    if not account.converged:
         typer.echo(f"warning: the account did not reach its tolerance of {tol:g}", err=True)
-
-
-class _Studies(TyperGroup):
-    """The studies as commands, imported when asked for; their options are their configurations' fields."""
-
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        known = super().get_command(ctx, cmd_name)  # type: ignore[arg-type]
-        return known if known is not None or cmd_name not in STUDIES else _study_command(cmd_name)
 
 
 study = typer.Typer(cls=_Studies, no_args_is_help=True, help=_STUDY_HELP, rich_markup_mode=None)
@@ -174,8 +145,6 @@ def document_studies(
 
 def _study_command(name: str) -> Any:
     """Return the command of one study, with an option for each field of its configuration."""
-    from ntkit.studies.catalog import configure, module
-    from ntkit.studies.study import options
 
     def command(**given: Any) -> None:
         from ntkit.studies.runner import run_study, table
@@ -185,7 +154,7 @@ def _study_command(name: str) -> Any:
         outcome = run_study(name, config, out or f"out/{name}")
         typer.echo(table(outcome))
 
-    own = module(name)
+    study = declared(name)
     parameters = [
         inspect.Parameter(
             "out",
@@ -197,10 +166,12 @@ def _study_command(name: str) -> Any:
             "quick",
             inspect.Parameter.KEYWORD_ONLY,
             default=False,
-            annotation=Annotated[bool, typer.Option("--quick", help=f"A small one ({_spoken(own.QUICK)}).")],
+            annotation=Annotated[
+                bool, typer.Option("--quick", help=f"A small one ({_spoken(study.QUICK)}).")
+            ],
         ),
     ]
-    for field, kind, text in options(own.Config):
+    for field, kind, text in options(study.Config):
         parameters.append(
             inspect.Parameter(
                 field,
@@ -210,7 +181,7 @@ def _study_command(name: str) -> Any:
             )
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__doc__ = f"{STUDIES[name][1]}.\n\n{STUDIES[name][0]}."
+    command.__doc__ = "{1}.\n\n{0}.".format(*about(name))
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name)(command)
     return typer.main.get_command(single)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,11 @@ def hash_data(*data: Any) -> str:
 def as_bytes(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor, on the CPU: equal bytes are equal weights, NaN or not."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+class Scratch:
+    """A folder in the place for temporary ones, removed with this object or by ``remove()``."""
+
+    def __init__(self, purpose: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"ntkit-{purpose}-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)

@@ -36,7 +36,7 @@ def test_parts_come_as_the_backward_pass_gets_to_them(monkeypatch):
     whole = recipe.jacobian(x, torch.eye(size.outputs, dtype=torch.float64))
     for part in parts:
         for name, groups in part.items():
-            made = [f.dense() for group in groups for f in group]
-            expected = [f.dense() for group in whole[name] for f in group]
+            made = [f.dense() for part in groups for f in part.factors]
+            expected = [f.dense() for part in whole[name] for f in part.factors]
             for a, b in zip(made, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +17,27 @@ from ntkit.report.page import TERMS, Page, Push, Query, Side, render
 from ntkit.training.accounts.result import Account
 
 
-def explain(account: Account, path: str | os.PathLike[str], **what: Any) -> Path:
+class PageOptions(TypedDict, total=False):
+    """What `account_page` takes besides the account."""
+
+    labels: Any
+    classes: Sequence[str] | None
+    train: Any
+    names: Sequence[str] | None
+    queries: Any
+    query_names: Sequence[str] | None
+    truth: Any
+    verdicts: Sequence[str] | None
+    picture: tuple[int, ...] | None
+    shown: int
+    unit: str | None
+    title: str
+    lead: str
+    facts: Sequence[tuple[str, str]]
+    footer: str
+
+
+def explain(account: Account, path: str | os.PathLike[str], **options: Unpack[PageOptions]) -> Path:
     """Write the report of an account: one HTML page that loads nothing from anywhere.
 
     For each query: the identity with its residual, the training samples that pushed its prediction most
@@ -29,7 +49,7 @@ def explain(account: Account, path: str | os.PathLike[str], **what: Any) -> Path
         Made by `ntkit.account` or `ntkit.watch`.
     path
         The file to write; an older one is replaced.
-    **what
+    **options
         What `account_page` takes: labels, names and pictures of the samples and the queries.
 
     Returns
@@ -55,7 +75,7 @@ def explain(account: Account, path: str | os.PathLike[str], **what: Any) -> Path
     >>> ntkit.report.explain(a, folder + "/report.html", labels=y, truth=y[:2]).name
     'report.html'
     """
-    return write_text(path, render(account_page(account, **what)))
+    return write_text(path, render(account_page(account, **options)))
 
 
 def account_page(

@@ -71,20 +71,38 @@ STUDIES: dict[str, tuple[str, str]] = {
 }
 
 
+DEMO = ("scikit-learn's digits", "A network learns handwritten digits and is explained by them")
+
+
+def about(name: str) -> tuple[str, str]:
+    """Return where a study (or the demo) comes from, and what it shows."""
+    return DEMO if name == "demo" else STUDIES[name]
+
+
+def kind(name: str) -> str:
+    """Return what the folder of a study says that it is."""
+    return f"ntkit study {name}" if name in STUDIES else f"ntkit {name}"
+
+
+def declared(name: str) -> ModuleType:
+    """Return the module that declares ``Config`` and ``QUICK``: that of the study, or a light one."""
+    return import_module("ntkit.studies.demo_config") if name == "demo" else module(name)
+
+
 def module(name: str) -> ModuleType:
-    """Return the module of a study: ``Config``, ``QUICK``, ``run`` and ``figure``.
+    """Return the module of a study: ``Config``, ``QUICK``, ``run`` and ``figure``, and maybe ``leave``.
 
     Raises
     ------
     NtkitError
         When there is no study of that name.
     """
-    if name not in STUDIES:
+    if name not in STUDIES and name != "demo":
         raise NtkitError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
     return import_module(f"ntkit.studies.{name.replace('-', '_')}")
 
 
 def configure(name: str, *, quick: bool = False, **given: Any) -> Any:
     """Return the configuration of a study: its defaults, those of ``--quick``, then what is given."""
-    study = module(name)
+    study = declared(name)
     return study.Config(**{**(study.QUICK if quick else {}), **given})

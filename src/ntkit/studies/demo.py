@@ -6,12 +6,12 @@ recorded; the account then says of each query which training digits made its pre
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +24,99 @@ from torch.nn.functional import cross_entropy
 from ntkit.compute.progress import progress
 from ntkit.data.digits import CLASSES, SIDE, Digits, digits
 from ntkit.display import plots
-from ntkit.display.axes import draw_picture
+from ntkit.display.axes import BLUE, ORANGE, draw_picture
 from ntkit.errors import NtkitError
+from ntkit.files import Scratch
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.report.account_page import account_page
-from ntkit.report.output_folder import MARKER, fresh_folder
 from ntkit.report.page import Curve, Kernels, Page, render
-from ntkit.studies.config import DemoConfig as Config
-from ntkit.studies.environment import peak_memory, versions
+from ntkit.studies.demo_config import QUICK as QUICK
+from ntkit.studies.demo_config import Config
+from ntkit.studies.environment import versions
+from ntkit.studies.study import Claim, Result
 from ntkit.training.accounts.account import account
+from ntkit.training.accounts.result import Account
 from ntkit.training.recording.record import record
 
-KIND = "ntkit demo"
 
+@dataclass(frozen=True, kw_only=True)
+class Demo(Result):
+    """What the demo found, and what its page and figure draw."""
 
-@dataclass(frozen=True)
-class Result:
-    """What the demo found: its numbers, and what the page and the figure draw."""
-
-    config: Config
-    out: Path
-    accuracy: float
-    residual: float
-    relative_residual: float
-    converged: bool
-    steps: int
-    seconds: dict[str, float]
-    memory: int
+    account: Account
     page: Page
+    folder: Scratch  # of the recorded run, until it is left somewhere
 
-    @property
-    def report(self) -> Path:
-        """Where the report is."""
-        return self.out / "report.html"
 
-    def numbers(self) -> dict:
-        """Return what ``result.json`` holds."""
-        return {
-            "kind": KIND,
-            "config": asdict(self.config),
-            "learning_rate": self.config.rate,
-            "versions": versions(),
-            "accuracy": self.accuracy,
-            "residual": self.residual,
-            "relative_residual": self.relative_residual,
-            "converged": self.converged,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "peak_memory_bytes": self.memory,
-            "curves": {curve.name + " " + curve.panel: list(curve.values) for curve in self.page.curves},
+def run(config: Config) -> Demo:
+    """Train, record, account and explain."""
+    with _one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The account did not reach", RuntimeWarning)  # a claim says it
+        return _run(config)
+
+
+def _run(config: Config) -> Demo:
+    begin = time.perf_counter()
+    data = digits(config.samples, seed=config.seed, dtype=getattr(torch, config.dtype))
+    data = replace(data, **{k: v.to(config.device) for k, v in vars(data).items() if isinstance(v, Tensor)})
+    model = network(config)
+    subset = _by_class(data.train_y, config.subset)
+    before = EmpiricalNTK(model)(data.train_x[subset])
+    folder = Scratch("demo")
+    curves = train(model, data, config, folder.path / "run")
+    trained = time.perf_counter()
+    after = EmpiricalNTK(model)(data.train_x[subset])
+
+    chosen, verdicts = choose_queries(model, data, config)
+    a = account(
+        folder.path / "run",
+        model,
+        nn.CrossEntropyLoss(),
+        train=(data.train_x, data.train_y),
+        queries=data.held_out_x[chosen],
+        tol=config.tol,
+    )
+    accounted = time.perf_counter()
+
+    page = account_page(
+        a,
+        labels=data.train_y,
+        classes=CLASSES,
+        train=data.train_x,
+        names=[f"training digit {int(i)}" for i in data.train_index],
+        queries=data.held_out_x[chosen],
+        query_names=[f"digit {int(data.held_out_index[i])}" for i in chosen],
+        truth=data.held_out_y[chosen],
+        verdicts=verdicts,
+        picture=(SIDE, SIDE),
+        shown=config.shown,
+        title="A trained network, explained by its training digits",
+        lead=(
+            f"A network with {config.hidden} hidden units learned {config.samples} handwritten digits. "
+            f"Its training was recorded, and each prediction below is taken apart into what every single "
+            f"training digit added to it."
+        ),
+        facts=_facts(config, curves, a.steps, len(data.held_out_y)),
+        footer=", ".join(f"{name} {number}" for name, number in versions().items()),
+    )
+    page = replace(page, curves=curves, kernels=_kernels(before, after, data.train_y[subset]))
+    accuracy = curves[-1].values[-1]
+    return Demo(
+        config=config,
+        claims=(
+            Claim("accuracy on held-out digits", accuracy),
+            Claim("largest residual of the account, logits", page.residual),
+            Claim("over the largest change by training", a.relative_residual, high=config.tol),
+        ),
+        numbers={
+            "learning_rate": config.rate,
+            "accuracy": accuracy,
+            "residual": page.residual,
+            "relative_residual": a.relative_residual,
+            "converged": a.converged,
+            "steps": a.steps,
+            "seconds": {"training": trained - begin, "account": accounted - trained},
+            "curves": {curve.name + " " + curve.panel: list(curve.values) for curve in curves},
             "queries": [
                 {
                     "name": query.name,
@@ -82,87 +126,20 @@ class Result:
                     "probability": max(p for _, p in query.probabilities),
                     "terms": dict(query.terms),
                 }
-                for query in self.page.queries
+                for query in page.queries
             ],
-        }
+        },
+        account=a,
+        page=page,
+        folder=folder,
+    )
 
 
-def run(config: Config) -> Result:
-    """Train, record, account and report; leave it all in ``config.out``, whole or not at all.
-
-    The folder holds ``report.html``, ``result.json``, ``account.safetensors``, ``overview.png``, and ``run``,
-    the recorded training run.
-
-    Raises
-    ------
-    NtkitError
-        When the folder cannot be written, or holds something else than an earlier demo.
-    """
-    begin = time.perf_counter()
-    with fresh_folder(config.out, KIND) as folder, _one_thread(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The account did not reach", RuntimeWarning)  # `converged` says it
-        data = digits(config.samples, seed=config.seed, dtype=getattr(torch, config.dtype))
-        model = network(config)
-        subset = _by_class(data.train_y, config.subset)
-        before = EmpiricalNTK(model)(data.train_x[subset])
-        curves = train(model, data, config, folder / "run")
-        trained = time.perf_counter()
-        after = EmpiricalNTK(model)(data.train_x[subset])
-
-        chosen, verdicts = choose_queries(model, data, config)
-        a = account(
-            folder / "run",
-            model,
-            nn.CrossEntropyLoss(),
-            train=(data.train_x, data.train_y),
-            queries=data.held_out_x[chosen],
-            tol=config.tol,
-        )
-        a.save(folder / "account.safetensors")
-        accounted = time.perf_counter()
-
-        page = account_page(
-            a,
-            labels=data.train_y,
-            classes=CLASSES,
-            train=data.train_x,
-            names=[f"training digit {int(i)}" for i in data.train_index],
-            queries=data.held_out_x[chosen],
-            query_names=[f"digit {int(data.held_out_index[i])}" for i in chosen],
-            truth=data.held_out_y[chosen],
-            verdicts=verdicts,
-            picture=(SIDE, SIDE),
-            shown=config.shown,
-            title="A trained network, explained by its training digits",
-            lead=(
-                f"A network with {config.hidden} hidden units learned {config.samples} handwritten digits. "
-                f"Its training was recorded, and each prediction below is taken apart into what every single "
-                f"training digit added to it."
-            ),
-            facts=_facts(config, curves, a.steps, len(data.held_out_y)),
-            footer=", ".join(f"{name} {number}" for name, number in versions().items()),
-        )
-        page = replace(page, curves=curves, kernels=_kernels(before, after, data.train_y[subset]))
-        (folder / "report.html").write_text(render(page), encoding="utf-8")
-        result = Result(
-            config=config,
-            out=Path(config.out),
-            accuracy=curves[-1].values[-1],
-            residual=page.residual,
-            relative_residual=a.relative_residual,
-            converged=a.converged,
-            steps=a.steps,
-            seconds={
-                "training": trained - begin,
-                "account": accounted - trained,
-                "all": time.perf_counter() - begin,
-            },
-            memory=peak_memory(),
-            page=page,
-        )
-        figure(result).savefig(folder / "overview.png", dpi=150)
-        (folder / MARKER).write_text(json.dumps(result.numbers(), indent=1) + "\n", encoding="utf-8")
-    return result
+def leave(result: Demo, folder: Path) -> None:
+    """Leave the explained page, the account, and ``run``, the recorded training run."""
+    (folder / "report.html").write_text(render(result.page), encoding="utf-8")
+    result.account.save(folder / "account.safetensors")
+    shutil.move(result.folder.path / "run", folder / "run")
 
 
 @contextmanager
@@ -191,7 +168,7 @@ def network(config: Config) -> nn.Sequential:
         model = nn.Sequential(
             nn.Linear(SIDE * SIDE, config.hidden), activation(), nn.Linear(config.hidden, len(CLASSES))
         )
-    return model.to(getattr(torch, config.dtype))
+    return model.to(config.device, getattr(torch, config.dtype))
 
 
 def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -280,7 +257,7 @@ def choose_queries(model: nn.Module, data: Digits, config: Config) -> tuple[Tens
     return torch.tensor(plain + doubtful + wrong), verdicts
 
 
-def figure(result: Result) -> Figure:
+def figure(result: Demo) -> Mapping[str, Figure]:
     """Draw the README's picture: three predictions with their digits, the kernel before and after."""
     page, shown = result.page, 5
     picked = [next((q for q in page.queries if q.verdict == v), None) for v in ("right", "doubtful", "wrong")]
@@ -300,8 +277,8 @@ def figure(result: Result) -> Figure:
             ax.set_axis_off()
         title = f"{query.verdict}: a {query.truth}\npredicted {query.output}"
         for ax, side, color in (
-            (row[2:], query.towards, plots.BLUE),
-            (row[3 + shown :], query.against, plots.ORANGE),
+            (row[2:], query.towards, BLUE),
+            (row[3 + shown :], query.against, ORANGE),
         ):
             for cell, push in zip(ax, side.shown[:shown], strict=False):
                 if push.picture is not None:
@@ -320,7 +297,7 @@ def figure(result: Result) -> Figure:
         plots.kernel_pair(
             page.kernels.before, page.kernels.after, page.kernels.labels, list(axes), unit="cosine"
         )
-    return fig
+    return {"overview": fig}
 
 
 def _kernels(before: Tensor, after: Tensor, labels: Tensor) -> Kernels:

@@ -17,7 +17,7 @@ from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
 from ntkit.report.output_folder import MARKER, fresh_folder
 from ntkit.report.study_page import StudyPage, render_study
-from ntkit.studies.catalog import STUDIES, configure, module
+from ntkit.studies.catalog import STUDIES, about, configure, kind, module
 from ntkit.studies.environment import peak_memory, versions
 from ntkit.studies.study import Result, StudyConfig
 
@@ -40,7 +40,8 @@ class Outcome:
 def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
     """Run one study and leave ``result.json``, figures (PNG and SVG), ``report.html`` in the folder ``out``.
 
-    ``arrays.safetensors`` holds what the figures draw.
+    ``arrays.safetensors`` holds what the figures draw. A study that has more to leave, or a page of its own,
+    has a function ``leave(result, folder)``.
 
     Raises
     ------
@@ -49,18 +50,18 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
     """
     study = module(name)
     begin = time.perf_counter()
-    with fresh_folder(out, _kind(name)) as folder:
+    with fresh_folder(out, kind(name)) as folder:
         result = study.run(config)
         seconds = time.perf_counter() - begin
         figures = study.figure(result)
         for title, figure in figures.items():
-            for kind in ("png", "svg"):
-                figure.savefig(folder / f"{_slug(title)}.{kind}", dpi=150, facecolor="white")
+            for suffix in ("png", "svg"):
+                figure.savefig(folder / f"{_slug(title)}.{suffix}", dpi=150, facecolor="white")
         if result.arrays:
             arrays = {key: np.ascontiguousarray(value) for key, value in result.arrays.items()}
             save_file(arrays, folder / "arrays.safetensors")
         record = numbers(name, result, seconds, {title: f"{_slug(title)}.png" for title in figures})
-        source, title = STUDIES[name]
+        source, title = about(name)
         page = StudyPage(
             name=name,
             title=title,
@@ -72,6 +73,8 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
             facts=_facts(record),
         )
         (folder / "report.html").write_text(render_study(page), encoding="utf-8")
+        if hasattr(study, "leave"):
+            study.leave(result, folder)
         (folder / MARKER).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Outcome(name, Path(out), record)
 
@@ -117,7 +120,7 @@ def finished(name: str, config: StudyConfig, folder: Path) -> dict[str, Any] | N
     except (OSError, ValueError):
         return None
     wanted = json.loads(json.dumps({"config": asdict(config), "versions": versions()}))
-    same = isinstance(found, dict) and found.get("kind") == _kind(name)
+    same = isinstance(found, dict) and found.get("kind") == kind(name)
     return found if same and all(found.get(key) == value for key, value in wanted.items()) else None
 
 
@@ -136,9 +139,9 @@ def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) 
         for c in result.claims
     ]
     return {
-        "kind": _kind(name),
+        "kind": kind(name),
         "study": name,
-        "source": STUDIES[name][0],
+        "source": about(name)[0],
         "config": asdict(result.config),
         "changed": _finite(result.config.changed),
         "versions": versions(),
@@ -175,10 +178,6 @@ def _facts(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB"),
         *record["versions"].items(),
     )
-
-
-def _kind(name: str) -> str:
-    return f"ntkit study {name}"
 
 
 def _slug(title: str) -> str:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
-
-import numpy as np
-import torch
+from math import isfinite
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ntkit.errors import NtkitError
 
+if TYPE_CHECKING:
+    import numpy as np  # loaded when a study runs: help must come at once
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
     """Return a field of a configuration: its default, what the command line says of it, and its range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,10 @@ class StudyConfig:
         kinds = get_type_hints(type(self))
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each, kinds[each.name], getattr(self, each.name)))
+        if self.device == "cpu":
+            return
+        import torch
+
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -55,13 +68,16 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
             each_kind = get_args(kind)[0]
             kind = list[str if get_origin(each_kind) is Literal else each_kind]  # type: ignore[misc]
             default = ", ".join(map(str, cast(tuple, each.default)))
-        found.append((each.name, kind | None, f"{each.metadata['help']} [default: {default}]"))
+        shown = "" if default is None else f" [default: {default}]"
+        found.append((each.name, kind | None, f"{each.metadata['help']}{shown}"))
     return found
 
 
 def _checked(each: Any, kind: Any, value: Any) -> Any:
     """Return the value of a field in its own kind: a number in its range, one of the choices, or several."""
     assert each.default is not MISSING, f"{each.name} has no default"
+    if get_origin(kind) is UnionType:
+        return None if value is None else _checked(each, get_args(kind)[0], value)
     if get_origin(kind) is tuple:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not values:
@@ -75,15 +91,20 @@ def _checked(each: Any, kind: Any, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise NtkitError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
-    low, high = each.metadata.get("low"), each.metadata.get("high")
+    low, high, above = (each.metadata.get(key) for key in ("low", "high", "above"))
     if isinstance(value, (int, float)) and not (
-        (low is None or value >= low) and (high is None or value <= high) and value == value
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and isfinite(value)
     ):
-        raise NtkitError(f"{each.name} is {value}; expected {_range(low, high)}.")
+        raise NtkitError(f"{each.name} is {value}; expected {_range(low, high, above)}.")
     return value
 
 
-def _range(low: float | None, high: float | None) -> str:
+def _range(low: float | None, high: float | None, above: float | None) -> str:
+    if above is not None:
+        return f"a number above {above:g}" + ("" if high is None else f", at most {high:g}")
     if low is not None and high is not None:
         return f"a number from {low:g} to {high:g}"
     return f"at least {low:g}" if low is not None else f"at most {high:g}" if high is not None else "a number"
@@ -137,4 +158,7 @@ class Result:
 
 def array(value: Any) -> np.ndarray:
     """Return a tensor or a nested list as an array of the CPU."""
+    import numpy as np
+    import torch
+
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError
+from ntkit.files import Scratch
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
@@ -105,7 +104,7 @@ class Watch(Recording):
         scaler: Any,
     ) -> None:
         self._windows = Windows(request)
-        self._place: Path | None = None
+        self._place: Scratch | None = None
         self._account: Account | None = None
         self._left: dict[str, float] = {}  # how much of what was there as the window began is remembered
         super().__init__(Path(), request.model, optimizer, request.train, scaler, None)
@@ -118,8 +117,8 @@ class Watch(Recording):
         return self._account
 
     def __enter__(self) -> Watch:
-        self._place = Path(tempfile.mkdtemp(prefix="ntkit-watch-"))
-        self.folder = self._place / "0"
+        self._place = Scratch("watch")
+        self.folder = self._place.path / "0"
         super().__enter__()
         return self
 
@@ -134,7 +133,7 @@ class Watch(Recording):
                 self._account = self._windows.account()
         finally:
             self._windows.close()
-            shutil.rmtree(self._place, ignore_errors=True)
+            self._place.remove()
 
     def _write(self) -> None:
         made = dict(self._made) if self._stepped else {}
@@ -155,6 +154,6 @@ class Watch(Recording):
         self._writer.end({}, {})
         self._writer.close("finished")
         self._windows.add(self.folder, last=False)
-        self.folder = self._place / str(int(self.folder.name) + 1)
+        self.folder = self._place.path / str(int(self.folder.name) + 1)
         self._writer = self._begin_folder()
         self._left = dict.fromkeys(self._left, 1.0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.files import Scratch
 from ntkit.network import copy_of, take
 from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_settings, set_state
 from ntkit.training.folder.random_state import set_random_state
@@ -49,8 +48,7 @@ class CheckpointedRun(Run):
         super().__init__(folder)
         self._given = model, loss, data, augment
         self._segments: OrderedDict[int, Run] = OrderedDict()
-        self._place = Path(tempfile.mkdtemp(prefix="ntkit-replay-"))
-        weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
+        self._place = Scratch("replay")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.folder, str(self.device), *self._given)
@@ -58,7 +56,7 @@ class CheckpointedRun(Run):
     def __exit__(self, *exception: object) -> None:
         for segment in self._segments.values():
             segment.log.close()
-        shutil.rmtree(self._place, ignore_errors=True)
+        self._place.remove()
         super().__exit__(*exception)
 
     def weights(self, k: int) -> Tensor:
@@ -78,8 +76,8 @@ class CheckpointedRun(Run):
             while len(self._segments) >= _HELD:
                 number, old = self._segments.popitem(last=False)
                 old.log.close()
-                shutil.rmtree(self._place / str(number), ignore_errors=True)
-            folder = self._place / str(first)
+                shutil.rmtree(self._place.path / str(number), ignore_errors=True)
+            folder = self._place.path / str(first)
             with torch.random.fork_rng(), torch.enable_grad():
                 self._make(first, min(first + self.every, self.steps), folder)
             self._segments[first] = Run(folder)
