@@ -37,9 +37,7 @@ def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[
     >>> x.shape, sorted(y.flatten().tolist())
     (torch.Size([4, 2]), [-1.0, -1.0, 1.0, 1.0])
     """
-    if n < 1:
-        raise NtkitError(f"ball_sphere draws at least one point, not {n}.")
-    draw = torch.Generator().manual_seed(seed)
+    draw = _generator(n, seed)
     angle = 2 * torch.pi * torch.rand(n, generator=draw, dtype=torch.float64)
     on_sphere = torch.randperm(n, generator=draw) < (n + 1) // 2
     radius = torch.where(on_sphere, 1.0, 0.5 * torch.rand(n, generator=draw, dtype=torch.float64).sqrt())
@@ -59,17 +57,8 @@ def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[T
 
     Parameters
     ----------
-    n
-        Number of points.
-    seed
-        The same seed gives the same points.
-    dtype
-        Of both tensors.
-
-    Returns
-    -------
-    x, y
-        Points ``[n, 2]`` and labels ``[n, 1]``.
+    n, seed, dtype
+        As for `ball_sphere`, and so is what is returned.
 
     Examples
     --------
@@ -77,9 +66,13 @@ def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[T
     >>> bool(((x @ torch.tensor([0.6, 0.8], dtype=torch.float64) >= 0) == (y[:, 0] > 0)).all())
     True
     """
-    if n < 1:
-        raise NtkitError(f"half_plane draws at least one point, not {n}.")
-    draw = torch.Generator().manual_seed(seed)
+    draw = _generator(n, seed)
     x = 2 * torch.rand(n, 2, generator=draw, dtype=torch.float64) - 1
     side = x @ torch.tensor([0.6, 0.8], dtype=torch.float64)
     return x.to(dtype), torch.where(side >= 0, 1.0, -1.0)[:, None].to(dtype)
+
+
+def _generator(n: int, seed: int) -> torch.Generator:
+    if n < 1:
+        raise NtkitError(f"A toy set has at least one point, not {n}.")
+    return torch.Generator().manual_seed(seed)

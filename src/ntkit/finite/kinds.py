@@ -99,55 +99,42 @@ class Diagonal(Full):
     crossed_equation = "notms,ntmos->onm"
 
     def shape(self, n: int, m: int, o: int) -> Shape:
-        """Return the shape that a user gets."""
         return n, m, o
 
     def layout(self, n: int, m: int, o: int) -> Shape:
-        """Return the shape that it is made in."""
         return o, n, m
 
     def view(self, out: Tensor, o: int) -> Tensor:
-        """Bring what was made to the user's layout."""
         return out.permute(1, 2, 0)
 
     def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
-        """Return the shape of a block."""
         return o, n, m
 
     def values(self, o: int, p: int) -> int:
-        """Return how many numbers two samples have."""
         return o
 
     def panel(self, out: Tensor, row: Panel, column: Panel) -> Tensor:
-        """Return the part of the layout that two panels make."""
         return out[row[0], row[1], column[1]]
 
     def transposed(self, window: Tensor) -> Tensor:
-        """Return a part of the layout with both sides exchanged."""
         return window.transpose(-1, -2)
 
     def block(self, window: Tensor) -> Tensor:
-        """Return a part of the layout, which is a block."""
         return window
 
     def window(self, out: Tensor, rows: slice, columns: slice, o: int, p: int) -> Tensor:
-        """Return the part of a block that some samples make."""
         return out[..., rows, columns]
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return the block of two dense Jacobians ``[n, o, k]``."""
         return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
 
     def diagonal_shape(self, n: int, o: int) -> Shape:
-        """Return the shape of each sample with itself."""
         return n, o
 
     def diagonal_panel(self, out: Tensor, samples: slice, q: slice, p: slice) -> Tensor:
-        """Return the part of it that some samples and outputs make."""
         return out[samples, q]
 
     def diagonal_product(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return it for dense Jacobians ``[n, o, k]``."""
         return torch.linalg.vecdot(u, v)
 
 
@@ -158,43 +145,33 @@ class Trace(Diagonal):
     crossed_equation = "notms,ntmos->nm"
 
     def shape(self, n: int, m: int, o: int) -> Shape:
-        """Return the shape that a user gets."""
         return n, m
 
     def layout(self, n: int, m: int, o: int) -> Shape:
-        """Return the shape that it is made in."""
         return n, m
 
     def view(self, out: Tensor, o: int) -> Tensor:
-        """Bring what was made to the user's scale."""
         return out
 
     def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
-        """Return the shape of a block."""
         return n, m
 
     def values(self, o: int, p: int) -> int:
-        """Return how many numbers two samples have."""
         return 1
 
     def panel(self, out: Tensor, row: Panel, column: Panel) -> Tensor:
-        """Return the part of the layout that two panels make."""
         return out[row[1], column[1]]
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return the block of two dense Jacobians ``[n, o, k]``."""
         return _gram(u.flatten(1), v.flatten(1), u is v)
 
     def diagonal_shape(self, n: int, o: int) -> Shape:
-        """Return the shape of each sample with itself."""
         return (n,)
 
     def diagonal_panel(self, out: Tensor, samples: slice, q: slice, p: slice) -> Tensor:
-        """Return the part of it that some samples make."""
         return out[samples]
 
     def diagonal_product(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return it for dense Jacobians ``[n, o, k]``."""
         return torch.linalg.vecdot(u, v).sum(-1)
 
 
@@ -202,11 +179,9 @@ class Mean(Trace):
     """The trace over the number of outputs, ``[n, m]``: what tends to the infinite-width limit."""
 
     def view(self, out: Tensor, o: int) -> Tensor:
-        """Bring what was made to the user's scale."""
         return out.div_(o)
 
     def diagonal_view(self, out: Tensor, o: int) -> Tensor:
-        """Bring it to the user's scale."""
         return out / o
 
 

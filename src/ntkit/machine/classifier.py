@@ -94,16 +94,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         random_state: int = 0,
         memory: int | str = "8GiB",
     ) -> None:
-        self.kernel = kernel
-        self.loss = loss
-        self.alpha = alpha
-        self.solver = solver
-        self.tol = tol
-        self.max_iter = max_iter
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
-        self.memory = memory
+        self.kernel, self.loss, self.alpha, self.solver, self.tol = kernel, loss, alpha, solver, tol
+        self.max_iter, self.early_stopping = max_iter, early_stopping
+        self.validation_fraction, self.random_state, self.memory = validation_fraction, random_state, memory
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelClassifier:
         """Find the coefficients."""

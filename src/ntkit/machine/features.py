@@ -100,15 +100,8 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         sigma_w: float = 2**0.5,
         sigma_b: float = 0.5,
     ) -> None:
-        self.kind = kind
-        self.m = m
-        self.seed = seed
-        self.draw = draw
-        self.lengthscale = lengthscale
-        self.nu = nu
-        self.depth = depth
-        self.sigma_w = sigma_w
-        self.sigma_b = sigma_b
+        self.kind, self.m, self.seed, self.draw, self.lengthscale = kind, m, seed, draw, lengthscale
+        self.nu, self.depth, self.sigma_w, self.sigma_b = nu, depth, sigma_w, sigma_b
 
     def fit(self, X: Any, y: Any = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""

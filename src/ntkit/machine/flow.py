@@ -116,15 +116,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         validation_fraction: float = 0.1,
         random_state: int = 0,
     ) -> None:
-        self.kernel = kernel
-        self.t = t
-        self.prior = prior
-        self.loss = loss
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.random_state = random_state
+        self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
+        self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
+        self.validation_fraction, self.random_state = validation_fraction, random_state
 
     def fit(self, X: Any, y: Any, f0: Any = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""

@@ -88,14 +88,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         random_state: int = 0,
         memory: int | str = "8GiB",
     ) -> None:
-        self.kernel = kernel
-        self.alpha = alpha
-        self.solver = solver
-        self.tol = tol
-        self.max_iter = max_iter
-        self.rank = rank
-        self.random_state = random_state
-        self.memory = memory
+        self.kernel, self.alpha, self.solver, self.tol, self.max_iter = kernel, alpha, solver, tol, max_iter
+        self.rank, self.random_state, self.memory = rank, random_state, memory
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelRidge:
         """Solve for the coefficients."""

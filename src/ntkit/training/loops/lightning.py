@@ -48,10 +48,7 @@ class LightningRecorder(Callback):
         average: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.folder = folder
-        self.model = model
-        self.train = train
-        self.average = average
+        self.folder, self.model, self.train, self.average = folder, model, train, average
         self.run: Recording | None = None
         self._watch: SamplerWatch | None = None
 

@@ -71,10 +71,7 @@ class TransformersRecorder(TrainerCallback):
         average: nn.Module | None = None,
         weight: float | None = None,
     ) -> None:
-        self.folder = folder
-        self.model = model
-        self.train = train
-        self.average = average
+        self.folder, self.model, self.train, self.average = folder, model, train, average
         self.weight = weight
         self.run: Recording | None = None
         self._watch: SamplerWatch | None = None
