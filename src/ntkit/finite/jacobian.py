@@ -135,7 +135,8 @@ class Recipe:
             return run(*values)
         leaves, structure = pytree.tree_flatten((x, cotangents))
         edges = tuple(edge for here in taps.values() for edge in here)
-        return self.tapes.run((tuple(t.shape for t in leaves), structure, edges, copied), run, *values)
+        shapes = tuple(t.shape for t in leaves)
+        return self.tapes.run((shapes, repr(structure), edges, copied), run, *values)  # no hash in torch 2.6
 
     def gradients(
         self, out: Tensor, leaves: list[Tensor], rows: Tensor, last: bool = False

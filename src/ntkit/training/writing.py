@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ntkit import __version__
 from ntkit.training.folder import new_folder
 from ntkit.training.gradients import Part
 from ntkit.training.manifest import as_bytes, write_manifest
@@ -156,7 +156,7 @@ class RunWriter:
     def _manifest(self, status: str) -> dict[str, Any]:
         done = status != "recording"
         return {
-            "ntkit": version("ntkit"),
+            "ntkit": __version__,
             "torch": torch.__version__,
             "status": status,
             "steps": self.steps if done else None,

@@ -187,6 +187,11 @@ def register_optimizer(
     return register
 
 
+def of_torch(*names: str) -> tuple[type, ...]:
+    """Return the optimizers of these names that the installed torch has."""
+    return tuple(getattr(torch.optim, name) for name in names if hasattr(torch.optim, name))
+
+
 def known_optimizers() -> dict[str, type]:
     """Return the classes that have a description, by their full names."""
     return {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _DESCRIPTIONS}
