@@ -130,7 +130,7 @@ def register_optimizer(
 
     Parameters
     ----------
-    optimizers
+    *optimizers
         Exactly these classes, not their subclasses; a description that is there is replaced.
     buffer
         The name of m in the optimizer's state, if it has one: what it holds when a recording begins moves
