@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 
 def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[
     (torch.Size([4, 2]), [-1.0, -1.0, 1.0, 1.0])
     """
     if n < 1:
-        raise NtkitError(f"ball_sphere draws at least one point, not {n}.")
+        raise BadValueError(f"ball_sphere draws at least one point, not {n}.")
     draw = torch.Generator().manual_seed(seed)
     angle = 2 * torch.pi * torch.rand(n, generator=draw, dtype=torch.float64)
     on_sphere = torch.randperm(n, generator=draw) < (n + 1) // 2
@@ -78,7 +78,7 @@ def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[T
     True
     """
     if n < 1:
-        raise NtkitError(f"half_plane draws at least one point, not {n}.")
+        raise BadValueError(f"half_plane draws at least one point, not {n}.")
     draw = torch.Generator().manual_seed(seed)
     x = 2 * torch.rand(n, 2, generator=draw, dtype=torch.float64) - 1
     side = x @ torch.tensor([0.6, 0.8], dtype=torch.float64)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.finite.coverage import cover
 from ntkit.finite.jacobian import quiet_vmap
 from ntkit.finite.proof import check_samples, sample_pair
@@ -75,7 +75,7 @@ class ConjugateKernel(Kernel):
 
             graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
             if len(found) != 1:
-                raise NtkitError(
+                raise BadValueError(
                     f"The last operation with weights, {last.target}, is fed by {len(found)} tensors; the "
                     f"conjugate kernel needs one, the features."
                 )

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -31,7 +31,7 @@ class StudyConfig:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise NtkitError(
+            raise BadValueError(
                 f"device is {self.device!r}, which this machine does not have: {error}"
             ) from error
 
@@ -65,21 +65,21 @@ def _checked(each: Any, kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not values:
-            raise NtkitError(f"{each.name} is empty; expected at least one value.")
+            raise BadValueError(f"{each.name} is empty; expected at least one value.")
         return tuple(_checked(each, get_args(kind)[0], v) for v in values)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise NtkitError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
+            raise BadValueError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
-        raise NtkitError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
+        raise BadTypeError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
     low, high = each.metadata.get("low"), each.metadata.get("high")
     if isinstance(value, (int, float)) and not (
         (low is None or value >= low) and (high is None or value <= high) and value == value
     ):
-        raise NtkitError(f"{each.name} is {value}; expected {_range(low, high)}.")
+        raise BadValueError(f"{each.name} is {value}; expected {_range(low, high)}.")
     return value
 
 
