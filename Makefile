@@ -2,26 +2,43 @@
 #   PYTHON=python3.12   another Python
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   another build of torch
 #   VENV=.venv          another place for the virtual environment
+#   TESTS=tests/machine what pytest gets besides, in `make test` and `make floor`
 
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
+FLOOR ?= .venv-floor
+FLOOR_PYTHON ?= python3.11
 TORCH_INDEX ?=
+TESTS ?=
 
 BIN = $(VENV)/bin
-PIP = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_BUILD_CONSTRAINT="$(CURDIR)/constraints.txt" \
-      $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-      $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PINNED = PIP_CONSTRAINT="$(CURDIR)/$(1)" PIP_BUILD_CONSTRAINT="$(CURDIR)/constraints.txt"
+INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
+.PHONY: demo test floor matrix wheel slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
 
 # one thread: the tests' matrices are small, and two threads wait for each other on a machine that has other work
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+# the oldest releases that pyproject.toml admits
+floor: $(FLOOR)/test.stamp
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest $(TESTS)
+
+# every Python of this machine that ntkit supports, each in its own .venv-3.N
+matrix:
+	$(PYTHON) tools/matrix.py $(TESTS)
+
+# the wheel, in dist/, used in a fresh environment outside the repository
+wheel:
+	OMP_NUM_THREADS=1 $(call PINNED,constraints.txt) \
+	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL="$(TORCH_INDEX)") $(PYTHON) tools/wheel.py
 
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
@@ -41,6 +58,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/numpydoc lint $$(find src -name '*.py')
 
 bench: bench-finite bench-infinite bench-machine
 
@@ -65,7 +83,7 @@ scores: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/scores.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(FLOOR) .venv-3.* out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +91,12 @@ $(BIN)/python:
 $(VENV)/ntkit.stamp: $(PINS) | $(BIN)/python
 	@echo "installing ntkit into $(VENV)"
 	@$(PIP) -e .
+	@touch $@
+
+$(FLOOR)/test.stamp: pyproject.toml constraints-floor.txt
+	@echo "installing the oldest that ntkit and its tests take into $(FLOOR)"
+	@$(FLOOR_PYTHON) -m venv $(FLOOR)
+	@$(call PINNED,constraints-floor.txt) $(FLOOR)/bin/python $(INSTALL) -e '.[test]'
 	@touch $@
 
 $(VENV)/test.stamp: $(PINS) | $(BIN)/python

@@ -1,5 +1,6 @@
 """What the documentation shows, runs: the README's Python, and the examples in docstrings."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -66,6 +67,30 @@ def test_the_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=flags)
     assert failed == 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.stem)
+def test_a_table_of_parameters_names_them_all(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        table = re.search(
+            r"^Parameters\n-+\n(.*?)(?=^\S+\n-+$|\Z)", ast.get_docstring(node) or "", re.M | re.S
+        )
+        made = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if table is None or (isinstance(node, ast.ClassDef) and not made):
+            continue
+        heads = [line.partition(" : ")[0] for line in table[1].splitlines() if re.match(r"\S", line)]
+        told = {name.strip("* ") for head in heads for name in head.split(",")}
+        arguments = (made[0] if isinstance(node, ast.ClassDef) else node).args
+        names = [
+            *arguments.posonlyargs,
+            *arguments.args,
+            *arguments.kwonlyargs,
+            arguments.vararg,
+            arguments.kwarg,
+        ]
+        assert {a.arg for a in names if a is not None} - {"self", "cls"} <= told, node.name
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(PAGES)])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 
 class Kernel(ABC):
@@ -65,7 +65,7 @@ class Kernel(ABC):
         for key, value in params.items():
             name, _, rest = key.partition("__")
             if name not in own:
-                raise NtkitError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(own)}.")
+                raise BadValueError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(own)}.")
             if rest:
                 own[name] = own[name].__sklearn_clone__().set_params(**{rest: value})
             else:
@@ -110,7 +110,7 @@ class _Pair(Kernel):
 
     def _checked(self, a: Tensor, b: Tensor) -> Tensor:
         if a.shape != b.shape:
-            raise NtkitError(
+            raise BadValueError(
                 f"Kernels with values of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be combined; "
                 f"give both the same outputs=."
             )
@@ -136,7 +136,7 @@ class Scaled(Kernel):
 
     def __init__(self, kernel: Kernel, factor: float) -> None:
         if not 0 <= factor < float("inf"):
-            raise NtkitError(f"A kernel times {factor} is no kernel; the factor must be finite and >= 0.")
+            raise BadValueError(f"A kernel times {factor} is no kernel; the factor must be finite and >= 0.")
         self.kernel, self.factor = kernel, factor
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
@@ -196,7 +196,7 @@ class Normalized(Kernel):
             diag = torch.diagonal(diag, dim1=-2, dim2=-1)
         bad = (diag <= 0).reshape(diag.shape[0], -1).any(1).nonzero().flatten().tolist()
         if bad:
-            raise NtkitError(
+            raise BadValueError(
                 f"A kernel is normalized by k(x, x), which must be positive; it is zero or negative "
                 f"for sample(s) {bad[:10]}. Leave those samples out or use the kernel as it is."
             )

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NotPerSampleError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError
 
 Weights = Mapping[str, Tensor]
 
@@ -48,7 +48,7 @@ class Network:
         """Return the outputs of a batch as ``[n, o]``; further axes are flattened into o."""
         y = self.call(weights, x, buffers)
         if not isinstance(y, Tensor):
-            raise NtkitError(
+            raise BadTypeError(
                 f"The network returned {type(y).__name__}, ntkit needs one tensor whose first axis is "
                 f"the sample. Wrap it in a module that returns the tensor that you mean."
             )
@@ -58,7 +58,7 @@ class Network:
         if y.ndim == 0 or y.shape[0] != n:
             if n == 1:  # a network that squeezes its batch of one away
                 return y.reshape(1, -1)
-            raise NtkitError(
+            raise BadValueError(
                 f"The network returned shape {tuple(y.shape)} for {n} samples; the first axis must be "
                 f"the sample. Return one output row per sample."
             )
@@ -109,7 +109,7 @@ def network(model: Any, weights: Weights | None = None) -> Network:
         known = dict(module.named_parameters())
         if weights is not None:
             if set(weights) != set(known):
-                raise NtkitError(
+                raise BadValueError(
                     f"weights must name the parameters of the module; unknown: "
                     f"{sorted(set(weights) - set(known))}, missing: {sorted(set(known) - set(weights))}."
                 )
@@ -123,11 +123,11 @@ def network(model: Any, weights: Weights | None = None) -> Network:
         fixed = None if weights is None else {k: w.detach() for k, w in weights.items()}
         return Network(call, fixed, module)
     if not callable(model):
-        raise NtkitError(
+        raise BadTypeError(
             f"Expected a torch.nn.Module or a function f(weights, x), got {type(model).__name__}."
         )
     if weights is None:
-        raise NtkitError(
+        raise BadTypeError(
             "A function as a network needs its weights: pass a dict of tensors as `weights`, with "
             "f(weights, x) -> outputs."
         )
@@ -157,22 +157,22 @@ def module_buffers(module: nn.Module) -> dict[str, Tensor]:
 def check_weights(weights: Weights) -> None:
     """Refuse weights that are no real floating-point tensors of one dtype and one device."""
     if not weights:
-        raise NtkitError("The network has no parameters; there is no tangent kernel of nothing.")
+        raise BadValueError("The network has no parameters; there is no tangent kernel of nothing.")
     for name, w in weights.items():
         if not isinstance(w, Tensor) or is_lazy(w):
-            raise NtkitError(
+            raise BadTypeError(
                 f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
                 f"module once before giving it to ntkit."
             )
         if not w.is_floating_point():
-            raise NtkitError(
+            raise BadValueError(
                 f"Weight {name!r} has dtype {w.dtype}; tangent kernels need real floating-point "
                 f"weights. Turn it into a buffer, or leave it out of `weights`."
             )
     for what in ("dtype", "device"):
         seen = {str(getattr(w, what)) for w in weights.values()}
         if len(seen) > 1:
-            raise NtkitError(
+            raise BadValueError(
                 f"The weights have mixed {what}s {sorted(seen)}; bring the network to one with model.to(...)."
             )
 
@@ -188,27 +188,27 @@ def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
         if isinstance(value, Tensor):
             t = value.detach()
             if t.is_floating_point() and t.dtype != net.dtype:
-                raise NtkitError(
+                raise BadValueError(
                     f"{what} has dtype {t.dtype} but the network {net.dtype}; convert one of them, "
                     f"for instance {what}.to({net.dtype})."
                 )
             if t.device != net.device:
-                raise NtkitError(f"{what} is on {t.device}, the network on {net.device}; move one.")
+                raise BadValueError(f"{what} is on {t.device}, the network on {net.device}; move one.")
         else:
             try:
                 t = torch.as_tensor(np.array(value) if not np.isscalar(value) else value)
             except (TypeError, ValueError, RuntimeError) as error:
-                raise NtkitError(
+                raise BadTypeError(
                     f"{what} is a {type(value).__name__} that torch cannot read as a tensor: {error}"
                 ) from error
             t = t.to(net.device, net.dtype if t.is_floating_point() else None)
         if t.ndim == 0:
-            raise NtkitError(f"{what} is a single number; its first axis must be the sample.")
+            raise BadValueError(f"{what} is a single number; its first axis must be the sample.")
         if t.shape[0] == 0:
-            raise NtkitError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
+            raise BadValueError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
         if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
             rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
-            raise NtkitError(
+            raise BadValueError(
                 f"{what} holds NaN or infinite values in sample(s) {rows[:10]}; clean or drop them."
             )
         return t
@@ -221,7 +221,7 @@ def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
         batch = leaf(x)
     sizes = {t.shape[0] for t in pytree.tree_leaves(batch)}
     if len(sizes) != 1:
-        raise NtkitError(f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}.")
+        raise BadValueError(f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}.")
     return batch
 
 

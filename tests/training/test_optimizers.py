@@ -134,6 +134,7 @@ def test_momentum_and_rate_that_cycle_and_gradients_that_come_and_go(tmp_path):
         assert (a.contributions[:, 0] - oracle).abs().max() <= 1e-7 * oracle.abs().max()
 
 
+@pytest.mark.skipif(not hasattr(optim, "Muon"), reason=f"torch {torch.__version__} has no torch.optim.Muon")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
     "options", [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0}]
@@ -156,6 +157,11 @@ def test_muon_multiplies_from_a_side_and_rounds(options, dtype, tmp_path):
     wrong[batches(16, 5, 30)[0][0]] *= -1
     with pytest.raises(PathMismatchError, match=r"^Step 0 "):
         ntkit.account(folder, model, square, train=(x, wrong), queries=queries)
+
+
+def test_optimizers_that_torch_lacks_are_left_out_by_name():
+    assert registry.of_torch("SGD", "FromAFutureTorch") == (optim.SGD,)
+    assert ("Muon" in str(registry.known_optimizers())) == hasattr(optim, "Muon")
 
 
 class Heavy(optim.Optimizer):

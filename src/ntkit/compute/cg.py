@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkit.compute.matrix import Matrix
 from ntkit.compute.pivoted import LowRank
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 STALE = 3  # times that the true residual may not halve while the recurrence says that it is small: rounding
 
@@ -41,8 +41,16 @@ def conjugate_gradients(
 
     Parameters
     ----------
+    matrix : Matrix
+        A, symmetric, positive semi-definite.
+    b : Tensor
+        The right-hand sides, ``[n, r]``.
+    shift : float
+        What is added to the diagonal: a ridge, a noise variance.
     precondition : callable, optional
         An approximate inverse applied to columns, as `low_rank_inverse` makes.
+    tol : float
+        How small the residual is to be, relative to b.
     max_iter : int, optional
         The most iterations; None: ten times n.
 
@@ -73,7 +81,7 @@ def conjugate_gradients(
         ap = matrix @ p + shift * p
         curvature = (p * ap).sum(0)
         if bool((curvature < -1e-14 * ap.norm(dim=0) * p.norm(dim=0)).any()):
-            raise NtkitError(
+            raise BadValueError(
                 "The matrix is not positive definite: conjugate gradients met a direction of negative "
                 "curvature. Give a positive semi-definite kernel, or a larger alpha or noise."
             )
@@ -107,7 +115,7 @@ def low_rank_inverse(low: LowRank, shift: float) -> Callable[[Tensor], Tensor]:
     """
     mu = shift + low.trace / len(low.factor)
     if mu <= 0:
-        raise NtkitError(
+        raise BadValueError(
             f"A preconditioner that leaves nothing of the matrix needs a positive shift, got {shift}; give "
             "alpha or noise, or the solver 'eigen'."
         )

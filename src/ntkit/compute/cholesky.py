@@ -11,7 +11,7 @@ from scipy import linalg
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 LADDER = tuple(
     10.0**k for k in range(-13, -5)
@@ -96,6 +96,8 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
         A, ``[n, n]``, symmetric; only its lower triangle is read, in float64.
     shift : float
         What is added to the diagonal by intention: a ridge, a noise variance.
+    what : str
+        The name of the matrix in what is raised and warned.
 
     Raises
     ------
@@ -136,7 +138,7 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
                 )
             return Cholesky(factor, shift, jitter)
     smallest = float(torch.linalg.eigvalsh(matrix.double())[0])
-    raise NtkitError(
+    raise BadValueError(
         f"The {what} is not positive definite: its smallest eigenvalue is {smallest:.3g}, with {shift:.3g} "
         f"added to the diagonal (mean diagonal {scale:.3g}). Give a positive semi-definite kernel, a larger "
         f"alpha or noise, or a model in float64."

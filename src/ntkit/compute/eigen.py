@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ntkit.compute.matrix import Matrix
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 ROUNDING = (
     50  # units of rounding of the largest eigenvalue, times sqrt(n), that a zero eigenvalue may be off by
@@ -66,7 +66,7 @@ def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum
     values, vectors = _eigh(matrix.double())
     rounding = ROUNDING * len(values) ** 0.5 * torch.finfo(precision).eps * float(values.abs().max())
     if float(values[0]) < -rounding:
-        raise NtkitError(
+        raise BadValueError(
             f"The kernel matrix is not positive semi-definite: its eigenvalues go from "
             f"{float(values[0]):.3g} to {float(values[-1]):.3g}, and rounding explains "
             f"{rounding:.1g}. Give a positive semi-definite kernel."
@@ -89,7 +89,9 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     n = matrix.n
     if not 0 < k < n:
-        raise NtkitError(f"k={k}; Lanczos gives between 1 and {n - 1} eigenvalues of {n}. Take all by eigh.")
+        raise BadValueError(
+            f"k={k}; Lanczos gives between 1 and {n - 1} eigenvalues of {n}. Take all by eigh."
+        )
     like = matrix.diag()
 
     def product(v: np.ndarray) -> np.ndarray:
@@ -104,7 +106,7 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return all eigenvalues and vectors; on a processor by SciPy, whose LAPACK is the quicker one."""
-    if matrix.is_cuda:
+    if matrix.is_cuda or len(matrix) == 1:  # SciPy 1.12 fails on a single number
         return torch.linalg.eigh(matrix)
     values, vectors = linalg.eigh(matrix.numpy(), driver="evd", check_finite=False)
     return torch.from_numpy(values), torch.from_numpy(vectors)

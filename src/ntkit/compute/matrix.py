@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 
 
@@ -72,7 +72,7 @@ class MatrixFree:
         make = getattr(kernel, "operator", None)
         self.operator = None if make is None else make(x)
         if self.operator is not None and self.operator.shape[0] != self.n:
-            raise NtkitError(
+            raise BadValueError(
                 f"The kernel's operator has {self.operator.shape[0]} rows for {self.n} samples; iterative "
                 f"solvers take kernels with one number for two samples: outputs='mean' or 'trace'."
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.pivoted import LowRank
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 
 def nystrom(low: LowRank, b: Tensor, shift: float) -> Tensor:
@@ -37,7 +37,7 @@ def nystrom(low: LowRank, b: Tensor, shift: float) -> Tensor:
     tensor([0.5000, 0.2500], dtype=torch.float64)
     """
     if shift < 0:
-        raise NtkitError(f"shift={shift}; expected a number >= 0.")
+        raise BadValueError(f"shift={shift}; expected a number >= 0.")
     u, s, vt = torch.linalg.svd(low.factor, full_matrices=False)
     filtered = torch.where(s > 0, s / (s.square() + shift).clamp_min(1e-300), 0.0)
     w = vt.T @ (filtered[:, None] * (u.T @ b))

@@ -30,6 +30,10 @@ def pivoted_cholesky(matrix: Matrix, rank: int, seed: int = 0, block: int = 0, t
     ----------
     matrix : Matrix
         A, positive semi-definite; its diagonal and ``rank`` of its columns are asked for.
+    rank : int
+        The most columns.
+    seed : int
+        Of the draw.
     block : int
         Columns proposed at once; 0: a tenth of the rank, at least 16.
     tol : float

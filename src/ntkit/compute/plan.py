@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -24,7 +24,7 @@ def parse_memory(memory: int | float | str) -> int:
     except (KeyError, ValueError):
         size = 0
     if size <= 0:
-        raise NtkitError(
+        raise BadValueError(
             f"memory={memory!r} is no size; give bytes as a positive number, or a text such as '2GiB'."
         )
     return size

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 SIDE = 8
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -65,12 +65,12 @@ def digits(
     pixels, labels = load_digits(return_X_y=True)
     least, total = len(CLASSES), len(labels)
     if not least <= held_out <= total - least:
-        raise NtkitError(
+        raise BadValueError(
             f"held_out is {held_out}; expected {least} to {total - least} of the {total} digits."
         )
     most = total - held_out
     if samples is not None and not least <= samples <= most:
-        raise NtkitError(
+        raise BadValueError(
             f"samples is {samples}; expected {least} to {most}, which is what {held_out} held-out digits "
             f"leave of the {total}."
         )

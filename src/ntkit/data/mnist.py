@@ -7,7 +7,7 @@ import torch
 
 from ntkit.data.cache import DataSet, load
 from ntkit.data.digits import Digits
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 SIDE = 28
 
@@ -106,7 +106,7 @@ def _draw(total: int, count: int | None, seed: int, name: str) -> np.ndarray:
     if count is None:
         return np.arange(total)
     if not 1 <= count <= total:
-        raise NtkitError(f"{name} is {count}; expected 1 to {total}, which is what the data set has.")
+        raise BadValueError(f"{name} is {count}; expected 1 to {total}, which is what the data set has.")
     return np.random.default_rng(seed).permutation(total)[:count]
 
 

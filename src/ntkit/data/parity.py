@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 
 def peaks(n: int, p: int, count: int, seed: int) -> Tensor:
@@ -19,7 +19,7 @@ def peaks(n: int, p: int, count: int, seed: int) -> Tensor:
     [4.0, 4.0, 4.0]
     """
     if not 1 <= count <= p:
-        raise NtkitError(f"A sequence of length {p} cannot have {count} peaks; expected 1 to {p}.")
+        raise BadValueError(f"A sequence of length {p} cannot have {count} peaks; expected 1 to {p}.")
     draw = torch.Generator().manual_seed(seed)
     index = torch.rand(n, p, generator=draw).topk(count, dim=1).indices
     return torch.zeros(n, p).scatter_(1, index, 1.0)
@@ -49,7 +49,7 @@ def two_peaks(p: int) -> tuple[Tensor, Tensor]:
     (torch.Size([6, 4]), [1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     """
     if p < 2:
-        raise NtkitError(f"Two peaks need a sequence of at least 2, not {p}.")
+        raise BadValueError(f"Two peaks need a sequence of at least 2, not {p}.")
     pairs = torch.combinations(torch.arange(p), 2)
     x = torch.zeros(len(pairs), p, dtype=torch.float64).scatter_(1, pairs, 1.0)
     inside = (pairs[:, 0] + 1 <= p / 2) & (p / 2 <= pairs[:, 1] + 1)

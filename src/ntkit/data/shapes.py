@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from scipy import ndimage
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 FINE = 2  # pixels of the drawing for a pixel of the picture, along each side
 
@@ -35,7 +35,7 @@ def branched(n: int, size: int, seed: int, fill: float = 0.18) -> tuple[np.ndarr
     Returns
     -------
     boundary, shape
-        float32 ``[n, size, size]``, in [0, 1] up to the filter's ringing.
+        Both float32 ``[n, size, size]``, in [0, 1] up to the filter's ringing.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def branched(n: int, size: int, seed: int, fill: float = 0.18) -> tuple[np.ndarr
     ((2, 32, 32), True)
     """
     if n < 1 or size < 16:
-        raise NtkitError(f"branched draws at least one shape of at least 16 pixels, not {n} of {size}.")
+        raise BadValueError(f"branched draws at least one shape of at least 16 pixels, not {n} of {size}.")
     draw = np.random.default_rng(seed)
     return _pairs([_branched(draw, FINE * size, fill) for _ in range(n)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 
 def ball_sphere(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -74,5 +74,5 @@ def half_plane(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[T
 
 def _generator(n: int, seed: int) -> torch.Generator:
     if n < 1:
-        raise NtkitError(f"A toy set has at least one point, not {n}.")
+        raise BadValueError(f"A toy set has at least one point, not {n}.")
     return torch.Generator().manual_seed(seed)

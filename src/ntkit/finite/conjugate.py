@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.faults import foreign
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.coverage import cover
@@ -77,7 +77,7 @@ class ConjugateKernel(Kernel):
 
             graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
             if len(found) != 1:
-                raise NtkitError(
+                raise BadValueError(
                     f"The last operation with weights, {last.target}, is fed by {len(found)} tensors; the "
                     f"conjugate kernel needs one, the features."
                 )

@@ -53,6 +53,13 @@ class EmpiricalNTK(Kernel):
         Bytes to work in besides the result, such as ``"2GiB"``; chunks are chosen to fit. The result
         does not depend on it but for rounding.
 
+    Raises
+    ------
+    NotPerSampleError
+        Train-mode batch norm, active dropout, an output that mixes samples.
+    NtkitError
+        NaN in the inputs, mixed dtypes or devices, unknown names, complex or integer weights.
+
     Notes
     -----
     No unit but that of outputs squared over weights squared; no parameterization is applied: this is
@@ -60,13 +67,6 @@ class EmpiricalNTK(Kernel):
     operations are never expanded to Jacobians: their structure gives the kernel. All other weights go
     through Jacobian contraction. What is found is compared with autograd once for a model and its
     shapes. ``k.explain(x)`` tells which weight went which way.
-
-    Raises
-    ------
-    NotPerSampleError
-        Train-mode batch norm, active dropout, an output that mixes samples.
-    NtkitError
-        NaN in the inputs, mixed dtypes or devices, unknown names, complex or integer weights.
 
     References
     ----------

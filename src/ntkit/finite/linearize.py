@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.finite.written_out import WrittenOut
 from ntkit.network import copy_of
 
@@ -145,9 +145,9 @@ def taylor(model: nn.Module, order: int = 2) -> TaylorNetwork:
     True
     """
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+        raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(order, int) or isinstance(order, bool) or order < 0:
-        raise NtkitError(f"order={order!r}; expected a whole number from 0 up (1 linearizes).")
+        raise BadValueError(f"order={order!r}; expected a whole number from 0 up (1 linearizes).")
     return TaylorNetwork(model, order)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.network import copy_of
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -86,18 +86,18 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     seed : int
         Of the draw; the global random state stays as it is.
 
+    Raises
+    ------
+    NtkitError
+        A module whose NTK parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is
+        derived from others, as under weight norm, an uninitialized one): by name.
+
     Notes
     -----
     All other parameters (norm scales and shifts, PReLU slopes, learned positions, any of your own) keep
     their own parameterization: no factor. One whose entries are all equal keeps its value; another is
     drawn from the normal law with the mean and standard deviation of its entries, a mean within four
     standard errors of zero being taken as zero. A matrix of your own must so carry its scale itself.
-
-    Raises
-    ------
-    NtkitError
-        A module whose NTK parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is
-        derived from others, as under weight norm, an uninitialized one): by name.
 
     References
     ----------
@@ -121,7 +121,7 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
 def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module, list[Law]]:
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+        raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     plain: Module = getattr(model, "_orig_mod", model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
@@ -157,18 +157,18 @@ def _refuse(path: str, module: nn.Module) -> None:
     if isinstance(module, parametrize.ParametrizationList) or (
         isinstance(module, _LINEAR) and not isinstance(getattr(module, "weight", None), nn.Parameter | None)
     ):
-        raise NtkitError(
+        raise BadValueError(
             f"The NTK parameterization of {name} is not defined: its weight is derived from other "
             f"parameters (a parametrization, weight norm, pruning). Give the model without it."
         )
     if isinstance(module, nn.Bilinear):
-        raise NtkitError(
+        raise BadValueError(
             f"The NTK parameterization of {name} is not defined: it multiplies two inputs by one weight. "
             f"Write its scale into a module of your own, with the weight as a parameter drawn from N(0, 1)."
         )
     for key, parameter in module.named_parameters(recurse=False):
         if nn.parameter.is_lazy(parameter):
-            raise NtkitError(f"{key!r} of {name} is not initialized; run the model once.")
+            raise BadValueError(f"{key!r} of {name} is not initialized; run the model once.")
 
 
 def _scale(module: nn.Module, name: str, factor: float) -> None:
@@ -200,7 +200,7 @@ def of_path(sigma: Sigma, path: str) -> float:
     if not isinstance(sigma, Mapping):
         return float(sigma)
     if path not in sigma and "" not in sigma:
-        raise NtkitError(f"No sigma is given for {path!r}; give one, or '' for all other modules.")
+        raise BadValueError(f"No sigma is given for {path!r}; give one, or '' for all other modules.")
     return float(sigma[path] if path in sigma else sigma[""])
 
 

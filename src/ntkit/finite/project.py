@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 _ROWS = 4096  # rows of the projection that one seed draws: the draw does not depend on any budget
 
@@ -21,9 +21,9 @@ class Projection:
 
     def __init__(self, m: int, seed: int, kind: str) -> None:
         if not isinstance(m, int) or m < 1:
-            raise NtkitError(f"project={m!r}; expected the number of projected features, 1 or more.")
+            raise BadValueError(f"project={m!r}; expected the number of projected features, 1 or more.")
         if kind not in KINDS:
-            raise NtkitError(f"kind={kind!r}; expected one of {KINDS}.")
+            raise BadValueError(f"kind={kind!r}; expected one of {KINDS}.")
         self.m, self.seed, self.kind = m, seed, kind
 
     def block(self, number: int, rows: int, like: Tensor) -> Tensor:

@@ -348,6 +348,17 @@ def div(read: Reading, a: Any, b: Any) -> Any:
     return mul(read, a, 1 / b if isinstance(b, Tensor) else one)
 
 
+# functions of single numbers to which torch 2.9 and older give no tag that says so
+_UNTAGGED = ("leaky_relu", "leaky_relu_", "celu_", "elu_", "hardsigmoid_", "hardtanh_", "selu_")
+
+
+def is_pointwise(op: Any) -> bool:
+    """Return whether an operation is a function of single numbers."""
+    return torch.Tag.pointwise in getattr(op, "tags", ()) or op in [
+        getattr(aten, n).default for n in _UNTAGGED
+    ]
+
+
 def function(read: Reading, op: Any, args: tuple, kwargs: dict) -> Wide:
     """Return a function of vectors and numbers, coordinate by coordinate."""
     places = [

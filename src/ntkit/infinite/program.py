@@ -130,7 +130,7 @@ def _operation(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
         return op(*args, **kwargs)
     if op in RULES:
         return _ruled(reading, op, args, kwargs)
-    if torch.Tag.pointwise in getattr(op, "tags", ()) and any(isinstance(leaf, Wide) for leaf in leaves):
+    if elementwise.is_pointwise(op) and any(isinstance(leaf, Wide) for leaf in leaves):
         return elementwise.function(reading, op, args, kwargs)
     raise reading.unknown(_derived(args) or "there is no rule for it.")
 

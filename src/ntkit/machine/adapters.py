@@ -9,7 +9,7 @@ import torch
 from sklearn.gaussian_process import kernels as sklearn_kernels
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.kernel import Kernel
 
 
@@ -18,7 +18,7 @@ class FromSklearn(Kernel):
 
     def __init__(self, kernel: sklearn_kernels.Kernel) -> None:
         if not isinstance(kernel, sklearn_kernels.Kernel):
-            raise NtkitError(
+            raise BadTypeError(
                 f"Expected a kernel of sklearn.gaussian_process.kernels, got {type(kernel).__name__}."
             )
         self.kernel = kernel
@@ -77,7 +77,7 @@ class FromGPyTorch(Kernel):
     def __init__(self, kernel: Any) -> None:
         gpytorch = _gpytorch()
         if not isinstance(kernel, gpytorch.kernels.Kernel):
-            raise NtkitError(f"Expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}.")
+            raise BadTypeError(f"Expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}.")
         self.kernel = kernel
 
     def __call__(self, x1: Any, x2: Any = None) -> Tensor:
@@ -102,14 +102,14 @@ def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
     """
     gpytorch = _gpytorch()
     if matrix_free and not hasattr(kernel, "operator"):
-        raise NtkitError(f"{type(kernel).__name__} has no operator; use matrix_free=False.")
+        raise BadValueError(f"{type(kernel).__name__} has no operator; use matrix_free=False.")
 
     class ToGPyTorch(gpytorch.kernels.Kernel):
         has_lengthscale = False
 
         def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Any:
             if x1.ndim != 2 or x2.ndim != 2:
-                raise NtkitError(
+                raise BadValueError(
                     f"Inputs of shapes {tuple(x1.shape)} and {tuple(x2.shape)}; expected [n, d] without "
                     f"batch axes."
                 )
@@ -149,7 +149,7 @@ def _like(value: Any, like: Any) -> Tensor:
 
 def _block(value: Tensor, ndim: int = 2) -> np.ndarray:
     if value.ndim != ndim:
-        raise NtkitError(
+        raise BadValueError(
             f"scikit-learn needs one number for two samples, the kernel gives {tuple(value.shape[ndim:])}; "
             f"use outputs='mean' or 'trace'."
         )

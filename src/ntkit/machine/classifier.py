@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.machine.estimator import ROWS, KernelMachine, is_size
 from ntkit.machine.flow import GradientFlow
 from ntkit.machine.ridge import KernelRidge
@@ -45,8 +45,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         The largest entry of w l' + alpha c, and the iterations (of each method), at which to end.
     early_stopping : bool
         Instead of the penalty, train by gradient flow until the loss on held-out samples is least, as
-        `GradientFlow` with ``early_stopping="validation"`` (and its ``validation_fraction``,
-        ``random_state``); ``t_`` is the time.
+        `GradientFlow` with ``early_stopping="validation"``; ``t_`` is the time.
+    validation_fraction, random_state
+        As of `GradientFlow`.
     memory : int or str
         Bytes that may hold the kernel matrix; beyond, Newton's steps take products with
         ``kernel.operator`` only, where the kernel has one.
@@ -145,7 +146,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             p = probabilities(torch.as_tensor(f)).numpy()
             return np.concatenate([1 - p, p], 1) if p.shape[1] == 1 else p
         if self.loss != "squared":
-            raise NtkitError("Only the losses 'cross_entropy' and 'squared' give probabilities.")
+            raise BadValueError("Only the losses 'cross_entropy' and 'squared' give probabilities.")
         p = np.concatenate([1 - f, 1 + f], 1) / 2 if f.shape[1] == 1 else f
         p = p.clip(0, 1)
         total = p.sum(1, keepdims=True)
@@ -172,7 +173,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         """Return one-hot targets, one column for two classes where kernel and loss allow it."""
         classes = len(self.classes_)
         if outputs not in (None, classes):
-            raise NtkitError(
+            raise BadValueError(
                 f"The kernel has values for {outputs} outputs, there are {classes} classes; give a network "
                 f"with {classes} outputs, or outputs='mean'."
             )
@@ -184,12 +185,12 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     def _compose(self, kernel: Blocks | Products, target: np.ndarray, weights: np.ndarray | None) -> None:
         """Fit by ridge, or by gradient flow that stops early."""
         if not isinstance(kernel, Blocks):
-            raise NtkitError(
+            raise BadValueError(
                 f"early_stopping and loss='squared' need the kernel matrix, which does not fit into "
                 f"memory={self.memory!r}; give more, or loss='cross_entropy'."
             )
         if kernel.gram.ndim > 2 or (self.early_stopping and weights is not None):
-            raise NtkitError(
+            raise BadValueError(
                 "early_stopping takes kernels with one number for two samples, and no sample weights."
             )
         matrix = kernel.gram.to("cpu", self.precision_).numpy()
@@ -210,15 +211,15 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def _minimize(self, kernel: Blocks | Products, target: Tensor, weights: np.ndarray | None) -> None:
         if not is_size(self.alpha) or self.alpha == 0:
-            raise NtkitError(
+            raise BadValueError(
                 f"alpha={self.alpha!r}; expected a number > 0: without a penalty classes that can be "
                 "separated have no optimum (early_stopping=True does without)."
             )
         if self.solver not in ("auto", "newton", "lbfgs"):
-            raise NtkitError(f"solver={self.solver!r}; expected 'auto', 'newton' or 'lbfgs'.")
+            raise BadValueError(f"solver={self.solver!r}; expected 'auto', 'newton' or 'lbfgs'.")
         ones = torch.ones(len(target)) if weights is None else torch.as_tensor(weights)
         if self.solver == "lbfgs" and not isinstance(kernel, Blocks):
-            raise NtkitError(
+            raise BadValueError(
                 f"solver='lbfgs' needs the kernel matrix, which does not fit into memory={self.memory!r}; "
                 "give more, or solver='newton'."
             )

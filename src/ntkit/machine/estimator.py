@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.kernels import FromFunction, as_array, as_kernel
@@ -56,9 +56,9 @@ class KernelMachine(BaseEstimator):
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
         if self._precomputed and self.X_fit_.shape != (n, n):
-            raise NtkitError(f"A precomputed kernel matrix is square, got {self.X_fit_.shape}.")
+            raise BadValueError(f"A precomputed kernel matrix is square, got {self.X_fit_.shape}.")
         if self._precomputed and not _symmetric(self.X_fit_):
-            raise NtkitError("The precomputed kernel matrix is not symmetric; give k(X, X).")
+            raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
         return out
 
     def _queries(self, X: Any) -> np.ndarray:
@@ -78,7 +78,7 @@ class KernelMachine(BaseEstimator):
             return None
         weights = _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
-            raise NtkitError("All sample weights are zero; at least one sample must count.")
+            raise BadValueError("All sample weights are zero; at least one sample must count.")
         return weights
 
     def _gram(self, scalar: bool = True) -> Tensor:
@@ -100,7 +100,7 @@ class KernelMachine(BaseEstimator):
         else:
             block = self.kernel_(X1, X2)
         if X2 is None and isinstance(self.kernel_, FromFunction) and not _symmetric(block.cpu().numpy()):
-            raise NtkitError("The kernel function is not symmetric: k(X, X) differs from its transpose.")
+            raise BadValueError("The kernel function is not symmetric: k(X, X) differs from its transpose.")
         if X2 is None:
             self.precision_ = block.dtype if block.is_floating_point() else torch.float64
         return checked(block, scalar)
@@ -108,7 +108,7 @@ class KernelMachine(BaseEstimator):
     def _diag(self, X: np.ndarray) -> Tensor:
         """Return k(x, x) of queries."""
         if self.kernel_ is None:
-            raise NtkitError(
+            raise BadValueError(
                 "A precomputed kernel gives k(queries, training samples) only, a variance needs k(x, x) "
                 "too; give the kernel as a function."
             )
@@ -154,13 +154,13 @@ def checked(block: Tensor, scalar: bool = True, ndim: int = 2) -> Tensor:
     """Return a block in float64, finite, with one number for two samples where that is asked for."""
     block = block.detach()
     if scalar and block.ndim != ndim:
-        raise NtkitError(
+        raise BadValueError(
             f"The kernel gives values of shape {tuple(block.shape[ndim:])} for two samples, this estimator "
             "takes one number; use outputs='mean' or 'trace'."
         )
     block = block.double()
     if not bool(block.sum().isfinite()) and not bool(block.isfinite().all()):
-        raise NtkitError(
+        raise BadValueError(
             "The kernel holds NaN or infinite values. Scale the inputs, or take a model in float64."
         )
     return block

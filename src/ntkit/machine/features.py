@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import laplacian_kernel
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
 from ntkit.machine.feature_maps import (
@@ -60,6 +60,10 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     draw : {"iid", "orthogonal", "sobol"}
         Independent frequencies, orthogonal ones (not for the Laplacian and Cauchy kernels), or
         quasi-random ones.
+    lengthscale, nu : float
+        The length scale of the kernels of x - x', and the smoothness of ``"matern"``.
+    depth, sigma_w, sigma_b
+        Of ``"ntk"``, as of `ReLUKernel`.
 
     Attributes
     ----------
@@ -107,13 +111,13 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Draw the features for inputs of this dimension, and measure their error."""
         X = np.asarray(validate_data(self, as_array(X), dtype=np.float64))
         if self.kind not in KINDS:
-            raise NtkitError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
+            raise BadValueError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
         least = 4 if self.kind == "ntk" else 1
         if self.m != int(self.m) or self.m < least or (self.kind in FOURIER and self.m % 2):
             even = ", even, for cosines come with sines" if self.kind in FOURIER else ""
-            raise NtkitError(f"m={self.m}; expected a number of features >= {least}{even}.")
+            raise BadValueError(f"m={self.m}; expected a number of features >= {least}{even}.")
         if not self.lengthscale > 0 or not self.nu > 0 or self.depth < 1:
-            raise NtkitError(
+            raise BadValueError(
                 f"lengthscale={self.lengthscale}, nu={self.nu}, depth={self.depth}; all must be positive."
             )
         self._map = self._draw(X.shape[1], int(self.m))

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked
 from ntkit.machine.kernels import as_array, as_kernel, prior_of
@@ -65,10 +65,12 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     learning_rate, momentum : float
         Explicit steps instead of the flow (None), t / learning_rate of them; momentum as in PyTorch's SGD.
     early_stopping : {None, "validation", "loo"}
-        Choose the time, at most t, of the least error on a part of the samples that is held out
-        (``validation_fraction``, drawn with ``random_state``; then all samples are trained on), or of the
-        least leave-one-out error, which is exact and takes an eigendecomposition for each sample (squared
-        loss). Other losses stop after ten times tried without a better one.
+        Choose the time, at most t, of the least error on a part of the samples that is held out (then all
+        samples are trained on), or of the least leave-one-out error, which is exact and takes an
+        eigendecomposition for each sample (squared loss). Other losses stop after ten times tried without a
+        better one.
+    validation_fraction, random_state : float, int
+        The part of the samples that is held out, and the seed with which it is drawn.
 
     Attributes
     ----------
@@ -126,7 +128,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         y = np.array(y, dtype=float)
         start = np.zeros_like(y) if f0 is None else np.asarray(as_array(f0), dtype=float)
         if start.shape != y.shape or not np.isfinite(start).all():
-            raise NtkitError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
+            raise BadValueError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
         self._y = torch.as_tensor(y.reshape(len(X), -1)).to(self._gram_)
@@ -151,9 +153,11 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """
         check_is_fitted(self)
         if return_std and return_cov:
-            raise NtkitError("Ask for return_std or return_cov, not for both.")
+            raise BadValueError("Ask for return_std or return_cov, not for both.")
         if self._started != (f0 is not None):
-            raise NtkitError("Give f0 both to fit and to predict: the start on training samples and queries.")
+            raise BadValueError(
+                "Give f0 both to fit and to predict: the start on training samples and queries."
+            )
         X = self._queries(X)
         if t is None:
             t = self.t_
@@ -161,7 +165,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             _times(t)
         start = None if f0 is None else np.asarray(as_array(f0), dtype=float)
         if start is not None and (start.shape != (len(X), *self._shape) or not np.isfinite(start).all()):
-            raise NtkitError(f"f0 has shape {start.shape}; expected {(len(X), *self._shape)}, finite.")
+            raise BadValueError(f"f0 has shape {start.shape}; expected {(len(X), *self._shape)}, finite.")
         coefficients = self.dual_coef_ if t is self.t_ else self._coefficients(t)
         scalar = np.ndim(t) == 0
         stacked = coefficients[None] if scalar else coefficients
@@ -208,7 +212,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     def _rates(self) -> None:
         """Find the largest stable learning rate, and refuse a larger one."""
         if not 0 <= self.momentum < 1 or (self.learning_rate is not None and not self.learning_rate > 0):
-            raise NtkitError(
+            raise BadValueError(
                 f"learning_rate={self.learning_rate}, momentum={self.momentum}; expected a rate > 0 and a "
                 f"momentum in [0, 1)."
             )
@@ -219,7 +223,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         steepest = float(self._spectrum.values[-1]) * curvature / len(self._y)
         self.max_learning_rate_ = 2 * (1 + self.momentum) / steepest if steepest > 0 else float("inf")
         if self.learning_rate is not None and self.learning_rate > self.max_learning_rate_:
-            raise NtkitError(
+            raise BadValueError(
                 f"learning_rate={self.learning_rate} diverges: the largest stable one is "
                 f"{self.max_learning_rate_:.4g} for this kernel and these samples."
             )
@@ -245,7 +249,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             filters = [self._filter(whole.values, float(t), len(y)) for t in times]
             return torch.stack([whole.apply(g, rest) for g in filters])
         if not np.isfinite(times).all():
-            raise NtkitError(
+            raise BadValueError(
                 f"t=inf with loss={self.loss!r}: such a flow need not have an end; give a finite t, or "
                 f"early_stopping."
             )
@@ -270,17 +274,21 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         elif self.early_stopping == "validation":
             errors = stopping.validation(self, times)
         else:
-            raise NtkitError(f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'.")
+            raise BadValueError(
+                f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'."
+            )
         self.stopping_times_, self.stopping_errors_ = times, errors
         return float(times[int(np.argmin(errors))]) if largest > 0 else 0.0
 
     def _closed(self) -> None:
         if self.loss != "squared":
-            raise NtkitError(f"Only the squared loss has a closed form in the eigenbasis, not {self.loss!r}.")
+            raise BadValueError(
+                f"Only the squared loss has a closed form in the eigenbasis, not {self.loss!r}."
+            )
 
     def _prior(self) -> Kernel:
         if self.kernel_ is None:
-            raise NtkitError(
+            raise BadValueError(
                 "The spread of trained networks needs k(x, x) and a second kernel of the samples "
                 "themselves, a precomputed kernel has neither; give kernel and prior as functions."
             )
@@ -288,7 +296,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             return as_kernel(self.prior)
         found = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
         if found is None:
-            raise NtkitError(
+            raise BadValueError(
                 "The spread of trained networks needs the covariance of f_0 besides the tangent kernel: give "
                 "prior=, the NNGP, or a limit as kernel."
             )
@@ -298,7 +306,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return the covariance ``[m, m]`` or standard deviation ``[m]`` of the ensemble at a time."""
         self._closed()
         if self._started:
-            raise NtkitError("With f0 given there is one network, and no ensemble to have a spread.")
+            raise BadValueError("With f0 given there is one network, and no ensemble to have a spread.")
         prior = self._prior()
         a = self._spectrum.apply(self._filter(self._spectrum.values, t), self._block(self.X_fit_, X)).T
         train, cross = checked(prior(self.X_fit_)).to(a), checked(prior(X, self.X_fit_)).to(a)
@@ -317,5 +325,5 @@ def _times(t: Any) -> np.ndarray:
     except (TypeError, ValueError):
         times = np.zeros(0)
     if times.ndim != 1 or not len(times) or not (times >= 0).all():
-        raise NtkitError(f"t={t!r}; expected a time >= 0, or a list of them.")
+        raise BadValueError(f"t={t!r}; expected a time >= 0, or a list of them.")
     return times

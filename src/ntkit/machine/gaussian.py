@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Spectrum, spectrum
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked, is_size
 
@@ -86,7 +86,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.noise, str) and self.noise == "ml"
         if not chosen and not is_size(self.noise):
-            raise NtkitError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.")
+            raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.")
         y = np.array(y, dtype=float)
         targets = torch.as_tensor(y.reshape(len(X), -1))
         if len(self.optimize):
@@ -111,7 +111,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         f; those of a new y have the noise variance besides.
         """
         if return_std and return_cov:
-            raise NtkitError("Ask for return_std or return_cov, not for both.")
+            raise BadValueError("Ask for return_std or return_cov, not for both.")
         X = self._queries(X)
         mean = self._apply(X, self.dual_coef_)
         if not return_std and not return_cov:
@@ -173,13 +173,13 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
     def _scales(self, y: Tensor) -> Kernel:
         """Return the kernel with the parameters that maximize the evidence."""
         if self.kernel_ is None:
-            raise NtkitError("A precomputed kernel has no parameters to optimize; give the kernel.")
+            raise BadValueError("A precomputed kernel has no parameters to optimize; give the kernel.")
         names = [self.optimize] if isinstance(self.optimize, str) else list(self.optimize)
         known = self.kernel_.get_params()
         for name in names:
             value = known.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise NtkitError(
+                raise BadValueError(
                     f"optimize={names}: {name!r} is {value!r} in {type(self.kernel_).__name__}; only "
                     f"positive numbers can be optimized. It has {sorted(known)}."
                 )

@@ -12,7 +12,7 @@ from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromGPyTorch, FromSklearn
@@ -40,7 +40,7 @@ class ReLUKernel(Kernel):
         kind: Literal["ntk", "nngp"] = "ntk",
     ) -> None:
         if depth < 1:
-            raise NtkitError(f"depth={depth}; a ReLU network has at least one hidden layer.")
+            raise BadValueError(f"depth={depth}; a ReLU network has at least one hidden layer.")
         self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
         self._limits: dict[int, Limit] = {}
 
@@ -55,7 +55,7 @@ class ReLUKernel(Kernel):
     def limit(self, d: int) -> Limit:
         """Return the limit of the network with d inputs."""
         if not isinstance(self.depth, Integral):
-            raise NtkitError(f"depth={self.depth!r}; expected a whole number of hidden layers.")
+            raise BadValueError(f"depth={self.depth!r}; expected a whole number of hidden layers.")
         if d not in self._limits:
             layers: list[nn.Module] = [nn.Linear(d, 1)]
             for _ in range(self.depth):  # the limit does not depend on the widths
@@ -67,7 +67,7 @@ class ReLUKernel(Kernel):
 
     def _kernel(self, x: Any) -> LimitKernel:
         if len(x.shape) != 2:
-            raise NtkitError(
+            raise BadValueError(
                 f"The default kernel is that of a network on vectors [n, d], got inputs {tuple(x.shape)}; "
                 "flatten them, or give the kernel of a network of your own, infinite_width(model, "
                 "x[:1]).ntk."
@@ -90,7 +90,7 @@ class FromFunction(Kernel):
             block = torch.as_tensor(block if block.dtype.kind in "fiub" else block.astype(float))
         block = block.detach()
         if block.shape[:2] != (len(x1), len(x2)):
-            raise NtkitError(
+            raise BadValueError(
                 f"The kernel function returned shape {tuple(block.shape)} for batches of {len(x1)} and "
                 f"{len(x2)} samples; it must return [n1, n2]."
             )
@@ -119,12 +119,13 @@ def as_kernel(kernel: Any) -> Kernel:
     if type(kernel).__module__.startswith("gpytorch."):
         return FromGPyTorch(kernel)
     if isinstance(kernel, nn.Module):
-        raise NtkitError(
+        raise BadTypeError(
             f"{type(kernel).__name__} is a network, not a kernel; give ntkit.EmpiricalNTK(model) or "
             f"ntkit.infinite_width(model, x[:1])."
         )
     if isinstance(kernel, (str, type)) or not callable(kernel):
-        raise NtkitError(
+        refusal = BadValueError if isinstance(kernel, str) else BadTypeError
+        raise refusal(
             f"kernel={kernel!r}; expected None, 'precomputed', a kernel of ntkit, scikit-learn or "
             "GPyTorch, a limit, or a function k(X1, X2)."
         )

@@ -14,7 +14,7 @@ from ntkit.compute.cholesky import Cholesky
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.machine.estimator import KernelMachine, is_size
 from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solving.solve import Settings, Solved, choose, solve
@@ -96,7 +96,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
         if not chosen and not is_size(self.alpha):
-            raise NtkitError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
+            raise BadValueError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
         weights = self._weights(sample_weight, X)
         self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
         self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
@@ -104,7 +104,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
             self.solver, len(self._kept), parse_memory(self.memory), self._reason()
         )
         if chosen and self.solver_ != "eigen":
-            raise NtkitError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
+            raise BadValueError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
         dense = None
         if weights is not None or self._precomputed or self.solver_ in ("cholesky", "eigen"):
             dense = self._system()
@@ -207,7 +207,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
             return self._solved.factor.inverse_diagonal()
         whole = self._spectrum()
         if self.alpha_ == 0 and float(whole.values[0]) == 0:
-            raise NtkitError(
+            raise BadValueError(
                 "Leave-one-out and GCV errors at alpha=0 need a kernel matrix of full rank, this one is "
                 "singular; give alpha > 0."
             )

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 RANGE = (1e-10, 1e4)  # of the mean eigenvalue: where the best penalty is looked for
 
@@ -55,7 +55,9 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     """Return the penalty of least leave-one-out or GCV error: the best of a grid, refined."""
     scale = float(whole.values.mean())
     if scale == 0:
-        raise NtkitError("The kernel matrix is zero: no penalty is better than another. Give another kernel.")
+        raise BadValueError(
+            "The kernel matrix is zero: no penalty is better than another. Give another kernel."
+        )
     which = {"loo": 1, "gcv": 2}[score]
 
     def error(log: float) -> float:
@@ -76,7 +78,7 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
 def path_errors(whole: Spectrum, y: Tensor, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """Return the errors ``[a]`` and coefficients ``[a, n, o]`` for many penalties."""
     if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas).all() and (alphas > 0).all()):
-        raise NtkitError(f"alphas={alphas}; expected a list of numbers > 0.")
+        raise BadValueError(f"alphas={alphas}; expected a list of numbers > 0.")
     found = [errors(whole, y, float(alpha)) for alpha in alphas]
     loo, gcv = (np.array([f[i] for f in found]) for i in (1, 2))
     return loo, gcv, torch.stack([f[0] for f in found])

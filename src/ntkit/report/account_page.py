@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.report.output_folder import write_text
 from ntkit.report.page import TERMS, Page, Push, Query, Side, render
 from ntkit.training.accounts.result import Account
@@ -102,23 +102,28 @@ def account_page(
     Parameters
     ----------
     account
-        q queries, o outputs, n samples.
-    labels, truth
-        Of the n training samples, and of the q queries: whole numbers from 0 for classes, or anything that is
-        written out.
+        Of q queries, o outputs, n samples.
+    labels
+        Of the n training samples: whole numbers from 0 for classes, or anything that is written out.
     classes
         The names of the outputs; their numbers if left out.
-    train, queries
+    train
         The inputs, of which pictures are drawn where they are ones: ``[n, h, w]``, ``[n, 1, h, w]``,
         ``[n, 3, h, w]``, or flat with ``picture=(h, w)``.
-    names, query_names
-        What the samples are called.
+    names
+        What the training samples are called.
+    queries, query_names, truth
+        The same for the q queries: inputs, names and labels.
     verdicts
         A word for each query; right or wrong, if left out and the truth is known.
+    picture
+        Height and width of flat inputs that are pictures.
     shown
         How many samples on each side.
     unit
         Of the outputs; logits where there are several.
+    title, lead, facts, footer
+        The page's heading, its first paragraph, a table of names and values below it, its last line.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def account_page(
         ("classes", classes, o),
     ):
         if values is not None and len(values) != count:
-            raise NtkitError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
+            raise BadValueError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
     outputs = [str(i) for i in range(o)] if classes is None else list(map(str, classes))
     samples = _Samples(labels, outputs if o > 1 else None, train, names, picture)
     asked = _Samples(truth, outputs if o > 1 else None, queries, query_names, picture)

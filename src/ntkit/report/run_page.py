@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.network import batch_size, take
 from ntkit.report.account_page import explain
 from ntkit.training.accounts.account import account
@@ -59,10 +59,10 @@ def explain_run(
     """
     network = _call(model, "--model")
     if not isinstance(network, nn.Module):
-        raise NtkitError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
+        raise BadTypeError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
     train = _call(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
-        raise NtkitError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
+        raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
     x, truth, names = _queries(queries, train)
     a = account(
         folder,
@@ -108,7 +108,7 @@ def _queries(text: str, train: Any) -> tuple[Any, Any, list[str] | None]:
         index = torch.tensor([int(part) for part in text.split(",")])
         n = batch_size(train[0])
         if int(index.max()) >= n:
-            raise NtkitError(
+            raise BadValueError(
                 f"--queries {text} names sample {int(index.max())}; the data has {n}, from 0 on."
             )
         y = train[1]
@@ -125,7 +125,7 @@ def _loss(name: str) -> Callable[..., Any]:
         return _named(name, "--loss")
     found = getattr(nn.functional, name, None)
     if not callable(found):
-        raise NtkitError(
+        raise BadValueError(
             f"--loss {name} is no function of torch.nn.functional; give one of its names (cross_entropy, "
             f"mse_loss) or module:function."
         )
@@ -137,25 +137,25 @@ def _call(name: str, option: str) -> Any:
     try:
         return made()
     except TypeError as error:
-        raise NtkitError(f"{option} {name} could not be called without arguments: {error}") from error
+        raise BadTypeError(f"{option} {name} could not be called without arguments: {error}") from error
 
 
 def _named(name: str, option: str) -> Callable[..., Any]:
     """Return what ``module:name`` names; modules are looked for in the present folder too."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise NtkitError(f"{option} is {name!r}; expected module:name, as in mymodel:build.")
+        raise BadValueError(f"{option} is {name!r}; expected module:name, as in mymodel:build.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         found = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise NtkitError(
+        raise BadValueError(
             f"{option} {name}: there is no module {error.name!r} in {here} or among the installed ones."
         ) from error
     except AttributeError as error:
-        raise NtkitError(f"{option} {name}: {module} has no {attribute!r}.") from error
+        raise BadValueError(f"{option} {name}: {module} has no {attribute!r}.") from error
     if not callable(found):
-        raise NtkitError(f"{option} {name} is a {type(found).__name__}, expected a function.")
+        raise BadTypeError(f"{option} {name} is a {type(found).__name__}, expected a function.")
     return found

@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 EXTRAPOLATE = 'Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022)'
 TOPOLOGY = 'Morel, Courtois, Arias, "Can a neural network learn planar topology?" (2021)'
@@ -98,7 +98,7 @@ def module(name: str) -> ModuleType:
         When there is no study of that name.
     """
     if name not in STUDIES and name != "demo":
-        raise NtkitError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
+        raise BadValueError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
     return import_module(f"ntkit.studies.{name.replace('-', '_')}")
 
 

@@ -7,12 +7,15 @@ import resource
 import sys
 from importlib.metadata import version
 
-_PACKAGES = ("ntkit", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
+from ntkit import __version__
+
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "matplotlib")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that numbers depend on."""
-    return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
+    others = {name: version(name) for name in _PACKAGES}
+    return {"ntkit": __version__, **others, "python": platform.python_version()}
 
 
 def peak_memory() -> int:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from ntkit.compute.progress import progress
 from ntkit.data.shapes import OUTSIDE, branched, crossings, parity
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 Architecture = Literal["unet", "unet-mse", "local", "gap", "attention", "context"]
@@ -152,7 +152,7 @@ def build(name: str, channels: int) -> nn.Module:
 def run(config: Config) -> Result:
     """Train each network, and measure the intersection over union in and out of the domain."""
     if config.size % 32:
-        raise NtkitError(f"size is {config.size}; expected a multiple of 32, for six scales.")
+        raise BadValueError(f"size is {config.size}; expected a multiple of 32, for six scales.")
     x, y = _tensors(branched(config.shapes, config.size, config.seed), config.device)
     tests = {"in domain": branched(config.tests, config.size, config.seed + 1)}
     tests |= {name: make(config.tests, config.size, config.seed + 2) for name, make in OUTSIDE.items()}

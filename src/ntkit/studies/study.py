@@ -8,7 +8,7 @@ from math import isfinite
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 
 if TYPE_CHECKING:
     import numpy as np  # loaded when a study runs: help must come at once
@@ -44,7 +44,7 @@ class StudyConfig:
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise NtkitError(
+            raise BadValueError(
                 f"device is {self.device!r}, which this machine does not have: {error}"
             ) from error
 
@@ -81,16 +81,16 @@ def _checked(each: Any, kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not values:
-            raise NtkitError(f"{each.name} is empty; expected at least one value.")
+            raise BadValueError(f"{each.name} is empty; expected at least one value.")
         return tuple(_checked(each, get_args(kind)[0], v) for v in values)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise NtkitError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
+            raise BadValueError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
-        raise NtkitError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
+        raise BadTypeError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
     low, high, above = (each.metadata.get(key) for key in ("low", "high", "above"))
     if isinstance(value, (int, float)) and not (
         (low is None or value >= low)
@@ -98,7 +98,7 @@ def _checked(each: Any, kind: Any, value: Any) -> Any:
         and (above is None or value > above)
         and isfinite(value)
     ):
-        raise NtkitError(f"{each.name} is {value}; expected {_range(low, high, above)}.")
+        raise BadValueError(f"{each.name} is {value}; expected {_range(low, high, above)}.")
     return value
 
 

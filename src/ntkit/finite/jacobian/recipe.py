@@ -142,7 +142,8 @@ class Recipe:
             return run(*values)
         leaves, structure = pytree.tree_flatten((x, cotangents))
         edges = tuple(edge for here in taps.values() for edge in here)
-        return self.tapes.run((tuple(t.shape for t in leaves), structure, edges, copied), run, *values)
+        shapes = tuple(t.shape for t in leaves)
+        return self.tapes.run((shapes, repr(structure), edges, copied), run, *values)  # no hash in torch 2.6
 
     def outputs_of(self, x: Any) -> Callable[[Weights], Tensor]:
         """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""

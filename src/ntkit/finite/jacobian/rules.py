@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError
 from ntkit.finite.jacobian.factors import Factor
 
 Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
@@ -55,7 +55,7 @@ def rule(op: Any, *weights: str) -> Callable[[Rule], Rule]:
     it returns is compared with autograd before it is used.
     """
     if not isinstance(op, torch._ops.OpOverload):
-        raise NtkitError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
+        raise BadTypeError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
 
     def register(function: Rule) -> Rule:
         RULES[op] = (weights, function)

@@ -27,17 +27,17 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
     III.1.4). The units are those of phi and phi': no factor of a parameterization is in them. Where phi
     jumps (sign), phi' is autograd's, which does not see the jump.
 
-    Parameters
-    ----------
-    fn
-        the name of a function in ``torch`` or ``torch.nn.functional``, such a function, an instance of
-        ``nn.Module`` (``nn.LeakyReLU(0.1)``), or any function of your own that maps a tensor element by
-        element and that autograd can differentiate.
-
     Functions with a formula, and those with kinks (ELU, Hardtanh), are exact to 1e-13. Smooth ones (tanh,
     SiLU, any of your own) are Hermite series (Daniely et al. 2016; 3 Lemma III.3.1), good to 1e-10 up to
     variances of about ten (tanh: four); ``error`` says what the last call left out. A function of your
     own with kinks is only as good as its ``error`` says.
+
+    Parameters
+    ----------
+    fn
+        The name of a function in ``torch`` or ``torch.nn.functional``, such a function, an instance of
+        ``nn.Module`` (``nn.LeakyReLU(0.1)``), or any function of your own that maps a tensor element by
+        element and that autograd can differentiate.
 
     Raises
     ------

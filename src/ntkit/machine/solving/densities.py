@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special, stats
 from scipy.stats import qmc
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 DRAWS = ("iid", "orthogonal", "sobol")
 ISOTROPIC = ("gaussian", "matern")
@@ -35,9 +35,9 @@ def frequencies(law: str, d: int, m: int, draw: str, seed: int, nu: float = 1.5)
     (True, (4, 2))
     """
     if draw not in DRAWS:
-        raise NtkitError(f"draw={draw!r}; expected one of {', '.join(DRAWS)}.")
+        raise BadValueError(f"draw={draw!r}; expected one of {', '.join(DRAWS)}.")
     if draw == "orthogonal" and law not in ISOTROPIC:
-        raise NtkitError(
+        raise BadValueError(
             f"draw='orthogonal' needs a law that is the same in all directions, {law!r} is not; use 'iid' or "
             f"'sobol'."
         )
@@ -56,7 +56,7 @@ def frequencies(law: str, d: int, m: int, draw: str, seed: int, nu: float = 1.5)
 def _sobol(d: int, m: int, seed: int) -> np.ndarray:
     """Return scrambled Sobol points inside (0, 1), the first m of a power of two."""
     if d > qmc.Sobol.MAXDIM:
-        raise NtkitError(
+        raise BadValueError(
             f"Sobol points have at most {qmc.Sobol.MAXDIM} coordinates, {d} are needed; use 'iid'."
         )
     points = qmc.Sobol(d, scramble=True, seed=np.random.default_rng(seed))  # pyright: ignore

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.machine.solving.losses import Loss
 
 STIFF = 1000  # unknowns up to which the implicit method, whose steps solve a system of them, is taken
@@ -36,7 +36,7 @@ def descent_filter(values: Tensor, t: float, n: int, rate: float, momentum: floa
         return flow_filter(values, t, n)
     steps = round(t / rate)
     if abs(steps * rate - t) > 1e-6 * max(rate, t):
-        raise NtkitError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+        raise BadValueError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
     lam = values.cpu().numpy() / n
     step = np.zeros((len(lam), 3, 3))
     step[:, 0] = np.stack(
@@ -85,7 +85,9 @@ def descend(
     for t in times:
         steps = round(t / rate)
         if abs(steps * rate - t) > 1e-6 * max(rate, t):
-            raise NtkitError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+            raise BadValueError(
+                f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate."
+            )
         for _ in range(steps - done):
             v = momentum * v - loss.gradient(f0 + gram @ c, y) / len(y)
             c = c + rate * v

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,15 +39,15 @@ def loss_of(loss: str | Function) -> Loss:
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise NtkitError(f"loss={loss!r}; expected {', '.join(LOSSES)}, or a function (f, y) -> [n].")
+            raise BadValueError(f"loss={loss!r}; expected {', '.join(LOSSES)}, or a function (f, y) -> [n].")
         return LOSSES[loss]
     if not callable(loss):
-        raise NtkitError(f"loss={loss!r}; expected a name or a function (f, y) -> [n] of tensors.")
+        raise BadTypeError(f"loss={loss!r}; expected a name or a function (f, y) -> [n] of tensors.")
 
     def value(f: Tensor, y: Tensor) -> Tensor:
         out = loss(f, y)
         if out.shape != f.shape[:1]:
-            raise NtkitError(
+            raise BadValueError(
                 f"The loss returned shape {tuple(out.shape)} for predictions {tuple(f.shape)}; it must "
                 f"return one number for each sample, [{len(f)}]."
             )
@@ -80,7 +80,7 @@ def refuse_no_probabilities(y: Tensor) -> None:
     one = y.shape[1] == 1
     if not (y >= 0).all() or not (y <= 1).all() or (not one and not ((y.sum(1) - 1).abs() <= 1e-6).all()):
         what = "numbers in [0, 1]" if one else f"rows of {y.shape[1]} probabilities that sum to one"
-        raise NtkitError(
+        raise BadValueError(
             f"The targets of cross entropy must be {what}, got values from {float(y.min()):.3g} to "
             f"{float(y.max()):.3g}. Give classes to KernelClassifier, or one-hot rows."
         )

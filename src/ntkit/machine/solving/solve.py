@@ -16,7 +16,7 @@ from ntkit.compute.matrix import Matrix
 from ntkit.compute.nystrom import nystrom
 from ntkit.compute.pivoted import pivoted_cholesky
 from ntkit.compute.plan import format_bytes
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystrom")
 
@@ -45,7 +45,7 @@ class Solved:
 def choose(solver: str, n: int, budget: int, spectral: str = "") -> tuple[str, str]:
     """Return the solver for n samples and why; ``spectral`` says why all eigenvalues are wanted, if so."""
     if solver not in SOLVERS:
-        raise NtkitError(f"solver={solver!r}; expected one of {', '.join(SOLVERS)}.")
+        raise BadValueError(f"solver={solver!r}; expected one of {', '.join(SOLVERS)}.")
     if solver != "auto":
         return solver, "asked for"
     need = 3 * 8 * n * n  # the matrix, its copy with the ridge, the factor

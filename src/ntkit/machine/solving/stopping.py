@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.machine.solving.losses import loss_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
     n = len(flow._y)
     held = round(flow.validation_fraction * n)
     if not 0 < held < n:
-        raise NtkitError(
+        raise BadValueError(
             f"validation_fraction={flow.validation_fraction} of {n} samples holds out {held}; at least one "
             "must be held out and one be left."
         )
@@ -49,7 +49,7 @@ def leave_one_out(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
     flow._closed()
     n = len(flow._y)
     if n < 2:
-        raise NtkitError("Leave-one-out needs two samples at least.")
+        raise BadValueError("Leave-one-out needs two samples at least.")
     every = np.arange(n)
     return np.mean([_errors(flow, every[every != i], every[i : i + 1], times) for i in range(n)], 0)
 

@@ -128,6 +128,8 @@ def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
         try:
             samples = Samples(replay, budget)
             parts = [product(row).flatten() for _, product in samples.products(w, k, step, mixes=False)]
+        except NtkitError:
+            raise
         except (RuntimeError, ValueError):  # a batch of one may be none that the network takes
             mixing.add(modes)
             continue

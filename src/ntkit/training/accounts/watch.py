@@ -48,15 +48,21 @@ def watch(
 
     Parameters
     ----------
-    model, optimizer, scaler
+    model, optimizer
         As for `record`.
-    loss, train, queries, memory, augment
+    loss, train, queries
         As for `account`.
     tol, nodes
         As for `account`; how far the predictions will move in all is not known yet, so that each step is
         held to a tenth of `tol` times the movement of its own window.
+    memory
+        As for `account`.
     target, labels
         As for `account`, but for what only the last prediction tells (``"predicted"``, ``"margin"``).
+    augment
+        As for `account`.
+    scaler
+        As for `record`.
 
     Returns
     -------

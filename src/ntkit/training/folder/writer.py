@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ntkit import __version__
 from ntkit.errors import RunFolderError
 from ntkit.files import as_bytes
 from ntkit.training.folder.log import LOG, LogWriter
@@ -159,7 +159,7 @@ class RunWriter:
     def _manifest(self, status: str) -> dict[str, Any]:
         done = status != "recording"
         return {
-            "ntkit": version("ntkit"),
+            "ntkit": __version__,
             "torch": torch.__version__,
             "status": status,
             "steps": self.steps if done else None,

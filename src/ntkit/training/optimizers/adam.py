@@ -1,11 +1,13 @@
 """Adam and AdamW: momentum divided by the root of the mean square gradient that the step used."""
 
+from dataclasses import replace
+
 import torch
 
 from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
 
 
-@register_optimizer(torch.optim.Adam, torch.optim.AdamW, buffer="exp_avg")
+@register_optimizer(torch.optim.Adam, buffer="exp_avg")
 def adam(made: Made) -> Coefficients:
     """Write m = beta1 m + (1 - beta1) g; w -= rate / (bc1 (sqrt(v / bc2) + eps)) m, v as recorded."""
     group, state = made.group, made.state
@@ -24,3 +26,9 @@ def adam(made: Made) -> Coefficients:
         decay=0.0 if decoupled else decay,
         scale=-1.0 if group["maximize"] else 1.0,
     )
+
+
+@register_optimizer(torch.optim.AdamW, buffer="exp_avg")
+def adamw(made: Made) -> Coefficients:
+    """Write the step of Adam, with the decay outside of it; torch 2.6 does not say so in the group."""
+    return adam(replace(made, group={**made.group, "decoupled_weight_decay": True}))

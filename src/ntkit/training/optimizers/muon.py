@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, of_torch, register_optimizer
 
 
-@register_optimizer(torch.optim.Muon, buffer="momentum_buffer")
+@register_optimizer(*of_torch("Muon"), buffer="momentum_buffer")  # since torch 2.9
 def muon(made: Made) -> Coefficients:
     """Write m = mu m + (1 - mu) g, u = m or (1 - mu) g + mu m; w -= rate P u + rate decay w, P as it was.
 

@@ -130,7 +130,7 @@ def register_optimizer(
 
     Parameters
     ----------
-    optimizers
+    *optimizers
         Exactly these classes, not their subclasses; a description that is there is replaced.
     buffer
         The name of m in the optimizer's state, if it has one: what it holds when a recording begins moves
@@ -185,6 +185,11 @@ def register_optimizer(
         return function
 
     return register
+
+
+def of_torch(*names: str) -> tuple[type, ...]:
+    """Return the optimizers of these names that the installed torch has."""
+    return tuple(getattr(torch.optim, name) for name in names if hasattr(torch.optim, name))
 
 
 def known_optimizers() -> dict[str, type]:
