@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ntkit.errors import NoRuleError, NtkitError
 from ntkit.finite.parametrize import Scale, Sigma
 from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
-from ntkit.infinite.laws import Laws
-from ntkit.infinite.points import Points
+from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.program import Program, read
-from ntkit.infinite.source import source_of
+from ntkit.infinite.reading.laws import Laws
+from ntkit.infinite.reading.source import source_of
+from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Tiles
-from ntkit.infinite.values import Wide
 from ntkit.kernel import Kernel
 from ntkit.network import Network, take
 
@@ -42,9 +42,10 @@ class Limit:
     """
 
     def __init__(
-        self, net: Network, example: Any, laws: Laws, points: Points, settings: dict[str, Any]
+        self, net: Network, example: Any, laws: Laws, numerics: Numerics, settings: dict[str, Any]
     ) -> None:
-        self.net, self.example, self.laws, self.points, self.settings = net, example, laws, points, settings
+        self.net, self.example, self.settings = net, example, settings
+        self.laws, self.numerics = laws, numerics
         with torch.no_grad():
             graph = _traced(net, example)
             self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
@@ -71,7 +72,7 @@ class Limit:
     @property
     def error(self) -> float:
         """The largest standard error of what was sampled so far, relative to the largest value."""
-        return self.points.error
+        return self.numerics.error
 
     def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program."""
@@ -83,7 +84,7 @@ class Limit:
         """Return what evaluates a line of the program, or the output."""
         if line not in self._tiles:
             value = self.program.output if line is None else self._line(line)
-            self._tiles[line] = Tiles(value, self.points, self.settings["memory"], self.settings["compile"])
+            self._tiles[line] = Tiles(value, self.numerics, self.settings["memory"], self.settings["compile"])
         return self._tiles[line]
 
     def _line(self, name: str) -> Wide:
@@ -97,10 +98,10 @@ class Limit:
             f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)",
             str(self.program),
         ]
-        if self.points.error:
+        if self.numerics.error:
             rows.append(
-                f"note: sampled at {self.points.count} points, standard error up to {self.points.error:.1e} "
-                f"of the largest value."
+                f"note: sampled at {self.numerics.count} points, standard error up to "
+                f"{self.numerics.error:.1e} of the largest value."
             )
         return "\n".join(rows)
 
@@ -326,4 +327,4 @@ def infinite_width(
         "compile": compile,
     }
     laws = Laws(parameterization, sigma_w, sigma_b)
-    return Limit(net, example, laws, Points(samples, seed, net.dtype, net.device), settings)
+    return Limit(net, example, laws, Numerics(samples, seed, net.dtype, net.device), settings)

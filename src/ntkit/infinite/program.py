@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
-from ntkit.infinite import (  # noqa: F401 (they register the rules)
+from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
     concat,
     conv,
@@ -26,11 +26,11 @@ from ntkit.infinite import (  # noqa: F401 (they register the rules)
     selections,
     views,
 )
-from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
-from ntkit.infinite.laws import Laws
-from ntkit.infinite.pairs import Side
-from ntkit.infinite.rules import RULES, Entry, Reading, known
-from ntkit.infinite.values import Known, Weight, Wide
+from ntkit.infinite.moments.pairs import Side
+from ntkit.infinite.moments.vectors import Coefficient, Expression, Gain, Line, Vector, walk
+from ntkit.infinite.reading.laws import Laws
+from ntkit.infinite.reading.rules import RULES, Entry, Reading, known
+from ntkit.infinite.reading.values import Known, Weight, Wide
 
 
 @dataclass(frozen=True)

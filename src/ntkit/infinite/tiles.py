@@ -20,12 +20,12 @@ from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
 from ntkit.errors import NtkitError
 from ntkit.graph import batch_size, take
-from ntkit.infinite import expectation
 from ntkit.infinite.duals.correlation import fused_atan2
-from ntkit.infinite.expressions import Apply, Line, walk
-from ntkit.infinite.pairs import Pairs, Side, add, times
-from ntkit.infinite.points import Points
-from ntkit.infinite.values import Wide
+from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.pairs import Pairs, Side, add, times
+from ntkit.infinite.moments.vectors import Apply, Line, walk
+from ntkit.infinite.reading.values import Wide
 
 PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
@@ -51,7 +51,7 @@ def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
             axes = [] if k is None else list(range(len(pairs.batch), k.ndim))
             parts.append(times(k.mean(axes) if k is not None and axes else k, width / total))
         whole = add(parts)
-        found.append((pairs.left.points.zeros(1) if whole is None else whole).expand(pairs.batch))
+        found.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(pairs.batch))
     return tuple(found)
 
 
@@ -62,19 +62,19 @@ class Tiles:
     shape (the last ones are filled up), so that they are compiled once.
     """
 
-    def __init__(self, value: Wide, points: Points, memory: Any, compile: bool | str) -> None:
+    def __init__(self, value: Wide, numerics: Numerics, memory: Any, compile: bool | str) -> None:
         if compile not in (True, False, "auto"):
             raise NtkitError(f"compile={compile!r}; give True, False or 'auto'.")
-        self.value, self.points, self.compile = value, points, compile
+        self.value, self.numerics, self.compile = value, numerics, compile
         self.budget = parse_memory(memory)
-        points.budget = min(points.budget, self.budget // 4)
+        numerics.budget = min(numerics.budget, self.budget // 4)
         self.plain = all(_traceable(e) for e in _everything(value))
         self._compiled: dict[Any, Tile] = {}
         self._bytes: dict[bool, tuple[int, int]] = {}
 
     def __call__(self, ntk: bool, x1: Any, x2: Any = None, *, last: bool = False) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
-        with exact(self.points.kind["device"]), torch.no_grad():
+        with exact(self.numerics.kind["device"]), torch.no_grad():
             return self._blocks(ntk, x1, x2, last)
 
     def _blocks(self, ntk: bool, x1: Any, x2: Any, last: bool) -> tuple[Tensor, ...]:
@@ -87,12 +87,12 @@ class Tiles:
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
-        blocks = tuple(_room(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
+        blocks = tuple(_room(n1, n2, **self.numerics.kind) for _ in range(1 if last else 1 + ntk))
         corners = [
             (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
         ]
 
-        sides = _Sides(self.points, self.budget // 4)
+        sides = _Sides(self.numerics, self.budget // 4)
 
         def fill(corner: tuple[int, int], compiled: Tile | None = None) -> None:
             i, j = corner
@@ -112,7 +112,7 @@ class Tiles:
         if len(corners) == 1 and self.compile is not True:
             fill(corners[0])
         else:
-            with _threads(self.points.kind["device"]) as workers:
+            with _threads(self.numerics.kind["device"]) as workers:
                 compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
                 _each(lambda corner: fill(corner, compiled), corners, workers)
         if symmetric:  # a correlation of exactly one, whatever the order of summation was
@@ -135,10 +135,10 @@ class Tiles:
     def diagonal(self, ntk: bool, x: Any) -> tuple[Tensor, ...]:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
-        with exact(self.points.kind["device"]), torch.no_grad():
+        with exact(self.numerics.kind["device"]), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
-                kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk)
+                kernels(Side(take(x, slice(i, i + rows)), self.numerics).own, self.value, ntk)
                 for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -147,7 +147,7 @@ class Tiles:
         """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
         if ntk not in self._bytes:
             pairs = Pairs(
-                Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True
+                Side(take(x, slice(0, 1)), self.numerics), Side(take(x, slice(0, 1)), self.numerics), True
             )
             kernels(pairs, self.value, ntk)
             self._bytes[ntk] = pairs.bytes
@@ -164,7 +164,9 @@ class Tiles:
 
     def _evaluate(self, ntk: bool, last: bool = False) -> Tile:
         def tile(x1: Any, x2: Any) -> tuple[Tensor, ...]:
-            values = kernels(Pairs(Side(x1, self.points), Side(x2, self.points), True, ntk), self.value, ntk)
+            values = kernels(
+                Pairs(Side(x1, self.numerics), Side(x2, self.numerics), True, ntk), self.value, ntk
+            )
             return values[-1:] if last else values
 
         return tile
@@ -200,8 +202,8 @@ class Tiles:
 class _Sides:
     """The last few batches of samples, with what was found out about each sample alone."""
 
-    def __init__(self, points: Points, budget: int) -> None:
-        self.points, self.budget = points, budget
+    def __init__(self, numerics: Numerics, budget: int) -> None:
+        self.numerics, self.budget = numerics, budget
         self._kept: dict[tuple[int, int, int], Side] = {}
         self._lock = Lock()
 
@@ -209,7 +211,7 @@ class _Sides:
         """Return some samples of a batch."""
         key = (id(x), part.start, part.stop)
         with self._lock:
-            side = self._kept.pop(key, None) or Side(take(x, part), self.points)
+            side = self._kept.pop(key, None) or Side(take(x, part), self.numerics)
             held = sum(other.bytes for other in self._kept.values())
             while held > self.budget and self._kept:
                 held -= self._kept.pop(next(iter(self._kept))).bytes

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.infinite.checks import definiteness, harmonics, sphere
+from ntkit.diagnose.definiteness import definiteness, harmonics, sphere
 from ntkit.report.plots import BLUE, GREEN, ORANGE
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import Expression, Function, Move, Moved, Shape
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Wide
-from ntkit.infinite.views import refactored, single
+from ntkit.infinite.layers.views import refactored, single
+from ntkit.infinite.moments.vectors import Expression, Function, Move, Moved, Shape
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Wide
 
 aten = torch.ops.aten
 

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ntkit.infinite.elementwise import times
-from ntkit.infinite.expressions import (
+from ntkit.infinite.layers.elementwise import times
+from ntkit.infinite.layers.linear import matrix_of
+from ntkit.infinite.layers.views import refactored, single
+from ntkit.infinite.moments.vectors import (
     Coefficient,
     Expression,
     Line,
@@ -23,10 +25,8 @@ from ntkit.infinite.expressions import (
     Sum,
     Vector,
 )
-from ntkit.infinite.linear import matrix_of
-from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Weight, Wide, numbers, rows_for
-from ntkit.infinite.views import refactored, single
+from ntkit.infinite.reading.rules import Reading, rows_of, rule
+from ntkit.infinite.reading.values import Weight, Wide, numbers, rows_for
 
 aten = torch.ops.aten
 _SHORT = 64  # numbers along an axis

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ntkit.infinite.expressions import stopped
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Weight, Wide
+from ntkit.infinite.moments.vectors import stopped
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Weight, Wide
 
 aten = torch.ops.aten
 

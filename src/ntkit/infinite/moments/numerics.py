@@ -11,7 +11,7 @@ from torch.quasirandom import SobolEngine
 SMALL = 12  # variables up to which a factor is written out
 
 
-class Points:
+class Numerics:
     """Sobol points through the normal quantile: the same ones for every pair of samples.
 
     ``jitter`` is the largest number added to a covariance, relative to its diagonal, so that it had a

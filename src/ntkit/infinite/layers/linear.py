@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import Coefficient, Expression, Line, Matrix, Raw, Shape, Sum
-from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Weight, Wide, numbers, rows_for
+from ntkit.infinite.moments.vectors import Coefficient, Expression, Line, Matrix, Raw, Shape, Sum
+from ntkit.infinite.reading.rules import Reading, rows_of, rule
+from ntkit.infinite.reading.values import Weight, Wide, numbers, rows_for
 
 aten = torch.ops.aten
 
@@ -123,7 +123,7 @@ def addmm(read: Reading, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: f
 @rule(aten.mm.default, aten.matmul.default)
 def matmul(read: Reading, a: Any, b: Any) -> Any:
     """Y = h W with a raw parameter; products of two vectors are in attention.py."""
-    from ntkit.infinite.attention import between
+    from ntkit.infinite.layers.attention import between
 
     if isinstance(b, Weight) and b.tensor.ndim == 2 and not isinstance(a, Weight):
         return product(read, a, b, 1, None)

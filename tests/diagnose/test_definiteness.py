@@ -6,7 +6,7 @@ from torch import nn
 from wide_networks import mlp
 
 import ntkit
-from ntkit.infinite.checks import definiteness, harmonics, operator_norm, smallest_eigenvalue, sphere
+from ntkit.diagnose.definiteness import definiteness, harmonics, operator_norm, smallest_eigenvalue, sphere
 from ntkit.kernel import Kernel
 
 

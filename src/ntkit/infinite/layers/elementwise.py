@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
-from ntkit.infinite.expressions import (
+from ntkit.infinite.moments.vectors import (
     Apply,
     Coefficient,
     Expression,
@@ -22,8 +22,8 @@ from ntkit.infinite.expressions import (
     Sum,
     Vector,
 )
-from ntkit.infinite.rules import Reading, rows_of, rule
-from ntkit.infinite.values import Known, Weight, Wide, narrow, numbers, rows_for
+from ntkit.infinite.reading.rules import Reading, rows_of, rule
+from ntkit.infinite.reading.values import Known, Weight, Wide, narrow, numbers, rows_for
 
 aten = torch.ops.aten
 
@@ -251,7 +251,7 @@ def total(*terms: Any) -> Expression:
                 parts.append(
                     Offset(
                         shape,
-                        Coefficient(shape, lambda side, t=t, shape=shape: side.points.zeros(1, *shape) + t),
+                        Coefficient(shape, lambda side, t=t, shape=shape: side.numerics.zeros(1, *shape) + t),
                     )
                 )
         elif isinstance(t, Coefficient):
@@ -303,7 +303,7 @@ def mul(read: Reading, a: Any, b: Any) -> Any:
 
 def taken(e: Expression) -> str:
     """Return how expectations of a function are taken, for people."""
-    from ntkit.infinite.expectation import how
+    from ntkit.infinite.moments.expectation import how
 
     return f"[{how(e)}]" if isinstance(e, Apply) else ""
 
@@ -393,7 +393,7 @@ def masked_fill(read: Reading, a: Wide, mask: Any, value: Any) -> Wide:
 @rule(aten.glu.default)
 def glu(read: Reading, a: Wide, dim: int = -1) -> Wide:
     """Return the first half of the channels times the sigmoid of the second."""
-    from ntkit.infinite.selections import chunk
+    from ntkit.infinite.layers.selections import chunk
 
     first, second = chunk(read, a, 2, dim)
     return mul(read, first, function(read, aten.sigmoid.default, (second,), {}))

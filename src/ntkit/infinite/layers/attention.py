@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import (
+from ntkit.infinite.layers.views import refactored, single
+from ntkit.infinite.moments.vectors import (
     Apply,
     Coefficient,
     Expression,
@@ -18,9 +19,8 @@ from ntkit.infinite.expressions import (
     reshaped,
     sources,
 )
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Known, Wide, numbers
-from ntkit.infinite.views import refactored, single
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Known, Wide, numbers
 
 aten = torch.ops.aten
 
@@ -92,7 +92,7 @@ def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, fact
 
     def of(side: Any) -> Tensor:
         value = side.own.moment(u, v, "equal")
-        value = side.points.zeros(1, 1, 1) if value is None else factor * value
+        value = side.numerics.zeros(1, 1, 1) if value is None else factor * value
         value = value.expand(side.n, u.shape[0], v.shape[1])
         return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)
 

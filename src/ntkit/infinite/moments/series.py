@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ntkit.infinite.draws import random
 from ntkit.infinite.duals.hermite import coefficients, contract
-from ntkit.infinite.expressions import Apply, Expression, Vector
-from ntkit.infinite.sampling import at_draws
+from ntkit.infinite.moments.draws import random
+from ntkit.infinite.moments.sampling import at_draws
+from ntkit.infinite.moments.vectors import Apply, Expression, Vector
 
 if TYPE_CHECKING:
-    from ntkit.infinite.pairs import Need, Pairs, Side, Value
+    from ntkit.infinite.moments.pairs import Need, Pairs, Side, Value
 
 DEGREE = 160
 
@@ -83,7 +83,7 @@ def _correlation(pairs: Pairs, u: Apply, v: Apply, need: Need) -> Tensor:
     a, b = _random(u), _random(v)
     value = None if a is None or b is None else pairs.covariance(a, b, need)
     if a is None or b is None or value is None:
-        return pairs.left.points.zeros(*(1 for _ in pairs.batch), *(1 for _ in (*u.shape, *v.shape)))
+        return pairs.left.numerics.zeros(*(1 for _ in pairs.batch), *(1 for _ in (*u.shape, *v.shape)))
     one = pairs.lift(pairs.left.variance(a), "left", need, len(v.shape))
     two = pairs.lift(pairs.right.variance(b), "right", need, len(u.shape))
     scale = (one * two).clamp(min=torch.finfo(value.dtype).tiny).rsqrt()
@@ -98,7 +98,7 @@ def _coefficients(side: Side, u: Apply) -> dict[Expression, Tensor]:
 def _make(side: Side, u: Apply) -> dict[Expression, Tensor]:
     g = _random(u)
     shape = (side.n, *u.shape)
-    variance = side.points.zeros(*shape) if g is None else side.variance(g).expand(shape)
+    variance = side.numerics.zeros(*shape) if g is None else side.variance(g).expand(shape)
     average = None if g is None else side.mean(g)
     grid = _nodes(variance).movedim(-1, 0)
     ends: dict[Expression, Tensor] = {

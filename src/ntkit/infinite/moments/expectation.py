@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NoRuleError
-from ntkit.infinite import sampling, series
 from ntkit.infinite.duals.dual import Dual, cross, cross_slope
-from ntkit.infinite.expressions import Apply, Expression, Gain, Sum, Vector, sources, walk
+from ntkit.infinite.moments import sampling, series
+from ntkit.infinite.moments.vectors import Apply, Expression, Gain, Sum, Vector, sources, walk
 
 if TYPE_CHECKING:
-    from ntkit.infinite.pairs import Need, Pairs, Side, Value
+    from ntkit.infinite.moments.pairs import Need, Pairs, Side, Value
 
 
 def refuse(why: str) -> NoRuleError:
@@ -73,7 +73,7 @@ def mean(side: Side, u: Apply) -> Tensor:
         return dual.mean(side.variance(u.arguments[0]))  # pyright: ignore
     if u.factors is not None:
         first, second = map(side.mean, u.factors)
-        none = side.points.zeros(1, *(1 for _ in u.shape))
+        none = side.numerics.zeros(1, *(1 for _ in u.shape))
         return none if first is None or second is None else first * second
     return series.mean(side, u) if series.serves(u) else sampling.mean(side, u)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from ntkit.finite.parametrize import Sigma, of_path
-from ntkit.infinite.expressions import Law
+from ntkit.infinite.moments.vectors import Law
 
 if TYPE_CHECKING:
-    from ntkit.infinite.values import Weight
+    from ntkit.infinite.reading.values import Weight
 
 
 @dataclass

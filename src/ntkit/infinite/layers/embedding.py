@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ntkit.infinite.expressions import Coefficient, Line, Raw
-from ntkit.infinite.linear import Contraction, matrix_of
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Known, Weight, Wide, numbers
+from ntkit.infinite.layers.linear import Contraction, matrix_of
+from ntkit.infinite.moments.vectors import Coefficient, Line, Raw
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Known, Weight, Wide, numbers
 
 aten = torch.ops.aten
 
@@ -27,7 +27,7 @@ def embedding(read: Reading, weight: Any, tokens: Any, padding: int = -1, *_: An
 
     def of(side: Any) -> torch.Tensor:
         index = data.numbers.value(side).reshape(-1, *shape)
-        hot = torch.nn.functional.one_hot(index, count).to(side.points.kind["dtype"])
+        hot = torch.nn.functional.one_hot(index, count).to(side.numerics.kind["dtype"])
         if padding >= 0:
             hot[..., padding] = 0
         return hot * count**0.5

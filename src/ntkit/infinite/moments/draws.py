@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ntkit.infinite.expressions import Apply, Expression, Shape, Vector
+from ntkit.infinite.moments.vectors import Apply, Expression, Shape, Vector
 
 if TYPE_CHECKING:
-    from ntkit.infinite.pairs import Need, Pairs
+    from ntkit.infinite.moments.pairs import Need, Pairs
 
 Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
 
@@ -48,10 +48,10 @@ class Draws:
     def __init__(self, pairs: Pairs, u: Expression, v: Expression, need: Need) -> None:
         self.pairs, self.vectors = pairs, (u, v)
         self.sides = (pairs.left, pairs.right)
-        self.points = pairs.left.points
+        self.numerics = pairs.left.numerics
         places = prod(u.shape) * prod(v.shape) if need == "all" else 1
         self.apart = is_local(u) and is_local(v) and places <= FEW
-        self.samples = self.points.count // 8 if SOME < places <= FEW else self.points.count
+        self.samples = self.numerics.count // 8 if SOME < places <= FEW else self.numerics.count
         self.need: Need = need if self.apart else "all"
         self.bases = [[b for b in basis(e) if random(b)] for e in (u, v)]
         same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
@@ -71,8 +71,8 @@ class Draws:
     def chunk(self) -> int:
         """How many pairs are drawn at a time within the budget."""
         each = sum(self.size(b) for bases in self.bases for b in bases)
-        held = self.samples * self.points.zeros(1).element_size() * 4 * max(each, 1)
-        return max(1, self.points.budget // held)
+        held = self.samples * self.numerics.zeros(1).element_size() * 4 * max(each, 1)
+        return max(1, self.numerics.budget // held)
 
     def size(self, b: Expression) -> int:
         """Return how many numbers a vector is at each draw."""
@@ -108,12 +108,12 @@ class Draws:
             size = self.size(variable[1])
             places[variable] = range(start, start + size)
             start += size
-        z = self.points.normal(2 * start if self.alone else start)[: self.samples]
+        z = self.numerics.normal(2 * start if self.alone else start)[: self.samples]
         drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
         for group in self._groups(variables, chunk):
             columns = [i for variable in group for i in places[variable]]
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
-            factor = self.points.factor(torch.cat(rows, -2))
+            factor = self.numerics.factor(torch.cat(rows, -2))
             values = torch.einsum("sm,bkm->sbk", z[:, columns], factor)
             for (which, b), part in zip(
                 group, values.split([len(places[g]) for g in group], -1), strict=True
@@ -133,7 +133,7 @@ class Draws:
             if not random(b):
                 assert isinstance(b, Vector)
                 shape = () if self.apart else b.shape
-                found[b] = self.points.zeros(1, count, *shape) + b.average
+                found[b] = self.numerics.zeros(1, count, *shape) + b.average
         return found
 
     def _groups(self, variables: list, chunk: slice) -> list[list]:
@@ -157,7 +157,7 @@ class Draws:
         size = (self.size(a[1]), self.size(b[1]))
         count = len(range(*chunk.indices(self.count)))
         if value is None:
-            return self.points.zeros(count, *size)
+            return self.numerics.zeros(count, *size)
         if a[0] != b[0]:
             first, second = (a, b) if a[0] == 0 else (b, a)
             block = self.flat(value, first[1], second[1])[chunk]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.elementwise import combine, scale, times, total
-from ntkit.infinite.expressions import Coefficient, Expression
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.values import Weight, Wide
+from ntkit.infinite.layers.elementwise import combine, scale, times, total
+from ntkit.infinite.moments.vectors import Coefficient, Expression
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Weight, Wide
 
 aten = torch.ops.aten
 
@@ -27,7 +27,7 @@ def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float,
     axes = list(range(1, len(a.shape) + 1))
 
     def first(side: Any) -> Tensor:
-        mean = side.points.zeros(1, *(1 for _ in a.shape))
+        mean = side.numerics.zeros(1, *(1 for _ in a.shape))
         for share, e in parts:
             value = side.mean(e) if centered else None
             mean = mean if value is None else mean + share * value
@@ -36,7 +36,7 @@ def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float,
     average = Coefficient(shape, first)
 
     def second(side: Any) -> Tensor:
-        square = side.points.zeros(1, *(1 for _ in a.shape))
+        square = side.numerics.zeros(1, *(1 for _ in a.shape))
         for share, e in parts:
             value = side.own.moment(e, e, "equal")
             square = square if value is None else square + share * value

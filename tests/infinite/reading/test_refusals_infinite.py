@@ -8,9 +8,9 @@ from torch.nn import Linear, Sequential
 from wide_networks import Net
 
 import ntkit
-from ntkit.infinite.expressions import Move, Moved
-from ntkit.infinite.rules import RULES, register_rule
-from ntkit.infinite.values import Wide
+from ntkit.infinite.moments.vectors import Move, Moved
+from ntkit.infinite.reading.rules import RULES, register_rule
+from ntkit.infinite.reading.values import Wide
 
 W = 16
 relu = torch.relu
@@ -133,7 +133,7 @@ def test_an_operation_without_a_rule_is_named_with_node_module_and_line():
     message = str(caught.value)
     assert "aten.sort.default (sort)" in message and "module '1'" in message
     assert f"{__file__}:{line}" in message
-    assert "@ntkit.infinite.rules.register_rule(torch.ops.aten.sort.default)" in message
+    assert "@ntkit.infinite.reading.rules.register_rule(torch.ops.aten.sort.default)" in message
 
 
 def test_the_line_of_a_builtin_module_is_not_made_up():

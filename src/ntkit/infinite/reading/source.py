@@ -15,7 +15,7 @@ from ntkit import network
 from ntkit.graph import Network, trace
 
 _TORCH = str(Path(torch.__file__).parent)
-_NTKIT = str(Path(__file__).parents[1])
+_NTKIT = str(Path(__file__).parents[2])
 
 
 def source_of(net: Network, example: Any, node: fx.Node) -> str:

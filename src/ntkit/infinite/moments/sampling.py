@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
-from ntkit.infinite.draws import Draws, Lift, is_local
-from ntkit.infinite.expressions import (
+from ntkit.infinite.moments.draws import Draws, Lift, is_local
+from ntkit.infinite.moments.vectors import (
     Apply,
     Coefficient,
     Expression,
@@ -30,7 +30,7 @@ from ntkit.infinite.expressions import (
 )
 
 if TYPE_CHECKING:
-    from ntkit.infinite.pairs import Need, Pairs, Side, Value
+    from ntkit.infinite.moments.pairs import Need, Pairs, Side, Value
 
 BLOCKS = 8  # of points, whose spread gives the standard error
 
@@ -130,7 +130,7 @@ def _sampled(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: boo
 
 
 def _sample(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> tuple[Tensor, Value]:
-    from ntkit.infinite.pairs import at_equal
+    from ntkit.infinite.moments.pairs import at_equal
 
     draws = Draws(pairs, u, v, need)
     found: tuple[list, list] = ([], [])
@@ -168,7 +168,7 @@ def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
     count = draws.samples
     if draws.apart:
         blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
-        draws.points.note(blocks)
+        draws.numerics.note(blocks)
         return blocks.mean(0)
     a, b = (
         t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape))
@@ -178,7 +178,7 @@ def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
     blocks = torch.stack(
         [torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in zip(a.split(size), b.split(size), strict=True)]
     )
-    draws.points.note(blocks)
+    draws.numerics.note(blocks)
     scale = _scale(draws, 0, a, chunk)[:, :, None] * _scale(draws, 1, b, chunk)[:, None, :]
     return blocks.mean(0) * scale
 

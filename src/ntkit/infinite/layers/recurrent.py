@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ntkit.infinite.elementwise import add, function, mul, sub
-from ntkit.infinite.linear import linear
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.selections import chunk
-from ntkit.infinite.values import Wide
+from ntkit.infinite.layers.elementwise import add, function, mul, sub
+from ntkit.infinite.layers.linear import linear
+from ntkit.infinite.layers.selections import chunk
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Wide
 
 aten = torch.ops.aten
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ntkit.graph import batch_size
-from ntkit.infinite import expectation
-from ntkit.infinite.expressions import (
+from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.vectors import (
     Apply,
     Expression,
     Gain,
@@ -29,7 +30,6 @@ from ntkit.infinite.expressions import (
     as_function,
     broadcast,
 )
-from ntkit.infinite.points import Points
 
 Value = Tensor | None  # None is an exact zero
 Need = Literal["equal", "all"]  # [*batch, *shape] at equal positions, [*batch, *shape, *shape] for all pairs
@@ -40,8 +40,8 @@ COMPOUND = (Sum, Scaled, Moved, Mixed)
 class Side:
     """A batch of samples, with what depends on each of them alone: means, variances, coefficients."""
 
-    def __init__(self, x: Any, points: Points) -> None:
-        self.x, self.points = x, points
+    def __init__(self, x: Any, numerics: Numerics) -> None:
+        self.x, self.numerics = x, numerics
         self.n = batch_size(x)
         self._memo: dict[Any, Any] = {}
 
@@ -68,7 +68,7 @@ class Side:
     def variance(self, u: Expression) -> Tensor:
         """Return Var[u] at each position, ``[n, *shape]``."""
         value = self.own.covariance(u, u, "equal")
-        return self.points.zeros(1, *(1 for _ in u.shape)) if value is None else value
+        return self.numerics.zeros(1, *(1 for _ in u.shape)) if value is None else value
 
     def factor(self, u: Scaled) -> Any:
         """Return the number of a scaled vector, ``[n, *shape]`` or one for all."""
@@ -77,7 +77,7 @@ class Side:
     def _mean(self, u: Expression) -> Value:
         match u:
             case Vector():
-                return self.points.zeros(1, *(1 for _ in u.shape)) + u.average
+                return self.numerics.zeros(1, *(1 for _ in u.shape)) + u.average
             case Raw():
                 return u.data.value(self).mean(-1)
             case Offset():
@@ -323,9 +323,11 @@ class Pairs:
             return None
         shape = [1] * len(self.batch)
         if need == "equal" or all(s == 1 for s in u.shape):
-            return self.left.points.zeros(*shape, *([1] * len(u.shape) * (2 if need == "all" else 1))) + value
+            return (
+                self.left.numerics.zeros(*shape, *([1] * len(u.shape) * (2 if need == "all" else 1))) + value
+            )
         size = int(torch.Size(u.shape).numel())
-        return value * self.left.points.eye(size).reshape(*shape, *u.shape, *v.shape)
+        return value * self.left.numerics.eye(size).reshape(*shape, *u.shape, *v.shape)
 
     def _inner(self, u: Inner, v: Inner, need: Need, first: Callable, second: Callable) -> Value:
         """Return the covariance of two sums over coordinates, positions ``[t]`` and ``[s]`` in ``[t, s]``."""

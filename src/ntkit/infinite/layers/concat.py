@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.infinite.elementwise import Aligned, combine, total
-from ntkit.infinite.expressions import Expression, Move, Moved, Sum
-from ntkit.infinite.rules import Reading, rule
-from ntkit.infinite.selections import selected
-from ntkit.infinite.values import Known, Weight, Wide, numbers
-from ntkit.infinite.views import single, unsqueeze
+from ntkit.infinite.layers.elementwise import Aligned, combine, total
+from ntkit.infinite.layers.selections import selected
+from ntkit.infinite.layers.views import single, unsqueeze
+from ntkit.infinite.moments.vectors import Expression, Move, Moved, Sum
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Known, Weight, Wide, numbers
 
 aten = torch.ops.aten
 
