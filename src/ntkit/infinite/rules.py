@@ -2,4 +2,4 @@
 
 from ntkit.deprecation import moved
 
-__getattr__ = moved(__name__, "ntkit.infinite.reading.rules", "0.2")
+__getattr__ = moved(__name__, "ntkit.infinite.reading.rules", "0.2", RULES="LIMIT_RULES")

@@ -8,8 +8,9 @@ from torch.nn import Linear, Sequential
 from wide_networks import Net
 
 import ntkit
-from ntkit.infinite.moments.vectors import Move, Moved
-from ntkit.infinite.reading.rules import RULES, register_rule
+from ntkit.infinite.moments.positions import Move
+from ntkit.infinite.moments.vectors import Moved
+from ntkit.infinite.reading.rules import LIMIT_RULES, register_rule
 from ntkit.infinite.reading.values import Wide
 
 W = 16
@@ -105,7 +106,7 @@ REFUSED = {
     "cumsum": (
         hidden(lambda s, h, x: h.cumsum(1).mean(1), 3),
         (4, 3),
-        ["no rule", "cumsum", "register_rule"],
+        ["no rule", "cumsum", "register_limit_rule"],
     ),
     "sort": (Sequential(Linear(4, W), Sorted(), Linear(W, 1)), (4,), ["no rule", "sort", "module '1'"]),
 }
@@ -133,7 +134,7 @@ def test_an_operation_without_a_rule_is_named_with_node_module_and_line():
     message = str(caught.value)
     assert "aten.sort.default (sort)" in message and "module '1'" in message
     assert f"{__file__}:{line}" in message
-    assert "@ntkit.infinite.reading.rules.register_rule(torch.ops.aten.sort.default)" in message
+    assert "@ntkit.register_limit_rule(torch.ops.aten.sort.default)" in message
 
 
 def test_the_line_of_a_builtin_module_is_not_made_up():
@@ -208,7 +209,7 @@ def test_a_rule_of_ones_own_is_used():
         torch.testing.assert_close(found.ntk(x), same.ntk(x), rtol=1e-12, atol=0)
         assert "cumsum(h1)" in str(found.program)
     finally:
-        del RULES[op]
+        del LIMIT_RULES[op]
 
 
 def test_a_rule_belongs_to_an_overload():

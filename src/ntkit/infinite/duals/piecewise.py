@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -103,10 +105,9 @@ def elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Dua
     return Piecewise(*below, Piece(0.0, INF, (0.0, scale)))
 
 
-@rule(aten.selu.default, aten.selu_.default)
-def selu() -> Dual | None:
-    """Return the dual of ELU with the constants of self-normalizing networks."""
-    return elu(1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+rule(aten.selu.default, aten.selu_.default)(  # the constants of self-normalizing networks
+    partial(elu, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+)
 
 
 @rule(aten.celu.default, aten.celu_.default)
@@ -115,7 +116,7 @@ def celu(alpha: float = 1.0) -> Dual | None:
     return elu(alpha, 1.0, 1 / alpha)
 
 
-@rule(aten.clamp.default, aten.clamp_.default)
+@rule(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default)
 def clamp(min: float | None = None, max: float | None = None) -> Dual | None:
     """Return the dual of u between two numbers and the nearer of them outside."""
     if (min is None and max is None) or (min is not None and max is not None and min >= max):
@@ -130,16 +131,8 @@ def clamp(min: float | None = None, max: float | None = None) -> Dual | None:
     return _line(*places, first=(0.0, 1.0) if min is None else (min,))
 
 
-@rule(aten.clamp_min.default, aten.clamp_min_.default)
-def clamp_min(min: float) -> Dual | None:
-    """Return the dual of max(u, min)."""
-    return clamp(min=min)
-
-
-@rule(aten.clamp_max.default, aten.clamp_max_.default)
-def clamp_max(max: float) -> Dual | None:
-    """Return the dual of min(u, max)."""
-    return clamp(max=max)
+rule(aten.clamp_max.default, aten.clamp_max_.default)(partial(clamp, None))
+rule(aten.relu6.default, aten.relu6_.default)(partial(clamp, 0.0, 6.0))
 
 
 @rule(aten.hardtanh.default, aten.hardtanh_.default)
@@ -148,22 +141,12 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Dual | None:
     return clamp(min_val, max_val)
 
 
-@rule(aten.relu6.default, aten.relu6_.default)
-def relu6() -> Dual | None:
-    """Return the dual of u between 0 and 6."""
-    return clamp(0.0, 6.0)
-
-
-@rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)
-def hardsigmoid() -> Dual:
-    """Return the dual of (u + 3) / 6 between 0 and 1."""
-    return _line((-3.0, (0.5, 1 / 6)), (3.0, (1.0,)), first=(0.0,))
-
-
-@rule(aten.hardswish.default, aten.hardswish_.default)
-def hardswish() -> Dual:
-    """Return the dual of u hardsigmoid(u)."""
-    return _line((-3.0, (0.0, 0.5, 1 / 6)), (3.0, (0.0, 1.0)), first=(0.0,))
+rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)(  # (u + 3) / 6 between 0 and 1
+    partial(_line, (-3.0, (0.5, 1 / 6)), (3.0, (1.0,)), first=(0.0,))
+)
+rule(aten.hardswish.default, aten.hardswish_.default)(  # u times that
+    partial(_line, (-3.0, (0.0, 0.5, 1 / 6)), (3.0, (0.0, 1.0)), first=(0.0,))
+)
 
 
 @rule(aten.softshrink.default)

@@ -1,31 +1,23 @@
-"""Products of two vectors: scores of attention, and means of values weighed by them."""
+"""Products of two vectors: scores of attention, and means of values weighted by them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import refactored, single
-from ntkit.infinite.moments.vectors import (
-    Apply,
-    Coefficient,
-    Expression,
-    Function,
-    Inner,
-    Mixed,
-    Scaled,
-    reshaped,
-    sources,
-)
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply, Function, sources
+from ntkit.infinite.moments.positions import expand, matvec
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.vectors import Coefficient, Inner, Mixed, Multiple, expanded, reshaped
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Known, Wide, numbers
+from ntkit.infinite.reading.values import Known, Operand, Wide, numbers
 
 aten = torch.ops.aten
 
 
-def between(read: Reading, a: Any, b: Any) -> Any:
+def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     """Return a product of two vectors, or of numbers and a vector along positions."""
     if isinstance(a, Wide) and isinstance(b, Wide):
         a, b = a.canonical(), b.canonical()
@@ -33,13 +25,14 @@ def between(read: Reading, a: Any, b: Any) -> Any:
         if inner_a and inner_b and all(x < 0 for x in inner_a) and all(x < 0 for x in inner_b):
             return scores(read, a, b)
         if all(x >= 0 for x in (*inner_a, *inner_b)):
-            return weighed(read, a, b)
-    if isinstance(a, Known | Tensor) and isinstance(b, Wide):
-        return mixed(read, numbers(a), b.canonical())  # pyright: ignore
+            return weighted(read, a, b)
+    known = numbers(a)
+    if known is not None and isinstance(b, Wide):
+        return mixed(read, known, b.canonical())
     raise read.refuse("a product of this kind of values.")
 
 
-def scores(read: Reading, q: Wide, k: Wide) -> Any:
+def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
     """Q K^T: a G-variable of a head, where the heads are many."""
     first, a = _rows(read, q, len(q.dims) - 2)
     second, b = _rows(read, k, len(k.dims) - 1)
@@ -90,7 +83,7 @@ def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, fact
     """Return scores under a scale of 1/d: the numbers factor E[q k]."""
     sizes = (*q.sizes[:-1], k.sizes[-1])
 
-    def of(side: Any) -> Tensor:
+    def of(side: SideValues) -> Tensor:
         value = side.own.moment(u, v, "equal")
         value = side.numerics.zeros(1, 1, 1) if value is None else factor * value
         value = value.expand(side.n, u.shape[0], v.shape[1])
@@ -112,7 +105,7 @@ def mixed(read: Reading, weights: Known, v: Wide) -> Wide:
     sizes = tuple(weights.example.shape)
     t = sizes[-2]
 
-    def of(side: Any) -> Tensor:
+    def of(side: SideValues) -> Tensor:
         full = weights.numbers.value(side)
         index = [0] * (full.ndim - 3)
         return full[(slice(None), *index)]
@@ -135,22 +128,18 @@ def _rows(read: Reading, w: Wide, dim: int) -> tuple[Expression, int]:
     if len(w.pieces) > 1 or len(w.shape) > 1:
         raise read.refuse("attention over more than one axis of positions, or of concatenated vectors.")
     w, _ = single(w, dim)
-    return w.only.expanded(w.shape), w.shape[0]
+    return expanded(w.only, w.shape), w.shape[0]
 
 
 def _unscaled(e: Expression) -> tuple[Expression, float]:
-    if isinstance(e, Scaled) and isinstance(e.factor, float | int):
+    if isinstance(e, Multiple) and isinstance(e.factor, float | int):
         inner, factor = _unscaled(e.inner)
         return inner, factor * e.factor
     return e, 1.0
 
 
-def _matmul(a: Tensor, v: Tensor) -> Tensor:
-    return (a @ v.unsqueeze(-1)).squeeze(-1)
-
-
-def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
-    """Return A V: a mean of values at positions, weighed by another function; by sampling."""
+def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
+    """Return A V: a mean of values at positions, weighted by another function; by sampling."""
     weights, values = a.canonical(), v.canonical()
     rank = len(weights.dims)
     weights, _ = single(weights, rank - 2)
@@ -159,10 +148,8 @@ def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
     if len(weights.shape) != 2 or len(weights.pieces) > 1:
         raise read.refuse("attention over more than one axis of positions.")
     shape = (weights.shape[0],)
-    function = Function(
-        "weighed mean", lambda p, x: _matmul(p.expand(*p.shape[:-2], *weights.shape), x), None, False
-    )
-    u = weights.only.expanded(weights.shape)
+    function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
+    u = expanded(weights.only, weights.shape)
     e = Apply(shape, function, (u, value))
     dims = [tuple(x for x in d if x < 0) for d in values.dims]
     dims[-2] = (0,)
@@ -171,11 +158,11 @@ def weighed(read: Reading, a: Wide, v: Wide) -> Wide:
     return refactored(read, wide, wide.sizes)
 
 
-def _over_positions(*ops: Any) -> None:
+def _over_positions(*ops: torch._ops.OpOverload) -> None:
     """Register a function of all positions along a dimension, each head for itself."""
 
     @rule(*ops)
-    def normalized(read: Reading, a: Wide, dim: int, *_: Any, **__: Any) -> Wide:
+    def normalized(read: Reading, a: Wide, dim: int, *_: object, **__: object) -> Wide:
         name = str(ops[0].overloadpacket).removeprefix("aten.")
         a = a.canonical()
         dim %= len(a.dims)
@@ -186,10 +173,8 @@ def _over_positions(*ops: Any) -> None:
             )
         a, axis = single(a, dim)
         back, shape = axis - len(a.shape), a.shape
-        function = Function(
-            name, lambda t: ops[0](t.expand(*t.shape[: t.ndim - len(shape)], *shape), back), None, False
-        )
-        value = a.map(lambda e: read.apply(function, e.expanded(shape)))
+        function = Function(name, lambda t: ops[0](expand(t, shape), back), None, False)
+        value = a.map(lambda e: read.apply(function, expanded(e, shape)))
         return read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", value)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.elementwise import Aligned, combine, total
+from ntkit.infinite.layers.alignment import Aligned, Pieces, combine
+from ntkit.infinite.layers.arithmetic import total
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import single, unsqueeze
-from ntkit.infinite.moments.vectors import Expression, Move, Moved, Sum
-from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Known, Weight, Wide, numbers
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.positions import Move
+from ntkit.infinite.moments.vectors import VectorSum
+from ntkit.infinite.reading.rules import Reading, known, rule
+from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers, sizes_of
 
 aten = torch.ops.aten
 
@@ -29,14 +31,11 @@ def padded(read: Reading, a: Wide, dim: int, low: int, high: int) -> Wide:
         raise read.refuse("it pads channels.")
     a, axis = single(a, dim)
     shape = (*a.shape[:axis], a.shape[axis] + low + high, *a.shape[axis + 1 :])
-    move = Move((place, axis, len(a.shape), low, high), a.shape, shape, True, True)
-    return Wide(
-        tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces), shape, a.channels, a.dims
-    )
+    return a.moved(Move((place, axis, len(a.shape), low, high), a.shape, shape, True))
 
 
 @rule(aten.cat.default)
-def cat(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
+def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     """Concatenate positions, or vectors of several widths along the channels."""
     values = [v for v in values if not (isinstance(v, Tensor) and v.numel() == 0)]
     first = next(v for v in values if isinstance(v, Wide))
@@ -57,58 +56,55 @@ def cat(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
     return read.write("Concat", f"positions of {text}", combine(read, parts, total))
 
 
-def _size(v: Any, dim: int) -> int:
-    if isinstance(v, Wide):
-        return v.sizes[dim]
-    return (v.tensor if isinstance(v, Weight) else v.example if isinstance(v, Known) else v).shape[dim]
-
-
 def _hollow(v: Wide, dim: int) -> Wide:
     """Return a zero of the shape of a vector, with one entry along a dimension."""
     v, at = single(v, dim)
     keep = v.shape[:at] + v.shape[at + 1 :]
     dims = [tuple(x - (x > at) if x >= 0 else x for x in d) for d in v.dims]
     dims[dim] = ()
-    return Wide(tuple((w, Sum(keep, ())) for w, _ in v.pieces), keep, v.channels, tuple(dims))
+    return Wide(tuple((w, VectorSum(keep, ())) for w, _ in v.pieces), keep, v.channels, tuple(dims))
 
 
-def _channels(read: Reading, values: Sequence[Any], dim: int) -> Wide:
+def _channels(read: Reading, values: Sequence[Operand], dim: int) -> Wide:
     """Concatenate along the channels: data and vectors, each with its width."""
     wides = [v.canonical() for v in values if isinstance(v, Wide)]
     if any(len(v.channels) != 1 or v.dims[dim] != (-1,) for v in wides):
         raise read.refuse("it concatenates vectors whose channels were flattened or split.")
-    pieces: list[tuple[int, Expression]] = []
-    frame = None
+    pieces: Pieces = ()
+    aligned = None
     for value in values:
-        width = _size(value, dim)
-        others = [Wide(((width, Sum(w.shape, ())),), w.shape, (width,), w.dims) for w in wides]
+        width = sizes_of(value)[dim]
+        others = [Wide(((width, VectorSum(w.shape, ())),), w.shape, (width,), w.dims) for w in wides]
         aligned = Aligned(read, [value, *others])
-        frame = aligned
-        if not isinstance(value, Wide):
-            raw = aligned._raw(numbers(value), len(aligned.frame))[0]  # pyright: ignore
-            pieces.append((width, raw))
-            continue
-        mine = [e for e in aligned.terms[0]]
-        starts = [0, *aligned.bounds]
-        pieces += [(b - a, e) for a, b, e in zip(starts, aligned.bounds, mine, strict=False)]
-    assert frame is not None
-    return Wide(tuple(pieces), frame.shape, (sum(w for w, _ in pieces),), frame.dims)
+        known = numbers(value)
+        if known is not None:
+            pieces += ((width, aligned.raw(known)),)
+        elif isinstance(value, Wide):
+            pieces += aligned.pieces([e for e in aligned.terms[0] if isinstance(e, Expression)])
+        else:
+            raise read.refuse("it concatenates a parameter with vectors along the channels.")
+    assert aligned is not None
+    return Wide(pieces, aligned.shape, (sum(w for w, _ in pieces),), aligned.dims)
 
 
 @rule(aten.stack.default)
-def stack(read: Reading, values: Sequence[Any], dim: int = 0) -> Any:
+def stack(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     """Put vectors side by side in a new axis of positions."""
     rank = max(len(v.dims) for v in values if isinstance(v, Wide)) + 1
     dim %= rank
-    return cat(
-        read,
-        [unsqueeze(read, v, dim) if isinstance(v, Wide | Weight) else v.unsqueeze(dim) for v in values],
-        dim,
-    )
+
+    def longer(v: Operand) -> Operand:
+        if isinstance(v, Wide | Weight):
+            return unsqueeze(read, v, dim)
+        return v.unsqueeze(dim) if isinstance(v, Tensor) else known(torch.unsqueeze, (v, dim), {})
+
+    return cat(read, [longer(v) for v in values], dim)
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)
-def pad(read: Reading, a: Wide, widths: Sequence[int], mode: str = "constant", value: Any = None) -> Wide:
+def pad(
+    read: Reading, a: Wide, widths: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Wide:
     """Pad positions with zeros, around, by reflection or by the border."""
     if value:
         raise read.refuse("it pads with other numbers than zero.")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.views import refactored, single
-from ntkit.infinite.moments.vectors import Expression, Function, Move, Moved, Shape
+from ntkit.infinite.layers.views import pixels, refactored
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Function
+from ntkit.infinite.moments.positions import Move, Shape, expand
+from ntkit.infinite.moments.vectors import expanded
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Wide
 
 aten = torch.ops.aten
+Dims = int | Sequence[int] | None
+Pooled = Wide | tuple[Wide, None]  # with the places of the maxima, which are not a value of the network
 
 
-def pooled(t: Tensor, rank: int, op: Callable[..., Tensor], *args: Any) -> Tensor:
+def pooled(t: Tensor, rank: int, op: Callable[..., Tensor], *args: object) -> Tensor:
     """Apply an operation on pictures ``[n, 1, *pixels]`` to the last ``rank`` axes of a tensor."""
     lead = t.shape[: t.ndim - rank]
     out = op(t.reshape(-1, 1, *t.shape[t.ndim - rank :]), *args)
@@ -29,118 +35,87 @@ def reduced(t: Tensor, rank: int, axes: tuple[int, ...], how: str) -> Tensor:
     return getattr(t, how)(dims, keepdim=True)
 
 
-def on_pixels(read: Reading, a: Wide, rank: int, move: Callable[[Shape], Move], text: str) -> Wide:
-    """Apply a map of the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
-    a, _ = _pixels(read, a, rank)
-    m = move(a.shape)
-    pieces = tuple((w, Moved(m.after, m, e.expanded(a.shape))) for w, e in a.pieces)
-    wide = Wide(pieces, m.after, a.channels, a.dims)
-    return refactored(read, read.write("Pooling", f"{text}({read.name(a)})", wide), wide.sizes)
+def _average(
+    op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
+) -> Pooled:
+    keys = (tuple(x) if isinstance(x, list) else x for x in args)
+    wide = a.moved(Move((pooled, rank, op, *keys), a.shape, after, False))
+    return refactored(read, read.write("Pooling", f"{_named(op)}({read.name(a)})", wide), wide.sizes)
 
 
-def _pixels(read: Reading, a: Wide, rank: int) -> tuple[Wide, Shape]:
-    a = a.canonical()
-    for i in range(rank):
-        dim = len(a.dims) - rank + i
-        if any(x < 0 for x in a.dims[dim]):
-            raise read.refuse("it pools over channels.")
-        a, _ = single(a, dim)
-    if len(a.shape) != rank:
-        raise read.refuse("it has positions besides the pixels.")
-    return a, a.shape
+def _maximum(
+    op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
+) -> Pooled:
+    name = _named(op).removesuffix("_with_indices")
+
+    def maximum(t: Tensor) -> Tensor:
+        return pooled(expand(t, a.shape), rank, lambda picture: _first(op(picture, *args)))
+
+    function = Function(name, maximum, None, False)
+
+    def of(e: Expression) -> Expression:
+        return replace(read.apply(function, expanded(e, a.shape)), shape=after)
+
+    wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", a.map(of, after))
+    wide = refactored(read, wide, wide.sizes)
+    return wide if len(op._schema.returns) == 1 else (wide, None)
 
 
-def _after(op: Callable[..., Tensor], shape: Shape, *args: Any) -> Shape:
-    return tuple(op(torch.zeros(1, 1, *shape), *args).shape[2:])
+def _named(op: torch._ops.OpOverload) -> str:
+    return str(op.overloadpacket).removeprefix("aten.")
 
 
-def _rank(op: Any) -> int:
-    name = op.__name__ if hasattr(op, "__name__") else str(op)
-    return next(r for r in (1, 2, 3) if f"{r}d" in name)
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
 
 
-def _register(op: Any, rank: int) -> None:
-    @rule(op)
-    def pool(read: Reading, a: Wide, *args: Any) -> Wide:
-        name = str(op.overloadpacket).removeprefix("aten.")
-        keys = tuple(tuple(x) if isinstance(x, list) else x for x in args)
-
-        def move(shape: Shape) -> Move:
-            after = _after(op, shape, *args)
-            return Move((pooled, rank, op, *keys), shape, after, False, False)
-
-        return on_pixels(read, a, rank, move, name)
+def _on_pixels(
+    kind: Callable[..., Pooled], op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, *args: object
+) -> Pooled:
+    """Pool the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
+    if any(x < 0 for dim in a.dims[-rank:] for x in dim):
+        raise read.refuse("it pools over channels.")
+    a = pixels(read, a, rank)
+    after = tuple(_first(op(torch.zeros(1, 1, *a.shape), *args)).shape[2:])
+    return kind(op, rank, read, a, after, args)
 
 
-for _op, _r in (
-    (aten.avg_pool1d.default, 1),
-    (aten.avg_pool2d.default, 2),
-    (aten.avg_pool3d.default, 3),
-    (aten.adaptive_avg_pool1d.default, 1),
-    (aten.adaptive_avg_pool2d.default, 2),
-    (aten.adaptive_avg_pool3d.default, 3),
-    (aten.upsample_nearest1d.vec, 1),
-    (aten.upsample_nearest2d.vec, 2),
-    (aten.upsample_bilinear2d.vec, 2),
-):
-    _register(_op, _r)
-
-
-def _maximum(op: Any, rank: int) -> None:
-    pair = len(op._schema.returns) == 2
-
-    @rule(op)
-    def pool(read: Reading, a: Wide, *args: Any) -> Any:
-        name = str(op.overloadpacket).removeprefix("aten.").removesuffix("_with_indices")
-        a, shape = _pixels(read, a, rank)
-
-        def first(t: Tensor, *args: Any) -> Tensor:
-            out = op(t, *args)
-            return out[0] if pair else out
-
-        after = _after(first, shape, *args)
-        f = Function(
-            name,
-            lambda t: pooled(t.expand(*t.shape[: t.ndim - rank], *shape), rank, first, *args),
-            None,
-            False,
-        )
-        pieces = tuple((w, _applied(read, f, e.expanded(shape), after)) for w, e in a.pieces)
-        wide = Wide(pieces, after, a.channels, a.dims)
-        wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide)
-        wide = refactored(read, wide, wide.sizes)
-        return (wide, None) if pair else wide  # the places of the maxima are no value of the network
-
-
-def _applied(read: Reading, f: Function, e: Expression, after: Shape) -> Expression:
-    from dataclasses import replace
-
-    return replace(read.apply(f, e), shape=after)
-
-
-for _op, _r in (
-    (aten.max_pool1d.default, 1),
-    (aten.max_pool2d.default, 2),
-    (aten.max_pool3d.default, 3),
-    (aten.adaptive_max_pool1d.default, 1),
-    (aten.adaptive_max_pool2d.default, 2),
-):
-    _maximum(_op, _r)
+_POOLING = {
+    _average: [
+        (aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default, aten.upsample_nearest1d.vec),
+        (
+            aten.avg_pool2d.default,
+            aten.adaptive_avg_pool2d.default,
+            aten.upsample_nearest2d.vec,
+            aten.upsample_bilinear2d.vec,
+        ),
+        (aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default),
+    ],
+    _maximum: [
+        (aten.max_pool1d.default, aten.adaptive_max_pool1d.default),
+        (aten.max_pool2d.default, aten.adaptive_max_pool2d.default),
+        (aten.max_pool3d.default,),
+    ],
+}
+for _kind, _by_rank in _POOLING.items():
+    for _rank, _ops in enumerate(_by_rank, 1):
+        for _op in _ops:
+            rule(_op)(partial(_on_pixels, _kind, _op, _rank))
 
 
 @rule(aten.mean.dim)
-def mean(read: Reading, a: Wide, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+def mean(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
     """Return the mean over positions; over channels it is a number, for norms written by hand."""
     return _reduction(read, a, dims, keepdim, "mean")
 
 
 @rule(aten.sum.dim_IntList)
-def sum_(read: Reading, a: Wide, dims: Any = None, keepdim: bool = False, **_: Any) -> Any:
+def sum_(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
     """Return the sum over positions."""
     return _reduction(read, a, dims, keepdim, "sum")
 
 
-def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> Any:
+def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide:
     a = a.canonical()
     rank = len(a.dims)
     chosen = sorted(
@@ -155,14 +130,10 @@ def _reduction(read: Reading, a: Wide, dims: Any, keepdim: bool, how: str) -> An
     wide = a
     if axes:
         after = tuple(1 if i in axes else s for i, s in enumerate(a.shape))
-        move = Move((reduced, len(a.shape), axes, how), a.shape, after, False, False)
-        pieces = tuple((w, Moved(after, move, e.expanded(a.shape))) for w, e in a.pieces)
-        wide = Wide(pieces, after, a.channels, a.dims)
+        wide = a.moved(Move((reduced, len(a.shape), axes, how), a.shape, after, False))
         names = f"{how} over {'x'.join(str(a.shape[i]) for i in axes)} positions of {read.name(a)}"
         wide = read.write("Pooling", names, wide)
     wide = refactored(read, wide, wide.sizes)
     if keepdim:
         return wide
-    return Wide(
-        wide.pieces, wide.shape, wide.channels, tuple(d for i, d in enumerate(wide.dims) if i not in chosen)
-    )
+    return replace(wide, dims=tuple(d for i, d in enumerate(wide.dims) if i not in chosen))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import refactored, viewed
-from ntkit.infinite.moments.vectors import Move, Moved
+from ntkit.infinite.moments.positions import Move
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Weight, Wide
+from ntkit.infinite.reading.values import Weight, Wide, sizes_of
 
 aten = torch.ops.aten
+Parts = tuple[Wide | Weight, ...]
+Place = int | None  # of a slice
 
 
 def pick(t: Tensor, axis: int, rank: int, index: tuple[int, ...]) -> Tensor:
@@ -34,7 +35,7 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
     if not axes:
         return _dropped(a, dim) if drop else a
     if axes[0] >= 0:
-        return _positions(a, dim, axes[0], index, drop)
+        return _positions(read, a, dim, axes[0], index, drop)
     sizes, place = a.channels, -axes[0] - 1
     rows = torch.arange(prod(sizes)).reshape(sizes).index_select(place, index)
     channels = (*sizes[:place], len(index), *sizes[place + 1 :])
@@ -55,18 +56,16 @@ def _dropped(a: Wide, dim: int) -> Wide:
     return Wide(a.pieces, a.shape, a.channels, a.dims[:dim] + a.dims[dim + 1 :])
 
 
-def _positions(a: Wide, dim: int, axis: int, index: Tensor, drop: bool) -> Wide:
+def _positions(read: Reading, a: Wide, dim: int, axis: int, index: Tensor, drop: bool) -> Wide:
     shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
-    move = Move((pick, axis, len(a.shape), tuple(index.tolist())), a.shape, shape, True, False)
-    pieces = tuple((w, Moved(shape, move, e.expanded(a.shape))) for w, e in a.pieces)
-    result = Wide(pieces, shape, a.channels, a.dims)
+    result = a.moved(Move((pick, axis, len(a.shape), tuple(index.tolist())), a.shape, shape, True))
     if len(index) == 1:
-        result = refactored(None, result, result.sizes)  # pyright: ignore
+        result = refactored(read, result, result.sizes)
     return _dropped(result, dim) if drop else result
 
 
 @rule(aten.select.int)
-def select(read: Reading, a: Any, dim: int, index: int) -> Any:
+def select(read: Reading, a: Wide | Weight, dim: int, index: int) -> Wide | Weight:
     """Take one entry of a dimension."""
     if isinstance(a, Weight):
         return viewed(read, aten.select.int, a, dim, index)
@@ -74,7 +73,9 @@ def select(read: Reading, a: Any, dim: int, index: int) -> Any:
 
 
 @rule(aten.slice.Tensor)
-def slice_(read: Reading, a: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+def slice_(
+    read: Reading, a: Wide | Weight, dim: int = 0, start: Place = None, end: Place = None, step: int = 1
+) -> Wide | Weight:
     """Take a range of a dimension."""
     if isinstance(a, Weight):
         return viewed(read, aten.slice.Tensor, a, dim, start, end, step)
@@ -83,13 +84,13 @@ def slice_(read: Reading, a: Any, dim: int = 0, start: Any = None, end: Any = No
 
 
 @rule(aten.narrow.default)
-def narrow(read: Reading, a: Any, dim: int, start: int, length: int) -> Any:
+def narrow(read: Reading, a: Wide | Weight, dim: int, start: int, length: int) -> Wide | Weight:
     """Take a range of a dimension, by its length."""
     return slice_(read, a, dim, start, start + length)
 
 
 @rule(aten.index_select.default)
-def index_select(read: Reading, a: Any, dim: int, index: Tensor) -> Any:
+def index_select(read: Reading, a: Wide, dim: int, index: Tensor) -> Wide:
     """Take entries of a dimension by a fixed index."""
     return selected(read, a, dim, index, False)
 
@@ -110,38 +111,31 @@ def roll(read: Reading, a: Wide, shifts: Sequence[int], dims: Sequence[int] = ()
     return a
 
 
-def _parts(read: Reading, a: Any, sizes: Sequence[int], dim: int) -> tuple:
+def _parts(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int) -> Parts:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return tuple(narrow(read, a, dim, start, size) for start, size in zip(starts, sizes, strict=True))
 
 
-def size_of(a: Any, dim: int) -> int:
-    """Return the size of a dimension of a value."""
-    return a.sizes[dim] if isinstance(a, Wide) else a.tensor.shape[dim]
-
-
 @rule(aten.chunk.default)
-def chunk(read: Reading, a: Any, count: int, dim: int = 0) -> tuple:
+def chunk(read: Reading, a: Wide | Weight, count: int, dim: int = 0) -> Parts:
     """Cut a dimension into a number of parts."""
-    n = size_of(a, dim)
-    size = -(-n // count)
-    return _parts(read, a, [min(size, n - i) for i in range(0, n, size)], dim)
+    return split(read, a, -(-sizes_of(a)[dim] // count), dim)
 
 
 @rule(aten.split.Tensor)
-def split(read: Reading, a: Any, size: int, dim: int = 0) -> tuple:
+def split(read: Reading, a: Wide | Weight, size: int, dim: int = 0) -> Parts:
     """Cut a dimension into parts of a size."""
-    n = size_of(a, dim)
+    n = sizes_of(a)[dim]
     return _parts(read, a, [min(size, n - i) for i in range(0, n, size)], dim)
 
 
 @rule(aten.split_with_sizes.default, aten.split.sizes)
-def split_with_sizes(read: Reading, a: Any, sizes: Sequence[int], dim: int = 0) -> tuple:
+def split_with_sizes(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int = 0) -> Parts:
     """Cut a dimension into parts of several sizes."""
     return _parts(read, a, sizes, dim)
 
 
 @rule(aten.unbind.int)
-def unbind(read: Reading, a: Any, dim: int = 0) -> tuple:
+def unbind(read: Reading, a: Wide | Weight, dim: int = 0) -> Parts:
     """Take a dimension apart."""
-    return tuple(select(read, a, dim, i) for i in range(size_of(a, dim)))
+    return tuple(select(read, a, dim, i) for i in range(sizes_of(a)[dim]))

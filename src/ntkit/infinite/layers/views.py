@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from ntkit.infinite.moments.vectors import stopped
+from ntkit.infinite.moments.rewrites import stopped
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Weight, Wide
+from ntkit.infinite.reading.values import Operand, Weight, Wide, numbered
 
 aten = torch.ops.aten
 
@@ -24,20 +24,19 @@ aten = torch.ops.aten
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
     aten.lift_fresh_copy.default,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.to.device,
 )
-def same(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
-    """Return the same (dropout is not active: the graph refuses it where it is)."""
-    return a
-
-
-@rule(aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.other, aten.to.device)
-def to(read: Reading, a: Any, *_: Any, **__: Any) -> Any:
-    """Return the same; covariances keep the dtype of the network."""
+def same(read: Reading, a: Operand, *_: object, **__: object) -> Operand:
+    """Return the same: the graph refuses active dropout, covariances keep the dtype of the network."""
     return a
 
 
 @rule(aten.detach.default, aten.detach_.default)
-def detach(read: Reading, a: Any) -> Any:
+def detach(read: Reading, a: Operand) -> Operand:
     """Detach keeps K and makes Theta zero."""
     return read.write("LinComb", f"{read.name(a)}, detached", a.map(stopped)) if isinstance(a, Wide) else a
 
@@ -70,15 +69,8 @@ def refactored(read: Reading, a: Wide, sizes: Sequence[int]) -> Wide:
     channels = tuple(n for mine in parts for n, position in mine if not position)
     if channels != a.channels and len(a.pieces) > 1:
         raise read.refuse("concatenated vectors are cut into groups of channels.")
-    position, channel, dims = 0, -1, []
-    for mine in parts:
-        dim = []
-        for _, is_position in mine:
-            dim.append(position if is_position else channel)
-            position, channel = position + is_position, channel - (not is_position)
-        dims.append(tuple(dim))
     pieces = a.pieces if shape == a.shape else a.reshaped(shape, ()).pieces
-    return Wide(pieces, shape, channels, tuple(dims))
+    return Wide(pieces, shape, channels, numbered([[position for _, position in mine] for mine in parts]))
 
 
 def _full(sizes: Sequence[int], total: int) -> list[int]:
@@ -88,10 +80,8 @@ def _full(sizes: Sequence[int], total: int) -> list[int]:
     return sizes
 
 
-def viewed(read: Reading, op: Any, a: Any, *args: Any) -> Any:
+def viewed(read: Reading, op: Callable[..., Tensor], a: Weight, *args: object) -> Weight:
     """Apply a view to a weight: a view of its storage stays the weight."""
-    if not isinstance(a, Weight):
-        return None
     t = op(a.tensor, *args)
     if t.untyped_storage().data_ptr() != a.tensor.untyped_storage().data_ptr():
         raise read.refuse(f"it copies the weight {a.name!r} in another order.")
@@ -99,7 +89,7 @@ def viewed(read: Reading, op: Any, a: Any, *args: Any) -> Any:
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def view(read: Reading, a: Any, sizes: Sequence[int]) -> Any:
+def view(read: Reading, a: Wide | Weight, sizes: Sequence[int]) -> Wide | Weight:
     """Split and merge axes."""
     if isinstance(a, Weight):
         return viewed(read, aten.reshape.default, a, list(sizes))
@@ -124,7 +114,7 @@ def unflatten(read: Reading, a: Wide, dim: int, sizes: Sequence[int]) -> Wide:
 
 
 @rule(aten.unsqueeze.default)
-def unsqueeze(read: Reading, a: Any, dim: int) -> Any:
+def unsqueeze(read: Reading, a: Wide | Weight, dim: int) -> Wide | Weight:
     """Add a dimension of size 1."""
     if isinstance(a, Weight):
         return viewed(read, aten.unsqueeze.default, a, dim)
@@ -133,7 +123,7 @@ def unsqueeze(read: Reading, a: Any, dim: int) -> Any:
 
 
 @rule(aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims)
-def squeeze(read: Reading, a: Any, dims: int | Sequence[int] | None = None) -> Any:
+def squeeze(read: Reading, a: Wide, dims: int | Sequence[int] | None = None) -> Wide:
     """Drop dimensions of size 1."""
     rank, sizes = len(a.dims), a.sizes
     chosen = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
@@ -142,7 +132,7 @@ def squeeze(read: Reading, a: Any, dims: int | Sequence[int] | None = None) -> A
 
 
 @rule(aten.permute.default)
-def permute(read: Reading, a: Any, order: Sequence[int]) -> Any:
+def permute(read: Reading, a: Wide | Weight, order: Sequence[int]) -> Wide | Weight:
     """Permute dimensions."""
     if isinstance(a, Weight):
         return viewed(read, aten.permute.default, a, order)
@@ -150,7 +140,7 @@ def permute(read: Reading, a: Any, order: Sequence[int]) -> Any:
 
 
 @rule(aten.transpose.int, aten.swapaxes.default)
-def transpose(read: Reading, a: Any, first: int, second: int) -> Any:
+def transpose(read: Reading, a: Wide | Weight, first: int, second: int) -> Wide | Weight:
     """Swap two dimensions."""
     if isinstance(a, Weight):
         return viewed(read, aten.transpose.int, a, first, second)
@@ -160,17 +150,19 @@ def transpose(read: Reading, a: Any, first: int, second: int) -> Any:
 
 
 @rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
-def t(read: Reading, a: Any) -> Any:
+def t(read: Reading, a: Wide | Weight) -> Wide | Weight:
     """Transpose a matrix."""
     return transpose(read, a, -2, -1)
 
 
 @rule(aten.expand.default, aten.expand_as.default)
-def expand(read: Reading, a: Any, sizes: Any, *, implicit: bool = False) -> Any:
+def expand(
+    read: Reading, a: Wide | Weight, sizes: Wide | Sequence[int], *, implicit: bool = False
+) -> Wide | Weight:
     """Repeat along dimensions of size 1."""
+    sizes = sizes.sizes if isinstance(sizes, Wide) else sizes
     if isinstance(a, Weight):
         return viewed(read, aten.expand.default, a, list(sizes))
-    sizes = sizes.sizes if isinstance(sizes, Wide) else sizes
     a = a.canonical()
     dims = ((),) * (len(sizes) - len(a.dims)) + a.dims
     shape, axes = [], []
@@ -197,3 +189,15 @@ def single(a: Wide, dim: int) -> tuple[Wide, int]:
     dims = [tuple(x + 1 - count if x >= at + count else x for x in d) for d in a.dims]
     dims[dim] = (at,)
     return a.reshaped(shape, dims), at
+
+
+def pixels(read: Reading, a: Wide, rank: int) -> Wide:
+    """Return a vector ``[1, channels, *pixels]`` with one axis for each of the last ``rank`` dimensions."""
+    a = a.canonical()
+    for dim in range(len(a.dims) - rank, len(a.dims)):
+        if any(x < 0 for x in a.dims[dim]):
+            raise read.refuse("its channels lie in a dimension of pixels.")
+        a, _ = single(a, dim)
+    if len(a.shape) != rank:
+        raise read.refuse("it has positions besides the pixels.")
+    return a

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.vectors import Apply, Expression, Shape, Vector
+from ntkit.infinite.moments.algebra import Need
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import Shape, broadcast
+from ntkit.infinite.moments.protocols import PairValues
+from ntkit.infinite.moments.vectors import Vector
 
-if TYPE_CHECKING:
-    from ntkit.infinite.moments.pairs import Need, Pairs
-
+Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
 Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
 
 FEW = 1024  # pairs of positions of two samples up to which each is drawn on its own: fewer dimensions,
@@ -35,7 +37,7 @@ def is_local(e: Expression) -> bool:
     return not isinstance(e, Apply) or e.local
 
 
-class Draws:
+class JointDraws:
     """What is drawn together for two vectors: each pair of positions ``apart``, or all positions at once.
 
     Apart, where both depend on their basis position by position and positions are few: a few dimensions,
@@ -45,7 +47,7 @@ class Draws:
     those without a common weight are drawn independently of each other.
     """
 
-    def __init__(self, pairs: Pairs, u: Expression, v: Expression, need: Need) -> None:
+    def __init__(self, pairs: PairValues, u: Expression, v: Expression, need: Need) -> None:
         self.pairs, self.vectors = pairs, (u, v)
         self.sides = (pairs.left, pairs.right)
         self.numerics = pairs.left.numerics
@@ -56,12 +58,8 @@ class Draws:
         self.bases = [[b for b in basis(e) if random(b)] for e in (u, v)]
         same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
         self.alone = u is v and same
-        positions: Shape = ()
-        if self.apart:
-            joint = (
-                tuple(torch.broadcast_shapes(u.shape, v.shape)) if need == "equal" else (*u.shape, *v.shape)
-            )
-            positions = joint
+        joint = broadcast(u.shape, v.shape) if need == "equal" else (*u.shape, *v.shape)
+        positions: Shape = joint if self.apart else ()
         self.shape = (*pairs.batch, *positions)
         self.count = prod(self.shape)
         index = torch.arange(prod(pairs.batch))
@@ -89,10 +87,9 @@ class Draws:
         """Return how values of a side broadcast with the draws of a chunk of pairs."""
         if self.apart:
             rank = len(self.vectors[1 - which].shape)
-            name = ("left", "right")[which]
 
             def spread(value: Tensor) -> Tensor:
-                lifted = self.pairs.lift(value, name, self.need, rank)  # pyright: ignore
+                lifted = self.pairs.lift(value, "right" if which else "left", self.need, rank)
                 return lifted.expand(self.shape).reshape(-1)[chunk]
 
             return spread
@@ -110,7 +107,7 @@ class Draws:
             start += size
         z = self.numerics.normal(2 * start if self.alone else start)[: self.samples]
         drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
-        for group in self._groups(variables, chunk):
+        for group in self._groups(variables):
             columns = [i for variable in group for i in places[variable]]
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
             factor = self.numerics.factor(torch.cat(rows, -2))
@@ -128,30 +125,30 @@ class Draws:
     def _fixed(self, which: int, chunk: slice) -> dict[Expression, Tensor]:
         """Return the parameters of the basis that are all equal, as draws."""
         count = len(range(*chunk.indices(self.count)))
-        found: dict[Expression, Tensor] = {}
+        fixed: dict[Expression, Tensor] = {}
         for b in basis(self.vectors[which]):
             if not random(b):
                 assert isinstance(b, Vector)
                 shape = () if self.apart else b.shape
-                found[b] = self.numerics.zeros(1, count, *shape) + b.average
-        return found
+                fixed[b] = self.numerics.zeros(1, count, *shape) + b.average
+        return fixed
 
-    def _groups(self, variables: list, chunk: slice) -> list[list]:
+    def _groups(self, variables: list[Variable]) -> list[list[Variable]]:
         """Return the variables in groups that are independent of each other."""
-        groups: list[list] = []
+        groups: list[list[Variable]] = []
         for variable in variables:
             tied = [g for g in groups if any(self._value(variable, other) is not None for other in g)]
             groups = [g for g in groups if g not in tied] + [[v for g in tied for v in g] + [variable]]
         return [sorted(group, key=variables.index) for group in groups]
 
-    def _value(self, a: tuple[int, Expression], b: tuple[int, Expression]) -> Tensor | None:
+    def _value(self, a: Variable, b: Variable) -> Tensor | None:
         if a[0] == b[0]:
             return self.sides[a[0]].own.covariance(a[1], b[1], "equal" if self.apart else "all")
         if a[0] == 1:
             a, b = b, a
         return self.pairs.covariance(a[1], b[1], self.need)
 
-    def _block(self, a: tuple[int, Expression], b: tuple[int, Expression], chunk: slice) -> Tensor:
+    def _block(self, a: Variable, b: Variable, chunk: slice) -> Tensor:
         """Return the covariances of two variables, ``[B, m, m']``."""
         value = self._value(a, b)
         size = (self.size(a[1]), self.size(b[1]))

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ntkit.errors import NoRuleError
 from ntkit.infinite.duals.dual import Dual, cross, cross_slope
 from ntkit.infinite.moments import sampling, series
-from ntkit.infinite.moments.vectors import Apply, Expression, Gain, Sum, Vector, sources, walk
-
-if TYPE_CHECKING:
-    from ntkit.infinite.moments.pairs import Need, Pairs, Side, Value
-
-
-def refuse(why: str) -> NoRuleError:
-    """Return the error of a program whose limit is not known."""
-    return NoRuleError(f"{why} Use ntkit.monte_carlo(model, ...) to estimate the limit from wide draws.")
+from ntkit.infinite.moments.algebra import Need, Value, add, multiply
+from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.functions import Apply, sources
+from ntkit.infinite.moments.protocols import PairValues, SideValues
+from ntkit.infinite.moments.vectors import Gain, Vector, VectorSum
 
 
 def closed(u: Apply) -> Dual | None:
@@ -33,7 +28,7 @@ def closed(u: Apply) -> Dual | None:
 
 def gain_of(argument: Expression) -> Gain | None:
     """Return the trained scale of a Gaussian argument that is this scale times a vector, and a shift."""
-    terms = argument.terms if isinstance(argument, Sum) else (argument,)
+    terms = argument.terms if isinstance(argument, VectorSum) else (argument,)
     gains = [term for term in terms if term.gains]
     rest = [term for term in terms if not term.gains]
     if (
@@ -60,21 +55,21 @@ def _factors(u: Apply, v: Apply) -> tuple[Expression, Expression, Expression, Ex
     """Return the factors of two products where those of one and of the other sort are independent."""
     if u.factors is None or v.factors is None:
         return None
-    (a, b), (c, d) = u.factors, v.factors
-    if (sources(a) | sources(c)) & (sources(b) | sources(d)):
-        c, d = d, c
-    return None if (sources(a) | sources(c)) & (sources(b) | sources(d)) else (a, b, c, d)
+    a, b = u.factors
+    for c, d in (v.factors, v.factors[::-1]):
+        if not (sources(a) | sources(c)) & (sources(b) | sources(d)):
+            return a, b, c, d
+    return None
 
 
-def mean(side: Side, u: Apply) -> Tensor:
+def mean(side: SideValues, u: Apply) -> Tensor:
     """Return E[u]."""
     dual = closed(u)
     if dual is not None:
-        return dual.mean(side.variance(u.arguments[0]))  # pyright: ignore
+        return dual.mean(side.variance(_argument(u)))
     if u.factors is not None:
-        first, second = map(side.mean, u.factors)
-        none = side.numerics.zeros(1, *(1 for _ in u.shape))
-        return none if first is None or second is None else first * second
+        value = multiply(*map(side.mean, u.factors))
+        return side.numerics.zeros(1, *(1 for _ in u.shape)) if value is None else value
     return series.mean(side, u) if series.serves(u) else sampling.mean(side, u)
 
 
@@ -84,20 +79,19 @@ def entangled(u: Expression, v: Expression) -> bool:
     return bool(scales[0] & scales[1])
 
 
-def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
+def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Value:
     """Return E[u v'] where one of them is a function."""
     if not (isinstance(u, Apply) and isinstance(v, Apply)):
-        return _stein(pairs, u, v, need, pairs.covariance, pairs.means(u, v, need))
+        return _stein(pairs, u, v, need, "moment")
     if all(pairs.covariance(a, b, need) is None for a in u.basis for b in v.basis):
         return pairs.means(u, v, need)
     parts = _factors(u, v)
     if parts is not None:
-        a, b = pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need)
-        return None if a is None or b is None else a * b
+        return multiply(pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need))
     first, second = closed(u), closed(v)
     if first is not None and second is not None:
         if u is v and pairs.left is pairs.right and not pairs.outer and need == "equal":
-            return first.square(pairs.left.variance(u.arguments[0]))  # pyright: ignore
+            return first.square(pairs.left.variance(_argument(u)))
         if first is second:
             return _both(pairs, u, v, need, first)[0]
         return cross(first, second, *_arguments(pairs, u, v, need))
@@ -106,22 +100,18 @@ def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
     return sampling.product(pairs, u, v, need)
 
 
-def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
+def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Value:
     """Return Theta(u, v') = sum_ij E[d_i u d_j v'] Theta(g_i, g_j') where one of them is a function."""
     if not (isinstance(u, Apply) and isinstance(v, Apply)):
-        return _stein(pairs, u, v, need, pairs.tangent, None)
+        return _stein(pairs, u, v, need, "tangent")
     first = closed(u)
     if first is not None and first is closed(v):
         return _closed_tangent(pairs, u, v, need, first)
     parts = _factors(u, v)
     if parts is not None:
         a, b, c, d = parts
-        terms = (
-            (pairs.tangent(a, c, need), pairs.moment(b, d, need)),
-            (pairs.moment(a, c, need), pairs.tangent(b, d, need)),
-        )
-        found = [x * y for x, y in terms if x is not None and y is not None]
-        return sum(found[1:], found[0]) if found else None
+        through_first = multiply(pairs.tangent(a, c, need), pairs.moment(b, d, need))
+        return add((through_first, multiply(pairs.moment(a, c, need), pairs.tangent(b, d, need))))
     second = closed(v)
     if first is not None and second is not None and not (u.gains or v.gains):
         inner = pairs.tangent(u.basis[0], v.basis[0], need)
@@ -133,69 +123,73 @@ def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
     return sampling.tangent(pairs, u, v, need)
 
 
-def _closed_tangent(pairs: Pairs, u: Apply, v: Apply, need: Need, dual: Dual) -> Value:
-    a, b = u.arguments[0], v.arguments[0]
-    assert isinstance(a, Expression) and isinstance(b, Expression)
+def _closed_tangent(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dual) -> Value:
+    a, b = _argument(u), _argument(v)
     first, second = gain_of(a), gain_of(b)
-    if first is None or second is None:
-        inner = pairs.tangent(a, b, need) if first is None and second is None else None
-        if first is not None or second is not None:
-            return sampling.tangent(pairs, u, v, need)
+    if first is None and second is None:
+        inner = pairs.tangent(a, b, need)
         return None if inner is None else _both(pairs, u, v, need, dual)[1] * inner
-    x, y = first.inner, second.inner
+    if first is None or second is None:
+        return sampling.tangent(pairs, u, v, need)
     factor = first.vector.average * second.vector.average
-    rest = [pairs.tangent(s, t, need) for s in _shifts(a) for t in _shifts(b)]
-    inner = [value for value in rest if value is not None]
-    through = pairs.tangent(x, y, need)
-    inner += [] if through is None else [factor * through]
-    total = sum(inner[1:], inner[0]) * _both(pairs, u, v, need, dual)[1] if inner else None
+    shifts = [pairs.tangent(s, t, need) for s in _shifts(a) for t in _shifts(b)]
+    through = pairs.tangent(first.inner, second.inner, need)
+    inner = add((*shifts, None if through is None else factor * through))
+    total = None if inner is None else inner * _both(pairs, u, v, need, dual)[1]
     trained = pairs.tangent(first.vector, second.vector, need)
     if trained is None:
         return total
-    own = dual.radial(*_arguments(pairs, u, v, need)) * (trained / factor)
-    return own if total is None else total + own
+    return add((total, dual.radial(*_arguments(pairs, u, v, need)) * (trained / factor)))
 
 
 def _shifts(argument: Expression) -> list[Expression]:
-    return [t for t in argument.terms if not t.gains] if isinstance(argument, Sum) else []
+    return [t for t in argument.terms if not t.gains] if isinstance(argument, VectorSum) else []
 
 
-def _arguments(pairs: Pairs, u: Apply, v: Apply, need: Need) -> tuple[Tensor, Tensor, Tensor]:
+def _argument(u: Apply) -> Expression:
+    """Return the first argument of a function that has a dual, a vector."""
+    argument = u.arguments[0]
+    assert isinstance(argument, Expression)
+    return argument
+
+
+def _arguments(pairs: PairValues, u: Apply, v: Apply, need: Need) -> tuple[Tensor, Tensor, Tensor]:
     """Return covariance and variances of the arguments of two functions."""
-    a, b = u.arguments[0], v.arguments[0]
-    assert isinstance(a, Expression) and isinstance(b, Expression)
+    a, b = _argument(u), _argument(v)
     one = pairs.lift(pairs.left.variance(a), "left", need, len(b.shape))
     two = pairs.lift(pairs.right.variance(b), "right", need, len(a.shape))
     covariance = pairs.covariance(a, b, need)
     return torch.zeros_like(one) if covariance is None else covariance, one, two
 
 
-def _both(pairs: Pairs, u: Apply, v: Apply, need: Need, dual: Dual) -> tuple[Tensor, Tensor]:
+def _both(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dual) -> tuple[Tensor, Tensor]:
     return pairs.remember(("both", u, v, need), lambda: dual.both(*_arguments(pairs, u, v, need)))
 
 
-def _stein(pairs: Pairs, u: Expression, v: Expression, need: Need, of: object, first: Value) -> Value:
-    """Return first + sum_i E[d_i h] of(g_i, g) for a function h and a Gaussian vector g (Stein's lemma)."""
-    function_is_left = isinstance(u, Apply)
-    h, g = (u, v) if function_is_left else (v, u)
+def _stein(
+    pairs: PairValues, u: Expression, v: Expression, need: Need, kind: Literal["moment", "tangent"]
+) -> Value:
+    """Return E[h g'] or Theta(h, g') for a function h and a Gaussian vector g, by Stein's lemma.
+
+    E[h] E[g'] + sum_i E[d_i h] Cov[g_i, g'], or sum_i E[d_i h] Theta(g_i, g').
+    """
+    left = isinstance(u, Apply)
+    h, g = (u, v) if left else (v, u)
     assert isinstance(h, Apply)
-    moments = of == pairs.covariance
+    moments = kind == "moment"
     if g.gains or not h.local:
-        which = sampling.product if moments else sampling.tangent
-        return which(pairs, u, v, need)
-    side = pairs.left if function_is_left else pairs.right
-    total = first
+        return (sampling.product if moments else sampling.tangent)(pairs, u, v, need)
+    terms = [pairs.means(u, v, need) if moments else None]
+    of = pairs.covariance if moments else pairs.tangent
     for b in h.basis:
-        value = of(b, g, need) if function_is_left else of(g, b, need)  # pyright: ignore
+        value = of(b, g, need) if left else of(g, b, need)
         if value is not None:
-            gain = pairs.lift(
-                slope(side, h, b, moments), "left" if function_is_left else "right", need, len(g.shape)
-            )
-            total = gain * value if total is None else total + gain * value
-    return total
+            gain = slope(pairs.left if left else pairs.right, h, b, moments)
+            terms.append(pairs.lift(gain, "left" if left else "right", need, len(g.shape)) * value)
+    return add(terms)
 
 
-def slope(side: Side, u: Apply, b: Expression, jumps: bool) -> Tensor:
+def slope(side: SideValues, u: Apply, b: Expression, jumps: bool) -> Tensor:
     """Return E[d u / d b] for one of the vectors that a function depends on, with or without its jumps.
 
     Covariances see a jump (Stein), gradients do not: autograd takes the derivative of a step for zero.
@@ -204,5 +198,5 @@ def slope(side: Side, u: Apply, b: Expression, jumps: bool) -> Tensor:
     if dual is not None and u.arguments[0] is b:
         of = dual.gain if jumps else dual.mean_slope
         return side.remember(("slope", u, jumps), lambda: of(side.variance(b)))
-    of = series.slopes if series.serves(u) else sampling.slopes
-    return side.remember(("slopes", u, jumps), lambda: of(side, u, jumps))[b]
+    slopes = series.slopes if series.serves(u) else sampling.slopes
+    return side.remember(("slopes", u, jumps), lambda: slopes(side, u, jumps))[b]

@@ -9,57 +9,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
-from ntkit.infinite.moments.draws import Draws, Lift, is_local
-from ntkit.infinite.moments.vectors import (
-    Apply,
-    Coefficient,
-    Expression,
-    Gain,
-    Mixed,
-    Moved,
-    Offset,
-    Scaled,
-    Stopped,
-    Sum,
-)
-
-if TYPE_CHECKING:
-    from ntkit.infinite.moments.pairs import Need, Pairs, Side, Value
+from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
+from ntkit.infinite.moments.draws import JointDraws, Lift, is_local
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import matvec
+from ntkit.infinite.moments.protocols import PairValues, SideValues
 
 BLOCKS = 8  # of points, whose spread gives the standard error
 
 
-def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: Side) -> Tensor:
+def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues) -> Tensor:
     """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
     done = dict(drawn)
 
     def of(e: Expression) -> Tensor:
         if e not in done:
             match e:
-                case Sum():
+                case vec.VectorSum():
                     done[e] = sum((of(t) for t in e.terms[1:]), of(e.terms[0]))
-                case Scaled():
-                    factor = side.factor(e)
+                case vec.Multiple():
+                    factor = e.number(side)
                     done[e] = of(e.inner) * (lift(factor) if isinstance(factor, Tensor) else factor)
-                case Gain():
+                case vec.Gain():
                     done[e] = of(e.vector) * of(e.inner)
-                case Moved():
+                case vec.Moved():
                     done[e] = e.move.apply(of(e.inner))
-                case Mixed():
-                    weights, inner = lift(e.weights.value(side)), of(e.inner)
-                    done[e] = (weights @ inner.unsqueeze(-1)).squeeze(-1)
-                case Stopped():
+                case vec.Mixed():
+                    done[e] = matvec(lift(e.weights.value(side)), of(e.inner))
+                case vec.Stopped():
                     done[e] = of(e.inner).detach()
-                case Offset():
+                case vec.Offset():
                     done[e] = lift(e.coefficient.value(side))
                 case Apply():
-                    args = [lift(a.value(side)) if isinstance(a, Coefficient) else of(a) for a in e.arguments]
+                    args = (of(a) if isinstance(a, Expression) else lift(a.value(side)) for a in e.arguments)
                     done[e] = e.function.call(*args)
                 case _:
                     raise AssertionError(e)
@@ -76,7 +65,9 @@ class Drawn:
     slopes: dict[Expression, Tensor]  # [S, B, *shape], or [S, B, P, Q] for all pairs of positions
 
 
-def at_draws(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: Side, derive: bool) -> Drawn:
+def at_draws(
+    u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues, derive: bool
+) -> Drawn:
     """Return a vector at draws of its basis, and its derivatives with respect to each of the basis."""
     if not isinstance(u, Apply):
         return Drawn(drawn[u], {u: torch.ones_like(drawn[u])} if derive else {})
@@ -96,8 +87,8 @@ def at_draws(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
 def _slopes(value: Tensor, leaves: dict[Expression, Tensor]) -> dict[Expression, Tensor]:
     if not value.requires_grad:
         return {}
-    found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
-    return {b: g for b, g in zip(leaves, found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+    return {b: g for b, g in zip(leaves, gradients, strict=True) if g is not None}
 
 
 def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> dict[Expression, Tensor]:
@@ -107,40 +98,43 @@ def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> di
     ends = list(leaves.values())
     rows: list[list[Tensor]] = [[] for _ in ends]
     for p in range(flat.shape[-1]):
-        found = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
-        for row, g, t in zip(rows, found, ends, strict=True):
+        gradients = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
+        for row, g, t in zip(rows, gradients, ends, strict=True):
             row.append((torch.zeros_like(t) if g is None else g).reshape(*lead, -1))
     return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
 
 
-def product(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Tensor:
+def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Tensor:
     """Return E[u v']."""
     return _sampled(pairs, u, v, need, pairs.derive)[0]
 
 
-def tangent(pairs: Pairs, u: Expression, v: Expression, need: Need) -> Value:
+def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Value:
     """Return sum_ij E[d_i u d_j v'] Theta(g_i, g_j')."""
     return _sampled(pairs, u, v, need, True)[1]
 
 
-def _sampled(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> tuple[Tensor, Value]:
+def _sampled(
+    pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
+) -> tuple[Tensor, Value]:
     """Return both from the same draws; the second only where it is wanted."""
     key = ("sampled", u, v, need, derive)
     return pairs.remember(key, lambda: _sample(pairs, u, v, need, derive))
 
 
-def _sample(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool) -> tuple[Tensor, Value]:
-    from ntkit.infinite.moments.pairs import at_equal
-
-    draws = Draws(pairs, u, v, need)
-    found: tuple[list, list] = ([], [])
+def _sample(
+    pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
+) -> tuple[Tensor, Value]:
+    draws = JointDraws(pairs, u, v, need)
+    means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for chunk in chunks(draws.count, draws.chunk):
         parts = [
             _ordered(draws, order, chunk, derive) for order in ([(0, 1)] if draws.alone else [(0, 1), (1, 0)])
         ]
-        for values, part in zip(found, zip(*parts, strict=True), strict=True):
-            if part[0] is not None:
-                values.append(sum(part[1:], part[0]) / len(part))
+        for values, part in zip(means, zip(*parts, strict=True), strict=True):
+            total = add(part)
+            if total is not None:
+                values.append(total / len(part))
 
     def whole(values: list[Tensor]) -> Value:
         if not values or draws.apart:
@@ -148,22 +142,21 @@ def _sample(pairs: Pairs, u: Expression, v: Expression, need: Need, derive: bool
         shaped = torch.cat(values).reshape(*pairs.batch, *u.shape, *v.shape)
         return at_equal(shaped, u.shape, v.shape) if need == "equal" else shaped
 
-    value = whole(found[0])
+    value = whole(means[0])
     assert value is not None
-    return value, whole(found[1])
+    return value, whole(means[1])
 
 
-def _ordered(draws: Draws, order: tuple[int, int], chunk: slice, derive: bool) -> tuple[Tensor, Value]:
+def _ordered(draws: JointDraws, order: tuple[int, int], chunk: slice, derive: bool) -> tuple[Tensor, Value]:
     (u, v), (left, right) = draws.vectors, draws.sides
     drawn = draws.draw(order, chunk)
     first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
     second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
-    return _product(draws, first.value, second.value, chunk), _tangent(
-        draws, first, second, chunk
-    ) if derive else None
+    theta = _tangent(draws, first, second, chunk) if derive else None
+    return _product(draws, first.value, second.value, chunk), theta
 
 
-def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
+def _product(draws: JointDraws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
     """Return the mean of products over points, and note its standard error."""
     count = draws.samples
     if draws.apart:
@@ -179,11 +172,11 @@ def _product(draws: Draws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
         [torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in zip(a.split(size), b.split(size), strict=True)]
     )
     draws.numerics.note(blocks)
-    scale = _scale(draws, 0, a, chunk)[:, :, None] * _scale(draws, 1, b, chunk)[:, None, :]
+    scale = _correction(draws, 0, a, chunk)[:, :, None] * _correction(draws, 1, b, chunk)[:, None, :]
     return blocks.mean(0) * scale
 
 
-def _scale(draws: Draws, which: int, h: Tensor, chunk: slice) -> Tensor:
+def _correction(draws: JointDraws, which: int, h: Tensor, chunk: slice) -> Tensor:
     """Return sqrt(E[h^2] / its mean over the draws): no correlation then exceeds one.
 
     E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
@@ -197,19 +190,18 @@ def _scale(draws: Draws, which: int, h: Tensor, chunk: slice) -> Tensor:
     return torch.where(drawn > 0, known / drawn.clamp(min=torch.finfo(h.dtype).tiny), 1.0).clamp(min=0).sqrt()
 
 
-def _tangent(draws: Draws, first: Drawn, second: Drawn, chunk: slice) -> Value:
-    total = None
+def _tangent(draws: JointDraws, first: Drawn, second: Drawn, chunk: slice) -> Value:
+    terms = []
     for a, left in first.slopes.items():
         for b, right in second.slopes.items():
             theta = draws.pairs.tangent(a, b, draws.need)
             if theta is not None:
-                value = _contract(draws, left, right, draws.flat(theta, a, b)[chunk], (a, b))
-                total = value if total is None else total + value
-    return total
+                terms.append(_contract(draws, left, right, draws.flat(theta, a, b)[chunk], (a, b)))
+    return add(terms)
 
 
 def _contract(
-    draws: Draws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
+    draws: JointDraws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
 ) -> Tensor:
     """Return E[d_a u Theta(a, b) d_b v']."""
     count = draws.samples
@@ -231,23 +223,23 @@ def _contract(
     return torch.einsum("sbpt,sbqt->bpq", through, right) / count
 
 
-def mean(side: Side, u: Apply) -> Tensor:
+def mean(side: SideValues, u: Apply) -> Tensor:
     """Return E[u], ``[n, *shape]``."""
     return _alone(side, u, False)[u]
 
 
-def slopes(side: Side, u: Apply, _: bool) -> dict[Expression, Tensor]:
+def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
     """Return E[d u / d b] for the vectors b that a function depends on, at the same position."""
     return _alone(side, u, True)
 
 
-def _alone(side: Side, u: Apply, derive: bool) -> dict[Expression, Tensor]:
-    draws = Draws(side.own, u, u, "equal")
-    found: dict[Expression, list[Tensor]] = {}
+def _alone(side: SideValues, u: Apply, derive: bool) -> dict[Expression, Tensor]:
+    draws = JointDraws(side.own, u, u, "equal")
+    means: dict[Expression, list[Tensor]] = {}
     for chunk in chunks(draws.count, draws.chunk):
         at = at_draws(u, draws.draw((0, 1), chunk)[0], draws.lift(0, chunk), side, derive)
         count = len(range(*chunk.indices(draws.count)))
         for key, value in (at.slopes if derive else {u: at.value}).items():
             shape = () if draws.apart else u.shape
-            found.setdefault(key, []).append(value.mean(0).expand(count, *shape))
-    return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in found.items()}
+            means.setdefault(key, []).append(value.mean(0).expand(count, *shape))
+    return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in means.items()}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from ntkit.finite.parametrize import Sigma, of_path
-from ntkit.infinite.moments.vectors import Law
+from ntkit.infinite.moments.vectors import WeightLaw
+from ntkit.infinite.reading.values import Weight
 
-if TYPE_CHECKING:
-    from ntkit.infinite.reading.values import Weight
+Parameterization = Literal["ntk", "standard"]
 
 
 @dataclass
@@ -23,41 +23,41 @@ class Laws:
     of the module, so the weight adds fan_in E[h h'] and the bias 1.
     """
 
-    parameterization: Literal["ntk", "standard"]
+    parameterization: Parameterization
     sigma_w: Sigma
     sigma_b: Sigma
 
-    def matrix(self, weight: Weight, fan_in: int, path: str) -> Law:
+    def matrix(self, weight: Weight, fan_in: int, path: str) -> WeightLaw:
         """Return the law of a weight that is multiplied with a vector of ``fan_in`` entries."""
         path = weight.name.rpartition(".")[0] or path
         scale = weight.factor**2
         if self.parameterization == "ntk":
             variance = of_path(self.sigma_w, path) ** 2
-            return Law(variance * scale, variance * scale)
-        return Law(_variance(weight, fan_in) * fan_in * scale, fan_in * scale)
+            return WeightLaw(variance * scale, variance * scale)
+        return WeightLaw(_variance(weight, fan_in) * fan_in * scale, fan_in * scale)
 
-    def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, Law]:
+    def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, WeightLaw]:
         """Return mean and law of a bias."""
         path = weight.name.rpartition(".")[0] or path
         scale = weight.factor**2
         if self.parameterization == "ntk":
             variance = of_path(self.sigma_b, path) ** 2
-            return 0.0, Law(variance * scale, variance * scale)
+            return 0.0, WeightLaw(variance * scale, variance * scale)
         average, variance = initial(weight.tensor)
         drawn = (average or variance) and uniform(weight.tensor, fan_in)  # a single entry may well be, too
         if drawn or (variance and not average):
             average, variance = 0.0, _variance(weight, fan_in)
-        return average * weight.factor, Law(variance * scale, scale)
+        return average * weight.factor, WeightLaw(variance * scale, scale)
 
-    def depthwise(self, weight: Weight, size: int, path: str) -> Law:
+    def depthwise(self, weight: Weight, size: int, path: str) -> WeightLaw:
         """Return the law of an entry of the kernels of a depthwise convolution, of ``size`` entries each."""
         law = self.matrix(weight, size, path)
-        return Law(law.variance / size, law.step / size)
+        return WeightLaw(law.variance / size, law.step / size)
 
-    def vector(self, weight: Weight) -> tuple[float, Law]:
+    def vector(self, weight: Weight) -> tuple[float, WeightLaw]:
         """Return mean and law of a vector of parameters used coordinate by coordinate."""
         average, variance = initial(weight.tensor)
-        return average * weight.factor, Law(variance * weight.factor**2, weight.factor**2)
+        return average * weight.factor, WeightLaw(variance * weight.factor**2, weight.factor**2)
 
 
 def initial(tensor: Tensor) -> tuple[float, float]:

@@ -10,49 +10,51 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NoRuleError, NtkitError
-from ntkit.infinite.moments.vectors import (
-    Apply,
-    Coefficient,
-    Expression,
-    Function,
-    Line,
-    Raw,
-    Sum,
-    Vector,
-    walk,
-)
+from ntkit.errors import NoRuleError
+from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.functions import Apply, Function
+from ntkit.infinite.moments.positions import broadcast
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.vectors import Coefficient, Line, Raw, Vector, VectorSum
 from ntkit.infinite.reading.laws import Laws, uniform
 from ntkit.infinite.reading.values import Known, Weight, Wide
+from ntkit.infinite.registry import Rule, registering
 
-Rule = Callable[..., Any]
+LIMIT_RULES: dict[Any, Callable[..., Any]] = {}
 
-RULES: dict[Any, Rule] = {}
-
-SMALL = 50  # fan_in below which PyTorch's uniform draw of the first layer is far from a Gaussian one
+FEW_INPUTS = 50  # fan_in below which PyTorch's uniform draw of the first layer is far from a Gaussian one
 
 
-def rule(*ops: Any) -> Callable[[Rule], Rule]:
-    """Register the limit of some operations of a graph; elementwise ones need no rule.
+def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+    """Register the infinite-width limit of some operations of a graph; elementwise ones need no rule.
+
+        (Reading, *arguments of the operation) -> value, or a tuple of values
 
     The function gets a `Reading` and the arguments of the operation, in which tensors are vectors of
     infinite width (`Wide`), numbers that depend on the sample alone (`Known`), weights (`Weight`) or plain
     tensors, and returns one of those (or a tuple of them). `Reading.write` puts a line into the program,
-    `Reading.refuse` returns the error of arguments that it does not take.
+    `Reading.refuse` returns the error of arguments that it does not take. A `Wide` stands for a tensor of
+    shape ``sizes``: its positions have ``shape``, and each of its ``pieces`` is a vector at all of them.
+
+    Parameters
+    ----------
+    *ops : torch.ops.<library>.<name>.<overload>
+        The operations that the function is the limit of. A rule that there is for one is replaced.
 
     Raises
     ------
     NtkitError
-        An operation that is no overload (``torch.ops.aten.cumsum.default``, not ``torch.cumsum``).
+        An operation that is not an overload (``torch.ops.aten.cumsum.default``, not ``torch.cumsum``).
+        Where the rule is used and raises anything but an `NtkitError`, or returns something else than
+        those values, `infinite_width` raises a `NoRuleError` that names the rule, with its error as cause.
 
     Examples
     --------
     >>> import torch, ntkit
     >>> from torch import nn
-    >>> from ntkit.infinite.reading.rules import RULES, register_rule
     >>> from ntkit.infinite.layers.selections import selected
     >>> op = torch.ops.aten.rot90.default  # turned by 180 degrees: both axes of positions in reverse order
-    >>> @register_rule(op)
+    >>> @ntkit.register_limit_rule(op)
     ... def rot90(read, h, k=1, dims=(0, 1)):
     ...     if k != 2:
     ...         raise read.refuse("only half turns are known.")
@@ -69,20 +71,13 @@ def rule(*ops: Any) -> Callable[[Rule], Rule]:
     h1  LinComb  half turn of g1   # 1
     h2  Nonlin   relu(h1)   [closed form]   # 2
     g2  MatMul   4.weight h2 + 4.bias   (fan_in 32)   # 4
-    >>> del RULES[op]
+    >>> from ntkit.infinite.reading.rules import LIMIT_RULES
+    >>> del LIMIT_RULES[op]
     """
-    for op in ops:
-        if not isinstance(op, torch._ops.OpOverload):
-            raise NtkitError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, function))
-        return function
-
-    return register
+    return registering(LIMIT_RULES, ops, "rule")
 
 
-register_rule = rule
+rule = register_rule = register_limit_rule
 
 
 @dataclass
@@ -105,7 +100,7 @@ class Reading:
     dtype: torch.dtype
     node: fx.Node | None = None
     lines: list[Entry] = field(default_factory=list)
-    names: dict[Any, str] = field(default_factory=dict)
+    names: dict[Expression, str] = field(default_factory=dict)
     uses: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     source: Callable[[fx.Node], str] = lambda node: ""
@@ -132,7 +127,7 @@ class Reading:
         op = self.node.target if self.node is not None else "..."
         return NoRuleError(
             f"No limit of infinite width is known for {self.where}: {why} Register a rule, one function, "
-            f"with @ntkit.infinite.reading.rules.register_rule(torch.ops.{op}), "
+            f"with @ntkit.register_limit_rule(torch.ops.{op}), "
             f"or estimate the limit with ntkit.monte_carlo(model, ...)."
         )
 
@@ -152,7 +147,7 @@ class Reading:
         self.lines.append(Entry(name, kind, text, self.path, value))
         return value
 
-    def name(self, value: Any) -> str:
+    def name(self, value: object) -> str:
         """Return the name of a value in the program."""
         if isinstance(value, Wide):
             return " | ".join(self._called(e) for _, e in value.pieces)
@@ -167,13 +162,13 @@ class Reading:
             e = e.parts[0]
         if e in self.names:
             return self.names[e]
-        if isinstance(e, Sum):
+        if isinstance(e, VectorSum):
             return "(" + " + ".join(self._called(t) for t in e.terms) + ")"
         if isinstance(e, Line):
             return e.matrix.name
         return e.name if isinstance(e, Vector) else type(e).__name__.lower()
 
-    def bias(self, weight: Any, fan_in: int, positions: int) -> Vector:
+    def bias(self, weight: object, fan_in: int, positions: int) -> Vector:
         """Return the bias of a layer as a vector of parameters, the same at all positions."""
         if not isinstance(weight, Weight) or weight.tensor.ndim != 1:
             raise self.refuse("its bias is not a parameter with one entry per channel.")
@@ -181,12 +176,12 @@ class Reading:
         average, law = self.laws.bias(weight, fan_in, self.path)
         return Vector((1,) * positions, weight.name, rows_of(weight.tensor), average, law)
 
-    def starts(self, value: Any, weight: Weight, fan_in: int) -> None:
+    def starts(self, value: object, weight: Weight, fan_in: int) -> None:
         """Say where a product with data is not Gaussian at the start, in the module's own initialization."""
         data = not isinstance(value, Wide)
         if (
             data
-            and fan_in < SMALL
+            and fan_in < FEW_INPUTS
             and self.laws.parameterization == "standard"
             and uniform(weight.tensor, fan_in)
         ):
@@ -204,7 +199,7 @@ class Reading:
                 f"the weight {name!r} is used {before} and {how}: together they have no known limit."
             )
 
-    def apply(self, function: Function, *arguments: Any) -> Apply:
+    def apply(self, function: Function, *arguments: Expression | Coefficient) -> Apply:
         """Return a function of vectors; data may not be among them."""
         inside = walk(*(a for a in arguments if isinstance(a, Expression)))
         if any(isinstance(e, Raw) for e in inside):
@@ -212,8 +207,7 @@ class Reading:
                 "a nonlinear function of numbers that differ from channel to channel has no limit; bring "
                 "data through a linear layer first."
             )
-        shapes = [a.shape for a in arguments]
-        return Apply(tuple(torch.broadcast_shapes(*shapes)), function, arguments)
+        return Apply(broadcast(*(a.shape for a in arguments)), function, arguments)
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -230,7 +224,7 @@ def known(op: Callable[..., Any], arguments: tuple, keywords: dict) -> Any:
     moments = any(isinstance(leaf, Known) and leaf.moments for leaf in leaves)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Known)]
 
-    def run(*values: Tensor) -> Any:
+    def run(*values: Any) -> Any:
         filled = list(leaves)
         for i, value in zip(places, values, strict=True):
             filled[i] = value
@@ -241,21 +235,18 @@ def known(op: Callable[..., Any], arguments: tuple, keywords: dict) -> Any:
     outs, out_spec = pytree.tree_flatten(example)
     numbers_of = [leaves[i].numbers for i in places]
 
-    def all_of(side: Any) -> Any:
-        return torch.vmap(lambda *v: tuple(pytree.tree_leaves(run(*v))))(  # pyright: ignore
-            *_same(side, numbers_of)
-        )
-
-    whole = Coefficient((), all_of)
+    def all_of(side: SideValues) -> tuple[Tensor, ...]:
+        parts = torch.vmap(lambda *v: tuple(pytree.tree_leaves(run(*v))))
+        return side.remember((all_of, "whole"), lambda: parts(*_same(side, numbers_of)))
 
     def part(i: int) -> Known:
-        return Known(outs[i], Coefficient(tuple(outs[i].shape), lambda side: whole.value(side)[i]), moments)
+        return Known(outs[i], Coefficient(tuple(outs[i].shape), lambda side: all_of(side)[i]), moments)
 
     results = [part(i) if isinstance(out, Tensor) else out for i, out in enumerate(outs)]
     return pytree.tree_unflatten(results, out_spec)
 
 
-def _same(side: Any, coefficients: list) -> list[Tensor]:
+def _same(side: SideValues, coefficients: list[Coefficient]) -> list[Tensor]:
     values = [c.value(side) for c in coefficients]
     n = max(v.shape[0] for v in values)
     return [v.expand(n, *v.shape[1:]) for v in values]

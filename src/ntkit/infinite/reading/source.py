@@ -1,45 +1,58 @@
-"""Where in the user's code an operation of a graph was written, for errors."""
+"""Where in the user's code an operation of a graph was written, and whose fault an error is."""
 
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import PythonKeyTracer
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.overrides import TorchFunctionMode
 
 from ntkit import network
+from ntkit.errors import NtkitError
 from ntkit.graph import Network, trace
 
 _TORCH = str(Path(torch.__file__).parent)
 _NTKIT = str(Path(__file__).parents[2])
 
 
+class _Lines(TorchFunctionMode):
+    """Writes down, while a network is traced, the line of the user's code behind each node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[str, str] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        mode = get_proxy_mode()
+        for node in reversed(mode.tracer.graph.nodes) if mode is not None else ():
+            if node.name in self.lines:
+                break
+            self.lines[node.name] = _outside(sys._getframe(1))
+        return result
+
+
 def source_of(net: Network, example: Any, node: fx.Node) -> str:
     """Return file and line of the code that made a node, "" where it is torch's own (a built-in module).
 
     The network is traced once more, and the first frame outside torch is written down for each node:
-    this costs nothing until something is refused, and it never fails.
+    this costs nothing until something is refused.
     """
-    found: dict[str, str] = {}
-    create = PythonKeyTracer.create_node
-
-    def create_node(self: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        made = create(self, *args, **kwargs)
-        found[made.name] = _outside(sys._getframe(1))
-        return made
-
-    try:
-        PythonKeyTracer.create_node = create_node
-        trace(net, example)
-    except Exception:
-        pass
-    finally:
-        PythonKeyTracer.create_node = create
-    return found.get(node.name, "")
+    with _Lines() as mode:
+        try:
+            trace(net, example)
+        except (RuntimeError, NtkitError):  # a network that cannot be traced twice: what there is will do
+            pass
+    return mode.lines.get(node.name, "")
 
 
 def _outside(frame: FrameType | None) -> str:
@@ -50,3 +63,9 @@ def _outside(frame: FrameType | None) -> str:
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def is_own_fault(error: Exception) -> bool:
+    """Return whether an error is a fault in ntkit itself (torch's RuntimeErrors are not)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not isinstance(error, RuntimeError) and bool(frames) and frames[-1].filename.startswith(_NTKIT)

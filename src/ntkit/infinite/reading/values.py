@@ -5,33 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.vectors import (
-    Apply,
-    Coefficient,
-    Expression,
-    Gain,
-    Inner,
-    Line,
-    Mixed,
-    Moved,
-    Offset,
-    Raw,
-    Scaled,
-    Shape,
-    Stopped,
-    Sum,
-    Vector,
-    permuted,
-    reshaped,
-)
-
-if TYPE_CHECKING:
-    from ntkit.infinite.moments.pairs import Side
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.positions import Move, Shape
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.rewrites import narrow
+from ntkit.infinite.moments.vectors import Coefficient, Moved, expanded, permuted, reshaped
 
 Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
 
@@ -73,6 +55,11 @@ class Wide:
         """The shape of the tensor that this stands for."""
         return tuple(prod(self.size(axis) for axis in dim) for dim in self.dims)
 
+    @property
+    def width(self) -> int:
+        """The nominal width: that of all pieces together."""
+        return sum(width for width, _ in self.pieces)
+
     def size(self, axis: Axis) -> int:
         """Return the size of an axis."""
         return self.shape[axis] if axis >= 0 else self.channels[-axis - 1]
@@ -82,9 +69,14 @@ class Wide:
         """The vector, where it is one."""
         return self.pieces[0][1]
 
-    def map(self, f: Callable[[Expression], Expression]) -> Wide:
-        """Apply a function to each piece that leaves the positions as they are."""
-        return replace(self, pieces=tuple((width, f(e)) for width, e in self.pieces))
+    def map(self, f: Callable[[Expression], Expression], shape: Shape | None = None) -> Wide:
+        """Apply a function to each piece; ``shape`` are the positions of what it returns, if others."""
+        pieces = tuple((width, f(e)) for width, e in self.pieces)
+        return replace(self, pieces=pieces, shape=self.shape if shape is None else shape)
+
+    def moved(self, move: Move) -> Wide:
+        """Return the same with the positions of each piece moved."""
+        return self.map(lambda e: Moved(move.after, move, expanded(e, move.before)), move.after)
 
     def canonical(self) -> Wide:
         """Return the same with positions and channels numbered in the order of the dimensions."""
@@ -94,19 +86,12 @@ class Wide:
         if channels != sorted(channels):
             index = torch.arange(prod(self.channels)).reshape(self.channels).permute(channels).reshape(-1)
             pieces = _narrowed(pieces, index)
-        position, channel, dims = 0, -1, []
-        for dim in self.dims:
-            axes = []
-            for a in dim:
-                axes.append(position if a >= 0 else channel)
-                position, channel = position + (a >= 0), channel - (a < 0)
-            dims.append(tuple(axes))
         shape, widths = tuple(self.shape[i] for i in order), tuple(self.channels[j] for j in channels)
-        return Wide(pieces, shape, widths, tuple(dims))
+        return Wide(pieces, shape, widths, numbered([[a >= 0 for a in dim] for dim in self.dims]))
 
     def reshaped(self, shape: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
         """Return a canonical vector with its positions in another shape."""
-        pieces = tuple((width, reshaped(e.expanded(self.shape), shape)) for width, e in self.pieces)
+        pieces = tuple((width, reshaped(expanded(e, self.shape), shape)) for width, e in self.pieces)
         return Wide(pieces, shape, self.channels, tuple(dims))
 
     def narrowed(self, index: Tensor, channels: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
@@ -114,61 +99,58 @@ class Wide:
         return Wide(_narrowed(self.pieces, index), self.shape, channels, tuple(dims))
 
 
+Operand = Wide | Known | Weight | Tensor  # what an operation of a graph works on
+Argument = Operand | float | int
+
+
+def numbered(positions: Sequence[Sequence[bool]]) -> tuple[tuple[Axis, ...], ...]:
+    """Return dimensions whose axes, positions or channels, are numbered in their order."""
+    position, channel, dims = 0, -1, []
+    for dim in positions:
+        axes = []
+        for is_position in dim:
+            axes.append(position if is_position else channel)
+            position, channel = position + is_position, channel - (not is_position)
+        dims.append(tuple(axes))
+    return tuple(dims)
+
+
 def _narrowed(
     pieces: tuple[tuple[int, Expression], ...], index: Tensor
 ) -> tuple[tuple[int, Expression], ...]:
-    found, start = [], 0
+    narrowed, start = [], 0
     for width, e in pieces:
         mine = index[(index >= start) & (index < start + width)] - start
         if len(mine):
-            found.append((len(mine), narrow(e, mine)))
+            narrowed.append((len(mine), narrow(e, mine)))
         start += width
-    if len(found) > 1 and not torch.equal(index, index.sort().values):
+    if len(narrowed) > 1 and not torch.equal(index, index.sort().values):
         raise ValueError("a permutation of concatenated vectors")
-    return tuple(found)
+    return tuple(narrowed)
 
 
-def narrow(e: Expression, index: Tensor) -> Expression:
-    """Return some coordinates of a vector: other rows of the weights that made it."""
-    known = e.__dict__.setdefault("narrowed", {})  # the same coordinates are the same vector
-    key = tuple(index.tolist())
-    if key not in known:
-        known[key] = _narrow(e, index)
-    return known[key]
+def per_channel(weight: Weight, after: int) -> Weight:
+    """Return parameters with one entry for each channel, in front of ``after`` more dimensions."""
+    return replace(weight, tensor=weight.tensor.reshape(-1, *(1 for _ in range(after))))
 
 
-def _narrow(e: Expression, index: Tensor) -> Expression:
-    match e:
-        case Line() | Vector():
-            return replace(e, rows=e.rows[index])
-        case Sum():
-            return replace(e, terms=tuple(narrow(t, index) for t in e.terms))
-        case Scaled() | Moved() | Mixed() | Stopped():
-            return replace(e, inner=narrow(e.inner, index))
-        case Gain():
-            return replace(e, vector=narrow(e.vector, index), inner=narrow(e.inner, index))
-        case Apply():
-            parts = tuple(narrow(a, index) if isinstance(a, Expression) else a for a in e.arguments)
-            return replace(e, arguments=parts)
-        case Raw():
-            data = Coefficient(e.data.shape, lambda side: e.data.value(side)[..., index])
-            return replace(e, data=data)
-        case Offset():
-            return e
-        case Inner():
-            raise ValueError("some of the heads of an attention")
-    raise AssertionError(e)
-
-
-def rows_for(side: Side, value: Tensor) -> Tensor:
+def rows_for(side: SideValues, value: Tensor) -> Tensor:
     """Return numbers of all samples: a tensor of the network's own has one row for all of them."""
     return value.expand(side.n, *value.shape[1:])
 
 
-def numbers(value: Any) -> Known | None:
+def numbers(value: object) -> Known | None:
     """Return a tensor or Known as Known."""
     if isinstance(value, Known):
         return value
     if isinstance(value, Tensor):
         return Known(value, Coefficient(tuple(value.shape), lambda side: value.unsqueeze(0)))
     return None
+
+
+def sizes_of(value: Operand) -> Shape:
+    """Return the shape of the tensor that a value stands for."""
+    if isinstance(value, Wide):
+        return value.sizes
+    tensor = value.example if isinstance(value, Known) else value
+    return tuple((tensor.tensor if isinstance(tensor, Weight) else tensor).shape)
