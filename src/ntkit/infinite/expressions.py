@@ -1,14 +1,8 @@
-"""The old place of `ntkit.infinite.moments.vectors`."""
+"""The old place of `ntkit.infinite.moments.vectors` and its neighbours."""
 
 from ntkit.deprecation import moved
 
-__getattr__ = moved(
-    __name__,
-    "ntkit.infinite.moments.vectors ntkit.infinite.moments.positions ntkit.infinite.moments.functions "
-    "ntkit.infinite.moments.expression ntkit.infinite.moments.rewrites",
-    "0.2",
-    Law="WeightLaw",
-    Matrix="WeightMatrix",
-    Scaled="Multiple",
-    Sum="VectorSum",
-)
+_NEW = "ntkit.infinite.moments.vectors ntkit.infinite.moments.positions ntkit.infinite.moments.functions"
+_RENAMED = {"Law": "WeightLaw", "Matrix": "WeightMatrix", "Scaled": "Multiple", "Sum": "VectorSum"}
+
+__getattr__ = moved(__name__, _NEW, "0.2", **_RENAMED)

@@ -230,13 +230,10 @@ def _linear_in(net: Network, names: tuple[str, ...], x: Batch) -> bool:
         with torch.no_grad():
             return net.outputs({**now, **point}, x)
 
-    a, b = (
-        {
-            k: torch.randn(now[k].shape, generator=generator, dtype=torch.float64).to(now[k]).add_(now[k])
-            for k in names
-        }
-        for _ in range(2)
-    )
+    def near(w: Tensor) -> Tensor:
+        return torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w).add_(w)
+
+    a, b = ({k: near(now[k]) for k in names} for _ in range(2))
     both = at({k: 2 * a[k] - 3 * b[k] for k in names})
     apart = 2 * at(a) - 3 * at(b)
     tolerance = 1e4 * torch.finfo(both.dtype).eps * (at(a).abs().max() + at(b).abs().max())

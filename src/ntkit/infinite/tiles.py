@@ -168,15 +168,6 @@ class Tiles:
         side = max(1, int(most**0.5))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
-    def _evaluate(self, ntk: bool, last: bool = False) -> Tile:
-        def tile(x1: Batch, x2: Batch) -> tuple[Tensor, ...]:
-            values = kernels(
-                Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk), self.value, ntk
-            )
-            return values[-1:] if last else values
-
-        return tile
-
     def _tile(self, ntk: bool, last: bool, x: Batch, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
@@ -184,12 +175,17 @@ class Tiles:
         x = take(x, slice(0, 1))
         key = (ntk, last, rows, columns)
         if key not in self._compiled:
+
+            def tile(x1: Batch, x2: Batch) -> tuple[Tensor, ...]:
+                pairs = Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk)
+                return kernels(pairs, self.value, ntk)[-1 if last else 0 :]
+
             example = [
                 pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x)
                 for n in (rows, columns)
             ]
             with torch.no_grad():
-                graph = make_fx(self._evaluate(ntk, last))(*example)
+                graph = make_fx(tile)(*example)
                 if all(node.target is not _PAD for node in graph.graph.nodes):
                     graph = make_fx(graph, decomposition_table=_FUSED)(*example)
             try:

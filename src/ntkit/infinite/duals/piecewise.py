@@ -7,20 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals import split
+from ntkit.infinite.duals import pieces, split
 from ntkit.infinite.duals.dual import Dual, rule
 from ntkit.infinite.duals.homogeneous import Homogeneous
-from ntkit.infinite.duals.pieces import (
-    INF,
-    Piece,
-    Pieces,
-    derivative,
-    evaluate,
-    jumps,
-    kinks,
-    multiply,
-    times_x,
-)
+from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
 aten = torch.ops.aten
 
@@ -34,14 +24,14 @@ class Piecewise(Dual):
     how = "quadrature"
     traceable = False
 
-    def __init__(self, *pieces: Piece) -> None:
-        self.f: Pieces = pieces
-        self.kinks = kinks(pieces)
-        self._slope = derivative(pieces)
+    def __init__(self, *parts: Piece) -> None:
+        self.f: Pieces = parts
+        self.kinks = pieces.kinks(parts)
+        self._slope = pieces.derivative(parts)
 
     def phi(self, x: Tensor) -> Tensor:
         """Return the function itself."""
-        return evaluate(self.f, x)
+        return pieces.evaluate(self.f, x)
 
     def pieces(self) -> Pieces:
         """Return the pieces."""
@@ -57,7 +47,7 @@ class Piecewise(Dual):
 
     def radial(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
         """Return E[u phi'(u) v phi'(v)]."""
-        return split.expectation(times_x(self._slope), times_x(self._slope), cov, var1, var2)
+        return split.expectation(pieces.times_x(self._slope), pieces.times_x(self._slope), cov, var1, var2)
 
     def mean(self, var: Tensor) -> Tensor:
         """Return E[phi(u)]."""
@@ -70,20 +60,20 @@ class Piecewise(Dual):
     def gain(self, var: Tensor) -> Tensor:
         """Return E[u phi(u)] / var."""
         total = self.mean_slope(var)
-        for k, jump in jumps(self.f):
+        for k, jump in pieces.jumps(self.f):
             total = total + jump * split.density(k, var)
         return total
 
     def square(self, var: Tensor) -> Tensor:
         """Return E[phi(u)^2]."""
-        return split.average(multiply(self.f, self.f), var)
+        return split.average(pieces.multiply(self.f, self.f), var)
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return value and slope with another function made of pieces."""
         g = other.pieces()
         if g is None:
             return None
-        slope = split.expectation(self._slope, derivative(g), cov, var1, var2)
+        slope = split.expectation(self._slope, pieces.derivative(g), cov, var1, var2)
         return split.expectation(self.f, g, cov, var1, var2), slope
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Inner, Mixed, Multiple, expanded, reshaped
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Known, Operand, Wide, numbers
+from ntkit.infinite.reading.values import Known, Operand, Wide, numbered, numbers
 
 aten = torch.ops.aten
 
@@ -51,20 +53,14 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
         )
     shape = (a, b)
     inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
-    dims: list[tuple[int, ...]] = [() for _ in q.dims]
-    dims[-2], dims[-1] = (0,), (1,)
-    channel = -1
-    for d in range(len(q.dims) - 2):
-        if any(x < 0 for x in q.dims[d]):
-            dims[d] = (channel,)
-            channel -= 1
+    dims = numbered([*([False] if any(x < 0 for x in d) else [] for d in q.dims[:-2]), [True], [True]])
     if not heads:
-        dims[0], heads = (-1,), (1,)
+        dims, heads = ((-1,), *dims[1:]), (1,)
     read.note(
         "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel "
         "is random."
     )
-    wide = Wide(((int(torch.tensor(heads).prod()), inner),), shape, heads, tuple(dims))
+    wide = Wide(((prod(heads), inner),), shape, heads, dims)
     return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
 
 

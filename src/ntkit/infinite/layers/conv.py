@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -70,9 +71,7 @@ class Window:
     def _crossed(self, other: Window, inner: Tensor, rank: int, batch: int, need: Need) -> Tensor:
         """Return the same for one weight used with two strides, paddings or dilations."""
         total = None
-        for offsets in (
-            torch.cartesian_prod(*(torch.arange(k) for k in self.kernel)).reshape(-1, rank).tolist()
-        ):
+        for offsets in product(*map(range, self.kernel)):
             term = inner
             for axis, j in enumerate(offsets):
                 term = _shifted(term, self, axis, batch + axis, j)
@@ -218,11 +217,9 @@ def depthwise(read: Reading, x: Wide, layer: Layer, window: Window) -> Wide:
 
     def of(e: Expression) -> Expression:
         terms = []
-        for j, offsets in enumerate(
-            torch.cartesian_prod(*map(torch.arange, window.kernel)).reshape(-1, rank).tolist()
-        ):
+        for j, offsets in enumerate(product(*map(range, window.kernel))):
             entry = Vector((1,) * rank, weight.name, rows_of(kernels[:, j]), 0.0, law)
-            move = Move((windowed, window, tuple(offsets)), x.shape, shape, True)
+            move = Move((windowed, window, offsets), x.shape, shape, True)
             terms.append(times(read, entry, Moved(shape, move, expanded(e, x.shape))))
         if bias is not None:
             terms.append(read.bias(bias, size, rank))

@@ -112,9 +112,8 @@ class JointDraws:
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
             factor = self.numerics.factor(torch.cat(rows, -2))
             values = torch.einsum("sm,bkm->sbk", z[:, columns], factor)
-            for (which, b), part in zip(
-                group, values.split([len(places[g]) for g in group], -1), strict=True
-            ):
+            parts = values.split([len(places[g]) for g in group], -1)
+            for (which, b), part in zip(group, parts, strict=True):
                 g = part.reshape(*part.shape[:2], *(() if self.apart else b.shape))
                 average = self.sides[which].mean(b)
                 drawn[which][b] = g if average is None else g + self.lift(which, chunk)(average)

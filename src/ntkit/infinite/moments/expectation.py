@@ -31,12 +31,8 @@ def gain_of(argument: Expression) -> Gain | None:
     terms = argument.terms if isinstance(argument, VectorSum) else (argument,)
     gains = [term for term in terms if term.gains]
     rest = [term for term in terms if not term.gains]
-    if (
-        len(gains) != 1
-        or not isinstance(gain := gains[0], Gain)
-        or gain.inner.gains
-        or not gain.vector.average
-    ):
+    gain = gains[0] if len(gains) == 1 else None
+    if not isinstance(gain, Gain) or gain.inner.gains or not gain.vector.average:
         return None
     if not all(isinstance(term, Vector) and not term.law.variance and not term.average for term in rest):
         return None

@@ -170,9 +170,8 @@ class Pairs(Remembers):
             return None
         shape = [1] * len(self.batch)
         if need == "equal" or all(s == 1 for s in u.shape):
-            return (
-                self.left.numerics.zeros(*shape, *([1] * len(u.shape) * (2 if need == "all" else 1))) + value
-            )
+            positions = [1] * len(u.shape) * (2 if need == "all" else 1)
+            return self.left.numerics.zeros(*shape, *positions) + value
         size = int(torch.Size(u.shape).numel())
         return value * self.left.numerics.eye(size).reshape(*shape, *u.shape, *v.shape)
 
@@ -185,10 +184,7 @@ class Pairs(Remembers):
         a, b = u.data.value(self.left), v.data.value(self.right)
         other = "j" if self.outer else "i"
         if need == "all":
-            first, second = (
-                a.flatten(1, -2) if a.ndim > 2 else a[:, None],
-                b.flatten(1, -2) if b.ndim > 2 else b[:, None],
-            )
+            first, second = (t.flatten(1, -2) if t.ndim > 2 else t[:, None] for t in (a, b))
             block = torch.einsum(f"itc,{other}sc->i{other.strip('i')}ts", first, second)
             block = block.reshape(*self.batch, *a.shape[1:-1], *b.shape[1:-1])
         else:

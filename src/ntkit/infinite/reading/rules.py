@@ -178,13 +178,8 @@ class Reading:
 
     def starts(self, value: object, weight: Weight, fan_in: int) -> None:
         """Say where a product with data is not Gaussian at the start, in the module's own initialization."""
-        data = not isinstance(value, Wide)
-        if (
-            data
-            and fan_in < FEW_INPUTS
-            and self.laws.parameterization == "standard"
-            and uniform(weight.tensor, fan_in)
-        ):
+        few = not isinstance(value, Wide) and fan_in < FEW_INPUTS
+        if few and self.laws.parameterization == "standard" and uniform(weight.tensor, fan_in):
             self.note(
                 f"{weight.name} is drawn uniformly, as PyTorch does, and has a fan_in of {fan_in}: its "
                 f"product with data is not quite Gaussian at any width (the kernels are off by 10 % at a "
