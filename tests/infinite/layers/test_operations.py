@@ -139,6 +139,14 @@ OPERATIONS = {
     "transposed in 3d": lambda: ends(
         nn.ConvTranspose3d(2, WIDTH, 2, stride=2), ReLU(), nn.AdaptiveAvgPool3d(1), shape=(2, 2, 2, 2)
     ),
+    "transposed, each channel for itself": lambda: ends(
+        nn.Conv2d(2, WIDTH, 1),
+        ReLU(),
+        nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, groups=WIDTH),
+        ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        shape=(2, 3, 3),
+    ),
     "nearest pixels": lambda: picture(lambda s, h: s.b(F.interpolate(relu(h), scale_factor=2)), b=conv()),
     "bilinear": lambda: picture(
         lambda s, h: F.interpolate(relu(h), scale_factor=2, mode="bilinear", align_corners=False)

@@ -162,6 +162,7 @@ def convolved(
     """Return the line of a convolution, of a transposed one with ``upsample`` zeros between the pixels."""
     rank, (weight, bias), out = len(window.kernel), layer, int(upsample is not None)
     inputs, sizes = _frame(read, x, rank)
+    move = None
     if upsample and any(s > 1 for s in upsample):
         sizes = tuple((n - 1) * s + 1 for n, s in zip(sizes, upsample, strict=True))
         move = Move((apart, upsample), inputs[0][1].shape, sizes, True)
@@ -170,7 +171,8 @@ def convolved(
     width = weight.tensor.shape[out] * (groups if out else 1)
     if groups > 1:
         if isinstance(x, Wide) and channels == groups:
-            return depthwise(read, x, layer, window)
+            x = pixels(read, x, rank)
+            return depthwise(read, x if move is None else x.moved(move), layer, window)
         if len(inputs) > 1 or not isinstance(x, Wide):
             raise read.refuse("groups of channels of data, or of concatenated vectors, are not alike.")
     fan_in = channels // groups * prod(window.kernel)
@@ -201,7 +203,7 @@ def apart(t: Tensor, steps: Shape) -> Tensor:
 
 
 def depthwise(read: Reading, x: Wide, layer: Layer, window: Window) -> Wide:
-    """Return a convolution of each channel with its own kernel: products with vectors of parameters.
+    """Return a convolution of each channel of `pixels` with its own kernel: products with parameters.
 
     Each of the k entries of the kernels is a vector over the channels, of variance sigma_w^2 / k.
     """
@@ -209,7 +211,6 @@ def depthwise(read: Reading, x: Wide, layer: Layer, window: Window) -> Wide:
     if weight.tensor.shape[0] != prod(x.channels):
         raise read.refuse("a depthwise convolution with several outputs a channel.")
     read.use(weight.name, "in a depthwise convolution")
-    x = pixels(read, x, rank)
     shape = tuple(window.size(i, n) for i, n in enumerate(x.shape))
     size = prod(window.kernel)
     law = read.laws.depthwise(weight, size, read.path)
