@@ -13,7 +13,7 @@ from wide_networks import CASES as WIDE
 
 import ntkit
 from ntkit.finite.jacobian.rules import RULES
-from ntkit.infinite.program import RULES as LIMITS  # with the rules of all rooms
+from ntkit.infinite.program import LIMIT_RULES as LIMITS  # with the rules of all rooms
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(ntkit.__path__, "ntkit."))

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from ntkit.report.run_page import explain_run
 from torch import nn
 
 import ntkit
 from ntkit import errors
 from ntkit.data.toy import ball_sphere
+from ntkit.report.run_page import explain_run
 
 NET = nn.Linear(3, 2)
 X = np.zeros((4, 2))

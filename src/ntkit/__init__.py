@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import linearize as linearize
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
+    from ntkit.infinite.duals.dual import register_dual as register_dual
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
     from ntkit.infinite.monte_carlo import monte_carlo as monte_carlo
+    from ntkit.infinite.reading.rules import register_limit_rule as register_limit_rule
     from ntkit.machine.classifier import KernelClassifier as KernelClassifier
     from ntkit.machine.features import RandomFeatures as RandomFeatures
     from ntkit.machine.flow import GradientFlow as GradientFlow
@@ -58,6 +60,8 @@ _ROOMS = {
     "monte_carlo": "ntkit.infinite.monte_carlo",
     "ntk_parametrize": "ntkit.finite.parametrize",
     "record": "ntkit.training.recording.record",
+    "register_dual": "ntkit.infinite.duals.dual",
+    "register_limit_rule": "ntkit.infinite.reading.rules",
     "register_optimizer": "ntkit.training.optimizers.registry",
     "taylor": "ntkit.finite.linearize",
     "watch": "ntkit.training.accounts.watch",

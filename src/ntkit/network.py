@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError
 
 Weights = Mapping[str, Tensor]
+Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs]"  # a batch
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from math import isfinite
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from ntkit.compute.plan import parse_memory
 from ntkit.errors import NoRuleError, NtkitError
 from ntkit.finite.parametrize import Scale, Sigma
 from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
-from ntkit.infinite.laws import Laws
-from ntkit.infinite.points import Points
+from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.program import Program, read
-from ntkit.infinite.source import source_of
-from ntkit.infinite.tiles import Tiles
-from ntkit.infinite.values import Wide
+from ntkit.infinite.reading.laws import Laws, Parameterization
+from ntkit.infinite.reading.source import is_own_fault, source_of
+from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.tiles import Batch, Compile, Tiles
 from ntkit.kernel import Kernel
-from ntkit.network import Network, take
+from ntkit.network import Inputs, Network, take
 
-Parameterization = Literal["ntk", "standard"]
 Kind = Literal["nngp", "ntk"]
+
+
+class Settings(TypedDict):
+    """The arguments of `infinite_width` that may be left out."""
+
+    sigma_w: Sigma
+    sigma_b: Sigma
+    parameterization: Parameterization
+    samples: int
+    seed: int
+    memory: int | float | str
+    compile: Compile
 
 
 class Limit:
@@ -42,9 +56,12 @@ class Limit:
     """
 
     def __init__(
-        self, net: Network, example: Any, laws: Laws, points: Points, settings: dict[str, Any]
+        self, net: Network, example: Batch, laws: Laws, numerics: Numerics, settings: Settings
     ) -> None:
-        self.net, self.example, self.laws, self.points, self.settings = net, example, laws, points, settings
+        self.net, self.example, self.laws, self.numerics = net, example, laws, numerics
+        self._memory = settings["memory"]
+        self._compile: Compile = settings["compile"]
+        self.settings = {"model": net.module, "example": example, **settings}
         with torch.no_grad():
             graph = _traced(net, example)
             self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
@@ -55,27 +72,21 @@ class Limit:
     @property
     def layers(self) -> dict[str, Layer]:
         """The lines of the program by name, in their order, each with its kernels."""
-        return {
-            line.name: Layer(
-                line.name,
-                line.kind,
-                line.text,
-                line.path,
-                self.kernel("nngp", line.name),
-                self.kernel("ntk", line.name),
-            )
-            for line in self.program.lines
-            if line.value is not None
-        }
+        layers = {}
+        for e in self.program.lines:
+            if e.value is not None:
+                kernels = self.kernel("nngp", e.name), self.kernel("ntk", e.name)
+                layers[e.name] = Layer(e.name, e.kind, e.text, e.path, *kernels)
+        return layers
 
     @property
     def error(self) -> float:
         """The largest standard error of what was sampled so far, relative to the largest value."""
-        return self.points.error
+        return self.numerics.error
 
     def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program."""
-        kernel = LimitKernel(kind=kind, line=line, **self.settings)
+        kernel = LimitKernel(kind=kind, line=line, **self.settings)  # pyright: ignore[reportArgumentType]
         kernel._limit = self
         return kernel
 
@@ -83,24 +94,24 @@ class Limit:
         """Return what evaluates a line of the program, or the output."""
         if line not in self._tiles:
             value = self.program.output if line is None else self._line(line)
-            self._tiles[line] = Tiles(value, self.points, self.settings["memory"], self.settings["compile"])
+            self._tiles[line] = Tiles(value, self.numerics, self._memory, self._compile)
         return self._tiles[line]
 
     def _line(self, name: str) -> Wide:
-        found = {line.name: line.value for line in self.program.lines if line.value is not None}
-        if name not in found:
-            raise NtkitError(f"The program has no line {name!r}; it has {', '.join(found)}.")
-        return found[name]
+        lines = {line.name: line.value for line in self.program.lines if line.value is not None}
+        if name not in lines:
+            raise NtkitError(f"The program has no line {name!r}; it has {', '.join(lines)}.")
+        return lines[name]
 
     def __repr__(self) -> str:
         rows = [
             f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)",
             str(self.program),
         ]
-        if self.points.error:
+        if self.numerics.error:
             rows.append(
-                f"note: sampled at {self.points.count} points, standard error up to {self.points.error:.1e} "
-                f"of the largest value."
+                f"note: sampled at {self.numerics.count} points, standard error up to "
+                f"{self.numerics.error:.1e} of the largest value."
             )
         return "\n".join(rows)
 
@@ -124,12 +135,12 @@ class Layer:
         return f"Layer({self.name}: {self.kind} {self.text}{f', module {self.path!r}' if self.path else ''})"
 
 
-def _traced(net: Network, example: Any) -> Graph:
+def _traced(net: Network, example: Batch) -> Graph:
     try:
         return trace(net, example)
-    except NtkitError:
-        raise
     except Exception as error:
+        if isinstance(error, NtkitError) or is_own_fault(error):
+            raise
         raise NoRuleError(
             f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its "
             f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "
@@ -147,21 +158,20 @@ class LimitKernel(Kernel):
     def __init__(
         self,
         model: nn.Module,
-        example: Any,
+        example: Inputs,
         kind: Kind = "ntk",
-        sigma_w: Sigma = 2**0.5,
-        sigma_b: Sigma = 0.0,
-        parameterization: Parameterization = "ntk",
-        samples: int = 2**13,
-        seed: int = 0,
-        memory: int | float | str = "2GiB",
-        compile: bool | Literal["auto"] = "auto",
         line: str | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
         self.model, self.example, self.kind, self.line = model, example, kind, line
-        self.sigma_w, self.sigma_b, self.parameterization = sigma_w, sigma_b, parameterization
-        self.samples, self.seed, self.memory, self.compile = samples, seed, memory, compile
+        defaults = {p.name: p.default for p in signature(infinite_width).parameters.values()}
+        self._settings = {k: v for k, v in defaults.items() if k not in ("model", "example")} | settings
+        vars(self).update(self._settings)
         self._limit: Limit | None = None
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor by name."""
+        return super().get_params(deep) | {name: getattr(self, name) for name in self._settings}
 
     @property
     def limit(self) -> Limit:
@@ -169,11 +179,11 @@ class LimitKernel(Kernel):
         if self._limit is None:
             if self.kind not in ("nngp", "ntk"):
                 raise NtkitError(f"kind={self.kind!r}; expected 'nngp' or 'ntk'.")
-            own = self.get_params(deep=False)
-            self._limit = infinite_width(**{k: v for k, v in own.items() if k not in ("kind", "line")})
+            params = self.get_params(deep=False)
+            self._limit = infinite_width(**{k: v for k, v in params.items() if k not in ("kind", "line")})
         return self._limit
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the kernel ``[n1, n2]`` between two batches (the second is the first if left out)."""
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
@@ -181,21 +191,19 @@ class LimitKernel(Kernel):
         tiles = self.limit.tiles(self.line)
         return tiles(self.kind == "ntk", self._checked(first), self._checked(second), last=True)[0]
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the kernel of each sample with itself, ``[n]``."""
         tiles = self.limit.tiles(self.line)
         return tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
 
-    def _checked(self, x: Any) -> Any:
+    def _checked(self, x: Batch) -> Batch:
         if x is None:
             return None
-        from torch.utils import _pytree as pytree
-
-        given = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
+        shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
         wanted = [tuple(t.shape[1:]) for t in pytree.tree_leaves(self.limit.example)]
-        if given != wanted:
+        if shapes != wanted:
             raise NtkitError(
-                f"The limit was read with inputs of shape {wanted}, got {given} (without the sample axis); "
+                f"The limit was read with inputs of shape {wanted}, got {shapes} (without the sample axis); "
                 f"call infinite_width with an example of the new shape."
             )
         return pytree.tree_map(  # whole numbers would overflow in their own products
@@ -206,13 +214,13 @@ class LimitKernel(Kernel):
         line = f" of line {self.line}" if self.line else ""
         return (
             f"LimitKernel({self.kind}{line} of {type(self.model).__name__}, "
-            f"{self.parameterization} parameterization)"
+            f"{self.get_params()['parameterization']} parameterization)"
         )
 
 
 def infinite_width(
     model: nn.Module,
-    example: Any,
+    example: Inputs,
     sigma_w: Sigma = 2**0.5,
     sigma_b: Sigma = 0.0,
     *,
@@ -220,7 +228,7 @@ def infinite_width(
     samples: int = 2**13,
     seed: int = 0,
     memory: int | float | str = "2GiB",
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
 ) -> Limit:
     """Return the NNGP and NTK of a network's infinite-width limit, read off the module itself.
 
@@ -265,7 +273,7 @@ def infinite_width(
     NotPerSampleError
         Batch norm in training mode, active dropout.
     NtkitError
-        A model that is no module; a copy made by `ntk_parametrize` under ``"ntk"``; inputs of another
+        A model that is not a module; a copy made by `ntk_parametrize` under ``"ntk"``; inputs of another
         shape than the example's.
 
     References
@@ -314,9 +322,7 @@ def infinite_width(
     net = network(model)
     refuse_stateful(net.module)
     example = take(as_inputs(example, net, "example"), slice(0, 1))
-    settings = {
-        "model": net.module,
-        "example": example,
+    settings: Settings = {
         "sigma_w": sigma_w,
         "sigma_b": sigma_b,
         "parameterization": parameterization,
@@ -326,4 +332,5 @@ def infinite_width(
         "compile": compile,
     }
     laws = Laws(parameterization, sigma_w, sigma_b)
-    return Limit(net, example, laws, Points(samples, seed, net.dtype, net.device), settings)
+    numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
+    return Limit(net, example, laws, numerics, settings)

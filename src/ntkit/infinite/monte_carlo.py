@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
-from ntkit.network import Network, as_inputs, copy_of, network
+from ntkit.infinite.reading.laws import Parameterization
+from ntkit.network import Inputs, Network, as_inputs, copy_of, network
 
 Draw = Callable[[], None]
+Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,12 +48,12 @@ class Estimate:
 def monte_carlo(
     model: nn.Module,
     samples: int,
-    x1: Any,
-    x2: Any = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     sigma_w: Sigma = 2**0.5,
     sigma_b: Sigma = 0.0,
-    parameterization: Literal["ntk", "standard"] = "ntk",
+    parameterization: Parameterization = "ntk",
     seed: int = 0,
     memory: str | int = "2GiB",
 ) -> Estimate:
@@ -134,8 +136,8 @@ class _Means:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Any = 0.0
-        self.squares: Any = 0.0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = self.mean
 
     def add(self, value: Tensor) -> None:
         value = value.detach().double()
@@ -166,10 +168,10 @@ def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
     resets = []
     for path, module in copy.named_modules():
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-        own = [name for name, _ in module.named_parameters(recurse=False)]
-        if own and not callable(reset):
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        if names and not callable(reset):
             raise NtkitError(
-                f"{path or 'the model'} ({type(module).__name__}) has the parameter {own[0]!r} but no "
+                f"{path or 'the model'} ({type(module).__name__}) has the parameter {names[0]!r} but no "
                 f"reset_parameters, so parameterization='standard' cannot draw it anew. Give it that "
                 f"method, or use parameterization='ntk'."
             )
@@ -192,7 +194,7 @@ def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
     return copy, draw
 
 
-def _nngp(net: Network, x: Any, standard: bool, memory: str | int) -> Callable[[Any, Any], Tensor]:
+def _nngp(net: Network, x: Batch, standard: bool, memory: str | int) -> Callable[[Batch, Batch], Tensor]:
     """Return one draw's estimate of the NNGP: its last layer integrated out, or its outputs averaged."""
     try:
         names = last_layer(net, x, tuple(net.weights))
@@ -202,7 +204,7 @@ def _nngp(net: Network, x: Any, standard: bool, memory: str | int) -> Callable[[
         assert net.module is not None
         last = EmpiricalNTK(net.module, params=list(names), memory=memory)
 
-        def integrated(x1: Any, x2: Any) -> Tensor:
+        def integrated(x1: Batch, x2: Batch) -> Tensor:
             if not standard:
                 return last(x1, x2)
             parts = last(x1, x2, per_parameter=True)
@@ -210,7 +212,7 @@ def _nngp(net: Network, x: Any, standard: bool, memory: str | int) -> Callable[[
 
         return integrated
 
-    def averaged(x1: Any, x2: Any) -> Tensor:
+    def averaged(x1: Batch, x2: Batch) -> Tensor:
         with torch.no_grad():
             y1 = net.outputs(net.weights, x1)
             y2 = y1 if x2 is None else net.outputs(net.weights, x2)
@@ -219,7 +221,7 @@ def _nngp(net: Network, x: Any, standard: bool, memory: str | int) -> Callable[[
     return averaged
 
 
-def _linear_in(net: Network, names: tuple[str, ...], x: Any) -> bool:
+def _linear_in(net: Network, names: tuple[str, ...], x: Batch) -> bool:
     """Return whether the network is linear in some of its weights together, by trying it."""
     generator = torch.Generator().manual_seed(0)
     now = net.weights
@@ -228,13 +230,10 @@ def _linear_in(net: Network, names: tuple[str, ...], x: Any) -> bool:
         with torch.no_grad():
             return net.outputs({**now, **point}, x)
 
-    a, b = (
-        {
-            k: torch.randn(now[k].shape, generator=generator, dtype=torch.float64).to(now[k]).add_(now[k])
-            for k in names
-        }
-        for _ in range(2)
-    )
+    def near(w: Tensor) -> Tensor:
+        return torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w).add_(w)
+
+    a, b = ({k: near(now[k]) for k in names} for _ in range(2))
     both = at({k: 2 * a[k] - 3 * b[k] for k in names})
     apart = 2 * at(a) - 3 * at(b)
     tolerance = 1e4 * torch.finfo(both.dtype).eps * (at(a).abs().max() + at(b).abs().max())

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.graph import Graph, Network, take
-from ntkit.infinite import (  # noqa: F401 (they register the rules)
+from ntkit.infinite.duals.dual import DUAL_RULES
+from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
     concat,
     conv,
@@ -26,11 +27,15 @@ from ntkit.infinite import (  # noqa: F401 (they register the rules)
     selections,
     views,
 )
-from ntkit.infinite.expressions import Coefficient, Expression, Gain, Line, Vector, walk
-from ntkit.infinite.laws import Laws
-from ntkit.infinite.pairs import Side
-from ntkit.infinite.rules import RULES, Entry, Reading, known
-from ntkit.infinite.values import Known, Weight, Wide
+from ntkit.infinite.moments.expression import walk
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.vectors import Coefficient, Gain, Line, Vector, behind
+from ntkit.infinite.reading.laws import Laws
+from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
+from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
+from ntkit.infinite.registry import named
+
+Operation = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,9 @@ class Program:
 def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
     """Read a graph as a tensor program."""
     reading = Reading(laws, graph.paths, net.dtype, source=source)
-    env: dict[fx.Node, Any] = {}
-    env.update(_inputs(net, graph, example, reading))
-    seen: dict[Any, Any] = {}
-    result: Any = None
+    env: dict[fx.Node, Any] = {**_inputs(net, graph, example, reading)}
+    seen: dict[tuple, tuple[object, list]] = {}
+    result: object = None
     last: Any = None
     for node in graph.module.graph.nodes:
         reading.node = node
@@ -80,17 +84,16 @@ def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[
     while last is not None and last.target is torch.ops.aten.reshape.default and last.name not in graph.paths:
         last = last.args[0]  # outputs are reshaped by ntkit
     reading.node = last if last is not None and last.op == "call_function" else None
-    _check_output(reading, result)
-    return Program(tuple(reading.lines), result, tuple(reading.notes))
+    return Program(tuple(reading.lines), _check_output(reading, result), tuple(reading.notes))
 
 
-def _plain(leaf: Any) -> bool:
+def _plain(leaf: object) -> bool:
     return isinstance(leaf, int | float | str | bool | type(None) | torch.dtype | torch.device)
 
 
-def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[fx.Node, Any]:
+def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[fx.Node, Operand]:
     """Return the values of the placeholders: weights, buffers, inputs."""
-    env: dict[fx.Node, Any] = {}
+    env: dict[fx.Node, Operand] = {}
     weights, buffers = net.weights, net.buffers
     leaves = pytree.tree_leaves(take(example, slice(0, 1)))
     place = 0
@@ -114,13 +117,13 @@ def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[
 
 
 def _leaf(place: int, shape: tuple[int, ...]) -> Coefficient:
-    def of(side: Side) -> Tensor:
+    def of(side: SideValues) -> Tensor:
         return pytree.tree_leaves(side.x)[place].unsqueeze(1)
 
     return Coefficient(shape, of)
 
 
-def _operation(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
+def _operation(reading: Reading, op: Operation, args: tuple, kwargs: dict) -> object:
     leaves = pytree.tree_leaves((args, kwargs))
     if op is operator.getitem:
         return args[0][args[1]]
@@ -128,10 +131,11 @@ def _operation(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
         if any(isinstance(leaf, Known) for leaf in leaves):
             return known(op, args, kwargs)
         return op(*args, **kwargs)
-    if op in RULES:
-        return _ruled(reading, op, args, kwargs)
-    if elementwise.is_pointwise(op) and any(isinstance(leaf, Wide) for leaf in leaves):
-        return elementwise.function(reading, op, args, kwargs)
+    if op in LIMIT_RULES:
+        return _ruled(reading, LIMIT_RULES[op], args, kwargs)
+    pointwise = op in DUAL_RULES or elementwise.is_pointwise(op)
+    if pointwise and any(isinstance(leaf, Wide) for leaf in leaves):
+        return elementwise.function(reading, op, args, kwargs)  # pyright: ignore[reportArgumentType]
     raise reading.unknown(_derived(args) or "there is no rule for it.")
 
 
@@ -142,18 +146,24 @@ def _derived(args: tuple) -> str:
     return f"it computes a weight from {args[0].name!r} (a weight norm, a spectral norm, a mask)."
 
 
-def _ruled(reading: Reading, op: Any, args: tuple, kwargs: dict) -> Any:
-    try:
-        return RULES[op](reading, *args, **kwargs)
-    except NtkitError:
-        raise
-    except Exception as error:  # a rule that was made for other kinds of arguments
-        why = _derived(args) or f"its rule does not take these arguments ({type(error).__name__}: {error})."
-        raise reading.unknown(why) from error
+def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> object:
+    """Return what a rule makes of an operation; whatever goes wrong in it is told with its name."""
+
+    def refuse(what: str) -> NtkitError:
+        return reading.unknown(
+            f"{_derived(args)} The rule {what}; mend it, or leave such arguments out.".strip()
+        )
+
+    with named(rule, refuse) as name:
+        result = rule(reading, *args, **kwargs)
+    for leaf in pytree.tree_leaves(result):
+        if not isinstance(leaf, Operand | float | int | None):
+            raise refuse(f"{name} returned a {type(leaf).__name__}, expected a Wide, Known, Weight or tensor")
+    return result
 
 
-def _check_output(reading: Reading, output: Any) -> None:
-    """Refuse a network whose last line is no product with a weight of its own."""
+def _check_output(reading: Reading, output: object) -> Wide:
+    """Return the output, refused where it is not a product with a weight of its own."""
     if not isinstance(output, Wide):
         raise reading.refuse("the network ends in something that no weight of infinite width made.")
     expressions = walk(*(e for _, e in output.pieces))
@@ -166,19 +176,12 @@ def _check_output(reading: Reading, output: Any) -> None:
     last = {e.matrix.name for e in expressions if isinstance(e, Line)}
     if not last:
         raise reading.refuse("the network does not end in a linear layer.")
-    inner = [e for line in expressions if isinstance(line, Line) for _, e in line.inputs]
-    seen: dict[Expression, None] = {}
-    while inner:
-        for e in walk(inner.pop()):
-            if e in seen:
-                continue
-            seen[e] = None
-            if isinstance(e, Line):
-                inner += [part for _, part in e.inputs]
-                if e.matrix.name in last:
-                    raise reading.refuse(
-                        f"the read-out weight {e.matrix.name!r} is used elsewhere in the network: function "
-                        f"and gradient are then correlated, and the kernel stays random."
-                    )
-            elif isinstance(e, Vector) and e.name in last:
-                raise reading.refuse(f"the read-out weight {e.name!r} is used elsewhere in the network.")
+    for e in behind(*(part for line in expressions if isinstance(line, Line) for _, part in line.inputs)):
+        if isinstance(e, Line) and e.matrix.name in last:
+            raise reading.refuse(
+                f"the read-out weight {e.matrix.name!r} is used elsewhere in the network: function "
+                f"and gradient are then correlated, and the kernel stays random."
+            )
+        if isinstance(e, Vector) and e.name in last:
+            raise reading.refuse(f"the read-out weight {e.name!r} is used elsewhere in the network.")
+    return output

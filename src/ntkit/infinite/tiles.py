@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,39 +20,45 @@ from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
 from ntkit.errors import NtkitError
 from ntkit.graph import batch_size, take
-from ntkit.infinite import expectation
 from ntkit.infinite.duals.correlation import fused_atan2
-from ntkit.infinite.expressions import Apply, Line, walk
-from ntkit.infinite.pairs import Pairs, Side, add, times
-from ntkit.infinite.points import Points
-from ntkit.infinite.values import Wide
+from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments.algebra import add, times
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.pairs import Pairs
+from ntkit.infinite.moments.sides import PairSide
+from ntkit.infinite.moments.vectors import behind
+from ntkit.infinite.reading.values import Wide
 
-PATIENCE = 30.0  # seconds of plain evaluation from which on compiling pays
+WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
 # A value that is read twice is not computed anew.
-FUSION: dict[str, Any] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
+FUSION: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
-_FUSED: Any = {torch.ops.aten.atan2.default: fused_atan2}
+_FUSED = {torch.ops.aten.atan2.default: fused_atan2}
 _PAD = torch.ops.aten.constant_pad_nd.default  # computes what it is given again, at each place of a window
 
-Tile = Callable[[Any, Any], tuple[Tensor, ...]]
+Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
+Corner = tuple[int, int]
+Compile = bool | Literal["auto"]
+Tile = Callable[[Batch, Batch], tuple[Tensor, ...]]
 
 
 def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
     """Return K (and Theta) of a vector: the mean over positions, and over concatenated parts by width."""
-    total = sum(width for width, _ in value.pieces)
-    found = []
+    values = []
     for of in (pairs.moment, pairs.tangent) if ntk else (pairs.moment,):
         parts = []
         for width, e in value.pieces:
             k = of(e, e, "equal")
             axes = [] if k is None else list(range(len(pairs.batch), k.ndim))
-            parts.append(times(k.mean(axes) if k is not None and axes else k, width / total))
+            parts.append(times(k.mean(axes) if k is not None and axes else k, width / value.width))
         whole = add(parts)
-        found.append((pairs.left.points.zeros(1) if whole is None else whole).expand(pairs.batch))
-    return tuple(found)
+        values.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(pairs.batch))
+    return tuple(values)
 
 
 class Tiles:
@@ -62,22 +68,21 @@ class Tiles:
     shape (the last ones are filled up), so that they are compiled once.
     """
 
-    def __init__(self, value: Wide, points: Points, memory: Any, compile: bool | str) -> None:
+    def __init__(self, value: Wide, numerics: Numerics, memory: int | float | str, compile: Compile) -> None:
         if compile not in (True, False, "auto"):
             raise NtkitError(f"compile={compile!r}; give True, False or 'auto'.")
-        self.value, self.points, self.compile = value, points, compile
+        self.value, self.numerics, self.compile = value, numerics, compile
         self.budget = parse_memory(memory)
-        points.budget = min(points.budget, self.budget // 4)
-        self.plain = all(_traceable(e) for e in _everything(value))
-        self._compiled: dict[Any, Tile] = {}
+        self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))
+        self._compiled: dict[tuple, Tile] = {}
         self._bytes: dict[bool, tuple[int, int]] = {}
 
-    def __call__(self, ntk: bool, x1: Any, x2: Any = None, *, last: bool = False) -> tuple[Tensor, ...]:
+    def __call__(self, ntk: bool, x1: Batch, x2: Batch = None, *, last: bool = False) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
-        with exact(self.points.kind["device"]), torch.no_grad():
+        with exact(self.numerics.device), torch.no_grad():
             return self._blocks(ntk, x1, x2, last)
 
-    def _blocks(self, ntk: bool, x1: Any, x2: Any, last: bool) -> tuple[Tensor, ...]:
+    def _blocks(self, ntk: bool, x1: Batch, x2: Batch, last: bool) -> tuple[Tensor, ...]:
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
@@ -87,14 +92,14 @@ class Tiles:
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
-        blocks = tuple(_room(n1, n2, **self.points.kind) for _ in range(1 if last else 1 + ntk))
+        blocks = tuple(_room(n1, n2, self.numerics) for _ in range(1 if last else 1 + ntk))
         corners = [
             (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
         ]
 
-        sides = _Sides(self.points, self.budget // 4)
+        sides = _Sides(self.numerics, self.budget // 4)
 
-        def fill(corner: tuple[int, int], compiled: Tile | None = None) -> None:
+        def fill(corner: Corner, compiled: Tile | None = None) -> None:
             i, j = corner
             with torch.no_grad():
                 if compiled is not None:
@@ -112,7 +117,7 @@ class Tiles:
         if len(corners) == 1 and self.compile is not True:
             fill(corners[0])
         else:
-            with _threads(self.points.kind["device"]) as workers:
+            with _threads(self.numerics.device) as workers:
                 compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
                 _each(lambda corner: fill(corner, compiled), corners, workers)
         if symmetric:  # a correlation of exactly one, whatever the order of summation was
@@ -121,39 +126,40 @@ class Tiles:
                 block.diagonal().copy_(value)
         return blocks
 
-    def _first(self, fill: Callable, corners: list, tile: tuple, workers: int) -> Tile | None:
+    def _first(
+        self, fill: Callable[[Corner], None], corners: list[Corner], tile: tuple, workers: int
+    ) -> Tile | None:
         """Return a compiled tile where that was asked for, or pays as the first tile shows."""
         if self.compile is True:
             return self._tile(*tile)
         if self.compile == "auto" and self.plain:
             start = time.perf_counter()
             fill(corners.pop(0))
-            if len(corners) * (time.perf_counter() - start) / workers > PATIENCE:
+            if len(corners) * (time.perf_counter() - start) / workers > WORTH_COMPILING:
                 return self._tile(*tile)
         return None
 
-    def diagonal(self, ntk: bool, x: Any) -> tuple[Tensor, ...]:
+    def diagonal(self, ntk: bool, x: Batch) -> tuple[Tensor, ...]:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
-        with exact(self.points.kind["device"]), torch.no_grad():
+        with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
-                kernels(Side(take(x, slice(i, i + rows)), self.points).own, self.value, ntk)
+                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).own, self.value, ntk)
                 for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def bytes(self, x: Any, ntk: bool) -> tuple[int, int]:
+    def bytes(self, x: Batch, ntk: bool) -> tuple[int, int]:
         """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
         if ntk not in self._bytes:
-            pairs = Pairs(
-                Side(take(x, slice(0, 1)), self.points), Side(take(x, slice(0, 1)), self.points), True
-            )
+            one, other = (PairSide(take(x, slice(0, 1)), self.numerics) for _ in range(2))
+            pairs = Pairs(one, other, True)
             kernels(pairs, self.value, ntk)
             self._bytes[ntk] = pairs.bytes
         return self._bytes[ntk]
 
-    def sizes(self, x: Any, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
+    def sizes(self, x: Batch, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
         """Return the samples of a tile: as even as they can be within the budget."""
         held, largest = self.bytes(x, ntk)
         most = max(1, min(self.budget // 2 // torch.get_num_threads() // held, CACHE // largest))
@@ -162,32 +168,31 @@ class Tiles:
         side = max(1, int(most**0.5))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
-    def _evaluate(self, ntk: bool, last: bool = False) -> Tile:
-        def tile(x1: Any, x2: Any) -> tuple[Tensor, ...]:
-            values = kernels(Pairs(Side(x1, self.points), Side(x2, self.points), True, ntk), self.value, ntk)
-            return values[-1:] if last else values
-
-        return tile
-
-    def _tile(self, ntk: bool, last: bool, x: Any, rows: int, columns: int) -> Tile | None:
+    def _tile(self, ntk: bool, last: bool, x: Batch, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
             return None
         x = take(x, slice(0, 1))
         key = (ntk, last, rows, columns)
         if key not in self._compiled:
+
+            def tile(x1: Batch, x2: Batch) -> tuple[Tensor, ...]:
+                pairs = Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk)
+                return kernels(pairs, self.value, ntk)[-1 if last else 0 :]
+
             example = [
                 pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x)
                 for n in (rows, columns)
             ]
+            with torch.no_grad():
+                graph = make_fx(tile)(*example)
+                if all(node.target is not _PAD for node in graph.graph.nodes):
+                    graph = make_fx(graph, decomposition_table=_FUSED)(*example)
             try:
                 with torch.no_grad():
-                    graph = make_fx(self._evaluate(ntk, last))(*example)
-                    if all(node.target is not _PAD for node in graph.graph.nodes):
-                        graph = make_fx(graph, decomposition_table=_FUSED)(*example)
                     compiled = torch.compile(graph, dynamic=False, options=FUSION)
                     compiled(*example)
-            except Exception as error:
+            except (RuntimeError, OSError, ImportError) as error:  # no compiler, or one that fails
                 warnings.warn(
                     f"torch.compile failed, ntkit goes on without it: {error}", RuntimeWarning, stacklevel=2
                 )
@@ -200,28 +205,28 @@ class Tiles:
 class _Sides:
     """The last few batches of samples, with what was found out about each sample alone."""
 
-    def __init__(self, points: Points, budget: int) -> None:
-        self.points, self.budget = points, budget
-        self._kept: dict[tuple[int, int, int], Side] = {}
+    def __init__(self, numerics: Numerics, budget: int) -> None:
+        self.numerics, self.budget = numerics, budget
+        self._recent: dict[tuple[int, int, int], PairSide] = {}
         self._lock = Lock()
 
-    def get(self, x: Any, part: slice) -> Side:
+    def get(self, x: Batch, part: slice) -> PairSide:
         """Return some samples of a batch."""
         key = (id(x), part.start, part.stop)
         with self._lock:
-            side = self._kept.pop(key, None) or Side(take(x, part), self.points)
-            held = sum(other.bytes for other in self._kept.values())
-            while held > self.budget and self._kept:
-                held -= self._kept.pop(next(iter(self._kept))).bytes
-            self._kept[key] = side
+            side = self._recent.pop(key, None) or PairSide(take(x, part), self.numerics)
+            held = sum(other.bytes for other in self._recent.values())
+            while held > self.budget and self._recent:
+                held -= self._recent.pop(next(iter(self._recent))).bytes
+            self._recent[key] = side
         return side
 
 
-def _room(n1: int, n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _room(n1: int, n2: int, like: Numerics) -> Tensor:
     """Return an empty matrix; NumPy asks for large pages, which are several times faster to fill at first."""
-    if device.type == "cpu" and dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.empty((n1, n2), str(dtype).removeprefix("torch.")))
-    return torch.empty(n1, n2, dtype=dtype, device=device)
+    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.empty((n1, n2), str(like.dtype).removeprefix("torch.")))
+    return torch.empty(n1, n2, dtype=like.dtype, device=like.device)
 
 
 @contextmanager
@@ -238,7 +243,7 @@ def _threads(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _each(work: Callable[[Any], None], items: list, workers: int) -> None:
+def _each(work: Callable[[Corner], None], items: list[Corner], workers: int) -> None:
     if min(workers, len(items)) <= 1:
         for item in items:
             work(item)
@@ -248,7 +253,7 @@ def _each(work: Callable[[Any], None], items: list, workers: int) -> None:
             pass
 
 
-def _filled(x: Any, start: int, count: int) -> Any:
+def _filled(x: Batch, start: int, count: int) -> Batch:
     """Return samples from ``start`` on, the last one repeated where there are too few."""
     n = batch_size(x)
     if start + count <= n:
@@ -256,18 +261,6 @@ def _filled(x: Any, start: int, count: int) -> Any:
     return take(x, torch.arange(start, start + count).clamp(max=n - 1))
 
 
-def _everything(value: Wide) -> list:
-    """Return all expressions behind a vector, through the products with weights."""
-    found: dict[Any, None] = {}
-    stack = [e for _, e in value.pieces]
-    while stack:
-        for e in walk(stack.pop()):
-            if e not in found:
-                found[e] = None
-                stack += [part for _, part in e.inputs] if isinstance(e, Line) else []
-    return list(found)
-
-
-def _traceable(e: Any) -> bool:
+def _traceable(e: Expression) -> bool:
     dual = expectation.closed(e) if isinstance(e, Apply) else None
     return not isinstance(e, Apply) or (dual is not None and dual.traceable)

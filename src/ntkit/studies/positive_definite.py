@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.diagnose.definiteness import definiteness, harmonics, sphere
 from ntkit.display.axes import BLUE, GREEN, ORANGE
-from ntkit.infinite.checks import definiteness, harmonics, sphere
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"points": 40}

@@ -14,6 +14,7 @@ from ntkit.errors import NtkitError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
+from ntkit.infinite.registry import Rule, named, registering
 
 
 class Dual(ABC):
@@ -97,6 +98,22 @@ class Dual(ABC):
         return self.both(*_checked(cov, var1, var2))
 
 
+class JointDual(Dual):
+    """A dual whose value and slope come from the same work, ``both``."""
+
+    @abstractmethod
+    def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and slope."""
+
+    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[phi(u) phi(v)]."""
+        return self.both(cov, var1, var2)[0]
+
+    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[phi'(u) phi'(v)]."""
+        return self.both(cov, var1, var2)[1]
+
+
 def cross(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
     """Return E[phi(u) psi(v)] of two functions: exact within a family, else by their Hermite series."""
     exact = _exact(first, second, cov, var1, var2)
@@ -142,45 +159,82 @@ def _derived(dual: Dual) -> Callable[[int, Tensor], Tensor]:
     return hermite
 
 
-RULES: dict[Any, Callable[..., Dual | None]] = {}
+DUAL_RULES: dict[object, Callable[..., Dual | None]] = {}
 
 
-def rule(*ops: Any) -> Callable[[Callable[..., Dual | None]], Callable[..., Dual | None]]:
-    """Register a function from an operation's arguments to the dual of what it computes."""
+def register_dual(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+    """Register the dual of a function of one variable: its expectations under two correlated Gaussians.
 
-    def register(make: Callable[..., Dual | None]) -> Callable[..., Dual | None]:
-        RULES.update(dict.fromkeys(ops, make))
-        return make
+        (arguments of the operation after its tensor) -> Dual, or None where there is none for these
 
-    return register
+    The function is an elementwise operation, torch's or one made with ``torch.library.custom_op``; its
+    limit is then taken by the formulas of the `Dual`, in `infinite_width` and in `dual`. A `Dual` gives
+    E[phi(u) phi(v)] (``value``), E[phi'(u) phi'(v)] (``slope``), E[phi(u)] (``mean``) and E[phi'(u)]
+    (``gain``), of tensors of any shape that broadcast together, in float32 or float64. Without one, a
+    function is a Hermite series, or is sampled.
+
+    Parameters
+    ----------
+    *ops : torch.ops.<library>.<name>.<overload>
+        The operations. A dual that there is for one is replaced.
+
+    Raises
+    ------
+    NtkitError
+        An operation that is not an overload. Where the function is called and raises anything but an
+        `NtkitError`, or returns something else than a `Dual` or None, the error names it.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> from ntkit.infinite.duals.dual import DUAL_RULES
+    >>> from ntkit.infinite.duals.homogeneous import Homogeneous
+    >>> op = torch.ops.aten.deg2rad.default
+    >>> @ntkit.register_dual(op)
+    ... def degrees():
+    ...     return Homogeneous(torch.pi / 180, torch.pi / 180)  # one slope on each side of zero
+    >>> value, slope = ntkit.dual(torch.deg2rad)(0.5, 1.0, 1.0)
+    >>> (value / slope).item()  # E[u v] of a linear function
+    0.5
+    >>> del DUAL_RULES[op]
+    """
+    return registering(DUAL_RULES, ops, "dual")
 
 
-def find(op: Any, args: tuple, kwargs: dict[str, Any]) -> Dual | None:
+rule = register_dual
+
+
+def find(op: object, args: tuple, kwargs: dict[str, Any]) -> Dual | None:
     """Return the dual of an ATen operation with arguments after its tensor, or None if there is none.
 
     Equal operations with equal arguments get the same object.
     """
-    if op not in RULES or not all(isinstance(a, float | int | str | None) for a in (*args, *kwargs.values())):
+    plain = all(isinstance(a, float | int | str | None) for a in (*args, *kwargs.values()))
+    if op not in DUAL_RULES or not plain:
         return None
-    return _made(op, args, tuple(sorted(kwargs.items())))
+    return _of_arguments(DUAL_RULES[op], args, tuple(sorted(kwargs.items())))
 
 
 @cache
-def _made(op: Any, args: tuple, kwargs: tuple) -> Dual | None:
-    return RULES[op](*args, **dict(kwargs))
+def _of_arguments(make: Callable[..., Dual | None], args: tuple, kwargs: tuple) -> Dual | None:
+    with named(make, lambda what: NtkitError(f"The dual registered as {what}.")) as name:
+        dual = make(*args, **dict(kwargs))
+    if not isinstance(dual, Dual | None):
+        raise NtkitError(f"{name} returned a {type(dual).__name__}; expected a Dual, or None.")
+    return dual
 
 
-def _checked(*given: Any) -> list[Tensor]:
+def _checked(*values: Any) -> list[Tensor]:
     """Return three tensors of one floating dtype and shape that are covariances, or refuse."""
-    tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in given]
-    arrays = [t.dtype for t, x in zip(tensors, given, strict=True) if not isinstance(x, float | int)]
+    tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in values]
+    arrays = [t.dtype for t, x in zip(tensors, values, strict=True) if not isinstance(x, float | int)]
     dtypes = [d for d in arrays if d.is_floating_point] or [torch.float64]
     dtype = max(dtypes, key=lambda d: torch.finfo(d).bits)
     if dtype not in (torch.float32, torch.float64):
         raise NtkitError(f"Covariances must be float32 or float64, not {dtype}.")
     tensors = [
         torch.tensor(x, dtype=dtype) if isinstance(x, float | int) else t.to(dtype)
-        for t, x in zip(tensors, given, strict=True)
+        for t, x in zip(tensors, values, strict=True)
     ]
     try:
         cov, var1, var2 = torch.broadcast_tensors(*tensors)

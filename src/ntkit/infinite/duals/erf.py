@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.dual import Dual, rule
+from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.smooth import smooth
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ def excess(cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
     return (1 + var1 + var2 + (var1 * var2 - cov * cov)).clamp(min=1)
 
 
-class Erf(Dual):
+class Erf(JointDual):
     """The error function, phi(u) = erf(scale u).
 
     With c = 2 scale^2 cov, v1 = 2 scale^2 var1 and v2 = 2 scale^2 var2,
@@ -36,14 +36,6 @@ class Erf(Dual):
         """Return erf(scale x)."""
         return torch.erf(self.scale * x)
 
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]."""
-        return self.both(cov, var1, var2)[1]
-
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root."""
         scale = 2 * self.scale**2
@@ -60,7 +52,7 @@ class Erf(Dual):
         return (2 * self.scale / math.sqrt(math.pi)) * (1 + 2 * self.scale**2 * var).rsqrt()
 
 
-class GELU(Dual):
+class GELU(JointDual):
     """The exact GELU, phi(u) = u Phi(u), Phi the normal distribution function (Tsuchida et al. 2020).
 
     With D = (1 + var1) (1 + var2) - cov^2 and P = E[Phi(u) Phi(v)]
@@ -73,14 +65,6 @@ class GELU(Dual):
     def phi(self, x: Tensor) -> Tensor:
         """Return x Phi(x)."""
         return torch.nn.functional.gelu(x)
-
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]."""
-        return self.both(cov, var1, var2)[1]
 
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root and one arcsine."""
@@ -100,10 +84,7 @@ class GELU(Dual):
         return torch.full_like(var, 0.5)
 
 
-@rule(aten.erf.default, aten.erf_.default, aten.special_erf.default)
-def erf() -> Dual:
-    """Return the dual of erf(u)."""
-    return Erf()
+rule(aten.erf.default, aten.erf_.default, aten.special_erf.default)(Erf)
 
 
 @rule(aten.gelu.default, aten.gelu_.default)

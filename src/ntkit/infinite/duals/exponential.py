@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.dual import Dual, rule
+from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.erf import excess
 
 aten = torch.ops.aten
@@ -48,7 +49,7 @@ class Exponential(Dual):
         return value, a * b * value
 
 
-class Sinusoid(Dual):
+class Sinusoid(JointDual):
     """phi(u) = odd sin(frequency u) + even cos(frequency u).
 
     With c = frequency^2 cov and m = frequency^2 (var1 + var2) / 2,
@@ -66,14 +67,6 @@ class Sinusoid(Dual):
     def phi(self, x: Tensor) -> Tensor:
         """Return odd sin(frequency x) + even cos(frequency x)."""
         return self.odd * torch.sin(self.frequency * x) + self.even * torch.cos(self.frequency * x)
-
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]."""
-        return self.both(cov, var1, var2)[1]
 
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from the same exponentials."""
@@ -106,7 +99,7 @@ def _products(a: float, b: float, cov: Tensor, var1: Tensor, var2: Tensor) -> tu
     return torch.where(c.abs() < 1, small, plus - minus), plus + minus
 
 
-class Gaussian(Dual):
+class Gaussian(JointDual):
     """The Gaussian, phi(u) = exp(-rate u^2).
 
     With D = (1 + 2 rate var1) (1 + 2 rate var2) - (2 rate cov)^2,
@@ -123,14 +116,6 @@ class Gaussian(Dual):
         """Return exp(-rate x^2)."""
         return torch.exp(-self.rate * x * x)
 
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]."""
-        return self.both(cov, var1, var2)[1]
-
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one determinant."""
         a = 2 * self.rate
@@ -146,25 +131,7 @@ class Gaussian(Dual):
         return torch.zeros_like(var)
 
 
-@rule(aten.exp.default, aten.exp_.default)
-def exp() -> Dual:
-    """Return the dual of exp(u)."""
-    return Exponential()
-
-
-@rule(aten.exp2.default, aten.exp2_.default, aten.special_exp2.default)
-def exp2() -> Dual:
-    """Return the dual of 2^u."""
-    return Exponential(math.log(2))
-
-
-@rule(aten.sin.default, aten.sin_.default)
-def sin() -> Dual:
-    """Return the dual of sin(u)."""
-    return Sinusoid(1.0, 1.0, 0.0)
-
-
-@rule(aten.cos.default, aten.cos_.default)
-def cos() -> Dual:
-    """Return the dual of cos(u)."""
-    return Sinusoid(1.0, 0.0, 1.0)
+rule(aten.exp.default, aten.exp_.default)(Exponential)
+rule(aten.exp2.default, aten.exp2_.default, aten.special_exp2.default)(partial(Exponential, math.log(2)))
+rule(aten.sin.default, aten.sin_.default)(partial(Sinusoid, 1.0, 1.0, 0.0))
+rule(aten.cos.default, aten.cos_.default)(partial(Sinusoid, 1.0, 0.0, 1.0))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REACH = 13.0  # exp(-REACH^2 / 4), what a Hermite function times sqrt(density) may keep beyond, is 5e-19
+SPAN = 13.0  # exp(-SPAN^2 / 4), what a Hermite function times sqrt(density) may keep beyond, is 5e-19
 STEP = 1 / 40  # of the trapezoid rule: exact to rounding for functions with no pole nearer than 0.15
 
 
@@ -25,13 +25,23 @@ def coefficients(
     returned in the dtype of ``var``. The trapezoid rule is used, whose error falls exponentially for an
     analytic fn; with ``kinks``, the places x where fn is not smooth, Gauss-Legendre between them.
     """
-    scale = var.double().clamp(min=0)
-    scale = torch.where(scale > 0, scale, 1.0).sqrt() * (scale > 0)
+    scale = _root(var)
     nodes, weights = _panels(scale, kinks, degree) if kinks else _grid(scale)
     values = fn(scale[..., None] * nodes) * (weights * torch.exp(-nodes * nodes / 4)) / (2 * math.pi) ** 0.5
     if not kinks:
         return (values @ _table(degree, nodes.device)).to(var.dtype)
     return torch.stack([(values * h).sum(-1) for h in _functions(nodes, degree)], -1).to(var.dtype)
+
+
+def places(var: Tensor) -> Tensor:
+    """Return where `coefficients` asks for a function without kinks, ``[*var.shape, Q]``."""
+    scale = _root(var)
+    return scale[..., None] * _grid(scale)[0]
+
+
+def _root(var: Tensor) -> Tensor:
+    scale = var.double().clamp(min=0)
+    return torch.where(scale > 0, scale, 1.0).sqrt() * (scale > 0)
 
 
 def contract(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
@@ -62,17 +72,17 @@ def _table(degree: int, device: torch.device) -> Tensor:
 
 
 def _grid(scale: Tensor) -> tuple[Tensor, Tensor]:
-    count = round(REACH / STEP)
+    count = round(SPAN / STEP)
     nodes = torch.arange(-count, count + 1, dtype=torch.float64, device=scale.device) * STEP
     return nodes, torch.full_like(nodes, STEP)
 
 
 def _panels(scale: Tensor, kinks: Sequence[float], degree: int) -> tuple[Tensor, Tensor]:
-    """Return Gauss-Legendre nodes and weights on [-REACH, REACH] split at every kink, [*scale.shape, Q]."""
+    """Return Gauss-Legendre nodes and weights on [-SPAN, SPAN] split at every kink, [*scale.shape, Q]."""
     places = torch.tensor(sorted(kinks), dtype=torch.float64, device=scale.device)
     safe = torch.where(scale > 0, scale, 1.0)[..., None]
-    splits = (places / safe).clamp(-REACH, REACH)
-    even = torch.linspace(-REACH, REACH, 9, dtype=torch.float64, device=scale.device)
+    splits = (places / safe).clamp(-SPAN, SPAN)
+    even = torch.linspace(-SPAN, SPAN, 9, dtype=torch.float64, device=scale.device)
     edges = torch.cat([splits, even.expand(*scale.shape, -1)], -1).sort(-1).values
     x, w = (torch.from_numpy(a).to(scale.device) for a in np.polynomial.legendre.leggauss(24 + degree // 4))
     middle, half = (edges[..., 1:] + edges[..., :-1]) / 2, (edges[..., 1:] - edges[..., :-1]) / 2

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.correlation import arcsine, root
-from ntkit.infinite.duals.dual import Dual, rule
+from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
 aten = torch.ops.aten
 
 
-class Homogeneous(Dual):
+class Homogeneous(JointDual):
     """phi(u) = a max(u, 0) + b min(u, 0) = m u + d abs(u), m = (a + b) / 2 and d = (a - b) / 2.
 
         E[phi(u) phi(v)]   = slope cov + (2 d^2 / pi) sqrt(var1 var2 - cov^2)
@@ -35,14 +36,6 @@ class Homogeneous(Dual):
     def phi(self, x: Tensor) -> Tensor:
         """Return m x + d abs(x)."""
         return self.m * x + self.d * x.abs()
-
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]; at a variance of zero its value at correlation zero."""
-        return self.both(cov, var1, var2)[1]
 
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root and one arcsine."""
@@ -91,10 +84,10 @@ class Homogeneous(Dual):
         return (self.a**2 + self.b**2) / 2 * var
 
 
-@rule(aten.relu.default, aten.relu_.default)
-def relu() -> Dual:
-    """Return the dual of max(u, 0)."""
-    return Homogeneous(1, 0)
+rule(aten.relu.default, aten.relu_.default)(partial(Homogeneous, 1, 0))
+rule(aten.abs.default, aten.abs_.default)(partial(Homogeneous, 1, -1))
+rule(aten.neg.default, aten.neg_.default)(partial(Homogeneous, -1, -1))
+rule(aten.positive.default, aten.alias.default, aten.clone.default)(partial(Homogeneous, 1, 1))
 
 
 @rule(aten.leaky_relu.default, aten.leaky_relu_.default)
@@ -107,21 +100,3 @@ def leaky_relu(negative_slope: float = 0.01) -> Dual:
 def rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Dual | None:
     """Return the dual of leaky ReLU with the mean of the slopes, which evaluation uses."""
     return None if training else Homogeneous(1, (lower + upper) / 2)
-
-
-@rule(aten.abs.default, aten.abs_.default)
-def absolute() -> Dual:
-    """Return the dual of abs(u)."""
-    return Homogeneous(1, -1)
-
-
-@rule(aten.neg.default, aten.neg_.default)
-def negative() -> Dual:
-    """Return the dual of -u."""
-    return Homogeneous(-1, -1)
-
-
-@rule(aten.positive.default, aten.alias.default, aten.clone.default)
-def identity() -> Dual:
-    """Return the dual of u."""
-    return Homogeneous(1, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ def _named(name: str) -> Callable[[Tensor], Tensor]:
     if name == "identity":
         return nn.Identity()
     for room in (torch, nn.functional):
-        if callable(found := getattr(room, name, None)):
-            return cast(Callable[[Tensor], Tensor], found)
+        if callable(function := getattr(room, name, None)):
+            return cast(Callable[[Tensor], Tensor], function)
     raise NtkitError(f"torch and torch.nn.functional have no function {name!r}; give the function itself.")
 
 
@@ -100,12 +100,10 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def _known(fn: Callable[[Tensor], Tensor]) -> Dual | None:
     """Return the dual from the table if the function is one operation of ATen."""
     try:
-        graph: Any = make_fx(lambda x: fn(x), pre_dispatch=True)(
-            torch.tensor(_PROBE, dtype=torch.float64)
-        ).graph
-    except Exception:  # what cannot be traced is not one operation
+        traced = make_fx(lambda x: fn(x), pre_dispatch=True)(torch.tensor(_PROBE, dtype=torch.float64))
+    except RuntimeError:  # torch's: what cannot be traced is not one operation
         return None
-    nodes = [node for node in graph.nodes if node.op != "output"]
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
     if len(nodes) == 1:
         return Homogeneous(1, 1)
     if len(nodes) != 2 or nodes[1].op != "call_function" or nodes[1].args[:1] != (nodes[0],):

@@ -51,11 +51,11 @@ def evaluate(f: Pieces, x: Tensor) -> Tensor:
 
 def derivative(f: Pieces) -> Pieces:
     """Return f' between the kinks."""
-    made = []
+    slopes = []
     for p in f:
-        own = [*(j * a for j, a in enumerate(p.coefficients) if j), 0.0]
-        made.append([a + p.rate * b for a, b in zip(own, p.coefficients, strict=True)])
-    return tuple(replace(p, coefficients=_trimmed(c)) for p, c in zip(f, made, strict=True) if any(c))
+        inner = [*(j * a for j, a in enumerate(p.coefficients) if j), 0.0]
+        slopes.append([a + p.rate * b for a, b in zip(inner, p.coefficients, strict=True)])
+    return tuple(replace(p, coefficients=_trimmed(c)) for p, c in zip(f, slopes, strict=True) if any(c))
 
 
 def times_x(f: Pieces) -> Pieces:
@@ -65,7 +65,7 @@ def times_x(f: Pieces) -> Pieces:
 
 def multiply(f: Pieces, g: Pieces) -> Pieces:
     """Return f(x) g(x)."""
-    made = []
+    products = []
     for p in f:
         for q in g:
             low, high = max(p.low, q.low), min(p.high, q.high)
@@ -74,20 +74,20 @@ def multiply(f: Pieces, g: Pieces) -> Pieces:
                 for i, a in enumerate(p.coefficients):
                     for j, b in enumerate(q.coefficients):
                         c[i + j] += a * b
-                made.append(Piece(low, high, tuple(c), p.rate + q.rate))
-    return tuple(made)
+                products.append(Piece(low, high, tuple(c), p.rate + q.rate))
+    return tuple(products)
 
 
 def jumps(f: Pieces) -> list[tuple[float, float]]:
     """Return (kink, f just above it - f just below it) wherever that is not rounding."""
-    found = []
+    places = []
     for k in kinks(f):
         at = torch.tensor(k, dtype=torch.float64)
         above = sum(float(p(at)) for p in f if p.low <= k < p.high)
         below = sum(float(p(at)) for p in f if p.low < k <= p.high)
         if abs(above - below) > 1e-13 * (abs(above) + abs(below)):
-            found.append((k, above - below))
-    return found
+            places.append((k, above - below))
+    return places
 
 
 def smoothed(f: Pieces, mean: Tensor, sd: Tensor) -> Tensor:
@@ -113,24 +113,24 @@ def _moments(p: Piece, mean: Tensor, sd: Tensor) -> list[Tensor]:
             beta.clamp(-60, 60)
         )
         tail = 0.5 * torch.special.erfcx((-beta / math.sqrt(2)).clamp(min=0)) * density
-        found = [torch.where(beta < 0, tail, inner)]
+        moments = [torch.where(beta < 0, tail, inner)]
         ends.append((p.high, -density / math.sqrt(2 * math.pi)))
     else:
         low, high = (((k - mean) / sd).clamp(-60, 60) for k in (p.low, p.high))
         flip = low > 0
-        found = [_cdf(torch.where(flip, -low, high)) - _cdf(torch.where(flip, -high, low))]
+        moments = [_cdf(torch.where(flip, -low, high)) - _cdf(torch.where(flip, -high, low))]
         for k, z, sign in ((p.low, low, 1), (p.high, high, -1)):
             if math.isfinite(k):
                 ends.append((k, sign * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)))
     for j in range(1, len(p.coefficients)):
-        moment = shifted * found[-1]
+        moment = shifted * moments[-1]
         if j > 1:
-            moment = moment + (j - 1) * sd * sd * found[-2]
+            moment = moment + (j - 1) * sd * sd * moments[-2]
         for k, density in ends:
             if k or j == 1:
                 moment = moment + sd * k ** (j - 1) * density
-        found.append(moment)
-    return found
+        moments.append(moment)
+    return moments
 
 
 def _cdf(z: Tensor) -> Tensor:

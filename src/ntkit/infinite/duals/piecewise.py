@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals import split
+from ntkit.infinite.duals import pieces, split
 from ntkit.infinite.duals.dual import Dual, rule
 from ntkit.infinite.duals.homogeneous import Homogeneous
-from ntkit.infinite.duals.pieces import (
-    INF,
-    Piece,
-    Pieces,
-    derivative,
-    evaluate,
-    jumps,
-    kinks,
-    multiply,
-    times_x,
-)
+from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
 aten = torch.ops.aten
 
@@ -32,14 +24,14 @@ class Piecewise(Dual):
     how = "quadrature"
     traceable = False
 
-    def __init__(self, *pieces: Piece) -> None:
-        self.f: Pieces = pieces
-        self.kinks = kinks(pieces)
-        self._slope = derivative(pieces)
+    def __init__(self, *parts: Piece) -> None:
+        self.f: Pieces = parts
+        self.kinks = pieces.kinks(parts)
+        self._slope = pieces.derivative(parts)
 
     def phi(self, x: Tensor) -> Tensor:
         """Return the function itself."""
-        return evaluate(self.f, x)
+        return pieces.evaluate(self.f, x)
 
     def pieces(self) -> Pieces:
         """Return the pieces."""
@@ -55,7 +47,7 @@ class Piecewise(Dual):
 
     def radial(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
         """Return E[u phi'(u) v phi'(v)]."""
-        return split.expectation(times_x(self._slope), times_x(self._slope), cov, var1, var2)
+        return split.expectation(pieces.times_x(self._slope), pieces.times_x(self._slope), cov, var1, var2)
 
     def mean(self, var: Tensor) -> Tensor:
         """Return E[phi(u)]."""
@@ -68,20 +60,20 @@ class Piecewise(Dual):
     def gain(self, var: Tensor) -> Tensor:
         """Return E[u phi(u)] / var."""
         total = self.mean_slope(var)
-        for k, jump in jumps(self.f):
+        for k, jump in pieces.jumps(self.f):
             total = total + jump * split.density(k, var)
         return total
 
     def square(self, var: Tensor) -> Tensor:
         """Return E[phi(u)^2]."""
-        return split.average(multiply(self.f, self.f), var)
+        return split.average(pieces.multiply(self.f, self.f), var)
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return value and slope with another function made of pieces."""
         g = other.pieces()
         if g is None:
             return None
-        slope = split.expectation(self._slope, derivative(g), cov, var1, var2)
+        slope = split.expectation(self._slope, pieces.derivative(g), cov, var1, var2)
         return split.expectation(self.f, g, cov, var1, var2), slope
 
 
@@ -103,10 +95,9 @@ def elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Dua
     return Piecewise(*below, Piece(0.0, INF, (0.0, scale)))
 
 
-@rule(aten.selu.default, aten.selu_.default)
-def selu() -> Dual | None:
-    """Return the dual of ELU with the constants of self-normalizing networks."""
-    return elu(1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+rule(aten.selu.default, aten.selu_.default)(  # the constants of self-normalizing networks
+    partial(elu, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+)
 
 
 @rule(aten.celu.default, aten.celu_.default)
@@ -115,7 +106,7 @@ def celu(alpha: float = 1.0) -> Dual | None:
     return elu(alpha, 1.0, 1 / alpha)
 
 
-@rule(aten.clamp.default, aten.clamp_.default)
+@rule(aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default)
 def clamp(min: float | None = None, max: float | None = None) -> Dual | None:
     """Return the dual of u between two numbers and the nearer of them outside."""
     if (min is None and max is None) or (min is not None and max is not None and min >= max):
@@ -130,16 +121,8 @@ def clamp(min: float | None = None, max: float | None = None) -> Dual | None:
     return _line(*places, first=(0.0, 1.0) if min is None else (min,))
 
 
-@rule(aten.clamp_min.default, aten.clamp_min_.default)
-def clamp_min(min: float) -> Dual | None:
-    """Return the dual of max(u, min)."""
-    return clamp(min=min)
-
-
-@rule(aten.clamp_max.default, aten.clamp_max_.default)
-def clamp_max(max: float) -> Dual | None:
-    """Return the dual of min(u, max)."""
-    return clamp(max=max)
+rule(aten.clamp_max.default, aten.clamp_max_.default)(partial(clamp, None))
+rule(aten.relu6.default, aten.relu6_.default)(partial(clamp, 0.0, 6.0))
 
 
 @rule(aten.hardtanh.default, aten.hardtanh_.default)
@@ -148,22 +131,12 @@ def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Dual | None:
     return clamp(min_val, max_val)
 
 
-@rule(aten.relu6.default, aten.relu6_.default)
-def relu6() -> Dual | None:
-    """Return the dual of u between 0 and 6."""
-    return clamp(0.0, 6.0)
-
-
-@rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)
-def hardsigmoid() -> Dual:
-    """Return the dual of (u + 3) / 6 between 0 and 1."""
-    return _line((-3.0, (0.5, 1 / 6)), (3.0, (1.0,)), first=(0.0,))
-
-
-@rule(aten.hardswish.default, aten.hardswish_.default)
-def hardswish() -> Dual:
-    """Return the dual of u hardsigmoid(u)."""
-    return _line((-3.0, (0.0, 0.5, 1 / 6)), (3.0, (0.0, 1.0)), first=(0.0,))
+rule(aten.hardsigmoid.default, aten.hardsigmoid_.default)(  # (u + 3) / 6 between 0 and 1
+    partial(_line, (-3.0, (0.5, 1 / 6)), (3.0, (1.0,)), first=(0.0,))
+)
+rule(aten.hardswish.default, aten.hardswish_.default)(  # u times that
+    partial(_line, (-3.0, (0.0, 0.5, 1 / 6)), (3.0, (0.0, 1.0)), first=(0.0,))
+)
 
 
 @rule(aten.softshrink.default)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
 from ntkit.infinite.duals.correlation import arcsine, root
-from ntkit.infinite.duals.dual import Dual, rule
+from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
 aten = torch.ops.aten
@@ -71,7 +72,7 @@ class Step(Dual):
         return torch.full_like(var, self.m**2 + self.d**2)
 
 
-class RectifiedPower(Dual):
+class RectifiedPower(JointDual):
     """The rectified power, phi(u) = max(u, 0)^k for k >= 1.
 
     With s = sqrt(var1 var2 - cov^2) and W = pi / 2 + asin(rho),
@@ -96,14 +97,6 @@ class RectifiedPower(Dual):
     def pieces(self) -> Pieces:
         """Return the one ray that is not zero."""
         return (Piece(0.0, INF, (*[0.0] * self.power, 1.0)),)
-
-    def value(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi(u) phi(v)]."""
-        return self.both(cov, var1, var2)[0]
-
-    def slope(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-        """Return E[phi'(u) phi'(v)]."""
-        return self.both(cov, var1, var2)[1]
 
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root and one arcsine."""
@@ -164,7 +157,4 @@ def _form(c: list[float], cov: Tensor, q: Tensor) -> Tensor:
     return total * cov if len(c) % 2 == 0 else total
 
 
-@rule(aten.sign.default, aten.sign_.default, aten.sgn.default, aten.sgn_.default)
-def sign() -> Dual:
-    """Return the dual of sign(u)."""
-    return Step(-1, 1)
+rule(aten.sign.default, aten.sign_.default, aten.sgn.default, aten.sgn_.default)(partial(Step, -1, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,14 +82,14 @@ class Series(Dual):
         masses = [self._masses(f, var) for var in variances]
         degree = 31  # odd, so that what is left goes into an even one and then an odd one
         while True:
-            found = [coefficients(f, var.double(), degree, self.kinks) for var in variances]
-            left = [m - _squares(a) for m, a in zip(masses, found, strict=True)]
+            series = [coefficients(f, var.double(), degree, self.kinks) for var in variances]
+            left = [m - _squares(a) for m, a in zip(masses, series, strict=True)]
             floors = [_ROUNDING * m.sum(-1, keepdim=True) for m in masses]
             if degree >= self.cap or all(bool((x <= y).all()) for x, y in zip(left, floors, strict=True)):
                 break
             degree = min(2 * degree + 1, self.cap | 1)
         self.error = max(self.error, *(float(x.detach().clamp(min=0).sum(-1).max()) for x in left))
-        a = [torch.cat([x, root(y - z)], -1) for x, y, z in zip(found, left, floors, strict=True)]
+        a = [torch.cat([x, root(y - z)], -1) for x, y, z in zip(series, left, floors, strict=True)]
         rho = cov / root(var1 * var2).clamp(min=torch.finfo(cov.dtype).tiny)
         return contract(a[0].to(cov.dtype), a[-1].to(cov.dtype), rho.clamp(-1, 1))
 
@@ -108,16 +107,12 @@ def _squares(a: Tensor) -> Tensor:
     return torch.stack([a[..., ::2].square().sum(-1), a[..., 1::2].square().sum(-1)], -1)
 
 
-def smooth(op: Any, *args: Any, **kwargs: Any) -> Series:
+def smooth(op: torch._ops.OpOverload, *args: float, **kwargs: float | str) -> Series:
     """Return the series of an ATen operation with its arguments."""
-    return Series(partial(_call, op, args, kwargs))
+    return Series(lambda x: op(x, *args, **kwargs))
 
 
-def _call(op: Any, args: tuple, kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    return op(x, *args, **kwargs)
-
-
-def _register(*ops: Any) -> None:
+def _register(*ops: torch._ops.OpOverload) -> None:
     rule(*ops)(partial(smooth, ops[0]))
 
 

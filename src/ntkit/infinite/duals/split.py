@@ -9,18 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntkit.infinite.duals import pieces
 from ntkit.infinite.duals.correlation import arcsine, root
-from ntkit.infinite.duals.pieces import (
-    Pieces,
-    derivative,
-    evaluate,
-    jumps,
-    kinks,
-    smoothed,
-    times_x,
-)
+from ntkit.infinite.duals.pieces import Piece, Pieces
 
-REACH = 9.5  # standard deviations of u
+WITHIN = 9.5  # standard deviations of u
 ORDER = 12  # nodes between two splits
 CHUNK = 2**19  # nodes at a time
 _AROUND = (-9.0, -5.5, -2.5, 0.0, 2.5, 5.5, 9.0)  # splits at a kink of g, in its widths there
@@ -56,17 +49,17 @@ class _Average(torch.autograd.Function):
     def forward(ctx: Any, var: Tensor, f: Pieces) -> Tensor:
         ctx.save_for_backward(var)
         ctx.f = f
-        return smoothed(f, torch.zeros_like(var), root(var))
+        return pieces.smoothed(f, torch.zeros_like(var), root(var))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return half of E[f''(u)], with what jumps of f and of f' add."""
         (var,) = ctx.saved_tensors
-        slope = derivative(ctx.f)
-        total = average(derivative(slope), var)
-        for k, jump in jumps(slope):
+        slope = pieces.derivative(ctx.f)
+        total = average(pieces.derivative(slope), var)
+        for k, jump in pieces.jumps(slope):
             total = total + jump * density(k, var)
-        for k, jump in jumps(ctx.f):
+        for k, jump in pieces.jumps(ctx.f):
             total = total + jump * k * density(k, var) / torch.where(var > 0, var, 1.0)
         return grads[0] * total / 2, None
 
@@ -80,7 +73,7 @@ class _Expectation(torch.autograd.Function):
             return torch.zeros_like(cov)
         shape = cov.shape
         cov, var1, var2 = (t.reshape(-1) for t in (cov, var1, var2))
-        size = max(1, CHUNK // (ORDER * (10 + 5 * len(kinks(f)) + 10 * len(kinks(g)))))
+        size = max(1, CHUNK // (ORDER * (10 + 5 * len(pieces.kinks(f)) + 10 * len(pieces.kinks(g)))))
         parts = zip(cov.split(size), var1.split(size), var2.split(size), strict=True)
         return torch.cat([_integral(f, g, *part) for part in parts]).reshape(shape)
 
@@ -91,22 +84,22 @@ class _Expectation(torch.autograd.Function):
         by_cov = _price(ctx.f, ctx.g, cov, var1, var2)
         by_var = []
         for f, g, one, two in ((ctx.f, ctx.g, var1, var2), (ctx.g, ctx.f, var2, var1)):
-            total = expectation(times_x(derivative(f)), g, cov, one, two) - cov * by_cov
-            for k, jump in jumps(f):
-                total = total + jump * k * density(k, one) * _given(g, k, cov, one, two)
+            total = expectation(pieces.times_x(pieces.derivative(f)), g, cov, one, two) - cov * by_cov
+            for k, jump in pieces.jumps(f):
+                total = total + jump * k * density(k, one) * _mean_given(g, k, cov, one, two)
             by_var.append(torch.where(one > 0, total / (2 * torch.where(one > 0, one, 1.0)), 0.0))
         return grads[0] * by_cov, grads[0] * by_var[0], grads[0] * by_var[1], None, None
 
 
 def _price(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    slope_f, slope_g = derivative(f), derivative(g)
+    slope_f, slope_g = pieces.derivative(f), pieces.derivative(g)
     total = expectation(slope_f, slope_g, cov, var1, var2)
-    for k, jump in jumps(f):
-        total = total + jump * density(k, var1) * _given(slope_g, k, cov, var1, var2)
-    for k, jump in jumps(g):
-        total = total + jump * density(k, var2) * _given(slope_f, k, cov, var2, var1)
-    for k, one in jumps(f):
-        for j, two in jumps(g):
+    for k, jump in pieces.jumps(f):
+        total = total + jump * density(k, var1) * _mean_given(slope_g, k, cov, var1, var2)
+    for k, jump in pieces.jumps(g):
+        total = total + jump * density(k, var2) * _mean_given(slope_f, k, cov, var2, var1)
+    for k, one in pieces.jumps(f):
+        for j, two in pieces.jumps(g):
             s = arcsine(cov, var1, var2)[0].detach()
             exponent = (k * k * var2 - 2 * k * j * cov + j * j * var1) / (2 * s * s)
             joint = torch.exp(-exponent.clamp(min=0)) / (2 * math.pi * s)
@@ -114,11 +107,11 @@ def _price(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -> Ten
     return total
 
 
-def _given(g: Pieces, u: float, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+def _mean_given(g: Pieces, u: float, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
     """Return E[g(v) | u], a constant to autograd."""
     with torch.no_grad():
         mean, sd = _conditional(cov, var1, var2)
-        return smoothed(g, u * mean, sd)
+        return pieces.smoothed(g, u * mean, sd)
 
 
 def _conditional(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +127,8 @@ def _integral(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -> 
     ratio, spread = _conditional(cov, var1, var2)
     z, weight = _nodes(f, g, sd, ratio, spread)
     u = sd[:, None] * z
-    inner = smoothed(g, ratio[:, None] * u, spread[:, None])
-    return (weight * evaluate(f, u) * inner).sum(-1)
+    inner = pieces.smoothed(g, ratio[:, None] * u, spread[:, None])
+    return (weight * pieces.evaluate(f, u) * inner).sum(-1)
 
 
 def _nodes(f: Pieces, g: Pieces, sd: Tensor, ratio: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,20 +136,20 @@ def _nodes(f: Pieces, g: Pieces, sd: Tensor, ratio: Tensor, spread: Tensor) -> t
     tiny = 1e-150
     steep = (ratio * sd).abs().clamp(min=tiny)  # d E[v | u] / dz
     sign = torch.where(ratio < 0, -1.0, 1.0).to(ratio.dtype)
-    edges = [torch.linspace(-REACH, REACH, 9, dtype=sd.dtype, device=sd.device).expand(len(sd), -1)]
-    edges += [torch.stack([k / sd.clamp(min=tiny) for k in kinks(f)], -1)] if kinks(f) else []
+    edges = [torch.linspace(-WITHIN, WITHIN, 9, dtype=sd.dtype, device=sd.device).expand(len(sd), -1)]
+    edges += [torch.stack([k / sd.clamp(min=tiny) for k in pieces.kinks(f)], -1)] if pieces.kinks(f) else []
     edges += [(p.high - c / p.rate)[:, None] / sd.clamp(min=tiny)[:, None] for p, c in _decays(f, sd)]
-    for k in kinks(g):
+    for k in pieces.kinks(g):
         around = torch.tensor(_AROUND, dtype=sd.dtype, device=sd.device)
         edges.append((sign * k / steep)[:, None] + (spread / steep)[:, None] * around)
     edges += [(sign * (p.high - c / p.rate) / steep)[:, None] for p, c in _decays(g, sd)]
-    splits = torch.cat(edges, -1).clamp(-REACH, REACH).sort(-1).values
+    splits = torch.cat(edges, -1).clamp(-WITHIN, WITHIN).sort(-1).values
     x, w = (torch.from_numpy(a).to(sd.device) for a in np.polynomial.legendre.leggauss(ORDER))
     middle, half = (splits[:, 1:] + splits[:, :-1]) / 2, (splits[:, 1:] - splits[:, :-1]) / 2
     z = (middle[..., None] + half[..., None] * x).flatten(-2)
     return z, (half[..., None] * w).flatten(-2) * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
-def _decays(f: Pieces, like: Tensor) -> list[tuple[Any, Tensor]]:
+def _decays(f: Pieces, like: Tensor) -> list[tuple[Piece, Tensor]]:
     """Return where the exponentials of a function have decayed, piece by piece."""
     return [(p, torch.full_like(like, c)) for p in f if p.rate for c in _DECAYS]

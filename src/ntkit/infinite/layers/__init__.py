@@ -1,0 +1,1 @@
+"""The limits of layers and operations, one file per kind of layer."""

@@ -1,0 +1,178 @@
+"""Products of two vectors: scores of attention, and means of values weighted by them."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.layers.views import refactored, single
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply, Function, sources
+from ntkit.infinite.moments.positions import expand, matvec
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.vectors import Coefficient, Inner, Mixed, Multiple, expanded, reshaped
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Known, Operand, Wide, numbered, numbers
+
+aten = torch.ops.aten
+
+
+def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
+    """Return a product of two vectors, or of numbers and a vector along positions."""
+    if isinstance(a, Wide) and isinstance(b, Wide):
+        a, b = a.canonical(), b.canonical()
+        inner_a, inner_b = a.dims[-1], b.dims[-2]
+        if inner_a and inner_b and all(x < 0 for x in inner_a) and all(x < 0 for x in inner_b):
+            return scores(read, a, b)
+        if all(x >= 0 for x in (*inner_a, *inner_b)):
+            return weighted(read, a, b)
+    known = numbers(a)
+    if known is not None and isinstance(b, Wide):
+        return mixed(read, known, b.canonical())
+    raise read.refuse("a product of this kind of values.")
+
+
+def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
+    """Q K^T: a G-variable of a head, where the heads are many."""
+    first, a = _rows(read, q, len(q.dims) - 2)
+    second, b = _rows(read, k, len(k.dims) - 1)
+    width = q.sizes[-1]
+    heads = tuple(s for s, place in zip(q.channels, _places(q), strict=True) if place != len(q.dims) - 1)
+    u, constant_u = _unscaled(first)
+    v, constant_v = _unscaled(second)
+    constant = constant_u * constant_v
+    averages = abs(constant * _later(read)) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
+    if averages:
+        return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
+    if sources(u) & sources(v) or not (u.centered and v.centered):
+        raise read.refuse(
+            "scores of queries and keys that are not independent diverge with the width under a scale of "
+            "1/sqrt(d); scale them by 1/d."
+        )
+    shape = (a, b)
+    inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
+    dims = numbered([*([False] if any(x < 0 for x in d) else [] for d in q.dims[:-2]), [True], [True]])
+    if not heads:
+        dims, heads = ((-1,), *dims[1:]), (1,)
+    read.note(
+        "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel "
+        "is random."
+    )
+    wide = Wide(((prod(heads), inner),), shape, heads, dims)
+    return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
+
+
+def _later(read: Reading) -> float:
+    """Return the number that the result of this operation is multiplied with by the next ones."""
+    factor, node = 1.0, read.node
+    while node is not None and len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not isinstance(node.args[1], float | int):
+            break
+        factor *= node.args[1] if node.target is aten.mul.Tensor else 1 / node.args[1]
+    return factor
+
+
+def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, factor: float) -> Known:
+    """Return scores under a scale of 1/d: the numbers factor E[q k]."""
+    sizes = (*q.sizes[:-1], k.sizes[-1])
+
+    def of(side: SideValues) -> Tensor:
+        value = side.own.moment(u, v, "equal")
+        value = side.numerics.zeros(1, 1, 1) if value is None else factor * value
+        value = value.expand(side.n, u.shape[0], v.shape[1])
+        return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)
+
+    read.note(
+        "Attention: scores scaled by 1/d tend to numbers, E[q k], in which no gradient flows "
+        "(Hron et al. 2020)."
+    )
+    example = torch.zeros(sizes, dtype=read.dtype)
+    return Known(example, Coefficient(sizes, of), moments=True)
+
+
+def mixed(read: Reading, weights: Known, v: Wide) -> Wide:
+    """Return A V for numbers A of the sample: attention with fixed scores, a graph's adjacency matrix."""
+    if any(x < 0 for x in v.dims[-2]):
+        raise read.refuse("it mixes channels by numbers of the sample.")
+    value, n = _rows(read, v, len(v.dims) - 2)
+    sizes = tuple(weights.example.shape)
+    t = sizes[-2]
+
+    def of(side: SideValues) -> Tensor:
+        full = weights.numbers.value(side)
+        index = [0] * (full.ndim - 3)
+        return full[(slice(None), *index)]
+
+    if any(s != 1 for s in sizes[:-2]) and not weights.moments:
+        raise read.refuse("it mixes positions by several matrices.")
+    e = Mixed((t,), Coefficient((t, n), of), value)
+    dims = [tuple(x for x in d if x < 0) for d in v.dims]
+    dims[-2] = (0,)
+    wide = Wide(((v.pieces[0][0], e),), (t,), v.channels, tuple(dims))
+    wide = read.write("LinComb", f"{read.name(weights)} {read.name(v)}   (positions mixed)", wide)
+    return refactored(read, wide, wide.sizes)
+
+
+def _places(w: Wide) -> list[int]:
+    return [d for d, dim in enumerate(w.dims) for x in dim if x < 0]
+
+
+def _rows(read: Reading, w: Wide, dim: int) -> tuple[Expression, int]:
+    if len(w.pieces) > 1 or len(w.shape) > 1:
+        raise read.refuse("attention over more than one axis of positions, or of concatenated vectors.")
+    w, _ = single(w, dim)
+    return expanded(w.only, w.shape), w.shape[0]
+
+
+def _unscaled(e: Expression) -> tuple[Expression, float]:
+    if isinstance(e, Multiple) and isinstance(e.factor, float | int):
+        inner, factor = _unscaled(e.inner)
+        return inner, factor * e.factor
+    return e, 1.0
+
+
+def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
+    """Return A V: a mean of values at positions, weighted by another function; by sampling."""
+    weights, values = a.canonical(), v.canonical()
+    rank = len(weights.dims)
+    weights, _ = single(weights, rank - 2)
+    weights, _ = single(weights, rank - 1)
+    value, _ = _rows(read, values, len(values.dims) - 2)
+    if len(weights.shape) != 2 or len(weights.pieces) > 1:
+        raise read.refuse("attention over more than one axis of positions.")
+    shape = (weights.shape[0],)
+    function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
+    u = expanded(weights.only, weights.shape)
+    e = Apply(shape, function, (u, value))
+    dims = [tuple(x for x in d if x < 0) for d in values.dims]
+    dims[-2] = (0,)
+    wide = Wide(((values.pieces[0][0], e),), shape, values.channels, tuple(dims))
+    wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [sampling]", wide)
+    return refactored(read, wide, wide.sizes)
+
+
+def _over_positions(*ops: torch._ops.OpOverload) -> None:
+    """Register a function of all positions along a dimension, each head for itself."""
+
+    @rule(*ops)
+    def normalized(read: Reading, a: Wide, dim: int, *_: object, **__: object) -> Wide:
+        name = str(ops[0].overloadpacket).removeprefix("aten.")
+        a = a.canonical()
+        dim %= len(a.dims)
+        if any(x < 0 for x in a.dims[dim]):
+            raise read.refuse(
+                f"a {name} over channels of infinite width has no limit; leave it out, and give "
+                f"ntkit the logits."
+            )
+        a, axis = single(a, dim)
+        back, shape = axis - len(a.shape), a.shape
+        function = Function(name, lambda t: ops[0](expand(t, shape), back), None, False)
+        value = a.map(lambda e: read.apply(function, expanded(e, shape)))
+        return read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", value)
+
+
+_over_positions(aten.softmax.int, aten._softmax.default)
+_over_positions(aten.log_softmax.int, aten._log_softmax.default)

@@ -1,0 +1,160 @@
+"""Norms: statistics over channels become numbers in the limit, and pass no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.layers.alignment import combine
+from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.positions import Shape
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.vectors import Coefficient
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Operand, Weight, Wide, per_channel
+
+aten = torch.ops.aten
+Affine = Weight | None  # parameters of a norm
+
+
+def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float, text: str) -> Wide:
+    """Return (h - E[h]) / sqrt(Var[h] + eps), moments over the channels (``pooled``: and over the positions).
+
+    Vectors that are concatenated share the moments, each by its width.
+    """
+    shape = (1,) * len(a.shape) if pooled else a.shape
+    parts = [(width / a.width, e) for width, e in a.pieces]
+    axes = list(range(1, len(a.shape) + 1))
+
+    def first(side: SideValues) -> Tensor:
+        mean = side.numerics.zeros(1, *(1 for _ in a.shape))
+        for share, e in parts:
+            value = side.mean(e) if centered else None
+            mean = mean if value is None else mean + share * value
+        return mean.expand(mean.shape[0], *a.shape).mean(axes, keepdim=True) if pooled and axes else mean
+
+    average = Coefficient(shape, first)
+
+    def second(side: SideValues) -> Tensor:
+        square = side.numerics.zeros(1, *(1 for _ in a.shape))
+        for share, e in parts:
+            value = side.own.moment(e, e, "equal")
+            square = square if value is None else square + share * value
+        if pooled and axes:
+            square = square.expand(square.shape[0], *a.shape).mean(axes, keepdim=True)
+        return (square - average.value(side).square() + eps).rsqrt()
+
+    inverse = Coefficient(shape, second)
+    shifted = centered and not all(e.centered for _, e in a.pieces)
+
+    def of(e: Expression) -> Expression:
+        return multiple(total(e, scale(average, -1)) if shifted else e, inverse)
+
+    return read.write("Norm", f"{text}({read.name(a)})", a.map(of))
+
+
+def affine(read: Reading, a: Wide, weight: Affine, bias: Affine, dim: int | None) -> Wide:
+    """Return gamma h + beta, parameters with one entry for each channel (of dimension ``dim``)."""
+    after = 0 if dim is None else len(a.dims) - dim - 1
+    if weight is not None:
+        gamma = weight if dim is None else per_channel(weight, after)
+        a = combine(read, [a, gamma], lambda h, g: times(read, h, g))
+        read.write("LinComb", f"{weight.name} * ...", a)
+    if bias is not None:
+        a = combine(read, [a, bias if dim is None else per_channel(bias, after)], total)
+        read.write("LinComb", f"... + {bias.name}", a)
+    return a
+
+
+def _wide(read: Reading, a: Operand, what: str) -> Wide:
+    """Return what a norm is of, refused where it is data."""
+    if not isinstance(a, Wide):
+        raise read.refuse(f"{what} of data with trained parameters; normalize the data beforehand.")
+    return a
+
+
+def _over(read: Reading, a: Wide, count: int, what: str) -> bool:
+    """Return whether a norm over the last ``count`` dimensions takes all positions in; check the channels."""
+    last = [x for d in a.dims[-count:] for x in d]
+    channels, positions = sum(x < 0 for x in last), sum(x >= 0 for x in last)
+    if channels != len(a.channels):
+        raise read.refuse(f"{what} over positions, or over some of the channels: its statistics are random.")
+    if positions and positions != len(a.shape):
+        raise read.refuse(f"{what} over channels and some of the positions.")
+    return bool(positions)
+
+
+@rule(aten.layer_norm.default)
+def layer_norm(
+    read: Reading, a: Operand, sizes: Shape, weight: Affine = None, bias: Affine = None, *options: float
+) -> Wide:
+    """Layer norm over the channels."""
+    a = _wide(read, a, "a layer norm")
+    pooled = _over(read, a, len(sizes), "a layer norm")
+    if pooled and (weight is not None or bias is not None):
+        raise read.refuse("a layer norm over positions with affine parameters of their own at each position.")
+    eps = options[0] if options else 1e-5
+    return affine(read, normalized(read, a, pooled, True, eps, "layer_norm"), weight, bias, None)
+
+
+@rule(aten.rms_norm.default)
+def rms_norm(
+    read: Reading, a: Operand, sizes: Shape, weight: Affine = None, eps: float | None = None
+) -> Wide:
+    """RMS norm over the channels: no mean is taken off."""
+    a = _wide(read, a, "an RMS norm")
+    pooled = _over(read, a, len(sizes), "an RMS norm")
+    eps = torch.finfo(read.dtype).eps if eps is None else eps
+    return affine(read, normalized(read, a, pooled, False, eps, "rms_norm"), weight, None, None)
+
+
+@rule(aten.group_norm.default)
+def group_norm(
+    read: Reading, a: Operand, groups: int, weight: Affine = None, bias: Affine = None, *options: float
+) -> Wide:
+    """Group norm: moments over the channels of a group and over all positions; groups are alike."""
+    a = _wide(read, a, "a group norm")
+    if a.dims[1] != (-1,) or a.width // groups < 2:
+        raise read.refuse(
+            "a group norm with one channel a group has random statistics (it is an instance norm)."
+        )
+    if len(a.pieces) > 1 and groups > 1:
+        raise read.refuse("a group norm of concatenated vectors: its groups are not alike.")
+    eps = options[0] if options else 1e-5
+    return affine(read, normalized(read, a, True, True, eps, "group_norm"), weight, bias, 1)
+
+
+@rule(aten.instance_norm.default)
+def instance_norm(read: Reading, a: Operand, *_: object) -> Wide:
+    """Instance norm has no limit."""
+    raise read.refuse(
+        "the statistics of an instance norm are those of one channel: they stay random at any width."
+    )
+
+
+@rule(aten.batch_norm.default)
+def batch_norm(
+    read: Reading,
+    a: Operand,
+    weight: Affine,
+    bias: Affine,
+    mean: Tensor | None,
+    var: Tensor | None,
+    *options: float,
+) -> Wide:
+    """Batch norm in eval mode: an affine map with the running statistics."""
+    a = _wide(read, a, "a batch norm")
+    _, _, eps, _ = options  # training, momentum, eps, cudnn
+    if mean is None or var is None or not bool((mean == mean[0]).all() and (var == var[0]).all()):
+        raise read.refuse(
+            "the running statistics of a batch norm differ from channel to channel, as after training; the "
+            "limit is one of the network at its start: call reset_running_stats() first."
+        )
+    factor, shift = float((var[0] + eps).rsqrt()), float(mean[0])
+
+    def of(e: Expression) -> Expression:
+        return multiple(total(e, -shift), factor)
+
+    value = read.write("Norm", f"batch_norm({read.name(a)})   (running statistics)", a.map(of))
+    return affine(read, value, weight, bias, 1)

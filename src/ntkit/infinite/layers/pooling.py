@@ -1,0 +1,139 @@
+"""Pooling and means over positions; maxima over positions, by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.layers.views import pixels, refactored
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Function
+from ntkit.infinite.moments.positions import Move, Shape, expand
+from ntkit.infinite.moments.vectors import expanded
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Wide
+
+aten = torch.ops.aten
+Dims = int | Sequence[int] | None
+Pooled = Wide | tuple[Wide, None]  # with the places of the maxima, which are not a value of the network
+
+
+def pooled(t: Tensor, rank: int, op: Callable[..., Tensor], *args: object) -> Tensor:
+    """Apply an operation on pictures ``[n, 1, *pixels]`` to the last ``rank`` axes of a tensor."""
+    lead = t.shape[: t.ndim - rank]
+    out = op(t.reshape(-1, 1, *t.shape[t.ndim - rank :]), *args)
+    return out.reshape(*lead, *out.shape[2:])
+
+
+def reduced(t: Tensor, rank: int, axes: tuple[int, ...], how: str) -> Tensor:
+    """Sum or average over some of the last ``rank`` axes, which stay with size 1."""
+    dims = [t.ndim - rank + a for a in axes]
+    return getattr(t, how)(dims, keepdim=True)
+
+
+def _average(
+    op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
+) -> Pooled:
+    keys = (tuple(x) if isinstance(x, list) else x for x in args)
+    wide = a.moved(Move((pooled, rank, op, *keys), a.shape, after, False))
+    return refactored(read, read.write("Pooling", f"{_named(op)}({read.name(a)})", wide), wide.sizes)
+
+
+def _maximum(
+    op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
+) -> Pooled:
+    name = _named(op).removesuffix("_with_indices")
+
+    def maximum(t: Tensor) -> Tensor:
+        return pooled(expand(t, a.shape), rank, lambda picture: _first(op(picture, *args)))
+
+    function = Function(name, maximum, None, False)
+
+    def of(e: Expression) -> Expression:
+        return replace(read.apply(function, expanded(e, a.shape)), shape=after)
+
+    wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", a.map(of, after))
+    wide = refactored(read, wide, wide.sizes)
+    return wide if len(op._schema.returns) == 1 else (wide, None)
+
+
+def _named(op: torch._ops.OpOverload) -> str:
+    return str(op.overloadpacket).removeprefix("aten.")
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _on_pixels(
+    kind: Callable[..., Pooled], op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, *args: object
+) -> Pooled:
+    """Pool the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
+    if any(x < 0 for dim in a.dims[-rank:] for x in dim):
+        raise read.refuse("it pools over channels.")
+    a = pixels(read, a, rank)
+    after = tuple(_first(op(torch.zeros(1, 1, *a.shape), *args)).shape[2:])
+    return kind(op, rank, read, a, after, args)
+
+
+_POOLING = {
+    _average: [
+        (aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default, aten.upsample_nearest1d.vec),
+        (
+            aten.avg_pool2d.default,
+            aten.adaptive_avg_pool2d.default,
+            aten.upsample_nearest2d.vec,
+            aten.upsample_bilinear2d.vec,
+        ),
+        (aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default),
+    ],
+    _maximum: [
+        (aten.max_pool1d.default, aten.adaptive_max_pool1d.default),
+        (aten.max_pool2d.default, aten.adaptive_max_pool2d.default),
+        (aten.max_pool3d.default,),
+    ],
+}
+for _kind, _by_rank in _POOLING.items():
+    for _rank, _ops in enumerate(_by_rank, 1):
+        for _op in _ops:
+            rule(_op)(partial(_on_pixels, _kind, _op, _rank))
+
+
+@rule(aten.mean.dim)
+def mean(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
+    """Return the mean over positions; over channels it is a number, for norms written by hand."""
+    return _reduction(read, a, dims, keepdim, "mean")
+
+
+@rule(aten.sum.dim_IntList)
+def sum_(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
+    """Return the sum over positions."""
+    return _reduction(read, a, dims, keepdim, "sum")
+
+
+def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide:
+    a = a.canonical()
+    rank = len(a.dims)
+    chosen = sorted(
+        {d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)}
+    )
+    axes = tuple(x for d in chosen for x in a.dims[d])
+    if any(x < 0 for x in axes):
+        raise read.refuse(
+            f"a {how} over channels of infinite width has no limit as a vector (norms are known: LayerNorm, "
+            f"RMSNorm, GroupNorm)."
+        )
+    wide = a
+    if axes:
+        after = tuple(1 if i in axes else s for i, s in enumerate(a.shape))
+        wide = a.moved(Move((reduced, len(a.shape), axes, how), a.shape, after, False))
+        names = f"{how} over {'x'.join(str(a.shape[i]) for i in axes)} positions of {read.name(a)}"
+        wide = read.write("Pooling", names, wide)
+    wide = refactored(read, wide, wide.sizes)
+    if keepdim:
+        return wide
+    return replace(wide, dims=tuple(d for i, d in enumerate(wide.dims) if i not in chosen))

@@ -1,0 +1,1 @@
+"""Means, covariances and tangent kernels of the vectors of a tensor program."""

@@ -1,0 +1,166 @@
+"""Draws of the G-variables of two samples from their joint Gaussian, at fixed points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.moments.algebra import Need
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import Shape, broadcast
+from ntkit.infinite.moments.protocols import PairValues
+from ntkit.infinite.moments.vectors import Vector
+
+Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
+Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
+
+FEW = 1024  # pairs of positions of two samples up to which each is drawn on its own: fewer dimensions,
+SOME = 64  # smaller error; with fewer points from this number of pairs on
+
+
+def random(b: Expression) -> bool:
+    """Return whether a vector varies between coordinates (parameters that are all equal do not)."""
+    return not (isinstance(b, Vector) and not b.law.variance)
+
+
+def basis(e: Expression) -> tuple[Expression, ...]:
+    """Return the Gaussian vectors and the parameters that a vector is a function of."""
+    return e.basis if isinstance(e, Apply) else (e,)
+
+
+def is_local(e: Expression) -> bool:
+    """Return whether a vector depends on its basis position by position."""
+    return not isinstance(e, Apply) or e.local
+
+
+class JointDraws:
+    """What is drawn together for two vectors: each pair of positions ``apart``, or all positions at once.
+
+    Apart, where both depend on their basis position by position and positions are few: a few dimensions,
+    so that few points do, and the same error for the same covariances.
+
+    Variables are the random vectors of the basis of the left vector (side 0) and of the right one (1);
+    those without a common weight are drawn independently of each other.
+    """
+
+    def __init__(self, pairs: PairValues, u: Expression, v: Expression, need: Need) -> None:
+        self.pairs, self.vectors = pairs, (u, v)
+        self.sides = (pairs.left, pairs.right)
+        self.numerics = pairs.left.numerics
+        places = prod(u.shape) * prod(v.shape) if need == "all" else 1
+        self.apart = is_local(u) and is_local(v) and places <= FEW
+        self.samples = self.numerics.count // 8 if SOME < places <= FEW else self.numerics.count
+        self.need: Need = need if self.apart else "all"
+        self.bases = [[b for b in basis(e) if random(b)] for e in (u, v)]
+        same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
+        self.alone = u is v and same
+        joint = broadcast(u.shape, v.shape) if need == "equal" else (*u.shape, *v.shape)
+        positions: Shape = joint if self.apart else ()
+        self.shape = (*pairs.batch, *positions)
+        self.count = prod(self.shape)
+        index = torch.arange(prod(pairs.batch))
+        self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
+
+    @property
+    def chunk(self) -> int:
+        """How many pairs are drawn at a time within the budget."""
+        each = sum(self.size(b) for bases in self.bases for b in bases)
+        held = self.samples * self.numerics.zeros(1).element_size() * 4 * max(each, 1)
+        return max(1, self.numerics.budget // held)
+
+    def size(self, b: Expression) -> int:
+        """Return how many numbers a vector is at each draw."""
+        return 1 if self.apart else prod(b.shape)
+
+    def flat(self, value: Tensor, a: Expression, b: Expression) -> Tensor:
+        """Return a value of pairs as ``[count]`` (apart) or ``[count, size of a, size of b]``."""
+        if self.apart:
+            return value.expand(self.shape).reshape(-1)
+        shape = (*self.pairs.batch, *a.shape, *b.shape)
+        return value.expand(shape).reshape(-1, prod(a.shape), prod(b.shape))
+
+    def lift(self, which: int, chunk: slice) -> Lift:
+        """Return how values of a side broadcast with the draws of a chunk of pairs."""
+        if self.apart:
+            rank = len(self.vectors[1 - which].shape)
+
+            def spread(value: Tensor) -> Tensor:
+                lifted = self.pairs.lift(value, "right" if which else "left", self.need, rank)
+                return lifted.expand(self.shape).reshape(-1)[chunk]
+
+            return spread
+        index = self.index[which][chunk]
+        return lambda value: value[index] if value.shape[0] > 1 else value
+
+    def draw(self, order: tuple[int, int], chunk: slice) -> list[dict[Expression, Tensor]]:
+        """Return draws ``[S, B, *shape]`` of both bases, the first of the order by the first dimensions."""
+        x, y = order
+        variables = [(x, b) for b in self.bases[x]] + ([] if self.alone else [(y, b) for b in self.bases[y]])
+        places, start = {}, 0
+        for variable in variables:
+            size = self.size(variable[1])
+            places[variable] = range(start, start + size)
+            start += size
+        z = self.numerics.normal(2 * start if self.alone else start)[: self.samples]
+        drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
+        for group in self._groups(variables):
+            columns = [i for variable in group for i in places[variable]]
+            rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
+            factor = self.numerics.factor(torch.cat(rows, -2))
+            values = torch.einsum("sm,bkm->sbk", z[:, columns], factor)
+            parts = values.split([len(places[g]) for g in group], -1)
+            for (which, b), part in zip(group, parts, strict=True):
+                g = part.reshape(*part.shape[:2], *(() if self.apart else b.shape))
+                average = self.sides[which].mean(b)
+                drawn[which][b] = g if average is None else g + self.lift(which, chunk)(average)
+        if self.alone:
+            drawn[y] = drawn[x]
+        return drawn
+
+    def _fixed(self, which: int, chunk: slice) -> dict[Expression, Tensor]:
+        """Return the parameters of the basis that are all equal, as draws."""
+        count = len(range(*chunk.indices(self.count)))
+        fixed: dict[Expression, Tensor] = {}
+        for b in basis(self.vectors[which]):
+            if not random(b):
+                assert isinstance(b, Vector)
+                shape = () if self.apart else b.shape
+                fixed[b] = self.numerics.zeros(1, count, *shape) + b.average
+        return fixed
+
+    def _groups(self, variables: list[Variable]) -> list[list[Variable]]:
+        """Return the variables in groups that are independent of each other."""
+        groups: list[list[Variable]] = []
+        for variable in variables:
+            tied = [g for g in groups if any(self._value(variable, other) is not None for other in g)]
+            groups = [g for g in groups if g not in tied] + [[v for g in tied for v in g] + [variable]]
+        return [sorted(group, key=variables.index) for group in groups]
+
+    def _value(self, a: Variable, b: Variable) -> Tensor | None:
+        if a[0] == b[0]:
+            return self.sides[a[0]].own.covariance(a[1], b[1], "equal" if self.apart else "all")
+        if a[0] == 1:
+            a, b = b, a
+        return self.pairs.covariance(a[1], b[1], self.need)
+
+    def _block(self, a: Variable, b: Variable, chunk: slice) -> Tensor:
+        """Return the covariances of two variables, ``[B, m, m']``."""
+        value = self._value(a, b)
+        size = (self.size(a[1]), self.size(b[1]))
+        count = len(range(*chunk.indices(self.count)))
+        if value is None:
+            return self.numerics.zeros(count, *size)
+        if a[0] != b[0]:
+            first, second = (a, b) if a[0] == 0 else (b, a)
+            block = self.flat(value, first[1], second[1])[chunk]
+            block = block.reshape(count, self.size(first[1]), self.size(second[1]))
+            return block if a[0] == 0 else block.mT
+        if self.apart:
+            return self.lift(a[0], chunk)(value)[:, None, None]
+        shape = (*value.shape[: value.ndim - len(a[1].shape) - len(b[1].shape)], *a[1].shape, *b[1].shape)
+        value = value.expand(shape).reshape(shape[0], *size)
+        return self.lift(a[0], chunk)(value).expand(count, *size)

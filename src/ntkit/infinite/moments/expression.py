@@ -1,0 +1,60 @@
+"""What a vector of a tensor program is: one coordinate of it as a random array over its positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from ntkit.infinite.moments.positions import Shape
+
+
+def always(value: bool) -> cached_property[bool]:
+    """Return a property that all vectors of a class have, or that none has."""
+    return cached_property(lambda _: value)
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """One coordinate of a vector at each of its positions: a random array of ``shape``.
+
+    Axes of size 1 broadcast. All coordinates of a vector are alike and, in the limit, independent.
+    """
+
+    shape: Shape
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The expressions that this one is made of."""
+        return ()
+
+    @cached_property
+    def gaussian(self) -> bool:
+        """Whether all positions together are jointly Gaussian, with those of other G-variables."""
+        return True
+
+    @cached_property
+    def centered(self) -> bool:
+        """Whether the mean is zero, known without any number."""
+        return bool(self.parts) and all(part.centered for part in self.parts)
+
+    @cached_property
+    def gains(self) -> bool:
+        """Whether a trained factor sits inside (its tangent kernel is random, not a constant)."""
+        return any(part.gains for part in self.parts)
+
+
+def walk(*roots: Expression, below: Callable[[Expression], bool] = lambda _: True) -> list[Expression]:
+    """Return all expressions that some are made of up to the G-variables, each once, parts first."""
+    done: dict[Expression, None] = {}
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        expression, ready = stack.pop()
+        if expression in done:
+            continue
+        if ready:
+            done[expression] = None
+        else:
+            stack.append((expression, True))
+            stack.extend((part, False) for part in (expression.parts if below(expression) else ()))
+    return list(done)

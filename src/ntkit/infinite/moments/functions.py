@@ -1,0 +1,93 @@
+"""Functions of vectors, coordinate by coordinate: the H-variables of a tensor program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ntkit.infinite.duals.dual import Dual
+from ntkit.infinite.moments.expression import Expression, always, walk
+from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Moved, Offset, Vector
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of coordinates: ``call`` takes tensors ``[..., *shape]`` and returns one.
+
+    ``local`` if each position of the result depends on the same position of the arguments only.
+    """
+
+    name: str
+    call: Callable[..., Tensor]
+    dual: Dual | None = None
+    local: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Expression):
+    """An H-variable h = phi(...): a function of vectors and of numbers, coordinate by coordinate."""
+
+    function: Function
+    arguments: tuple[Expression | Coefficient, ...]
+
+    gaussian = always(False)
+    centered = always(False)  # not in general
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The vectors among the arguments."""
+        return tuple(a for a in self.arguments if isinstance(a, Expression))
+
+    @cached_property
+    def basis(self) -> tuple[Expression, ...]:
+        """The largest Gaussian vectors that it is a function of, and the parameters in it."""
+        return _basis(self)
+
+    @cached_property
+    def local(self) -> bool:
+        """Whether a position depends on the same position of the basis only."""
+        inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
+        return all(
+            e.function.local if isinstance(e, Apply) else not isinstance(e, Moved | Mixed) for e in inside
+        )
+
+    @cached_property
+    def factors(self) -> tuple[Expression, Expression] | None:
+        """The factors of a product of two vectors that are independent."""
+        if self.function.name != "mul" or len(self.arguments) != 2:
+            return None
+        a, b = self.arguments
+        if not isinstance(a, Expression) or not isinstance(b, Expression) or sources(a) & sources(b):
+            return None
+        return a, b
+
+
+def _basis(u: Expression) -> tuple[Expression, ...]:
+    if isinstance(u, Offset):
+        return ()
+    if isinstance(u, Vector) or (u.gaussian and not u.gains):
+        return (u,)
+    return tuple(dict.fromkeys(b for part in u.parts for b in _basis(part)))
+
+
+def as_function(u: Expression) -> Apply:
+    """Return a vector as a function of its basis, the identity."""
+    if isinstance(u, Apply):
+        return u
+    return u.__dict__.setdefault("function", Apply(u.shape, Function("identity", lambda t: t), (u,)))
+
+
+def sources(u: Expression) -> frozenset:
+    """Return which coordinates of which weights a vector is made of."""
+    coordinates: set[tuple] = set()
+    for e in walk(u):
+        if isinstance(e, Line):
+            coordinates.add((e.matrix.name, tuple(e.rows.flatten().tolist())))
+        elif isinstance(e, Vector):
+            coordinates.add((e.name, tuple(e.rows.flatten().tolist())))
+        elif isinstance(e, Inner):
+            coordinates |= sources(e.left) | sources(e.right)
+    return frozenset(coordinates)

@@ -1,0 +1,89 @@
+"""The fixed points at which functions are sampled, and numbers of one dtype and device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+WRITTEN_OUT = 12  # variables up to which a factor is written out
+
+
+class Numerics:
+    """Sobol points through the normal quantile: the same ones for every pair of samples.
+
+    ``jitter`` is the largest number added to a covariance, relative to its diagonal, so that it had a
+    Cholesky factor; ``error`` the largest standard error of an expectation that was sampled;
+    ``memory`` is the budget in bytes, of which draws may take a quarter.
+    """
+
+    def __init__(
+        self, count: int, seed: int, dtype: torch.dtype, device: torch.device, memory: int = 2**30
+    ) -> None:
+        self.count, self.seed = count, seed
+        self.dtype, self.device = dtype, device
+        self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
+        self._drawn: dict[int, Tensor] = {}
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Return zeros of the program's dtype."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def eye(self, n: int) -> Tensor:
+        """Return the identity."""
+        return torch.eye(n, dtype=self.dtype, device=self.device)
+
+    def normal(self, dimensions: int) -> Tensor:
+        """Return standard normal points ``[count, dimensions]``."""
+        if dimensions not in self._drawn:
+            most = SobolEngine.MAXDIM
+            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed)
+            uniform = engine.draw(self.count, dtype=torch.float64)
+            if dimensions > most:
+                generator = torch.Generator().manual_seed(self.seed)
+                more = torch.rand(self.count, dimensions - most, generator=generator, dtype=torch.float64)
+                uniform = torch.cat([uniform, more], 1)
+            half = 0.5 / 2**30
+            points = torch.special.ndtri(uniform.clamp(half, 1 - half))
+            self._drawn[dimensions] = points.to(self.device, self.dtype)
+        return self._drawn[dimensions]
+
+    def note(self, blocks: Tensor) -> None:
+        """Keep the largest standard error, from the means over blocks of points (relative to the largest)."""
+        spread = blocks.std(0) / blocks.shape[0] ** 0.5
+        scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
+        self.error = max(self.error, float(spread.max() / scale))
+
+    def factor(self, covariance: Tensor) -> Tensor:
+        """Return lower triangular factors of covariances ``[..., m, m]`` that may be singular."""
+        covariance = covariance.double()
+        if covariance.shape[-1] <= WRITTEN_OUT:
+            return _cholesky(covariance).to(self.dtype)
+        diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
+        eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
+        jitter = 4 * covariance.shape[-1] * torch.finfo(torch.float64).eps
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + 1e-300) * eye)
+            if not failed.any() or jitter > 1:
+                self.jitter = max(self.jitter, jitter)
+                return factor.to(self.dtype)
+            jitter *= 10
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    """Return Cholesky factors of small matrices; a variable without variance of its own adds none."""
+    m = covariance.shape[-1]
+    zero = torch.zeros_like(covariance[..., 0, 0])
+    rows: list[list[Tensor]] = []
+    for i in range(m):
+        row: list[Tensor] = []
+        for j in range(i):
+            rest = covariance[..., i, j] - sum((row[k] * rows[j][k] for k in range(j)), zero)
+            pivot = rows[j][j]
+            row.append(torch.where(pivot > 0, rest / torch.where(pivot > 0, pivot, 1.0), zero))
+        rest = covariance[..., i, i] - sum((value.square() for value in row), zero)
+        floor = 1e-13 * covariance[..., i, i]
+        row.append(torch.where(rest > floor, rest.clamp(min=0).sqrt(), zero))
+        rows.append(row)
+    full = [torch.stack([*row, *([zero] * (m - len(row)))], -1) for row in rows]
+    return torch.stack(full, -2)

@@ -1,0 +1,192 @@
+"""The covariance and tangent kernel of the vectors of a tensor program, for pairs of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, times
+from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply, as_function
+from ntkit.infinite.moments.positions import Shape
+from ntkit.infinite.moments.protocols import Remembers, SideValues
+
+CONSTANT = (vec.Offset, vec.Raw, vec.Stopped)  # no gradient goes through them
+
+
+class Pairs(Remembers):
+    """Pairs of samples: all of two batches (``outer``), or the first with the first and so on.
+
+    ``derive`` if tangent kernels will be asked for: functions that are sampled are then derived at once.
+    """
+
+    def __init__(self, left: SideValues, right: SideValues, outer: bool, derive: bool = False) -> None:
+        self.left, self.right, self.outer, self.derive = left, right, outer, derive
+        self._memo: dict[Hashable, Any] = {}
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """What the values made so far hold in memory, and what the largest does."""
+        held = [v for v in list(self._memo.values()) if isinstance(v, Tensor)]
+        sizes = [v.numel() * v.element_size() for v in held]
+        return max([1, sum(sizes)]), max([1, *sizes])
+
+    @property
+    def batch(self) -> Shape:
+        """The first axes of all values: ``(n1, n2)`` or ``(n,)``."""
+        return (self.left.n, self.right.n) if self.outer else (self.left.n,)
+
+    def lift(self, value: Tensor, side: Literal["left", "right"], need: Need, other: int) -> Tensor:
+        """Let a value ``[n, *shape]`` of one side broadcast with values of pairs (``other`` axes there)."""
+        shape = list(value.shape[1:])
+        if need == "all":
+            shape = shape + [1] * other if side == "left" else [1] * other + shape
+        n = value.shape[0]
+        lead = [n] if not self.outer else [n, 1] if side == "left" else [1, n]
+        return value.reshape(*lead, *shape)
+
+    def moment(self, u: Expression, v: Expression, need: Need) -> Value:
+        """Return E[u v'] for u of the left sample and v of the right one."""
+        return self._recall("moment", u, v, need, self._moment)
+
+    def tangent(self, u: Expression, v: Expression, need: Need) -> Value:
+        """Return Theta(u, v'): the product of the gradients of both with respect to all weights."""
+        return self._recall("tangent", u, v, need, self._tangent)
+
+    def covariance(self, u: Expression, v: Expression, need: Need) -> Value:
+        """Return Cov[u, v']."""
+        u, v = (e.varying if isinstance(e, vec.VectorSum) else e for e in (u, v))
+        moment = self.moment(u, v, need)
+        if moment is None or u.centered or v.centered:
+            return moment
+        means = self.means(u, v, need)
+        return moment if means is None else moment - means
+
+    def means(self, u: Expression, v: Expression, need: Need) -> Value:
+        """Return E[u] E[v']."""
+        left, right = self.left.mean(u), self.right.mean(v)
+        if left is None or right is None:
+            return None
+        return self.lift(left, "left", need, len(v.shape)) * self.lift(right, "right", need, len(u.shape))
+
+    def _recall(self, what: str, u: Expression, v: Expression, need: Need, make: KernelOf) -> Value:
+        key = (what, u, v, need)
+        if key not in self._memo:
+            whole = self._memo.get((what, u, v, "all"), self)
+            self._memo[key] = make(u, v, need) if whole is self else at_equal(whole, u.shape, v.shape)
+        return self._memo[key]
+
+    def _moment(self, u: Expression, v: Expression, need: Need) -> Value:
+        if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
+            return bilinear(self, self.moment, u, v, need)
+        match u, v:
+            case vec.Stopped(), _:
+                return self.moment(u.inner, v, need)
+            case _, vec.Stopped():
+                return self.moment(u, v.inner, need)
+            case vec.Gain(), _:
+                return times(self.moment(u.inner, v, need), u.vector.average)
+            case _, vec.Gain():
+                return times(self.moment(u, v.inner, need), v.vector.average)
+            case (vec.Offset(), _) | (_, vec.Offset()):
+                return self.means(u, v, need)
+            case vec.Line(), vec.Line():
+                return self._contracted(self.moment, u, v, need) if u.same(v) else None
+            case vec.Vector(), vec.Vector():
+                return add((self._same_vector(u, v, need, u.law.variance), self.means(u, v, need)))
+            case vec.Inner(), vec.Inner():
+                return self._inner(u, v, need, self.moment, self.moment)
+            case vec.Raw(), vec.Raw():
+                return self._data(u, v, need)
+            case (vec.Raw(), _) | (_, vec.Raw()):
+                return self.means(u, v, need)
+            case (Apply(), _) | (_, Apply()):
+                return expectation.product(self, u, v, need)
+        return self.means(u, v, need)
+
+    def _tangent(self, u: Expression, v: Expression, need: Need) -> Value:
+        if isinstance(u, CONSTANT) or isinstance(v, CONSTANT):
+            return None
+        if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
+            return bilinear(self, self.tangent, u, v, need)
+        match u, v:
+            case (vec.Gain(), Apply()) | (Apply(), vec.Gain()) if expectation.entangled(u, v):
+                return expectation.tangent(self, as_function(u), as_function(v), need)
+            case vec.Gain(), vec.Gain():
+                step = self._same_vector(u.vector, v.vector, need, u.vector.law.step)
+                factor = u.vector.average * v.vector.average
+                through = times(self.tangent(u.inner, v.inner, need), factor)
+                return add((through, multiply(self.moment(u.inner, v.inner, need), step)))
+            case vec.Gain(), _:
+                return times(self.tangent(u.inner, v, need), u.vector.average)
+            case _, vec.Gain():
+                return times(self.tangent(u, v.inner, need), v.vector.average)
+            case vec.Line(), vec.Line():
+                return self._line_tangent(u, v, need) if u.same(v) else None
+            case (Apply(), _) | (_, Apply()):
+                return expectation.tangent(self, u, v, need)
+            case vec.Vector(), vec.Vector():
+                return self._same_vector(u, v, need, u.law.step)
+            case vec.Inner(), vec.Inner():
+                first = self._inner(u, v, need, self.tangent, self.moment)
+                return add((first, self._inner(u, v, need, self.moment, self.tangent)))
+        return None
+
+    def _line_tangent(self, u: vec.Line, v: vec.Line, need: Need) -> Value:
+        """Return the contraction of step E[h h'] + variance Theta(h, h'), of their sum at once."""
+        law = u.matrix.law
+        pairs = [(a, b) for (_, a), (_, b) in zip(u.inputs, v.inputs, strict=False)]
+        wanted = u.contraction.needs(v.contraction, need)
+        if law.variance and all(self.tangent(a, b, wanted) is None for a, b in pairs):
+            return times(self.moment(u, v, need), law.step / law.variance)
+        ratio = law.step / law.variance if law.variance else 0.0
+
+        def both(a: Expression, b: Expression, need: Need) -> Value:
+            return add((times(self.moment(a, b, need), ratio), self.tangent(a, b, need)))
+
+        return self._contracted(both, u, v, need)
+
+    def _contracted(self, of: KernelOf, u: vec.Line, v: vec.Line, need: Need) -> Value:
+        """Return the variance of the weight times the mean over fan_in of a kernel of the inputs."""
+        if len(u.inputs) != len(v.inputs):
+            return None
+        batch = len(self.batch)
+        values = []
+        for (share, a), (_, b) in zip(u.inputs, v.inputs, strict=True):
+            inner = of(a, b, u.contraction.needs(v.contraction, need))
+            if inner is not None:
+                value = u.contraction.sum(v.contraction, inner, a.shape, b.shape, batch, need)
+                values.append(times(value, share * u.contraction.scale * u.matrix.law.variance))
+        return add(values)
+
+    def _same_vector(self, u: vec.Vector, v: vec.Vector, need: Need, value: float) -> Value:
+        if u.name != v.name or not value or not vec.same_rows(u.rows, v.rows, u.name):
+            return None
+        shape = [1] * len(self.batch)
+        if need == "equal" or all(s == 1 for s in u.shape):
+            positions = [1] * len(u.shape) * (2 if need == "all" else 1)
+            return self.left.numerics.zeros(*shape, *positions) + value
+        size = int(torch.Size(u.shape).numel())
+        return value * self.left.numerics.eye(size).reshape(*shape, *u.shape, *v.shape)
+
+    def _inner(self, u: vec.Inner, v: vec.Inner, need: Need, first: KernelOf, second: KernelOf) -> Value:
+        """Return the covariance of two sums over coordinates, positions ``[t]`` and ``[s]`` in ``[t, s]``."""
+        a, b = first(u.left, v.left, need), second(u.right, v.right, need)
+        return None if a is None or b is None else u.factor * a * b
+
+    def _data(self, u: vec.Raw, v: vec.Raw, need: Need) -> Tensor:
+        a, b = u.data.value(self.left), v.data.value(self.right)
+        other = "j" if self.outer else "i"
+        if need == "all":
+            first, second = (t.flatten(1, -2) if t.ndim > 2 else t[:, None] for t in (a, b))
+            block = torch.einsum(f"itc,{other}sc->i{other.strip('i')}ts", first, second)
+            block = block.reshape(*self.batch, *a.shape[1:-1], *b.shape[1:-1])
+        else:
+            block = torch.einsum(f"i...c,{other}...c->i{other.strip('i')}...", a, b)
+        return block / a.shape[-1]

@@ -1,0 +1,245 @@
+"""Expectations by coordinate sampling: draw the G-variables of two samples, apply the user's function.
+
+With H and D_i = d h / d g_i on the same S points, E[h h'] = H^T H' / S and the tangent kernel is
+sum_ij (D_i^T D_j' / S) Theta(g_i, g_j'). A value depends on its two samples only (all positions of both),
+whatever the tiles; each pair is drawn in both orders, so that the kernel is symmetric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ntkit.compute.plan import chunks
+from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
+from ntkit.infinite.moments.draws import JointDraws, Lift, is_local
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import matvec
+from ntkit.infinite.moments.protocols import PairValues, SideValues
+
+BLOCKS = 8  # of points, whose spread gives the standard error
+
+
+def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues) -> Tensor:
+    """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
+    done = dict(drawn)
+
+    def of(e: Expression) -> Tensor:
+        if e not in done:
+            match e:
+                case vec.VectorSum():
+                    done[e] = sum((of(t) for t in e.terms[1:]), of(e.terms[0]))
+                case vec.Multiple():
+                    factor = e.number(side)
+                    done[e] = of(e.inner) * (lift(factor) if isinstance(factor, Tensor) else factor)
+                case vec.Gain():
+                    done[e] = of(e.vector) * of(e.inner)
+                case vec.Moved():
+                    done[e] = e.move.apply(of(e.inner))
+                case vec.Mixed():
+                    done[e] = matvec(lift(e.weights.value(side)), of(e.inner))
+                case vec.Stopped():
+                    done[e] = of(e.inner).detach()
+                case vec.Offset():
+                    done[e] = lift(e.coefficient.value(side))
+                case Apply():
+                    args = (of(a) if isinstance(a, Expression) else lift(a.value(side)) for a in e.arguments)
+                    done[e] = e.function.call(*args)
+                case _:
+                    raise AssertionError(e)
+        return done[e]
+
+    return of(u)
+
+
+@dataclass
+class Drawn:
+    """One vector at its draws, with its derivatives by the vectors of its basis."""
+
+    value: Tensor  # [S, B, *shape]
+    slopes: dict[Expression, Tensor]  # [S, B, *shape], or [S, B, P, Q] for all pairs of positions
+
+
+def at_draws(
+    u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues, derive: bool
+) -> Drawn:
+    """Return a vector at draws of its basis, and its derivatives with respect to each of the basis."""
+    if not isinstance(u, Apply):
+        return Drawn(drawn[u], {u: torch.ones_like(drawn[u])} if derive else {})
+    if not derive:
+        return Drawn(evaluate(u, drawn, lift, side), {})
+    with torch.enable_grad():
+        leaves = {b: t.detach() for b, t in drawn.items()}
+        if u.local:  # a vector that broadcasts has a derivative for each position
+            shape = torch.broadcast_shapes(*(t.shape for t in leaves.values()))
+            leaves = {b: t.expand(shape) for b, t in leaves.items()}
+        leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
+        value = evaluate(u, leaves, lift, side)
+        slopes = _slopes(value, leaves) if u.local else _jacobians(value, leaves, len(u.shape))
+    return Drawn(value.detach(), slopes)
+
+
+def _slopes(value: Tensor, leaves: dict[Expression, Tensor]) -> dict[Expression, Tensor]:
+    if not value.requires_grad:
+        return {}
+    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+    return {b: g for b, g in zip(leaves, gradients, strict=True) if g is not None}
+
+
+def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> dict[Expression, Tensor]:
+    """Return d value / d leaf for all pairs of positions, ``[S, B, P, Q]`` with flat positions."""
+    lead = value.shape[: value.ndim - rank]
+    flat = value.reshape(*lead, -1)
+    ends = list(leaves.values())
+    rows: list[list[Tensor]] = [[] for _ in ends]
+    for p in range(flat.shape[-1]):
+        gradients = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
+        for row, g, t in zip(rows, gradients, ends, strict=True):
+            row.append((torch.zeros_like(t) if g is None else g).reshape(*lead, -1))
+    return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
+
+
+def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Tensor:
+    """Return E[u v']."""
+    return _sampled(pairs, u, v, need, pairs.derive)[0]
+
+
+def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Value:
+    """Return sum_ij E[d_i u d_j v'] Theta(g_i, g_j')."""
+    return _sampled(pairs, u, v, need, True)[1]
+
+
+def _sampled(
+    pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
+) -> tuple[Tensor, Value]:
+    """Return both from the same draws; the second only where it is wanted."""
+    key = ("sampled", u, v, need, derive)
+    return pairs.remember(key, lambda: _sample(pairs, u, v, need, derive))
+
+
+def _sample(
+    pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
+) -> tuple[Tensor, Value]:
+    draws = JointDraws(pairs, u, v, need)
+    means: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for chunk in chunks(draws.count, draws.chunk):
+        parts = [
+            _ordered(draws, order, chunk, derive) for order in ([(0, 1)] if draws.alone else [(0, 1), (1, 0)])
+        ]
+        for values, part in zip(means, zip(*parts, strict=True), strict=True):
+            total = add(part)
+            if total is not None:
+                values.append(total / len(part))
+
+    def whole(values: list[Tensor]) -> Value:
+        if not values or draws.apart:
+            return torch.cat(values).reshape(draws.shape) if values else None
+        shaped = torch.cat(values).reshape(*pairs.batch, *u.shape, *v.shape)
+        return at_equal(shaped, u.shape, v.shape) if need == "equal" else shaped
+
+    value = whole(means[0])
+    assert value is not None
+    return value, whole(means[1])
+
+
+def _ordered(draws: JointDraws, order: tuple[int, int], chunk: slice, derive: bool) -> tuple[Tensor, Value]:
+    (u, v), (left, right) = draws.vectors, draws.sides
+    drawn = draws.draw(order, chunk)
+    first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
+    second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
+    theta = _tangent(draws, first, second, chunk) if derive else None
+    return _product(draws, first.value, second.value, chunk), theta
+
+
+def _product(draws: JointDraws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
+    """Return the mean of products over points, and note its standard error."""
+    count = draws.samples
+    if draws.apart:
+        blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
+        draws.numerics.note(blocks)
+        return blocks.mean(0)
+    a, b = (
+        t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape))
+        for t, e in zip((a, b), draws.vectors, strict=True)
+    )
+    size = count // BLOCKS
+    blocks = torch.stack(
+        [torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in zip(a.split(size), b.split(size), strict=True)]
+    )
+    draws.numerics.note(blocks)
+    scale = _correction(draws, 0, a, chunk)[:, :, None] * _correction(draws, 1, b, chunk)[:, None, :]
+    return blocks.mean(0) * scale
+
+
+def _correction(draws: JointDraws, which: int, h: Tensor, chunk: slice) -> Tensor:
+    """Return sqrt(E[h^2] / its mean over the draws): no correlation then exceeds one.
+
+    E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
+    """
+    e = draws.vectors[which]
+    square = draws.sides[which].own.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
+    if square is None:
+        return torch.ones_like(h[0])
+    known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
+    drawn = h.square().mean(0)
+    return torch.where(drawn > 0, known / drawn.clamp(min=torch.finfo(h.dtype).tiny), 1.0).clamp(min=0).sqrt()
+
+
+def _tangent(draws: JointDraws, first: Drawn, second: Drawn, chunk: slice) -> Value:
+    terms = []
+    for a, left in first.slopes.items():
+        for b, right in second.slopes.items():
+            theta = draws.pairs.tangent(a, b, draws.need)
+            if theta is not None:
+                terms.append(_contract(draws, left, right, draws.flat(theta, a, b)[chunk], (a, b)))
+    return add(terms)
+
+
+def _contract(
+    draws: JointDraws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
+) -> Tensor:
+    """Return E[d_a u Theta(a, b) d_b v']."""
+    count = draws.samples
+    if draws.apart:
+        return (left * right).expand(count, -1).mean(0) * theta
+    u, v = draws.vectors
+    p, q = prod(u.shape), prod(v.shape)
+    pair = theta.shape[0]
+    if is_local(u):
+        left = left.expand(count, pair, *u.shape).reshape(count, pair, p)
+    if is_local(v):
+        right = right.expand(count, pair, *v.shape).reshape(count, pair, q)
+    if is_local(u) and is_local(v):
+        full = theta.reshape(pair, *ends[0].shape, *ends[1].shape).expand(pair, *u.shape, *v.shape)
+        return torch.einsum("sbp,sbq->bpq", left, right) / count * full.reshape(pair, p, q)
+    left = torch.diag_embed(left) if is_local(u) else left
+    right = torch.diag_embed(right) if is_local(v) else right
+    through = torch.einsum("sbpr,brt->sbpt", left, theta)
+    return torch.einsum("sbpt,sbqt->bpq", through, right) / count
+
+
+def mean(side: SideValues, u: Apply) -> Tensor:
+    """Return E[u], ``[n, *shape]``."""
+    return _alone(side, u, False)[u]
+
+
+def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
+    """Return E[d u / d b] for the vectors b that a function depends on, at the same position."""
+    return _alone(side, u, True)
+
+
+def _alone(side: SideValues, u: Apply, derive: bool) -> dict[Expression, Tensor]:
+    draws = JointDraws(side.own, u, u, "equal")
+    means: dict[Expression, list[Tensor]] = {}
+    for chunk in chunks(draws.count, draws.chunk):
+        at = at_draws(u, draws.draw((0, 1), chunk)[0], draws.lift(0, chunk), side, derive)
+        count = len(range(*chunk.indices(draws.count)))
+        for key, value in (at.slopes if derive else {u: at.value}).items():
+            shape = () if draws.apart else u.shape
+            means.setdefault(key, []).append(value.mean(0).expand(count, *shape))
+    return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in means.items()}

@@ -1,0 +1,72 @@
+"""One side of pairs of samples: a batch, and what depends on each of its samples alone."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor
+
+from ntkit.graph import batch_size
+from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.algebra import Value, add, mapped, times
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.pairs import Pairs
+from ntkit.infinite.moments.positions import expand, matvec
+from ntkit.infinite.moments.protocols import Remembers
+
+
+class PairSide(Remembers):
+    """A batch of samples, with what depends on each of them alone: means, variances, coefficients."""
+
+    def __init__(self, x: Any, numerics: Numerics) -> None:
+        self.x, self.numerics = x, numerics
+        self.n = batch_size(x)
+        self._memo: dict[Hashable, Any] = {}
+
+    @property
+    def own(self) -> Pairs:
+        """Each sample with itself."""
+        return self.remember("own", lambda: Pairs(self, self, outer=False))
+
+    @property
+    def bytes(self) -> int:
+        """What is known of the samples holds in memory."""
+        return self.own.bytes[0] if "own" in self._memo else 0
+
+    def mean(self, u: Expression) -> Value:
+        """Return E[u], ``[n, *shape]``."""
+        return None if u.centered else self.remember(("mean", u), lambda: self._mean(u))
+
+    def variance(self, u: Expression) -> Tensor:
+        """Return Var[u] at each position, ``[n, *shape]``."""
+        value = self.own.covariance(u, u, "equal")
+        return self.numerics.zeros(1, *(1 for _ in u.shape)) if value is None else value
+
+    def _mean(self, u: Expression) -> Value:
+        match u:
+            case vec.Vector():
+                return self.numerics.zeros(1, *(1 for _ in u.shape)) + u.average
+            case vec.Raw():
+                return u.data.value(self).mean(-1)
+            case vec.Offset():
+                return u.coefficient.value(self)
+            case vec.VectorSum():
+                return add(self.mean(term) for term in u.terms)
+            case vec.Multiple():
+                return times(self.mean(u.inner), u.number(self))
+            case vec.Gain():
+                return times(self.mean(u.inner), u.vector.average)
+            case vec.Moved():
+                return mapped(self.mean(u.inner), u.move.apply)
+            case vec.Mixed():
+                weights, shape = u.weights, u.inner.shape
+                return mapped(self.mean(u.inner), lambda t: matvec(weights.value(self), expand(t, shape)))
+            case vec.Stopped():
+                return self.mean(u.inner)
+            case Apply():
+                return expectation.mean(self, u)
+        raise AssertionError(u)

@@ -1,0 +1,256 @@
+"""The random variables of a tensor program: what one coordinate of a vector is, width to infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ntkit.infinite.moments.algebra import refuse
+from ntkit.infinite.moments.expression import Expression, always, walk
+from ntkit.infinite.moments.positions import Move, Shape, expand, permute, reshape
+from ntkit.infinite.moments.protocols import Contraction, SideValues
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficient:
+    """A number for each sample and position that is no random variable: ``[n, *shape]`` for a side."""
+
+    shape: Shape
+    of: Callable[[SideValues], Tensor]
+
+    def value(self, side: SideValues) -> Tensor:
+        """Return the numbers of a batch."""
+        return side.remember(self, lambda: self.of(side))
+
+
+@dataclass(frozen=True)
+class WeightLaw:
+    """How a weight is drawn and trained: what E[h h'] is multiplied with.
+
+    ``K = variance E[h h']`` and ``Theta = step E[h h'] + variance E[h_i' h_j'] Theta_ij``.
+    """
+
+    variance: float
+    step: float
+
+
+@dataclass(frozen=True, eq=False)
+class WeightMatrix:
+    """A weight as a matrix of infinite size, as one of its uses sees it."""
+
+    name: str
+    transposed: bool
+    columns: tuple[int, int]
+    law: WeightLaw
+
+    def same(self, other: WeightMatrix) -> bool:
+        """Return whether two uses are products with the same matrix."""
+        mine, theirs = ((m.name, m.transposed, m.columns) for m in (self, other))
+        return mine == theirs
+
+
+@dataclass(frozen=True, eq=False)
+class Line(Expression):
+    """A G-variable g = W h: the coordinates ``rows`` of a product with a weight."""
+
+    matrix: WeightMatrix
+    rows: Tensor
+    inputs: tuple[tuple[float, Expression], ...]  # share of fan_in, vector
+    contraction: Contraction
+
+    centered = always(True)  # a product with a centered weight
+
+    def same(self, other: Line) -> bool:
+        """Return whether two products have the same weight and rows."""
+        return self.matrix.same(other.matrix) and same_rows(self.rows, other.rows, self.matrix.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Vector(Expression):
+    """A vector of parameters: a G-variable with a mean, its own at each position of ``shape``."""
+
+    name: str
+    rows: Tensor
+    average: float
+    law: WeightLaw  # its variance, and its tangent kernel
+
+    @cached_property
+    def centered(self) -> bool:
+        """Where the parameters are drawn around zero."""
+        return self.average == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Inner(Expression):
+    """A G-variable sum_i q_i k_i / sqrt(d): a product of two vectors along their coordinates."""
+
+    left: Expression
+    right: Expression
+    factor: float  # of the covariance: d c^2 for c q.k
+
+    centered = always(True)  # a product of independent centered vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Raw(Expression):
+    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, no random variable."""
+
+    data: Coefficient
+
+
+@dataclass(frozen=True, eq=False)
+class Offset(Expression):
+    """A number for each sample and position, the same in all coordinates."""
+
+    coefficient: Coefficient
+
+
+@dataclass(frozen=True, eq=False)
+class VectorSum(Expression):
+    """A sum of vectors."""
+
+    terms: tuple[Expression, ...]
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The terms."""
+        return self.terms
+
+    @cached_property
+    def gaussian(self) -> bool:
+        """A sum of jointly Gaussian terms is Gaussian."""
+        return all(term.gaussian for term in self.terms)
+
+    @cached_property
+    def varying(self) -> Expression:
+        """The sum without the numbers in it, whose covariance is the same."""
+        terms = tuple(term for term in self.terms if not isinstance(term, Offset))
+        return self if len(terms) == len(self.terms) else VectorSum(self.shape, terms)
+
+
+class Linear(Expression):
+    """A linear function of one vector, as Gaussian as the vector."""
+
+    inner: Expression
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The vector."""
+        return (self.inner,)
+
+    @cached_property
+    def gaussian(self) -> bool:
+        """As Gaussian as the vector."""
+        return self.inner.gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class Multiple(Linear):
+    """A vector times a number for each sample and position."""
+
+    factor: float | Coefficient
+    inner: Expression
+
+    def number(self, side: SideValues) -> float | Tensor:
+        """Return the number, ``[n, *shape]`` or one for all."""
+        return self.factor.value(side) if isinstance(self.factor, Coefficient) else self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class Moved(Linear):
+    """A vector whose positions were permuted, selected, averaged."""
+
+    move: Move
+    inner: Expression
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Linear):
+    """A vector whose positions are summed with weights of the sample: ``[n, t, s]`` for its last axis s."""
+
+    weights: Coefficient
+    inner: Expression
+
+
+@dataclass(frozen=True, eq=False)
+class Stopped(Linear):
+    """A G-variable behind a ``detach``: it keeps its covariance, no gradient goes through it."""
+
+    inner: Expression
+
+    gaussian = always(True)
+
+
+@dataclass(frozen=True, eq=False)
+class Gain(Linear):
+    """A vector times a vector of parameters that are all equal at the start (the scale of a norm).
+
+    As Gaussian as the vector: at the start the factor is a number.
+    """
+
+    vector: Vector
+    inner: Expression
+
+    gains = always(True)
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The factors."""
+        return (self.vector, self.inner)
+
+    @cached_property
+    def centered(self) -> bool:
+        """As the vector."""
+        return self.inner.centered
+
+
+def behind(*roots: Expression) -> Iterator[Expression]:
+    """Return all expressions that some are made of, through the products with weights, each once."""
+    seen: set[Expression] = set()
+    stack = list(roots)
+    while stack:
+        for e in walk(stack.pop()):
+            if e not in seen:
+                seen.add(e)
+                stack += [part for _, part in e.inputs] if isinstance(e, Line) else []
+                yield e
+
+
+def same_rows(a: Tensor, b: Tensor, name: str) -> bool:
+    """Return whether two vectors share their coordinates (all or none; anything else is refused)."""
+    if a is b:
+        return True
+    if a.shape != b.shape:
+        raise refuse(f"Slices of {name} of sizes {a.numel()} and {b.numel()} meet in one operation.")
+    equal = a == b
+    if equal.all():
+        return True
+    if equal.any():
+        raise refuse(f"Slices of {name} that overlap in a part of their coordinates meet.")
+    return False
+
+
+def reshaped(expression: Expression, shape: Shape) -> Expression:
+    """Return a vector whose positions have another shape."""
+    if expression.shape == shape:
+        return expression
+    move = Move((reshape, len(expression.shape), shape), expression.shape, shape, True)
+    return Moved(shape, move, expression)
+
+
+def expanded(expression: Expression, shape: Shape) -> Expression:
+    """Return a vector with axes of size 1 repeated to a shape."""
+    if expression.shape == shape:
+        return expression
+    return Moved(shape, Move((expand, shape), expression.shape, shape, True), expression)
+
+
+def permuted(expression: Expression, order: tuple[int, ...]) -> Expression:
+    """Return a vector whose axes of positions come in another order."""
+    if order == tuple(range(len(order))):
+        return expression
+    after = tuple(expression.shape[i] for i in order)
+    return Moved(after, Move((permute, order), expression.shape, after, True), expression)

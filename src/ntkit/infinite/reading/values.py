@@ -1,0 +1,156 @@
+"""What flows through a graph in the limit: known numbers, weights, and vectors of infinite width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.positions import Move, Shape
+from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.rewrites import narrow
+from ntkit.infinite.moments.vectors import Coefficient, Moved, expanded, permuted, reshaped
+
+Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Numbers that depend on the sample alone: ``example`` is the tensor of the traced sample."""
+
+    example: Tensor
+    numbers: Coefficient  # [n, *example.shape]
+    moments: bool = False  # made of moments of infinite vectors, in which no gradient flows
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight, or a view of it, times a number."""
+
+    name: str
+    tensor: Tensor  # a view of the weight's own storage
+    shape: Shape  # of the weight itself
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Wide:
+    """A vector of infinite width: ``dims`` says which axes each dimension of the tensor is made of.
+
+    ``shape`` are the sizes of the axes of positions, ``channels`` those of the channels (their nominal
+    widths), ``pieces`` the vectors that are concatenated along the channels, each with its width.
+    """
+
+    pieces: tuple[tuple[int, Expression], ...]
+    shape: Shape
+    channels: Shape
+    dims: tuple[tuple[Axis, ...], ...]
+
+    @property
+    def sizes(self) -> Shape:
+        """The shape of the tensor that this stands for."""
+        return tuple(prod(self.size(axis) for axis in dim) for dim in self.dims)
+
+    @property
+    def width(self) -> int:
+        """The nominal width: that of all pieces together."""
+        return sum(width for width, _ in self.pieces)
+
+    def size(self, axis: Axis) -> int:
+        """Return the size of an axis."""
+        return self.shape[axis] if axis >= 0 else self.channels[-axis - 1]
+
+    @property
+    def only(self) -> Expression:
+        """The vector, where it is one."""
+        return self.pieces[0][1]
+
+    def map(self, f: Callable[[Expression], Expression], shape: Shape | None = None) -> Wide:
+        """Apply a function to each piece; ``shape`` are the positions of what it returns, if others."""
+        pieces = tuple((width, f(e)) for width, e in self.pieces)
+        return replace(self, pieces=pieces, shape=self.shape if shape is None else shape)
+
+    def moved(self, move: Move) -> Wide:
+        """Return the same with the positions of each piece moved."""
+        return self.map(lambda e: Moved(move.after, move, expanded(e, move.before)), move.after)
+
+    def canonical(self) -> Wide:
+        """Return the same with positions and channels numbered in the order of the dimensions."""
+        order = tuple(a for dim in self.dims for a in dim if a >= 0)
+        channels = [-a - 1 for dim in self.dims for a in dim if a < 0]
+        pieces = tuple((width, permuted(e, order)) for width, e in self.pieces)
+        if channels != sorted(channels):
+            index = torch.arange(prod(self.channels)).reshape(self.channels).permute(channels).reshape(-1)
+            pieces = _narrowed(pieces, index)
+        shape, widths = tuple(self.shape[i] for i in order), tuple(self.channels[j] for j in channels)
+        return Wide(pieces, shape, widths, numbered([[a >= 0 for a in dim] for dim in self.dims]))
+
+    def reshaped(self, shape: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
+        """Return a canonical vector with its positions in another shape."""
+        pieces = tuple((width, reshaped(expanded(e, self.shape), shape)) for width, e in self.pieces)
+        return Wide(pieces, shape, self.channels, tuple(dims))
+
+    def narrowed(self, index: Tensor, channels: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
+        """Return some of the coordinates, by their numbers."""
+        return Wide(_narrowed(self.pieces, index), self.shape, channels, tuple(dims))
+
+
+Operand = Wide | Known | Weight | Tensor  # what an operation of a graph works on
+Argument = Operand | float | int
+
+
+def numbered(positions: Sequence[Sequence[bool]]) -> tuple[tuple[Axis, ...], ...]:
+    """Return dimensions whose axes, positions or channels, are numbered in their order."""
+    position, channel, dims = 0, -1, []
+    for dim in positions:
+        axes = []
+        for is_position in dim:
+            axes.append(position if is_position else channel)
+            position, channel = position + is_position, channel - (not is_position)
+        dims.append(tuple(axes))
+    return tuple(dims)
+
+
+def _narrowed(
+    pieces: tuple[tuple[int, Expression], ...], index: Tensor
+) -> tuple[tuple[int, Expression], ...]:
+    narrowed, start = [], 0
+    for width, e in pieces:
+        mine = index[(index >= start) & (index < start + width)] - start
+        if len(mine):
+            narrowed.append((len(mine), narrow(e, mine)))
+        start += width
+    if len(narrowed) > 1 and not torch.equal(index, index.sort().values):
+        raise ValueError("a permutation of concatenated vectors")
+    return tuple(narrowed)
+
+
+def per_channel(weight: Weight, after: int) -> Weight:
+    """Return parameters with one entry for each channel, in front of ``after`` more dimensions."""
+    return replace(weight, tensor=weight.tensor.reshape(-1, *(1 for _ in range(after))))
+
+
+def rows_for(side: SideValues, value: Tensor) -> Tensor:
+    """Return numbers of all samples: a tensor of the network's own has one row for all of them."""
+    return value.expand(side.n, *value.shape[1:])
+
+
+def numbers(value: object) -> Known | None:
+    """Return a tensor or Known as Known."""
+    if isinstance(value, Known):
+        return value
+    if isinstance(value, Tensor):
+        return Known(value, Coefficient(tuple(value.shape), lambda side: value.unsqueeze(0)))
+    return None
+
+
+def sizes_of(value: Operand) -> Shape:
+    """Return the shape of the tensor that a value stands for."""
+    if isinstance(value, Wide):
+        return value.sizes
+    tensor = value.example if isinstance(value, Known) else value
+    return tuple((tensor.tensor if isinstance(tensor, Weight) else tensor).shape)

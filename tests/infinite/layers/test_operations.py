@@ -1,0 +1,202 @@
+"""Every rule is met by some network, and the limit of that network by finite draws."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn import Linear, ReLU, Sequential
+from wide_networks import CASES, Net
+
+import ntkit
+from ntkit.graph import trace
+from ntkit.infinite.program import LIMIT_RULES
+from ntkit.network import network
+
+WIDTH = 128
+SIGMAS = {"sigma_w": 1.4, "sigma_b": 0.3}
+relu = torch.relu
+
+# the same function under another name, or what a graph of one sample in eval mode does not hold
+ALIASES = {
+    "_log_softmax.default",
+    "_softmax.default",
+    "_to_copy.default",
+    "_unsafe_view.default",
+    "addmm.default",
+    "alias.default",
+    "bmm.default",
+    "clone.default",
+    "constant_pad_nd.default",
+    "conv1d.default",
+    "convolution.default",
+    "detach_.default",
+    "div.Scalar",
+    "expand_as.default",
+    "instance_norm.default",  # refused
+    "lift_fresh_copy.default",
+    "masked_fill.Tensor",
+    "mm.default",
+    "mul.Scalar",
+    "numpy_T.default",
+    "rsub.Tensor",
+    "split.sizes",
+    "squeeze.default",
+    "squeeze.dims",
+    "swapaxes.default",
+    "t.default",
+    "to.device",
+    "to.dtype_layout",
+    "to.other",
+}
+
+
+def tokens(of, **parts):
+    """Return a network that applies something to vectors at tokens, then a ReLU and a mean."""
+
+    def call(s, x):
+        return s.o(relu(of(s, s.a(x))).mean(1))
+
+    return Net(call, a=Linear(3, WIDTH), o=Linear(WIDTH, 1), **parts), (4, 3)
+
+
+def picture(of, **parts):
+    """Return a network that applies something to the pixels of a convolution, then a ReLU and a mean."""
+
+    def call(s, x):
+        return s.o(relu(of(s, s.a(x))).mean((2, 3)))
+
+    return Net(call, a=nn.Conv2d(2, WIDTH, 3, padding=1), o=Linear(WIDTH, 1), **parts), (2, 4, 4)
+
+
+def ends(*layers, shape, outputs=1):
+    """Return layers, flattened and read out."""
+    return Sequential(*layers, nn.Flatten(), Linear(outputs * WIDTH, 1)), shape
+
+
+def square():
+    return Linear(WIDTH, WIDTH)
+
+
+def conv(**options):
+    return nn.Conv2d(WIDTH, WIDTH, 3, **options)
+
+
+HIDDEN = torch.tensor([True, False, False, True])[:, None]
+OPERATIONS = {
+    "log_softmax": lambda: tokens(lambda s, h: torch.log_softmax(h, 1)),
+    "masked_fill": lambda: tokens(lambda s, h: h.masked_fill(HIDDEN, 0.5)),
+    "slices": lambda: tokens(lambda s, h: h[:, 1:] * 2 - h[:, :-1]),
+    "slices with a step": lambda: tokens(lambda s, h: h[:, ::2] - h[:, 1::2]),
+    "narrow": lambda: tokens(lambda s, h: h.narrow(1, 1, 2)),
+    "index_select": lambda: tokens(lambda s, h: h + h.index_select(1, torch.tensor([3, 0, 0, 1]))),
+    "flip": lambda: tokens(lambda s, h: s.b(h.flip(1)) + s.b(h), b=square()),
+    "roll": lambda: tokens(lambda s, h: s.b(h) + s.b(h.roll(1, 1)), b=square()),
+    "halves swapped": lambda: tokens(lambda s, h: torch.cat(h.split(WIDTH // 2, -1)[::-1], -1)),
+    "split": lambda: tokens(lambda s, h: relu(h.split(2, 1)[0]) + h.split(2, 1)[1]),
+    "split by sizes": lambda: tokens(lambda s, h: relu(h.split([1, 3], 1)[0]) + h.split([1, 3], 1)[1]),
+    "rsub": lambda: tokens(lambda s, h: 1 - relu(h)),
+    "neg": lambda: tokens(lambda s, h: s.b(-h) + h, b=square()),
+    "in place": lambda: tokens(lambda s, h: s.b(relu(h)).sub_(h).mul_(2.0).div_(3.0), b=square()),
+    "sum over positions": lambda: tokens(lambda s, h: relu(h).sum(1, keepdim=True) / 2),
+    "zeros around": lambda: tokens(lambda s, h: s.b(F.pad(relu(h), (0, 0, 1, 2))), b=square()),
+    "cropped": lambda: tokens(lambda s, h: F.pad(h, (0, 0, -1, 1)) + h),
+    "other dropouts": lambda: tokens(
+        lambda s, h: s.d(s.e(h)), d=nn.AlphaDropout(0.2), e=nn.FeatureAlphaDropout(0.2)
+    ),
+    "dropout of channels": lambda: picture(lambda s, h: s.d(h), d=nn.Dropout2d(0.2)),
+    "RNN of ReLU": lambda: (
+        Net(
+            lambda s, x: s.o(s.g(x)[0].mean(1)),
+            g=nn.RNN(3, WIDTH, nonlinearity="relu", batch_first=True),
+            o=Linear(WIDTH, 1),
+        ),
+        (3, 3),
+    ),
+    "cell of ReLU": lambda: (
+        Net(
+            lambda s, x: s.o(s.g(x[:, 1], s.g(x[:, 0]))),
+            g=nn.RNNCell(3, WIDTH, nonlinearity="relu"),
+            o=Linear(WIDTH, 1),
+        ),
+        (2, 3),
+    ),
+    "same in 1d": lambda: ends(nn.Conv1d(2, WIDTH, 3, padding="same"), ReLU(), shape=(2, 5), outputs=5),
+    "same in 3d": lambda: ends(nn.Conv3d(2, WIDTH, 3, padding="same"), ReLU(), shape=(2, 2, 2, 2), outputs=8),
+    "transposed in 2d": lambda: ends(
+        nn.ConvTranspose2d(2, WIDTH, 3, stride=2, padding=1, output_padding=1),
+        ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        shape=(2, 3, 3),
+    ),
+    "transposed in groups": lambda: ends(
+        nn.Conv2d(2, WIDTH, 1),
+        ReLU(),
+        nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=2, groups=4),
+        ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        shape=(2, 3, 3),
+    ),
+    "transposed in 3d": lambda: ends(
+        nn.ConvTranspose3d(2, WIDTH, 2, stride=2), ReLU(), nn.AdaptiveAvgPool3d(1), shape=(2, 2, 2, 2)
+    ),
+    "transposed, each channel for itself": lambda: ends(
+        nn.Conv2d(2, WIDTH, 1),
+        ReLU(),
+        nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, groups=WIDTH),
+        ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        shape=(2, 3, 3),
+    ),
+    "nearest pixels": lambda: picture(lambda s, h: s.b(F.interpolate(relu(h), scale_factor=2)), b=conv()),
+    "bilinear": lambda: picture(
+        lambda s, h: F.interpolate(relu(h), scale_factor=2, mode="bilinear", align_corners=False)
+    ),
+    "bilinear between corners": lambda: picture(
+        lambda s, h: s.b(F.interpolate(h, size=(5, 5), mode="bilinear", align_corners=True)), b=conv()
+    ),
+    "average without the zeros": lambda: picture(
+        lambda s, h: F.avg_pool2d(relu(h), 3, 2, 1, count_include_pad=False)
+    ),
+    "average in 3d": lambda: ends(nn.Conv3d(2, WIDTH, 2), ReLU(), nn.AvgPool3d(2), shape=(2, 3, 3, 3)),
+    "max in 2d": lambda: ends(
+        nn.Conv2d(2, WIDTH, 3, padding=1), nn.MaxPool2d(2), ReLU(), shape=(2, 4, 4), outputs=4
+    ),
+    "max in 3d": lambda: ends(nn.Conv3d(2, WIDTH, 2), ReLU(), nn.MaxPool3d(2), shape=(2, 3, 3, 3)),
+    "adaptive max in 1d": lambda: ends(
+        nn.Conv1d(2, WIDTH, 3, padding=1), ReLU(), nn.AdaptiveMaxPool1d(2), shape=(2, 6), outputs=2
+    ),
+    "adaptive max in 2d": lambda: ends(
+        nn.Conv2d(2, WIDTH, 3, padding=1), ReLU(), nn.AdaptiveMaxPool2d(2), shape=(2, 4, 4), outputs=4
+    ),
+}
+
+
+def built(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, shape = OPERATIONS[name]()
+        return model.double().eval(), torch.randn(2, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_limit_is_met_by_finite_draws(name):
+    model, x = built(name)
+    limit = ntkit.infinite_width(model, x[:1], samples=2**10, **SIGMAS)
+    drawn = ntkit.monte_carlo(model, 24, x, seed=2, **SIGMAS)
+    for found, mean, error in (
+        (limit.nngp(x), drawn.nngp, drawn.nngp_error),
+        (limit.ntk(x), drawn.ntk, drawn.ntk_error),
+    ):
+        allowed = 4 * error + 4 / WIDTH * found.abs().max()
+        assert ((found - mean).abs() <= allowed).all()
+        assert allowed.max() < 0.45 * found.abs().max()  # a factor of 2 that is wrong is seen
+
+
+def test_every_rule_is_met_by_a_network():
+    met = set()
+    for model, x in [(c.network(16), c.inputs(16, 1)) for c in CASES.values()] + [
+        (model, x[:1]) for model, x in map(built, OPERATIONS)
+    ]:
+        met |= {node.target for node in trace(network(model), x).nodes}
+    left = {str(op).removeprefix("aten.") for op in LIMIT_RULES if op not in met}
+    assert left <= ALIASES
