@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Json = dict[str, Any]  # what a file of JSON holds
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that at any moment either the old or the whole new one is there."""

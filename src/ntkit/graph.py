@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError
-from ntkit.network import Network, Weights, as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.network import Batch, Network, Weights, as_inputs, batch_size, network, refuse_stateful, take
 
 __all__ = ["Graph", "Network", "as_inputs", "batch_size", "network", "refuse_stateful", "take", "trace"]
 
@@ -81,6 +81,7 @@ _WRITTEN_OUT = {
     aten.scaled_dot_product_attention.default: _attention,
 }
 
+Arguments = dict[str, Any]  # of an operation, by the names in its schema
 At = Callable[[fx.Node, tuple, dict], Any]
 
 
@@ -102,7 +103,7 @@ class Graph:
         """The operations in the order of their execution."""
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
 
-    def run(self, weights: Weights, buffers: Weights, x: Any, at: Mapping[fx.Node, At]) -> Tensor:
+    def run(self, weights: Weights, buffers: Weights, x: Batch, at: Mapping[fx.Node, At]) -> Tensor:
         """Return the outputs ``[o]`` of one sample without its sample axis.
 
         ``at`` replaces the operation of some nodes: ``at[node](node, args, kwargs)`` gives its value.
@@ -138,7 +139,7 @@ class Graph:
         return cached
 
 
-def trace(net: Network, x: Any) -> Graph:
+def trace(net: Network, x: Batch) -> Graph:
     """Trace a network at the first sample of a batch.
 
     Raises whatever torch raises where the network cannot be traced (a branch on its data), and
@@ -167,12 +168,12 @@ def is_mutable(node: fx.Node) -> bool:
     return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
-def is_batched(value: Any) -> bool:
+def is_batched(value: object) -> TypeGuard[Tensor]:
     """Return whether a value is a tensor that vmap has given a sample axis."""
     return isinstance(value, Tensor) and is_batchedtensor(value)
 
 
-def arguments(node: fx.Node, args: tuple, kwargs: dict) -> dict[str, Any]:
+def arguments(node: fx.Node, args: tuple, kwargs: dict) -> Arguments:
     """Return the arguments of an operation by their names in its schema, defaults included."""
     schema = node.target._schema.arguments  # pyright: ignore
     bound = {a.name: a.default_value for a in schema if a.has_default_value()}
@@ -206,7 +207,7 @@ def refuse_random(graph: Graph) -> None:
 
 
 @contextmanager
-def _quiet_tracing(net: Network, x: Any) -> Iterator[None]:
+def _quiet_tracing(net: Network, x: Batch) -> Iterator[None]:
     """Trace without moving random states or grad mode, and without fused operations."""
     devices = {t.device for t in pytree.tree_leaves((net.weights, x)) if t.device.type == "cuda"}
     mkldnn = torch._C._get_mkldnn_enabled()
@@ -236,13 +237,13 @@ def _module_paths(module: nn.Module | None, paths: dict[str, str]) -> Iterator[N
             paths[node.name] = stack[-1]
 
     def enter(name: str) -> Callable:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             label()
             stack.append(name)
 
         return hook
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         label()
         stack.pop()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadValueError
+from ntkit.network import Inputs
 
 
 class Kernel(ABC):
@@ -32,11 +33,11 @@ class Kernel(ABC):
     """
 
     @abstractmethod
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block of the kernel between two batches (the second is the first if left out)."""
 
     @abstractmethod
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the kernel of each sample with itself."""
 
     def normalized(self) -> Kernel:
@@ -100,11 +101,11 @@ class _Pair(Kernel):
     def _combine(self, a: Tensor, b: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the combination of both blocks."""
         return self._checked(self.first(x1, x2), self.second(x1, x2))
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the combination of both diagonals."""
         return self._checked(self.first.diag(x), self.second.diag(x))
 
@@ -139,11 +140,11 @@ class Scaled(Kernel):
             raise BadValueError(f"A kernel times {factor} is no kernel; the factor must be finite and >= 0.")
         self.kernel, self.factor = kernel, factor
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the scaled block."""
         return self.factor * self.kernel(x1, x2)
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the scaled diagonal."""
         return self.factor * self.kernel.diag(x)
 
@@ -154,11 +155,11 @@ class Composed(Kernel):
     def __init__(self, kernel: Kernel, transform: Callable[[Any], Any]) -> None:
         self.kernel, self.transform = kernel, transform
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block of the transformed batches."""
         return self.kernel(self.transform(x1), None if x2 is None else self.transform(x2))
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the diagonal of the transformed batch."""
         return self.kernel.diag(self.transform(x))
 
@@ -172,7 +173,7 @@ class Normalized(Kernel):
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the cosines of two batches."""
         block = self.kernel(x1, x2)
         n1 = self._norms(x1, block.ndim)
@@ -181,7 +182,7 @@ class Normalized(Kernel):
             return block / (n1[:, None, :, None] * n2[None, :, None, :])
         return block / (n1[:, None] * n2[None, :])
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return ones; off the diagonal of outputs, the cosines of a sample's outputs."""
         diag = self.kernel.diag(x)
         if diag.ndim == 3:
@@ -190,7 +191,7 @@ class Normalized(Kernel):
         self._norms(x, diag.ndim + 1)
         return torch.ones_like(diag)
 
-    def _norms(self, x: Any, block_ndim: int) -> Tensor:
+    def _norms(self, x: Inputs, block_ndim: int) -> Tensor:
         diag = self.kernel.diag(x)
         if block_ndim == 4:
             diag = torch.diagonal(diag, dim1=-2, dim2=-1)

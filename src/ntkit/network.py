@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch.utils import _pytree as pytree
 from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError
 
 Weights = Mapping[str, Tensor]
-Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs]"  # a batch
+# A batch as it is given: its first axis is the sample.
+Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs] | float"
+T = TypeVar("T")
+Batch: TypeAlias = "Tensor | tuple[Batch, ...] | dict[str, Batch]"  # the same, checked
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Network:
         """The buffers of the module as they are now."""
         return {} if self.module is None else dict(self.module.named_buffers())
 
-    def outputs(self, weights: Weights, x: Any, buffers: Weights | None = None) -> Tensor:
+    def outputs(self, weights: Weights, x: Batch, buffers: Weights | None = None) -> Tensor:
         """Return the outputs of a batch as ``[n, o]``; further axes are flattened into o."""
         y = self.call(weights, x, buffers)
         if not isinstance(y, Tensor):
@@ -65,7 +68,7 @@ class Network:
             )
         return y.reshape(n, -1)
 
-    def sample(self, weights: Weights, x: Any) -> Tensor:
+    def sample(self, weights: Weights, x: Batch) -> Tensor:
         """Return the outputs ``[o]`` of one sample whose inputs carry no sample axis (for vmap)."""
         return self.outputs(weights, pytree.tree_map(lambda t: t.unsqueeze(0), x)).reshape(-1)
 
@@ -116,7 +119,7 @@ def network(model: Any, weights: Weights | None = None) -> Network:
                 )
         check_weights(known if weights is None else weights)
 
-        def call(weights: Weights, x: Any, buffers: Weights | None = None) -> Any:
+        def call(weights: Weights, x: Batch, buffers: Weights | None = None) -> Any:
             buffers = module_buffers(module) if buffers is None else buffers
             args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
             return functional_call(module, ({**buffers, **weights},), args, kwargs)
@@ -178,14 +181,14 @@ def check_weights(weights: Weights) -> None:
             )
 
 
-def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
+def as_inputs(x: Inputs, net: Network, what: str = "x") -> Batch:
     """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype.
 
     Arrays and lists are converted (floating ones to the network's dtype); tensors of another
     floating dtype are refused, since a silent cast would hide a mistake.
     """
 
-    def leaf(value: Any) -> Tensor:
+    def leaf(value: object) -> Tensor:
         if isinstance(value, Tensor):
             t = value.detach()
             if t.is_floating_point() and t.dtype != net.dtype:
@@ -215,7 +218,7 @@ def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
         return t
 
     if isinstance(x, dict):
-        batch: Any = {key: leaf(value) for key, value in x.items()}
+        batch: Batch = {key: leaf(value) for key, value in x.items()}
     elif isinstance(x, tuple):
         batch = tuple(leaf(value) for value in x)
     else:
@@ -226,12 +229,12 @@ def as_inputs(x: Any, net: Network, what: str = "x") -> Any:
     return batch
 
 
-def batch_size(x: Any) -> int:
+def batch_size(x: Batch) -> int:
     """Return the number of samples of a batch."""
     return pytree.tree_leaves(x)[0].shape[0]
 
 
-def take(x: Any, index: Any) -> Any:
+def take(x: T, index: slice | int | Tensor) -> T:
     """Return some samples of a batch, by a slice or a tensor of indices."""
     return pytree.tree_map(lambda t: t[index], x)
 

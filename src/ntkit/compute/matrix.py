@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class MatrixFree:
     True
     """
 
-    def __init__(self, kernel: Kernel, x: Any, budget: int = 2**30) -> None:
+    def __init__(self, kernel: Kernel, x: np.ndarray | Tensor, budget: int = 2**30) -> None:
         self.kernel, self.x, self.n = kernel, x, len(x)
         self.rows = max(1, budget // (8 * self.n))
         make = getattr(kernel, "operator", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.kinds import Kind, Panel
 from ntkit.finite.products import Sizes, add_diagonals, add_products, cheapest
 from ntkit.finite.project import Projection
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 
 _GRADIENTS = 8  # of the largest value, that a backward pass holds at a time
 
@@ -35,7 +34,7 @@ class Measure:
     by_weight: dict[str, int]  # bytes for one sample and one output
 
 
-def measure(recipe: Recipe, x: Any) -> Measure:
+def measure(recipe: Recipe, x: Batch) -> Measure:
     """Measure one sample of a batch."""
     one = take(x, slice(0, 1))
     with torch.no_grad():
@@ -117,7 +116,9 @@ def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[st
     return tuple(tuple(g) for g in groups)
 
 
-def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, only: frozenset | None) -> Tensor:
+def block(
+    recipe: Recipe, plan: Plan, x1: Batch, x2: Batch | None, kind: Kind, o: int, only: frozenset | None
+) -> Tensor:
     """Return the block as users get it; ``x2=None`` is ``x1``, done by half."""
     n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
     out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.layout(n, m, o))
@@ -129,7 +130,7 @@ def block(recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, only
 
 
 def _add_group(
-    out: Tensor, recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, names: frozenset
+    out: Tensor, recipe: Recipe, plan: Plan, x1: Batch, x2: Batch | None, kind: Kind, o: int, names: frozenset
 ) -> None:
     symmetric = x2 is None
     second = x1 if symmetric else x2
@@ -161,7 +162,7 @@ def _add_parts(
     recipe: Recipe,
     plan: Plan,
     left: Jacobian | None,
-    x: Any,
+    x: Batch,
     cotangents: Tensor,
     kind: Kind,
     same: bool,
@@ -189,7 +190,7 @@ def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:
                     yield a, b
 
 
-def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: Kind, o: int) -> Tensor:
+def diagonal(recipe: Recipe, plan: Plan, x: Batch, kind: Kind, o: int) -> Tensor:
     """Return each sample with itself, as users get it, without any n x n."""
     n = batch_size(x)
     out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.diagonal_shape(n, o))
@@ -204,7 +205,7 @@ def diagonal(recipe: Recipe, plan: Plan, x: Any, kind: Kind, o: int) -> Tensor:
     return kind.diagonal_view(out, o)
 
 
-def features(recipe: Recipe, plan: Plan, x: Any, o: int, projection: Projection | None = None) -> Tensor:
+def features(recipe: Recipe, plan: Plan, x: Batch, o: int, projection: Projection | None = None) -> Tensor:
     """Return the Jacobian ``[n, o, P]``, weights in the order of the network, or its projection."""
     n = batch_size(x)
     weights = recipe.net.weights

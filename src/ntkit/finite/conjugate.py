@@ -14,7 +14,7 @@ from ntkit.finite.jacobian.coverage import cover
 from ntkit.finite.jacobian.proof import check_samples, sample_pair
 from ntkit.graph import arguments, is_batched, trace
 from ntkit.kernel import Kernel
-from ntkit.network import Weights, as_inputs, network, refuse_stateful
+from ntkit.network import Batch, Inputs, Weights, as_inputs, network, refuse_stateful
 
 
 class ConjugateKernel(Kernel):
@@ -50,13 +50,13 @@ class ConjugateKernel(Kernel):
         self.model, self.weights = model, weights
         self._net = network(model, weights)
 
-    def features(self, x: Any) -> Tensor:
+    def features(self, x: Inputs) -> Tensor:
         """Return h ``[n, d]``."""
-        x = as_inputs(x, self._net)
+        batch = as_inputs(x, self._net)
         refuse_stateful(self._net.module)
-        check_samples(self._net, sample_pair(x))
+        check_samples(self._net, sample_pair(batch))
         try:
-            graph = trace(self._net, x)
+            graph = trace(self._net, batch)
         except NtkitError:
             raise
         except Exception as error:
@@ -68,7 +68,7 @@ class ConjugateKernel(Kernel):
         last = cover(graph, frozenset(self._net.weights)).order[-1][0]
         found: dict[str, Tensor] = {}
 
-        def one(sample: Any) -> Tensor:
+        def one(sample: Batch) -> Tensor:
             def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 for name, value in arguments(node, args, kwargs).items():
                     if is_batched(value):
@@ -84,13 +84,13 @@ class ConjugateKernel(Kernel):
             return next(iter(found.values())).reshape(-1)
 
         with torch.no_grad():
-            return quiet_vmap(one)(x)
+            return quiet_vmap(one)(batch)
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return h(x1) h(x2)^T."""
         h1 = self.features(x1)
         return h1 @ (h1 if x2 is None else self.features(x2)).T
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return |h(x)|^2."""
         return self.features(x).square().sum(1)

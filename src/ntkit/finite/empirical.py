@@ -21,7 +21,7 @@ from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
 from ntkit.kernel import Kernel
-from ntkit.network import Weights, as_inputs, batch_size, network
+from ntkit.network import Batch, Inputs, Weights, as_inputs, batch_size, network
 
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
 
@@ -104,7 +104,7 @@ class EmpiricalNTK(Kernel):
         self._plans: dict[Any, Plan] = {}
         self._select()
 
-    def __call__(self, x1: Any, x2: Any = None, *, per_parameter: bool = False) -> Any:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False) -> Any:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
         with exact(self._net.device):
@@ -118,16 +118,16 @@ class EmpiricalNTK(Kernel):
                 parts[name] = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
             return parts
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n is made."""
-        x, _ = self._inputs(x, None)
+        batch, _ = self._inputs(x, None)
         with exact(self._net.device):
-            recipe, size = self._recipe(x)
-            plan = self._plan(recipe, size, x, None)
-            return blocks.diagonal(recipe, plan, x, self._kind, size.outputs)
+            recipe, size = self._recipe(batch)
+            plan = self._plan(recipe, size, batch, None)
+            return blocks.diagonal(recipe, plan, batch, self._kind, size.outputs)
 
     def features(
-        self, x: Any, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
+        self, x: Inputs, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
     ) -> Tensor:
         """Return the Jacobian J ``[n, o, P]``, parameters one after the other as in the network.
 
@@ -137,13 +137,13 @@ class EmpiricalNTK(Kernel):
         ``kind="rademacher"`` has entries +-1 / sqrt(m), ``"sparse"`` two thirds of zeros.
         """
         projection = None if project is None else Projection(project, seed, kind)
-        x, _ = self._inputs(x, None)
+        batch, _ = self._inputs(x, None)
         with exact(self._net.device):
-            recipe, size = self._recipe(x)
-            plan = self._plan(recipe, size, x, None)
-            return blocks.features(recipe, plan, x, size.outputs, projection)
+            recipe, size = self._recipe(batch)
+            plan = self._plan(recipe, size, batch, None)
+            return blocks.features(recipe, plan, batch, size.outputs, projection)
 
-    def operator(self, x1: Any, x2: Any = None) -> TangentOperator:
+    def operator(self, x1: Inputs, x2: Inputs | None = None) -> TangentOperator:
         """Return ``k(x1, x2)`` as a `linear_operator.LinearOperator` that never forms the matrix.
 
         ``[n1 o, n2 o]`` for ``outputs="full"`` (row n o + i is output i of sample n), ``[n1, n2]`` for
@@ -167,30 +167,30 @@ class EmpiricalNTK(Kernel):
             plan = self._plan(recipe, size, first, second)
             return tangent_operator(recipe, plan, first, second, self._kind, size.outputs, self)
 
-    def plan(self, x1: Any, x2: Any = None) -> Plan:
+    def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""
         first, second = self._inputs(x1, x2)
         with exact(self._net.device):
             return self._plan(*self._recipe(first), first, second)
 
-    def explain(self, x: Any) -> Explanation:
+    def explain(self, x: Inputs) -> Explanation:
         """Return a table of each parameter's uses, rule or fallback, order of summation, FLOPs, bytes.
 
         The figures are those of ``k(x)``; print it, or read its ``rows``.
         """
-        x, _ = self._inputs(x, None)
+        batch, _ = self._inputs(x, None)
         with exact(self._net.device):
-            recipe, size = self._recipe(x)
-            return explain(recipe, size, self._plan(recipe, size, x, None), self._kind)
+            recipe, size = self._recipe(batch)
+            return explain(recipe, size, self._plan(recipe, size, batch, None), self._kind)
 
-    def _plan(self, recipe: Recipe, size: Measure, x1: Any, x2: Any) -> Plan:
+    def _plan(self, recipe: Recipe, size: Measure, x1: Batch, x2: Batch | None) -> Plan:
         n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
         key = (id(size), n, m, x2 is None)
         if key not in self._plans:
             self._plans[key] = blocks.plan(recipe, size, n, m, self._kind, x2 is None, self._budget)
         return self._plans[key]
 
-    def _inputs(self, x1: Any, x2: Any) -> tuple[Any, Any]:
+    def _inputs(self, x1: Inputs, x2: Inputs | None) -> tuple[Batch, Batch | None]:
         first = as_inputs(x1, self._net, "x1")
         if x2 is None:
             return first, None
@@ -200,7 +200,7 @@ class EmpiricalNTK(Kernel):
             raise NtkitError(f"x1 and x2 must be alike but for their number of samples: {one} and {two}.")
         return first, second
 
-    def _recipe(self, x: Any) -> tuple[Recipe, Measure]:
+    def _recipe(self, x: Batch) -> tuple[Recipe, Measure]:
         """Return what was proved about the network for such inputs; prove it at the first call."""
         leaves, structure = pytree.tree_flatten(x)
         chosen = self._select()

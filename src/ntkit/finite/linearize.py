@@ -36,7 +36,7 @@ class TaylorNetwork(nn.Module):
             nn.Parameter(p.detach().clone(), requires_grad=False) for p in self.network.parameters()
         )
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: object) -> Tensor:
         """Return the polynomial at the present weights."""
         start = dict(zip(self._names, self.origin, strict=True))
         step = {k: w - start[k] for k, w in self.network.named_parameters()}

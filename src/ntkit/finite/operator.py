@@ -18,7 +18,7 @@ from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Kind
 from ntkit.kernel import Kernel
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class TangentOperator(LinearOperator):
         return self._setting.recipe.net.device
 
 
-def pull(recipe: Recipe, x: Any, cotangents: Tensor) -> dict[str, Tensor]:
+def pull(recipe: Recipe, x: Batch, cotangents: Tensor) -> dict[str, Tensor]:
     """Return J(x)^T u for each of ``[r, n, o]``: the vjp, batched."""
     with torch.enable_grad():
         weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
@@ -127,7 +127,7 @@ def pull(recipe: Recipe, x: Any, cotangents: Tensor) -> dict[str, Tensor]:
     }
 
 
-def push(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
+def push(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
     """Return J(x) w ``[r, n, o]`` for each of r directions: the jvp, batched."""
     if recipe.forward_mode is None:
         recipe.forward_mode = _forward_mode_holds(recipe, x)
@@ -149,7 +149,7 @@ def push(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
         return total
 
 
-def _push_backwards(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Tensor:
+def _push_backwards(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
     """Return the jvp as the vjp of the vjp, which is linear in its cotangent."""
     with torch.enable_grad():
         weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
@@ -164,7 +164,7 @@ def _push_backwards(recipe: Recipe, x: Any, directions: dict[str, Tensor]) -> Te
     return torch.zeros_like(out).expand(total.shape[0], *out.shape) if result is None else result
 
 
-def _forward_mode_holds(recipe: Recipe, x: Any) -> bool:
+def _forward_mode_holds(recipe: Recipe, x: Batch) -> bool:
     """Return whether forward mode exists and is the transpose of the vjp (embeddings' is not)."""
     x = take(x, slice(0, 2))
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ class _Scipy(ScipyOperator):
 
 
 def tangent_operator(
-    recipe: Recipe, plan: Plan, x1: Any, x2: Any, kind: Kind, o: int, kernel: Kernel
+    recipe: Recipe, plan: Plan, x1: Batch, x2: Batch | None, kind: Kind, o: int, kernel: Kernel
 ) -> TangentOperator:
     """Return the operator between two batches (``x2=None``: the first)."""
     leaves, structure = pytree.tree_flatten(x1)

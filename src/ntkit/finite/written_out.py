@@ -6,7 +6,7 @@ derivative of weight norm are silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,19 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def _layer_norm(
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
     return _affine(_standardized(x, list(range(-len(shape), 0)), eps), weight, bias)
 
 
-def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+def _rms_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     mean = x.square().mean(list(range(-len(shape), 0)), keepdim=True)
     return _affine(x / (mean + eps).sqrt(), weight, None)
@@ -39,7 +47,9 @@ def _channels(value: Tensor | None, x: Tensor) -> Tensor | None:
     return None if value is None else value.reshape(-1, *(1,) * (x.ndim - 2))
 
 
-def _group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
     y = _standardized(x.reshape(x.shape[0], groups, -1), [2], eps).reshape(x.shape)
     return _affine(y, _channels(weight, x), _channels(bias, x))
 
@@ -48,8 +58,8 @@ def _batch_norm(
     x: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
-    weight: Any = None,
-    bias: Any = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -76,7 +86,9 @@ WRITTEN_OUT: dict[Any, Callable] = {
 class WrittenOut(TorchFunctionMode):
     """Within it, the operations of the table run written out."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         """Replace the operation, or leave it as it is."""
         function = WRITTEN_OUT[func] if func in WRITTEN_OUT else func
         return function(*args, **(kwargs or {}))

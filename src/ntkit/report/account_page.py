@@ -16,17 +16,22 @@ from ntkit.report.output_folder import write_text
 from ntkit.report.page import TERMS, Page, Push, Query, Side, render
 from ntkit.training.accounts.result import Account
 
+Labels = Tensor | np.ndarray | Sequence[object] | None  # one for each sample
+Pictures = (
+    Tensor | np.ndarray | Sequence[object] | tuple[Tensor, ...] | dict[str, Tensor] | None
+)  # the inputs
+
 
 class PageOptions(TypedDict, total=False):
     """What `account_page` takes besides the account."""
 
-    labels: Any
+    labels: Labels
     classes: Sequence[str] | None
-    train: Any
+    train: Pictures
     names: Sequence[str] | None
-    queries: Any
+    queries: Pictures
     query_names: Sequence[str] | None
-    truth: Any
+    truth: Labels
     verdicts: Sequence[str] | None
     picture: tuple[int, ...] | None
     shown: int
@@ -81,13 +86,13 @@ def explain(account: Account, path: str | os.PathLike[str], **options: Unpack[Pa
 def account_page(
     account: Account,
     *,
-    labels: Any = None,
+    labels: Labels = None,
     classes: Sequence[str] | None = None,
-    train: Any = None,
+    train: Pictures = None,
     names: Sequence[str] | None = None,
-    queries: Any = None,
+    queries: Pictures = None,
     query_names: Sequence[str] | None = None,
-    truth: Any = None,
+    truth: Labels = None,
     verdicts: Sequence[str] | None = None,
     picture: tuple[int, ...] | None = None,
     shown: int = 6,
@@ -168,9 +173,9 @@ class _Samples:
 
     def __init__(
         self,
-        labels: Any,
+        labels: Labels,
         classes: Sequence[str] | None,
-        inputs: Any,
+        inputs: Pictures,
         names: Sequence[str] | None,
         picture: tuple[int, ...] | None,
     ) -> None:
@@ -203,7 +208,7 @@ class _Samples:
         return (x if within else (x - low) / max(high - low, 1e-12)).numpy()
 
 
-def _plain(labels: Any) -> list[Any]:
+def _plain(labels: Tensor | np.ndarray | Sequence[object]) -> list[Any]:
     values = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
     return [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
 

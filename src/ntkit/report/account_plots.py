@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ntkit.display.axes import BLUE, INK, ORANGE, new_axes, plain_axes
+from ntkit.network import Inputs
 
 
 def contributions(
@@ -46,7 +47,7 @@ def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int |
 def by_class(
     account: Any,
     query: int,
-    labels: Any,
+    labels: Inputs | None,
     ax: Axes | None = None,
     *,
     output: int | None = None,

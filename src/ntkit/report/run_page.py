@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 from ntkit.report.account_page import explain
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.result import Account
@@ -60,7 +60,7 @@ def explain_run(
     network = _call(model, "--model")
     if not isinstance(network, nn.Module):
         raise BadTypeError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
-    train = _call(data, "--data")
+    train: Any = _call(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
     x, truth, names = _queries(queries, train)
@@ -68,7 +68,7 @@ def explain_run(
         folder,
         network,
         _loss(loss),
-        train=tuple(train),
+        train=(train[0], train[1]),
         queries=x,
         tol=tol,
         nodes=nodes,
@@ -102,7 +102,7 @@ def explain_run(
     return a, page
 
 
-def _queries(text: str, train: Any) -> tuple[Any, Any, list[str] | None]:
+def _queries(text: str, train: tuple[Batch, Tensor]) -> tuple[Any, Any, list[str] | None]:
     """Return inputs, labels and names of the queries."""
     if all(part.strip().isdigit() for part in text.split(",")):
         index = torch.tensor([int(part) for part in text.split(",")])

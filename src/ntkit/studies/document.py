@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
+from ntkit.files import Json
 from ntkit.report.output_folder import MARKER
 from ntkit.studies.catalog import STUDIES
 
@@ -39,7 +39,7 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
     return target
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+def _record(folder: Path) -> Json | None:
     try:
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("kind") == f"ntkit study {folder.name}" else None
 
 
-def _head(records: dict[str, dict[str, Any]], lacking: list[str]) -> str:
+def _head(records: dict[str, Json], lacking: list[str]) -> str:
     rows = []
     for name, record in records.items():
         bars = [c["holds"] for c in record["claims"] if c["holds"] is not None]
@@ -63,7 +63,7 @@ def _head(records: dict[str, dict[str, Any]], lacking: list[str]) -> str:
     )
 
 
-def _section(name: str, record: dict[str, Any], folder: Path, pictures: Path) -> str:
+def _section(name: str, record: Json, folder: Path, pictures: Path) -> str:
     parts = [f"## {name}", f"{STUDIES[name][1]}. {record['source']}."]
     rows = ["| | paper | measured | bar | holds? |", "|---|---|---|---|---|"]
     for c in record["claims"]:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
+from ntkit.files import Json
 from ntkit.report.output_folder import MARKER, fresh_folder
 from ntkit.report.study_page import StudyPage, render_study
 from ntkit.studies.catalog import STUDIES, about, configure, kind, module
@@ -28,7 +29,7 @@ class Outcome:
 
     name: str
     folder: Path
-    record: dict[str, Any] | None
+    record: Json | None
     refusal: NtkitError | None = None
 
     @property
@@ -113,7 +114,7 @@ def table(outcome: Outcome) -> str:
     )
 
 
-def finished(name: str, config: StudyConfig, folder: Path) -> dict[str, Any] | None:
+def finished(name: str, config: StudyConfig, folder: Path) -> Json | None:
     """Return what a folder holds of this study with this configuration and these versions, if it does."""
     try:
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
@@ -124,7 +125,7 @@ def finished(name: str, config: StudyConfig, folder: Path) -> dict[str, Any] | N
     return found if same and all(found.get(key) == value for key, value in wanted.items()) else None
 
 
-def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> dict[str, Any]:
+def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> Json:
     """Return what ``result.json`` holds; a number that is not finite stands there as text."""
     claims = [
         {
@@ -167,7 +168,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _facts(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def _facts(record: Json) -> tuple[tuple[str, str], ...]:
     shown = [
         (k.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v))
         for k, v in record["config"].items()

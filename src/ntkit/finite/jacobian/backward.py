@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkit.graph import Arguments
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -44,7 +46,7 @@ class Backward:
         """
         if not leaves or not out.requires_grad:
             return [None] * len(leaves)
-        options: dict[str, Any] = dict(allow_unused=True, retain_graph=not last)
+        options: Arguments = dict(allow_unused=True, retain_graph=not last)
         if rows.shape[0] > 1 and self.batched:
             try:
                 with quiet():

@@ -19,10 +19,10 @@ from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe, batch_factors
 from ntkit.graph import Graph, trace
-from ntkit.network import Network, batch_size, refuse_stateful, take
+from ntkit.network import Batch, Network, batch_size, refuse_stateful, take
 
 
-def prove(net: Network, x: Any, wanted: tuple[str, ...]) -> Recipe:
+def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
     """Return the recipe of a network's Jacobian, every part of it compared with autograd.
 
     A weight whose structured Jacobian disagrees with autograd is contracted whole; a network whose
@@ -59,7 +59,7 @@ def prove(net: Network, x: Any, wanted: tuple[str, ...]) -> Recipe:
     return _whole(net, pair, wanted, cotangent, truth, "its graph and the network disagree")
 
 
-def last_layer(net: Network, x: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+def last_layer(net: Network, x: Batch, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the weights of the last operation of a network that uses any of the names."""
     try:
         coverage = cover(trace(net, x), frozenset(names))
@@ -74,7 +74,7 @@ def last_layer(net: Network, x: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(k for k in names if k in last)
 
 
-def check_samples(net: Network, pair: Any) -> int:
+def check_samples(net: Network, pair: Batch) -> int:
     """Refuse a network that is random or whose outputs mix samples; return its number of outputs."""
     with torch.no_grad():
         both = net.outputs(net.weights, pair)
@@ -112,7 +112,7 @@ def check_samples(net: Network, pair: Any) -> int:
     return both.shape[1]
 
 
-def sample_pair(x: Any) -> Any:
+def sample_pair(x: Batch) -> Any:
     """Return two different samples: the first and the last, or the first and a changed copy of it."""
     n = batch_size(x)
     if n > 1:
@@ -129,7 +129,7 @@ def sample_pair(x: Any) -> Any:
     return pytree.tree_map(changed, x)
 
 
-def _gradient(net: Network, pair: Any, wanted: tuple[str, ...], cotangent: Tensor) -> dict[str, Tensor]:
+def _gradient(net: Network, pair: Batch, wanted: tuple[str, ...], cotangent: Tensor) -> dict[str, Tensor]:
     """Return the gradient of cotangent . sum_n f(x_n), by autograd through the user's own network."""
     with torch.enable_grad():
         weights = {k: w.detach().requires_grad_(k in wanted) for k, w in net.weights.items()}
@@ -140,7 +140,7 @@ def _gradient(net: Network, pair: Any, wanted: tuple[str, ...], cotangent: Tenso
     return {k: torch.zeros_like(weights[k]) if g is None else g for k, g in zip(wanted, grads, strict=True)}
 
 
-def _disagreements(recipe: Recipe, pair: Any, cotangent: Tensor, truth: dict[str, Tensor]) -> list[str]:
+def _disagreements(recipe: Recipe, pair: Batch, cotangent: Tensor, truth: dict[str, Tensor]) -> list[str]:
     """Return the weights whose Jacobian is not autograd's, after grouping their uses."""
     if recipe.graph is not None:
         weights = {k: w.detach().requires_grad_() for k, w in recipe.net.weights.items()}
@@ -170,7 +170,7 @@ def _disagreements(recipe: Recipe, pair: Any, cotangent: Tensor, truth: dict[str
 
 
 def _whole(
-    net: Network, pair: Any, wanted: tuple[str, ...], cotangent: Tensor, truth: dict, reason: str
+    net: Network, pair: Batch, wanted: tuple[str, ...], cotangent: Tensor, truth: dict, reason: str
 ) -> Recipe:
     """Return the recipe that contracts every weight, from the network and not from its graph."""
     coverage = Coverage((), dict.fromkeys(wanted, reason), ())

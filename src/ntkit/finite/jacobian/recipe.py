@@ -29,8 +29,8 @@ from ntkit.finite.jacobian.taps import (
     taps_of,
     zeros_at,
 )
-from ntkit.graph import Graph, arguments
-from ntkit.network import Network, Weights, batch_size, take
+from ntkit.graph import Arguments, Graph, arguments
+from ntkit.network import Batch, Network, Weights, batch_size, take
 
 # The factors of each weight, for each set of its elements that uses see.
 Jacobian = dict[str, list[Part]]
@@ -65,7 +65,7 @@ class Recipe:
         """The weights whose Jacobian comes from autograd alone."""
         return tuple(n for n in self.wanted if n in self.coverage.uncovered)
 
-    def jacobian(self, x: Any, cotangents: Tensor, only: frozenset[str] | None = None) -> Jacobian:
+    def jacobian(self, x: Batch, cotangents: Tensor, only: frozenset[str] | None = None) -> Jacobian:
         """Return the factors for a batch; rows of ``cotangents [q, o]`` take the place of outputs."""
         only = frozenset(self.wanted) if only is None else only
         copied = tuple(n for n in self.contracted if n in only)
@@ -89,7 +89,11 @@ class Recipe:
         return readable and not self.by_sample and not self.contracted and not self._is_short
 
     def stream(
-        self, x: Any, cotangents: Tensor, take: Callable[[Jacobian], None], only: frozenset[str] | None = None
+        self,
+        x: Batch,
+        cotangents: Tensor,
+        take: Callable[[Jacobian], None],
+        only: frozenset[str] | None = None,
     ) -> None:
         """Hand over the `jacobian` in parts, each as soon as the backward pass has brought all of its uses.
 
@@ -107,7 +111,7 @@ class Recipe:
         }
         factors: Factors = {}
 
-        def arrived(node: fx.Node, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> None:
+        def arrived(node: fx.Node, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]) -> None:
             factors.update((e, factor_of(e, g.transpose(0, 1), fixed, moving)) for e in taps[node])
             for nodes in awaited.values():
                 nodes.discard(node)
@@ -130,7 +134,7 @@ class Recipe:
         return self.graph is not None and len(self.graph.nodes) <= _SHORT
 
     def passes(
-        self, x: Any, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
+        self, x: Batch, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
     ) -> Passes:
         """Run forward and backward; a short network's are written out at the second call of a shape."""
         values = weights, self.net.buffers, x, cotangents
@@ -145,7 +149,7 @@ class Recipe:
         shapes = tuple(t.shape for t in leaves)
         return self.tapes.run((shapes, repr(structure), edges, copied), run, *values)  # no hash in torch 2.6
 
-    def outputs_of(self, x: Any) -> Callable[[Weights], Tensor]:
+    def outputs_of(self, x: Batch) -> Callable[[Weights], Tensor]:
         """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""
         fixed, buffers = self.net.weights, self.net.buffers
 
@@ -202,14 +206,14 @@ class Passes(NamedTuple):
 
     out: Tensor
     gradients: list[Tensor | None]  # [q, n, *shape]
-    fixed: dict[str, dict[str, Any]]
+    fixed: dict[str, Arguments]
     moving: dict[str, dict[str, Tensor]]
     jacobians: dict[str, Tensor]  # of weights that entered as copies, [n, q, *shape]
 
 
 def batch_factors(
     recipe: Recipe,
-    x: Any,
+    x: Batch,
     cotangents: Tensor,
     edges: Sequence[Edge],
     copied: tuple[str, ...],
@@ -228,18 +232,18 @@ def run_passes(
     copied: tuple[str, ...],
     weights: Weights,
     buffers: Weights,
-    x: Any,
+    x: Batch,
     cotangents: Tensor,
-    arrived: Callable[[fx.Node, Tensor, dict[str, Any], dict[str, Tensor]], None] | None = None,
+    arrived: Callable[[fx.Node, Tensor, Arguments, dict[str, Tensor]], None] | None = None,
 ) -> Passes:
     """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents.
 
     With ``arrived``, it gets what each tap gets as soon as it is there, and nothing of it is kept.
     """
     n, graph = batch_size(x), recipe.graph
-    fixed: dict[str, dict[str, Any]] = {}
+    fixed: dict[str, Arguments] = {}
 
-    def cut(node: fx.Node, args: tuple, kwargs: dict) -> tuple[dict[str, Any], Tensor]:
+    def cut(node: fx.Node, args: tuple, kwargs: dict) -> tuple[Arguments, Tensor]:
         """Run an operation with the gradient cut of the weights that its factors stand for."""
         sources = {e.source for e in taps[node]}
         args, kwargs = replaced(node, args, kwargs, lambda n, v: v.detach() if n in sources else v)
@@ -249,7 +253,7 @@ def run_passes(
         zeros = zeros_at(taps, cotangents, n)
         copies = {k: weights[k].detach().expand(n, *weights[k].shape).requires_grad_() for k in copied}
 
-        def one(x: Any, zeros: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
+        def one(x: Batch, zeros: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
             merged = {**weights, **copies}
             if graph is None:
                 return recipe.net.sample(merged, x), {}
@@ -290,7 +294,7 @@ def _handing(
     return hook
 
 
-def _by_sample(recipe: Recipe, x: Any, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _by_sample(recipe: Recipe, x: Batch, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Return Jacobians by running the network itself on one sample at a time: always right."""
     rows: dict[str, list[Tensor]] = {k: [] for k in names}
     values = recipe.net.weights

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ntkit.errors import BadTypeError
 from ntkit.finite.jacobian.factors import Factor
+from ntkit.graph import Arguments
 
 Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
 
@@ -26,7 +27,7 @@ class Use:
     """
 
     g: Tensor
-    args: dict[str, Any]
+    args: Arguments
     slot: Slot
     batched: frozenset[Slot]
 

@@ -15,12 +15,12 @@ from torch import Tensor, fx
 from ntkit.finite.jacobian.coverage import Edge
 from ntkit.finite.jacobian.factors import Factor
 from ntkit.finite.jacobian.rules import RULES, Use
-from ntkit.graph import is_batched
+from ntkit.graph import Arguments, is_batched
 
 Factors = dict[Edge, Factor | None]
 Taps = dict[fx.Node, list[Edge]]
 # Runs an operation; returns its arguments by name, and what it gave.
-Operation = Callable[[fx.Node, tuple, dict], tuple[dict[str, Any], Tensor]]
+Operation = Callable[[fx.Node, tuple, dict], tuple[Arguments, Tensor]]
 
 
 def taps_of(edges: Iterable[Edge]) -> Taps:
@@ -46,7 +46,7 @@ class Tapped:
 
     run: Operation
     zeros: Mapping[str, Tensor]
-    fixed: dict[str, dict[str, Any]]
+    fixed: dict[str, Arguments]
     copy: bool  # an operation may write into its arguments later
     moving: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class Tapped:
 
 def replaced(
     node: fx.Node, args: tuple, kwargs: dict, by: Callable[[fx.Node, Any], Any]
-) -> tuple[tuple, dict[str, Any]]:
+) -> tuple[tuple, Arguments]:
     """Return the arguments of an operation with ``by(source, value)`` for what came from other nodes."""
 
     def walk(value: Any, template: Any) -> Any:
@@ -73,9 +73,9 @@ def replaced(
     return tuple(walk(a, t) for a, t in zip(args, node.args, strict=True)), named
 
 
-def split_arguments(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def split_arguments(bound: Arguments, copy: bool) -> tuple[Arguments, dict[str, Tensor]]:
     """Part the arguments of an operation into those alike for all rows and those that are not."""
-    fixed: dict[str, Any] = {}
+    fixed: Arguments = {}
     moving: dict[str, Tensor] = {}
 
     def part(name: str, value: Any) -> Any:
@@ -95,7 +95,7 @@ def split_arguments(bound: dict[str, Any], copy: bool) -> tuple[dict[str, Any], 
 def factors_at(
     taps: Taps,
     gradients: Iterable[Tensor | None],
-    fixed: Mapping[str, dict[str, Any]],
+    fixed: Mapping[str, Arguments],
     moving: Mapping[str, dict[str, Tensor]],
 ) -> Factors:
     """Ask the rules for the factors of the gradients ``[q, n, *shape]`` that came to the taps."""
@@ -107,7 +107,7 @@ def factors_at(
     return factors
 
 
-def factor_of(edge: Edge, g: Tensor, fixed: dict[str, Any], moving: dict[str, Tensor]) -> Factor | None:
+def factor_of(edge: Edge, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]) -> Factor | None:
     """Ask the rule of an operation for what one backward pass, ``[n, o, *shape]``, brought to it."""
     args, batched = {}, set()
     for name, value in fixed.items():

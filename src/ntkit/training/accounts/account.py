@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from ntkit.compute.progress import progress
 from ntkit.errors import NtkitError
 from ntkit.files import hash_data
 from ntkit.finite.jacobian.backward import quiet
+from ntkit.network import Inputs
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account, balanced
@@ -29,14 +29,14 @@ def account(
     model: nn.Module,
     loss: Loss,
     *,
-    train: tuple[Any, Any],
-    queries: Any,
+    train: tuple[Inputs, Inputs],
+    queries: Inputs,
     tol: float = 1e-8,
     nodes: Nodes = "auto",
     memory: int | str = "1GiB",
     average: bool = False,
     target: Target = "outputs",
-    labels: Any = None,
+    labels: Inputs | None = None,
     augment: Augment | None = None,
     keep: str | os.PathLike[str] | None = None,
     jobs: int = 1,

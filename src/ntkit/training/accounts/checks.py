@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.files import hash_data
-from ntkit.network import Network, as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.network import Batch, Inputs, Network, as_inputs, batch_size, network, refuse_stateful, take
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.flat_network import FlatNetwork, Head
 from ntkit.training.replay.sample_gradients import Samples
@@ -52,7 +50,9 @@ def check_model(run: Run, model: nn.Module) -> Network:
     return net
 
 
-def check_given(run: Run, model: nn.Module, train: Any, queries: Any) -> tuple[Any, Any]:
+def check_given(
+    run: Run, model: nn.Module, train: tuple[Inputs, Inputs], queries: Inputs
+) -> tuple[tuple[Batch, Batch], Batch]:
     """Return the training data and the queries as tensors, checked against a run and its model."""
     net = check_model(run, model)
     if not isinstance(train, (tuple, list)) or len(train) != 2:
@@ -85,7 +85,7 @@ def query_network(run: Run, model: nn.Module, head: Head | None = None) -> FlatN
     return net
 
 
-def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Any) -> None:
+def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Batch) -> None:
     """Refuse a network whose output for one query depends on the others, even in evaluation mode."""
     few = take(x, slice(0, 3))
     try:

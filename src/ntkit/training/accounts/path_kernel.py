@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ntkit.finite.jacobian.backward import quiet
 from ntkit.finite.jacobian.factors import form
 from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.kernel import Kernel
-from ntkit.network import as_inputs, batch_size, network, take
+from ntkit.network import Batch, Inputs, as_inputs, batch_size, network, take
 from ntkit.training.accounts.checks import check_model, query_network
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
@@ -97,7 +97,7 @@ class PathKernel(Kernel):
         nodes: int | Literal["left"] = 3,
         memory: int | str = "1GiB",
         loss: Loss | None = None,
-        train: Any = None,
+        train: tuple[Inputs, Inputs] | None = None,
         augment: Augment | None = None,
     ) -> None:
         self._kind = kind_of(outputs)
@@ -111,44 +111,44 @@ class PathKernel(Kernel):
         # loss and train are needed for runs of checkpoints only, which `open` refuses without them
         self._request = Request(model, loss, train, None, augment=augment, nodes=nodes, memory=memory)  # pyright: ignore[reportArgumentType]
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the kernel between two batches (the second is the first if left out)."""
-        x1 = self._inputs(x1)
-        x2 = x1 if x2 is None else self._inputs(x2)
+        first = self._inputs(x1)
+        second = first if x2 is None else self._inputs(x2)
         total: Tensor | None = None
         with torch.no_grad(), quiet():
-            for at in self._places(x1):
+            for at in self._places(first):
                 o = at.outputs
                 size = max(1, self._request.budget // (8 * 4 * at.net.total * o))
-                n, m = batch_size(x1), batch_size(x2)
+                n, m = batch_size(first), batch_size(second)
                 if total is None:
                     total = at.start.new_zeros(self._kind.shape(n, m, o))
                 for i in chunks(n, size):
-                    left = at.jacobian(take(x1, i))
+                    left = at.jacobian(take(first, i))
                     scaled = left * at.metric
                     for j in chunks(m, size):
-                        right = left if x2 is x1 and i == j else at.jacobian(take(x2, j))
+                        right = left if second is first and i == j else at.jacobian(take(second, j))
                         block = self._kind.product(scaled, right)
                         shape = self._kind.layout(len(scaled), len(right), o)
                         total[i, j] += self._kind.view(block.reshape(shape), o)
         return self._finished(total)
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
-        x = self._inputs(x)
+        batch = self._inputs(x)
         total: Tensor | None = None
         with torch.no_grad(), quiet():
-            for at in self._places(x):
+            for at in self._places(batch):
                 o = at.outputs
                 size = max(1, self._request.budget // (8 * 4 * at.net.total * o))
                 if total is None:
-                    total = at.start.new_zeros(self._kind.diagonal_shape(batch_size(x), o))
-                for i in chunks(batch_size(x), size):
-                    j = at.jacobian(take(x, i))
+                    total = at.start.new_zeros(self._kind.diagonal_shape(batch_size(batch), o))
+                for i in chunks(batch_size(batch), size):
+                    j = at.jacobian(take(batch, i))
                     total[i] += self._kind.diagonal_view(self._kind.diagonal_product(j * at.metric, j), o)
         return self._finished(total)
 
-    def _inputs(self, x: Any) -> Any:
+    def _inputs(self, x: Inputs) -> Batch:
         return cast(as_inputs(x, network(self.model)), torch.float64)
 
     def _finished(self, total: Tensor | None) -> Tensor:
@@ -156,7 +156,7 @@ class PathKernel(Kernel):
             raise NtkitError(f"The run in {self.folder} has no steps, so that its path has no kernel.")
         return total
 
-    def _places(self, x: Any) -> Iterator[_At]:
+    def _places(self, x: Batch) -> Iterator[_At]:
         rule = self._request.rule
         assert rule is not None
         with self._request.open(self.folder) as run:
@@ -200,7 +200,7 @@ class _At:
         self.net, self.start, self.metric, self.outputs = net, w, metric, outputs
         self._place = None if structure is None else structure.at(net.unflatten(w), None, net.buffers)
 
-    def jacobian(self, x: Any) -> Tensor:
+    def jacobian(self, x: Batch) -> Tensor:
         """Return J, ``[n, o, P]``."""
         n, o = batch_size(x), self.outputs
         if self._place is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
-from ntkit.network import as_inputs, network
+from ntkit.network import Inputs, as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
 from ntkit.training.functional.flat_network import Loss
@@ -92,7 +92,7 @@ class PathMachine:
             raise NtkitError(f"guard is {guard}, expected a cosine: at least 0, less than 1.")
         self.kernel, self.loss, self.train, self.guard = kernel, loss, train, guard
 
-    def expand(self, queries: Any, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:
+    def expand(self, queries: Inputs, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:
         """Return the predictions of queries as expansions in the path kernel."""
         own = self.kernel.__sklearn_clone__().set_params(outputs="diagonal")
         a = account(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import NtkitError
-from ntkit.network import as_inputs, network
+from ntkit.network import Batch, Inputs, as_inputs, network
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.accounts.columns import SweepInput
@@ -33,10 +33,10 @@ class Request:
 
     model: nn.Module
     loss: Loss
-    train: tuple[Any, Any]
-    queries: Any
+    train: tuple[Inputs, Inputs]
+    queries: Inputs
     target: Target = "outputs"
-    labels: Any = None
+    labels: Inputs | None = None
     augment: Augment | None = None
     tol: float = 1e-8
     nodes: Nodes = "auto"
@@ -59,12 +59,12 @@ class Request:
 
     def open(self, folder: str | os.PathLike[str]) -> Run:
         """Return the run of a folder, whose steps between checkpoints can be replayed."""
-        data = self.train
+        data: Any = self.train
         if isinstance(data, (tuple, list)) and isinstance(self.model, nn.Module):
             net = network(self.model)
             names = ("train x", "train y")
             data = tuple(as_inputs(part, net, name) for part, name in zip(data, names, strict=False))
-        run = open_run(folder, self.model, self.loss, data, self.augment)
+        run = open_run(folder, self.model, self.loss, data, self.augment)  # pyright: ignore[reportArgumentType]
         if run.every > 1 and (self.loss is None or self.train is None):
             run.log.close()
             raise NtkitError(
@@ -111,7 +111,7 @@ class Prepared:
     """The start of a sweep: its input, the queries in float64, their outputs at both ends ``[q, o]``."""
 
     sweep: SweepInput
-    queries: Any
+    queries: Batch
     initial: Tensor
     prediction: Tensor
     check: StepCheck
@@ -128,7 +128,7 @@ class Prepared:
         return replace(self, sweep=replace(self.sweep, share=max(error / max(1, self.run.steps), floor)))
 
 
-def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Any) -> Tensor:
+def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> Tensor:
     """Return the outputs of queries at weights, with the buffers before step k."""
     net.take_buffers(run.buffers(k))
     return net.outputs(w, x)

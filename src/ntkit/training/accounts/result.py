@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import NtkitError, RunFolderError
-from ntkit.files import write_atomically
+from ntkit.files import Json, write_atomically
+from ntkit.network import Inputs
 from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.integrals.quadrature import Nodes
 
@@ -113,7 +114,7 @@ class Account:
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
 
-    def by_class(self, labels: Any) -> Tensor:
+    def by_class(self, labels: Inputs | None) -> Tensor:
         """Return the contributions summed over the training samples of each class, ``[q, o, classes]``.
 
         ``labels [n]`` are the classes of the training samples as whole numbers from 0; their sum over classes
@@ -137,7 +138,7 @@ class Account:
         """
         return self.by_step[self._query(query), self._output(query, output)]
 
-    def self_influence(self, index: Any = None) -> Tensor:
+    def self_influence(self, index: Inputs | None = None) -> Tensor:
         """Return what each query, itself a training sample, contributed to its own prediction, ``[q, o]``.
 
         Parameters
@@ -223,7 +224,7 @@ class Account:
             metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
             if metadata["format"] != FORMAT:
                 raise KeyError("format")
-            scalars: dict[str, Any] = json.loads(metadata["account"])
+            scalars: Json = json.loads(metadata["account"])
             scalars["nodes"] = {int(count): steps for count, steps in scalars["nodes"].items()}
             account = cls(**{name: tensors[name] for name in _tensors()}, **scalars)
         except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import RunFolderError
-from ntkit.files import write_atomically
+from ntkit.files import Json, write_atomically
 from ntkit.training.accounts.columns import Columns
 
 FORMAT = "ntkit part of an account 1"
@@ -25,7 +24,7 @@ class PartStore:
     ``key`` says what it is a part of; a folder that holds parts of another account is refused.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, key: Json) -> None:
         self.folder = folder
         self._seal = hashlib.sha256(json.dumps(key, sort_keys=True, default=repr).encode()).hexdigest()
         try:
@@ -50,15 +49,15 @@ class PartStore:
         self._write(f"tile-{number:06d}.safetensors", values, {"spent": spent})
         (self.folder / f"snapshot-{number:06d}.safetensors").unlink(missing_ok=True)
 
-    def snapshot(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def snapshot(self, number: int) -> tuple[dict[str, Tensor], Json] | None:
         """Return how far a tile is, None if it was not begun."""
         return self._read(f"snapshot-{number:06d}.safetensors")
 
-    def save_snapshot(self, number: int, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def save_snapshot(self, number: int, tensors: dict[str, Tensor], scalars: Json) -> None:
         """Keep how far a tile is."""
         self._write(f"snapshot-{number:06d}.safetensors", tensors, scalars)
 
-    def _write(self, name: str, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    def _write(self, name: str, tensors: dict[str, Tensor], scalars: Json) -> None:
         metadata = {"format": FORMAT, "of": self._seal, "scalars": json.dumps(scalars)}
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         metadata["sha256"] = _digest(content, metadata["scalars"])
@@ -69,7 +68,7 @@ class PartStore:
                 f"{self.folder / name} cannot be written ({error.strerror}); what was finished is kept."
             ) from error
 
-    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, name: str) -> tuple[dict[str, Tensor], Json] | None:
         path = self.folder / name
         try:
             data = path.read_bytes()

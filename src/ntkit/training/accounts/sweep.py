@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.network import batch_size
+from ntkit.files import Json
+from ntkit.network import Batch, batch_size
 from ntkit.training.accounts.columns import Columns, SweepInput
 from ntkit.training.folder.step import Step, Trail
 from ntkit.training.integrals.adaptive import QueryRule
@@ -44,7 +45,7 @@ class Sweep:
     """
 
     path: SweepInput
-    queries: Any
+    queries: Batch
     budget: int
     columns: Columns = field(init=False)
     remembered: Tensor | None = None
@@ -82,7 +83,7 @@ class Sweep:
             self.position = begin
             yield len(steps)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], Json]:
         """Return all that `restore` needs to go on from here to the same result, bit by bit."""
         tensors = {k: v for k, v in vars(self.columns).items() if isinstance(v, Tensor)}
         for name in ("remembered", "later", "back", "mu_next"):

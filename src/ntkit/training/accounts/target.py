@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
-from ntkit.network import batch_size
+from ntkit.network import Batch, batch_size
 from ntkit.training.functional.flat_network import Head, Loss, cast, cast_loss, checked_loss
 
 Target = str | int | Sequence[Any]
@@ -21,7 +21,7 @@ _FORMS = (
 )
 
 
-def head_of(target: Target, loss: Loss, labels: Any, final: Tensor) -> tuple[Head | None, Any]:
+def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> tuple[Head | None, Any]:
     """Return what is done to the outputs of a query, and what it takes besides them, one for each query.
 
     ``final [q, o]`` are the outputs in the end.
@@ -61,10 +61,10 @@ def _margin(outputs: Tensor, index: Tensor) -> Tensor:
 
 
 def _losses(loss: Loss) -> Head:
-    def one(outputs: Tensor, labels: Any) -> Tensor:
+    def one(outputs: Tensor, labels: Batch) -> Tensor:
         return checked_loss(loss, outputs, labels).reshape(1, 1)
 
-    def head(outputs: Tensor, labels: Any) -> Tensor:
+    def head(outputs: Tensor, labels: Batch) -> Tensor:
         singles = [
             pytree.tree_map(lambda t, i=i: t[i : i + 1], (outputs, labels)) for i in range(len(outputs))
         ]

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkit.compute.progress import progress
+from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 from ntkit.training.accounts.columns import Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep
@@ -30,7 +30,7 @@ class Work:
     keep: Path | None = None
 
 
-def sweep_tiles(path: SweepInput, x: Any, work: Work, key: dict[str, Any]) -> Columns:
+def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     """Return the sums of all queries, tile by tile; ``key`` says what a kept part is a part of."""
     o = path.net.outputs(path.run.weights(0), take(x, slice(0, 1))).shape[1]
     budget = work.budget // work.jobs
@@ -67,7 +67,7 @@ def together(parts: list[Columns]) -> Columns:
 
 def _tile(
     path: SweepInput,
-    x: Any,
+    x: Batch,
     tile: Tensor,
     budget: int,
     kept: PartStore | None,
@@ -95,7 +95,7 @@ def _tile(
 
 
 def _elsewhere(
-    path: SweepInput, x: Any, tile: Tensor, budget: int, kept: PartStore | None, number: int, threads: int
+    path: SweepInput, x: Batch, tile: Tensor, budget: int, kept: PartStore | None, number: int, threads: int
 ) -> Columns:
     torch.set_num_threads(threads)
     with torch.no_grad(), quiet():

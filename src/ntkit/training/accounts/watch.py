@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError
 from ntkit.files import Scratch
+from ntkit.network import Inputs
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
@@ -19,6 +19,7 @@ from ntkit.training.accounts.windows import Windows
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import Loss
 from ntkit.training.integrals.quadrature import Nodes
+from ntkit.training.recording.gradients import Scaler
 from ntkit.training.recording.record import Recording
 
 _LEAST = 16  # steps of a window
@@ -28,16 +29,16 @@ def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     loss: Loss,
-    train: tuple[Any, Any],
-    queries: Any,
+    train: tuple[Inputs, Inputs],
+    queries: Inputs,
     *,
     tol: float = 1e-8,
     nodes: Nodes = "auto",
     memory: int | str = "1GiB",
     target: Target = "outputs",
-    labels: Any = None,
+    labels: Inputs | None = None,
     augment: Augment | None = None,
-    scaler: Any = None,
+    scaler: Scaler | None = None,
 ) -> Watch:
     r"""Return a context manager that accounts for the predictions of some queries while your loop trains.
 
@@ -107,7 +108,7 @@ class Watch(Recording):
         self,
         request: Request,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        scaler: Any,
+        scaler: Scaler | None,
     ) -> None:
         self._windows = Windows(request)
         self._place: Scratch | None = None

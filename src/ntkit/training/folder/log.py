@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import NtkitError, RunFolderError
-from ntkit.files import as_bytes
+from ntkit.files import Json, as_bytes
 
 LOG = "steps.log"
 _MAGIC = b"NTK1"
@@ -52,7 +51,7 @@ class LogWriter:
         self.length = 0
         self._file = open(path, "xb", buffering=0)
 
-    def append(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    def append(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:
         """Write one record; a write that fails (a full disk) leaves the log as it was."""
         payload = _payload(tensors, scalars)
         length = sum(map(len, payload))
@@ -132,7 +131,7 @@ class LogReader:
         """Bytes of the file."""
         return os.fstat(self._file.fileno()).st_size
 
-    def read(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read(self, number: int) -> tuple[dict[str, Tensor], Json]:
         """Return the tensors and scalars of a record."""
         start = self._offsets[number]
         fd = self._file.fileno()
@@ -177,9 +176,9 @@ class LogReader:
         )
 
 
-def _payload(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> list[memoryview]:
+def _payload(tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> list[memoryview]:
     """Return the pieces of a safetensors file, those of tensors where they are: nothing is copied."""
-    header: dict[str, Any] = {"__metadata__": {"scalars": json.dumps(scalars)}}
+    header: Json = {"__metadata__": {"scalars": json.dumps(scalars)}}
     pieces, end = [], 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
         if tensor.dtype not in _DTYPES:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from ntkit.errors import RunFolderError
-from ntkit.files import write_atomically
+from ntkit.files import Json, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 2
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+def write_manifest(folder: Path, content: Json) -> None:
     """Replace the manifest of a folder in one go."""
     sealed = {"format": FORMAT, **content}
     sealed["sha256"] = _seal(sealed)
     write_atomically(folder / MANIFEST, (json.dumps(sealed, indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Json:
     """Return the manifest of a folder, checked."""
     path = folder / MANIFEST
     try:
@@ -47,5 +46,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _seal(content: dict[str, Any]) -> str:
+def _seal(content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError
-from ntkit.files import as_bytes
+from ntkit.files import Json, as_bytes
 from ntkit.training.optimizers.registry import known_optimizers
 
 
-def state_of(optimizers: Iterable[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(optimizers: Iterable[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], Json]:
     """Return the state of optimizers: tensors by name, and all other values."""
     tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
+    values: Json = {}
     for number, optimizer in enumerate(optimizers):
         for place, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -30,7 +30,7 @@ def state_of(optimizers: Iterable[torch.optim.Optimizer]) -> tuple[dict[str, Ten
     return tensors, values
 
 
-def settings_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[dict[str, Any]]]:
+def settings_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[Json]]:
     """Return the settings of all groups of optimizers, as values that JSON can hold."""
     return [
         [
@@ -41,7 +41,7 @@ def settings_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[dict[s
     ]
 
 
-def names_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]) -> list[dict[str, Any]]:
+def names_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]) -> list[Json]:
     """Return the class of each optimizer and the names of the parameters in its groups."""
     return [
         {
@@ -53,8 +53,8 @@ def names_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, st
 
 
 def rebuilt(
-    described: list[dict[str, Any]],
-    settings: list[list[dict[str, Any]]],
+    described: list[Json],
+    settings: list[list[Json]],
     parameters: Mapping[str, nn.Parameter],
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers of the classes described, over the parameters of a copy of the network."""
@@ -78,7 +78,7 @@ def rebuilt(
     return made
 
 
-def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[list[dict[str, Any]]]) -> None:
+def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[list[Json]]) -> None:
     """Give all groups their settings."""
     for optimizer, groups in zip(optimizers, settings, strict=True):
         for group, given in zip(optimizer.param_groups, groups, strict=True):
@@ -156,7 +156,7 @@ def _plain(value: Any, what: str) -> Any:
     )
 
 
-def _read(group: Mapping[str, Any]) -> dict[str, Any]:
+def _read(group: Mapping[str, Any]) -> Json:
     return {key: _value(value) for key, value in group.items()}
 
 

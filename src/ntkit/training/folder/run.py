@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import RunFolderError
+from ntkit.files import Json
 from ntkit.training.folder.log import LOG, LogReader
 from ntkit.training.folder.manifest import MANIFEST, read_manifest
 from ntkit.training.folder.step import Forward, Side, Step
@@ -49,7 +50,7 @@ class Run:
                 f"Delete the folder and record again."
             )
         self.steps = len(self.log) - 1
-        self._end: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._end: tuple[dict[str, Tensor], Json] | None = None
         if self.steps > 0 and "end" in (last := self.log.read(self.steps))[1]:
             self._end = last
             self.steps -= 1
@@ -149,7 +150,7 @@ class Run:
             )
 
         defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
-        values: dict[str, Any] = {key: gather(key, value) for key, value in defaults.items()}
+        values: Json = {key: gather(key, value) for key, value in defaults.items()}
         sides, kept = tuple(self._sides(tensors)), scalars.get("kept")
         return Step(batch, Coefficients(**values), parts, sides, forwards, kept)
 

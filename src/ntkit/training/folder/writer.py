@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkit import __version__
 from ntkit.errors import RunFolderError
-from ntkit.files import as_bytes
+from ntkit.files import Json, as_bytes
 from ntkit.training.folder.log import LOG, LogWriter
 from ntkit.training.folder.manifest import MANIFEST, write_manifest
 from ntkit.training.folder.step import Part
@@ -30,9 +29,9 @@ class RunWriter:
         folder: Path,
         module: nn.Module,
         trained: Mapping[str, Tensor],
-        about: Mapping[str, Any],
+        about: Mapping[str, object],
         more: Mapping[str, Tensor],
-        scalars: Mapping[str, Any],
+        scalars: Mapping[str, object],
     ) -> None:
         self.folder, self.steps = folder, 0
         self._module, self._trained, self._about = module, trained, about
@@ -80,7 +79,7 @@ class RunWriter:
             if not torch.equal(as_bytes(buffer), self._buffers[name])
         }
 
-    def step(self, made: Mapping[str, Coefficients], parts: list[Part], more: dict[str, Any]) -> None:
+    def step(self, made: Mapping[str, Coefficients], parts: list[Part], more: Json) -> None:
         """Write a step, just made."""
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, dict[str, float]] = {}
@@ -105,7 +104,7 @@ class RunWriter:
             if name not in at:
                 self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
 
-    def bare_step(self, tensors: dict[str, Tensor], parts: list[Part], more: dict[str, Any]) -> None:
+    def bare_step(self, tensors: dict[str, Tensor], parts: list[Part], more: Json) -> None:
         """Write a step that will be made again: nothing of it but what is given, and how it went."""
         more = more | self.passed(tensors, parts)
         self._log.append(tensors, more)
@@ -113,14 +112,14 @@ class RunWriter:
         for name, p in self._trained.items():
             self._versions[name] = p._version
 
-    def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> dict[str, Any]:
+    def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> Json:
         """Return which batches were used and how they went forward; add what of it are tensors."""
         number = self.steps + 1
         batch = torch.cat([part.batch for part in parts])
         if self._batch is None or not torch.equal(batch, self._batch):
             tensors["batch"] = self._batch = batch
             self._batch_at = number
-        more: dict[str, Any] = {"batch_at": self._batch_at}
+        more: Json = {"batch_at": self._batch_at}
         sizes = [[len(part.batch), part.weight] for part in parts]
         if len(sizes) > 1 or sizes[0][1] != 1:
             more["parts"] = sizes
@@ -142,7 +141,7 @@ class RunWriter:
             more["buffers_at"] = self._buffers_at
         return more | {"modes_at": self._modes_at}
 
-    def end(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    def end(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:
         """Write what is after the last step: buffers that changed since, and what is given."""
         buffers = {f"buffer/{name}": b for name, b in self.changed_buffers().items()}
         self._log.append({**buffers, **tensors}, {**scalars, "end": True})
@@ -156,7 +155,7 @@ class RunWriter:
         """Close the log, and leave the manifest as that of a run that was cut off."""
         self._log.close()
 
-    def _manifest(self, status: str) -> dict[str, Any]:
+    def _manifest(self, status: str) -> Json:
         done = status != "recording"
         return {
             "ntkit": __version__,

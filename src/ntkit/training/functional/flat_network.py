@@ -11,7 +11,7 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
-from ntkit.network import Network, copy_of, network, take
+from ntkit.network import Batch, Network, T, copy_of, network, take
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import Transforms, backward
@@ -68,7 +68,7 @@ class FlatNetwork(Transforms):
         for name, m in self.module.named_modules() if training is not None else ():
             m.training = name in (training or ())
 
-    def structure(self, x: Any) -> Structure | None:
+    def structure(self, x: Batch) -> Structure | None:
         """Return the structure of the network at inputs of a shape, if it has one."""
         found = Structure.of(self.net, tuple(self.shapes), x)
         if found is None and self.transforms:
@@ -83,15 +83,15 @@ class FlatNetwork(Transforms):
         shaped = {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
         return {**self.fixed, **shaped}
 
-    def raw(self, w: Tensor, x: Any) -> Tensor:
+    def raw(self, w: Tensor, x: Batch) -> Tensor:
         """Return the outputs of a batch in the module's own shape, as its loss takes them."""
         return self.net.call(self.unflatten(w), x, self._own_buffers())
 
-    def outputs(self, w: Tensor, x: Any) -> Tensor:
+    def outputs(self, w: Tensor, x: Batch) -> Tensor:
         """Return the outputs of a batch, ``[n, o]``."""
         return self.net.outputs(self.unflatten(w), x, self._own_buffers())
 
-    def sample(self, weights: Mapping[str, Tensor], x: Any) -> Tensor:
+    def sample(self, weights: Mapping[str, Tensor], x: Batch) -> Tensor:
         """Return the outputs ``[o]`` of one sample whose inputs carry no sample axis (for vmap)."""
         x = pytree.tree_map(lambda t: t.unsqueeze(0), x)
         return self.net.outputs(weights, x, self._own_buffers()).reshape(-1)
@@ -99,7 +99,7 @@ class FlatNetwork(Transforms):
     def _own_buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.buffers.items()}
 
-    def gradient(self, w: Tensor, x: Any, y: Any, loss: Loss) -> Tensor:
+    def gradient(self, w: Tensor, x: Batch, y: Batch, loss: Loss) -> Tensor:
         """Return the gradient of the batch loss, ``[P]``, as an ordinary backward pass makes it."""
         with torch.enable_grad():
             leaf = w.detach().to(self.dtype).requires_grad_()
@@ -108,11 +108,11 @@ class FlatNetwork(Transforms):
                 raise NtkitError("The loss does not depend on the weights: was it given detached outputs?")
             return torch.autograd.grad(value, leaf)[0]
 
-    def losses(self, w: Tensor, x: Any, y: Any, losses: Sequence[Loss]) -> Tensor:
+    def losses(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[Loss]) -> Tensor:
         """Return the losses ``[T]`` of batches of several steps: ``[T, P], [T, n, ...]``."""
         return _each(losses, self._over(self.raw, w, x, size=self.total), y)
 
-    def cotangents(self, w: Tensor, x: Any, y: Any, losses: Sequence[Loss]) -> Tensor:
+    def cotangents(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[Loss]) -> Tensor:
         """Return c_n = d loss / d y_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, o]``."""
         raw = self._over(self.raw, w, x, size=self.total)
         with torch.enable_grad():
@@ -120,10 +120,10 @@ class FlatNetwork(Transforms):
             c = torch.autograd.grad(_each(losses, leaf, y).sum(), leaf)[0]
         return c.reshape(len(w), pytree.tree_leaves(x)[0].shape[1], -1)
 
-    def sample_gradients(self, w: Tensor, x: Any, c: Tensor) -> Tensor:
+    def sample_gradients(self, w: Tensor, x: Batch, c: Tensor) -> Tensor:
         """Return J(x_n; w_k)^T c_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, P]``."""
 
-        def one(w: Tensor, x: Any, c: Tensor) -> Tensor:
+        def one(w: Tensor, x: Batch, c: Tensor) -> Tensor:
             def output(w: Tensor) -> Tensor:
                 return self.sample(self.unflatten(w), x)
 
@@ -131,7 +131,7 @@ class FlatNetwork(Transforms):
 
         return self._over(self.mapped(one, in_dims=(None, 0, 0)), w, x, c, size=c.shape[1] * self.total)
 
-    def slopes(self, w: Tensor, direction: Tensor, x: Any) -> Tensor:
+    def slopes(self, w: Tensor, direction: Tensor, x: Batch) -> Tensor:
         """Return J(x; w) . direction for several weights: ``[S, P], [S, P] -> [S, n, o]``."""
 
         def one(w: Tensor, direction: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class FlatNetwork(Transforms):
 
         return self._over(one, w, direction, size=self.total)
 
-    def many_outputs(self, w: Tensor, x: Any) -> Tensor:
+    def many_outputs(self, w: Tensor, x: Batch) -> Tensor:
         """Return the outputs of a batch at several weights: ``[S, P] -> [S, n, o]``."""
         return self._over(lambda w: self.outputs(w, x), w, size=self.total)
 
@@ -151,7 +151,7 @@ class FlatNetwork(Transforms):
         return torch.stack([function(*take(args, i)) for i in range(count)])
 
 
-def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
+def checked_loss(loss: Loss, outputs: Any, targets: Batch) -> Tensor:
     """Return the batch loss, a single finite number."""
     try:
         value = loss(outputs, targets)
@@ -170,7 +170,7 @@ def checked_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
     return value.reshape(())
 
 
-def _each(losses: Sequence[Loss], outputs: Tensor, targets: Any) -> Tensor:
+def _each(losses: Sequence[Loss], outputs: Tensor, targets: Batch) -> Tensor:
     pairs = (pytree.tree_map(lambda v, t=t: v[t], (outputs, targets)) for t in range(len(losses)))
     return torch.stack([checked_loss(loss, *pair) for loss, pair in zip(losses, pairs, strict=True)])
 
@@ -180,6 +180,6 @@ def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:
     return copy_of(loss).to(dtype) if isinstance(loss, nn.Module) else loss
 
 
-def cast(data: Any, dtype: torch.dtype) -> Any:
+def cast(data: T, dtype: torch.dtype) -> T:
     """Return data with its floating tensors in a dtype."""
     return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from ntkit.graph import arguments
+from ntkit.graph import Arguments, arguments
 
 aten = torch.ops.aten
 
-Bound = dict[str, Any]  # the arguments of an operation by name
+Bound = Arguments  # the arguments of an operation by name
 
 
 def switching(node: fx.Node, args: tuple, kwargs: dict) -> list[Tensor]:

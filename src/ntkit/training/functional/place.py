@@ -13,8 +13,8 @@ from torch.func import jacrev, jvp
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.jacobian.taps import Factors, Tapped, Taps, factors_at, replaced, taps_of, zeros_at
-from ntkit.graph import Graph, arguments
-from ntkit.network import batch_size
+from ntkit.graph import Arguments, Graph, arguments
+from ntkit.network import Batch, batch_size
 from ntkit.training.functional.kink_signs import switching
 
 
@@ -28,21 +28,21 @@ class Place:
     buffers: dict[str, Tensor]
     sources: Mapping[fx.Node, list[Tensor]]
 
-    def outputs(self, x: Any, s: Tensor) -> Tensor:
+    def outputs(self, x: Batch, s: Tensor) -> Tensor:
         """Return the outputs ``[n, o]``."""
         return quiet_vmap(lambda x, s: self._run(x, s, {}))(x, s)
 
-    def slopes(self, x: Any, s: Tensor) -> Tensor:
+    def slopes(self, x: Batch, s: Tensor) -> Tensor:
         """Return d outputs / d s, ``[n, o]``."""
         try:
             return jvp(lambda s: self.outputs(x, s), (s,), (torch.ones_like(s),))[1]
         except NotImplementedError:  # an operation without a forward derivative; rows depend on their own s
             return jacrev(lambda s: self.outputs(x, s).sum(0))(s).T
 
-    def switches(self, x: Any, s: Tensor) -> Tensor:
+    def switches(self, x: Batch, s: Tensor) -> Tensor:
         """Return the numbers ``[n, u]`` at whose changes of sign the outputs have a kink."""
 
-        def one(x: Any, s: Tensor) -> Tensor:
+        def one(x: Batch, s: Tensor) -> Tensor:
             seen: list[Tensor] = []
 
             def look(node: fx.Node, args: tuple, kwargs: dict) -> Any:
@@ -55,15 +55,15 @@ class Place:
 
         return quiet_vmap(one)(x, s)
 
-    def jacobian(self, x: Any, s: Tensor | None, rows: Tensor) -> Jacobian:
+    def jacobian(self, x: Batch, s: Tensor | None, rows: Tensor) -> Jacobian:
         """Return the factors of d (rows . outputs) / d weights, for ``rows [q, n, o]``."""
         factors = self.factors(x, s, rows)
         return {name: self.recipe.grouped(name, factors) for name in self.recipe.wanted}
 
-    def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> Factors:
+    def factors(self, x: Batch, s: Tensor | None, rows: Tensor) -> Factors:
         """Return the factor of each use of a weight."""
         n, taps = batch_size(x), taps_of(self.recipe.coverage.edges)
-        fixed: dict[str, dict[str, Any]] = {}
+        fixed: dict[str, Arguments] = {}
         s = rows.new_zeros(n) if s is None else s
         with torch.enable_grad():
             zeros = zeros_at(taps, rows, n)
@@ -71,11 +71,11 @@ class Place:
             grads = self.recipe.backward.gradients(out, list(zeros.values()), rows)
         return factors_at(taps, grads, fixed, moving)
 
-    def _tapped(self, taps: Taps, fixed: dict[str, dict[str, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def _tapped(self, taps: Taps, fixed: dict[str, Arguments]) -> Callable[..., tuple[Tensor, Any]]:
         """Return a row's run with taps, which gives outputs and its own arguments of the operations."""
 
-        def one(x: Any, s: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-            def between(node: fx.Node, args: tuple, kwargs: dict) -> tuple[dict[str, Any], Tensor]:
+        def one(x: Batch, s: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+            def between(node: fx.Node, args: tuple, kwargs: dict) -> tuple[Arguments, Tensor]:
                 first = self._ends(node, args, kwargs)[0]
                 return arguments(node, *first), self._affine(node, args, kwargs, s)
 
@@ -84,7 +84,7 @@ class Place:
 
         return one
 
-    def _run(self, x: Any, s: Tensor, at: Mapping[fx.Node, Callable]) -> Tensor:
+    def _run(self, x: Batch, s: Tensor, at: Mapping[fx.Node, Callable]) -> Tensor:
         """Run one row; operations with weights are interpolated, unless ``at`` does that itself."""
         edges = self.recipe.coverage.edges
         lerp: dict[fx.Node, Callable] = dict.fromkeys(
@@ -108,10 +108,10 @@ class Place:
 class Places(Place):
     """A network at T places at once: ``sources`` are ``[T, ...]``, rows are one place's after the other."""
 
-    def factors(self, x: Any, s: Tensor | None, rows: Tensor) -> Factors:
+    def factors(self, x: Batch, s: Tensor | None, rows: Tensor) -> Factors:
         """Return the factor of each use of a weight, for ``rows [q, T n, o]`` of n samples at ``s [n]``."""
         n, taps = batch_size(x), taps_of(self.recipe.coverage.edges)
-        fixed: dict[str, dict[str, Any]] = {}
+        fixed: dict[str, Arguments] = {}
         s = rows.new_zeros(n) if s is None else s
 
         def step(sources: dict[fx.Node, list[Tensor]], zeros: dict[str, Tensor]) -> tuple[Tensor, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +14,7 @@ from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.graph import Graph, is_mutable, trace
-from ntkit.network import Network, Weights, batch_size, take
+from ntkit.network import Batch, Network, Weights, batch_size, take
 from ntkit.training.functional.place import Place, Places
 
 _PROBE, _PROBED = 0.375, 32  # a place on a step, and how many samples are compared
@@ -35,7 +34,7 @@ class Structure:
     together: bool = False  # several places go through it at once, with the same result
 
     @classmethod
-    def of(cls, net: Network, wanted: tuple[str, ...], x: Any) -> Structure | None:
+    def of(cls, net: Network, wanted: tuple[str, ...], x: Batch) -> Structure | None:
         """Return the structure of a network at inputs of a shape, or None where there is none."""
         try:
             graph = trace(net, x)
@@ -80,7 +79,7 @@ class Structure:
         sources = dict.fromkeys(e.source for e in self.recipe.coverage.edges)
         return {source: [evaluate(self.graph, source, w) for w in ends] for source in sources}
 
-    def _holds(self, x: Any) -> bool:
+    def _holds(self, x: Batch) -> bool:
         """Compare with the network and autograd, along a step of random direction."""
         recipe, net = self.recipe, self.recipe.net
         if recipe.coverage.uncovered or any(is_mutable(e.node) for e in recipe.coverage.edges):
@@ -106,13 +105,13 @@ class Structure:
                 return False
         return True
 
-    def _knows(self, x: Any) -> bool:
+    def _knows(self, x: Batch) -> bool:
         """Compare outputs of several samples: what a network reads out of one is a constant of its graph."""
         net = self.recipe.net
         first, buffers, truth = net.weights, net.buffers, net.outputs(net.weights, x)
         return _close(self.at(first, None, buffers).outputs(x, truth.new_zeros(len(truth))), truth.detach())
 
-    def _holds_together(self, x: Any) -> bool:
+    def _holds_together(self, x: Batch) -> bool:
         """Compare two places at once with each by itself."""
         wanted, net = self.recipe.wanted, self.recipe.net
         first, last, buffers = net.weights, self._elsewhere(), net.buffers

@@ -11,7 +11,7 @@ from torch.func import jacrev, jvp, vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 
 T = TypeVar("T")
 
@@ -39,13 +39,13 @@ class Transforms:
                 raise
         return plainly()
 
-    def try_transforms(self, function: Callable[[Tensor, Any], Tensor], w: Tensor, x: Any) -> None:
+    def try_transforms(self, function: Callable[[Tensor, Any], Tensor], w: Tensor, x: Batch) -> None:
         """Compare with ordinary backward passes on samples x: torch batches some (of `cdist`) wrongly."""
         rows = torch.eye(function(w, take(x, 0)).numel(), dtype=w.dtype, device=w.device)[:2]
         plain = [backward(lambda w, i=i: function(w, take(x, i)), w, rows) for i in range(batch_size(x))]
         truth = torch.stack(plain)
 
-        def one(x: Any) -> Tensor:
+        def one(x: Batch) -> Tensor:
             pull = vjp(lambda w: function(w, x), w)[1]
             return quiet_vmap(pull)(rows)[0]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.network import take
+from ntkit.network import Batch, take
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import write_sums
@@ -19,7 +19,13 @@ class AlongStep:
     """The queries x of one tile along the step ``start + s delta``; rows are numbers of queries."""
 
     def __init__(
-        self, net: FlatNetwork, structure: Structure | None, x: Any, start: Tensor, delta: Tensor, budget: int
+        self,
+        net: FlatNetwork,
+        structure: Structure | None,
+        x: Batch,
+        start: Tensor,
+        delta: Tensor,
+        budget: int,
     ) -> None:
         self._net, self._x, self._start, self._delta = net, x, start, delta
         self._place = None
@@ -46,7 +52,7 @@ class AlongStep:
         if self._place is not None:
             return self._by_rows(self._place.slopes, rows, s)
 
-        def one(x: Any, s: Tensor) -> Tensor:
+        def one(x: Batch, s: Tensor) -> Tensor:
             return self._net.slope(lambda s: self._one(x, s), s)
 
         return self._by_rows(self._net.mapped(one), rows, s)
@@ -90,7 +96,7 @@ class AlongStep:
         jacobian = self._place.jacobian(x, s, eye[:, None].expand(o, len(rows), o))
         write_sums(jacobian, self._net, shares, rows - first, place, out)
 
-    def _one(self, x: Any, s: Tensor) -> Tensor:
+    def _one(self, x: Batch, s: Tensor) -> Tensor:
         return self._net.sample(self._net.unflatten(self._start + s * self._delta), x)
 
     def _by_rows(self, function: Callable[[Any, Tensor], Tensor], rows: Tensor, s: Tensor) -> Tensor:

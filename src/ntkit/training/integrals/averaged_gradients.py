@@ -12,7 +12,7 @@ from torch.func import vjp
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.factors import Part, form, weighted_sum
 from ntkit.finite.jacobian.recipe import Jacobian
-from ntkit.network import batch_size, take
+from ntkit.network import Batch, batch_size, take
 from ntkit.training.functional.flat_network import VMAP_LIMIT, FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import backward
@@ -20,7 +20,7 @@ from ntkit.training.integrals.gauss import Rule
 
 
 def averaged_together(
-    net: FlatNetwork, structure: Structure, x: Any, starts: Tensor, deltas: Tensor, rule: Rule, out: Tensor
+    net: FlatNetwork, structure: Structure, x: Batch, starts: Tensor, deltas: Tensor, rule: Rule, out: Tensor
 ) -> None:
     """Write d f / d w of a batch averaged along steps by one rule into ``out [T, q, o, P]``."""
     q, o, steps, count = batch_size(x), out.shape[2], len(starts), len(rule[0])
@@ -43,7 +43,7 @@ def averaged_together(
     write_sums(jacobian, net, shares[node], step * q + query, node, out.flatten(0, 1))
 
 
-def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: Rule, x: Any) -> Tensor:
+def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: Rule, x: Batch) -> Tensor:
     """Return d f / d w of a batch averaged along each of some steps by a rule, ``[T, n, o, P]``."""
     n, steps, count = batch_size(x), len(starts), len(rule[0])
     if steps * count * n * net.total > VMAP_LIMIT:
@@ -55,7 +55,7 @@ def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: R
         return torch.stack(sums) if steps > 1 else sums[0][None]
     nodes, shares = (starts.new_tensor(v) for v in rule)
 
-    def one(w: Tensor, x: Any) -> Tensor:
+    def one(w: Tensor, x: Batch) -> Tensor:
         return net.jacobian(lambda w: net.sample(net.unflatten(w), x), w)
 
     points = (starts[:, None] + nodes[:, None] * deltas[:, None]).flatten(0, 1)
@@ -63,14 +63,14 @@ def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: R
     return torch.einsum("s,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
 
 
-def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
+def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Batch) -> Tensor:
     """Add up the nodes of one step, parameter by parameter, so that little is held or copied."""
     total: Tensor | None = None
     for node, share in zip(*rule, strict=True):
         weights = net.unflatten(start + node * delta)
         moved = {name: weights.pop(name) for name in net.shapes}
 
-        def one(x: Any, moved: Any = moved, share: float = share) -> dict[str, Tensor]:
+        def one(x: Batch, moved: Any = moved, share: float = share) -> dict[str, Tensor]:
             y, pull = vjp(lambda moved: net.sample({**net.fixed, **moved}, x), moved)[:2]
             return quiet_vmap(pull)(share * torch.eye(len(y), dtype=y.dtype, device=y.device))[0]
 
@@ -84,7 +84,7 @@ def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Any) 
     return total
 
 
-def _summed_plainly(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Any) -> Tensor:
+def _summed_plainly(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Batch) -> Tensor:
     total: Tensor | None = None
     for node, share in zip(*rule, strict=True):
         w = start + node * delta

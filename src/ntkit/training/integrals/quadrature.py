@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
-from ntkit.network import batch_size
+from ntkit.network import Batch, batch_size
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.adaptive import QueryRule, query_rule
@@ -39,7 +39,7 @@ class Chooser:
     """
 
     def __init__(
-        self, net: FlatNetwork, structure: Structure | None, queries: Any, share: float, budget: int
+        self, net: FlatNetwork, structure: Structure | None, queries: Batch, share: float, budget: int
     ) -> None:
         self.net, self.structure, self.queries = net, structure, queries
         self.share, self.budget = share, budget

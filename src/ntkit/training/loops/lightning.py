@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ntkit.errors import NtkitError
+from ntkit.network import Batch, Inputs
 from ntkit.training.loops.loader import SamplerWatch
 from ntkit.training.recording.record import Recording, record
 
@@ -44,7 +44,7 @@ class LightningRecorder(Callback):
         folder: str | os.PathLike[str],
         model: str | None = None,
         *,
-        train: Any = None,
+        train: tuple[Inputs, Inputs] | None = None,
         average: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LightningRecorder(Callback):
         ).__enter__()
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Say which samples the next backward pass uses."""
         if self.run is not None and self._watch is not None:

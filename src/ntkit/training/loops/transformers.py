@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ntkit.errors import NtkitError
+from ntkit.network import Inputs
 from ntkit.training.loops.loader import SamplerWatch
 from ntkit.training.recording.record import Recording, record
 
@@ -67,7 +68,7 @@ class TransformersRecorder(TrainerCallback):
         folder: str | os.PathLike[str],
         model: nn.Module | None = None,
         *,
-        train: Any = None,
+        train: tuple[Inputs, Inputs] | None = None,
         average: nn.Module | None = None,
         weight: float | None = None,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch import Tensor
 from ntkit.errors import NtkitError
 from ntkit.training.folder.step import Part
 from ntkit.training.recording.stats import Stopwatch
+
+
+class Scaler(Protocol):
+    """What scales the loss of a loop: a ``torch.amp.GradScaler``."""
+
+    def is_enabled(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def get_scale(self) -> float:
+        """Return what the loss is multiplied by."""
+        ...
 
 
 class Gradients:
@@ -24,7 +36,7 @@ class Gradients:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], scaler: Any, timed: Stopwatch, copies: bool = True
+        self, parameters: Mapping[str, Tensor], scaler: Scaler | None, timed: Stopwatch, copies: bool = True
     ) -> None:
         self._copies = copies or scaler is not None  # which unscales without a trace
         self._watch = timed(self._begins), timed(self._ends)

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import NtkitError
-from ntkit.files import as_bytes, hash_data
-from ntkit.network import as_inputs, batch_size, network
+from ntkit.files import Json, as_bytes, hash_data
+from ntkit.network import Inputs, as_inputs, batch_size, network
 from ntkit.training.folder.optimizer_state import names_of
 from ntkit.training.folder.step import Forward, Part
 from ntkit.training.folder.writer import RunWriter
 from ntkit.training.optimizers import Coefficients, description
 from ntkit.training.recording.coefficients import Stepping, as_optimizers, trained_parameters
 from ntkit.training.recording.forwards import ForwardWatch
-from ntkit.training.recording.gradients import Gradients
+from ntkit.training.recording.gradients import Gradients, Scaler
 from ntkit.training.recording.indices import as_indices
 from ntkit.training.recording.sparse import Checkpointing
 from ntkit.training.recording.stats import Stats, Stopwatch
@@ -33,8 +33,8 @@ def record(
     folder: str | os.PathLike[str],
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    train: Any = None,
-    scaler: Any = None,
+    train: tuple[Inputs, Inputs] | None = None,
+    scaler: Scaler | None = None,
     average: nn.Module | None = None,
     every: int = 1,
     lookahead: int | None = None,
@@ -118,8 +118,8 @@ class Recording:
         folder: str | os.PathLike[str],
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        train: Any,
-        scaler: Any,
+        train: tuple[Inputs, Inputs] | None,
+        scaler: Scaler | None,
         average: nn.Module | None,
         every: int = 1,
         lookahead: int | None = None,
@@ -236,8 +236,8 @@ class Recording:
         self._writer.end(tensors, {"average": moved})
 
     def _before(
-        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]] | None:
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: Json
+    ) -> tuple[tuple, Json] | None:
         self._skipped = bool(getattr(optimizer, "found_inf", None) or 0)
         if self._skipped:  # a fused optimizer under a GradScaler leaves everything as it is
             return None
@@ -307,7 +307,7 @@ class Recording:
         self._check_still(values=False)
         self._moved = {} if self._average is None else {"average": self._average.moved()}
 
-    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: Json) -> None:
         if self._skipped:
             return
         if self._reads:
@@ -338,7 +338,7 @@ class Recording:
         self._writer.step({}, [none], moved)
         self.steps += 1
 
-    def _read(self, train: Any) -> tuple[int | None, str | None]:
+    def _read(self, train: tuple[Inputs, Inputs] | None) -> tuple[int | None, str | None]:
         if train is None:
             return None, None
         if not isinstance(train, (tuple, list)) or len(train) != 2:
@@ -361,7 +361,7 @@ class Recording:
         if self._average is not None and self._average.active:
             more |= self._average.tensors()
         self._sparse = None
-        scalars: dict[str, Any] = {}
+        scalars: Json = {}
         if self._every > 1:
             self._sparse = Checkpointing(self._every, self._optimizers, self._trained)
             state, scalars = self._sparse.start()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
+from ntkit.files import Json
 from ntkit.training.folder.optimizer_state import checksum, exact_factor, settings_of, state_of
 from ntkit.training.folder.step import Part
 from ntkit.training.folder.writer import RunWriter
@@ -26,14 +26,14 @@ class Checkpointing:
         self, every: int, optimizers: tuple[torch.optim.Optimizer, ...], trained: Mapping[str, Tensor]
     ) -> None:
         self._every, self._optimizers, self._trained = every, optimizers, trained
-        self._settings: list[list[dict[str, Any]]] | None = None
+        self._settings: list[list[Json]] | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._tensors: dict[str, Tensor] = {}
-        self._scalars: dict[str, Any] = {"factors": {}, "ungraded": []}
+        self._scalars: Json = {"factors": {}, "ungraded": []}
 
-    def start(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def start(self) -> tuple[dict[str, Tensor], Json]:
         """Return the state that optimizers begin with."""
         tensors, values = state_of(self._optimizers)
         return tensors, {"state": values}
@@ -66,7 +66,7 @@ class Checkpointing:
             self._scalars["loss_scale"] = gradients.loss_scale
         self._now = settings_of(self._optimizers)
 
-    def step(self, writer: RunWriter, parts: list[Part], more: dict[str, Any]) -> None:
+    def step(self, writer: RunWriter, parts: list[Part], more: Json) -> None:
         """Write the step that was just made."""
         tensors, scalars = self._tensors, {k: v for k, v in self._scalars.items() if v}
         self._clear()

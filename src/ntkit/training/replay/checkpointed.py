@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.files import Scratch
-from ntkit.network import copy_of, take
+from ntkit.network import Batch, copy_of, take
 from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_settings, set_state
 from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run
@@ -43,7 +43,12 @@ class CheckpointedRun(Run):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], model: nn.Module, loss: Loss, data: Any, augment: Augment | None
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        loss: Loss,
+        data: tuple[Batch, Batch],
+        augment: Augment | None,
     ) -> None:
         super().__init__(folder)
         self._given = model, loss, data, augment
@@ -174,7 +179,11 @@ def _reopened(folder: Path, device: str, *given: Any) -> CheckpointedRun:
 
 
 def open_run(
-    folder: str | os.PathLike[str], model: nn.Module, loss: Loss, data: Any, augment: Augment | None
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: Loss,
+    data: tuple[Batch, Batch],
+    augment: Augment | None,
 ) -> Run:
     """Return a run, one that makes its steps again if it holds checkpoints only."""
     run = Run(folder)

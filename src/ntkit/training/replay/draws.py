@@ -46,7 +46,9 @@ class _Noting(TorchDispatchMode):
         super().__init__()
         self.made: list[tuple[Any, Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if _is_random(func):
             kept = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
@@ -59,7 +61,9 @@ class _Repeating(TorchDispatchMode):
         super().__init__()
         self._coming = iter(made)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if not _is_random(func):
             return func(*args, **kwargs)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.finite.jacobian.factors import Factor, OneHot
 from ntkit.finite.jacobian.recipe import Jacobian
-from ntkit.network import take
+from ntkit.network import Batch, take
 from ntkit.training.folder.step import Step
 from ntkit.training.functional.flat_network import cast
 from ntkit.training.functional.structure import Structure
@@ -83,7 +83,7 @@ class Samples:
             gradients = pulled(flat, leaf, rows)
             yield part.batch[index], lambda a, g=gradients: a @ g.T
 
-    def _structure(self, x: Any, modes: Any) -> Structure | None:
+    def _structure(self, x: Batch, modes: Any) -> Structure | None:
         key = modes, tuple(t.shape[1:] for t in pytree.tree_leaves(x))
         if key not in self._structures:
             self._structures[key] = self._replay.net.structure(x)

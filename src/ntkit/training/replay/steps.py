@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
 from ntkit.errors import NtkitError
-from ntkit.network import take
+from ntkit.network import Batch, take
 from ntkit.training.folder.random_state import random_from
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
@@ -25,8 +25,8 @@ class ReplayedBatch(NamedTuple):
     """One batch of a step: its samples, inputs and targets, the factor of its loss, its forward pass."""
 
     batch: Tensor
-    x: Any
-    y: Any
+    x: Batch
+    y: Batch
     weight: float
     forward: Forward
 
@@ -38,7 +38,12 @@ class Replay:
     """
 
     def __init__(
-        self, run: Run, model: nn.Module, data: Any, loss: Loss, augment: Augment | None = None
+        self,
+        run: Run,
+        model: nn.Module,
+        data: tuple[Batch, Batch],
+        loss: Loss,
+        augment: Augment | None = None,
     ) -> None:
         self.run, self.data, self.augment = run, data, augment
         self.net = FlatNetwork(model, run, torch.float64)
