@@ -229,7 +229,7 @@ def as_inputs(x: Inputs, net: Network, what: str = "x") -> Batch:
     return batch
 
 
-def batch_size(x: Batch) -> int:
+def batch_size(x: Inputs) -> int:
     """Return the number of samples of a batch."""
     return pytree.tree_leaves(x)[0].shape[0]
 

@@ -187,9 +187,9 @@ class LimitKernel(Kernel):
         """Return the kernel ``[n1, n2]`` between two batches (the second is the first if left out)."""
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
-        second = None if x2 is None or x2 is x1 else as_inputs(x2, net, "x2")
+        second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2"))
         tiles = self.limit.tiles(self.line)
-        return tiles(self.kind == "ntk", self._checked(first), self._checked(second), last=True)[0]
+        return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
 
     def diag(self, x: Inputs) -> Tensor:
         """Return the kernel of each sample with itself, ``[n]``."""
@@ -197,8 +197,6 @@ class LimitKernel(Kernel):
         return tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
 
     def _checked(self, x: Batch) -> Batch:
-        if x is None:
-            return None
         shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
         wanted = [tuple(t.shape[1:]) for t in pytree.tree_leaves(self.limit.example)]
         if shapes != wanted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.infinite.reading.laws import Parameterization
-from ntkit.network import Inputs, Network, as_inputs, copy_of, network
+from ntkit.network import Batch, Inputs, Network, as_inputs, copy_of, network
 
 Draw = Callable[[], None]
-Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,7 +192,9 @@ def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
     return copy, draw
 
 
-def _nngp(net: Network, x: Batch, standard: bool, memory: str | int) -> Callable[[Batch, Batch], Tensor]:
+def _nngp(
+    net: Network, x: Batch, standard: bool, memory: str | int
+) -> Callable[[Batch, Batch | None], Tensor]:
     """Return one draw's estimate of the NNGP: its last layer integrated out, or its outputs averaged."""
     try:
         names = last_layer(net, x, tuple(net.weights))
@@ -204,7 +204,7 @@ def _nngp(net: Network, x: Batch, standard: bool, memory: str | int) -> Callable
         assert net.module is not None
         last = EmpiricalNTK(net.module, params=list(names), memory=memory)
 
-        def integrated(x1: Batch, x2: Batch) -> Tensor:
+        def integrated(x1: Batch, x2: Batch | None) -> Tensor:
             if not standard:
                 return last(x1, x2)
             parts = last(x1, x2, per_parameter=True)
@@ -212,7 +212,7 @@ def _nngp(net: Network, x: Batch, standard: bool, memory: str | int) -> Callable
 
         return integrated
 
-    def averaged(x1: Batch, x2: Batch) -> Tensor:
+    def averaged(x1: Batch, x2: Batch | None) -> Tensor:
         with torch.no_grad():
             y1 = net.outputs(net.weights, x1)
             y2 = y1 if x2 is None else net.outputs(net.weights, x2)

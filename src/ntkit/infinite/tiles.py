@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.moments.vectors import behind
 from ntkit.infinite.reading.values import Wide
+from ntkit.network import Batch
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
@@ -41,7 +42,6 @@ CACHE = 2**22  # bytes of one array of a tile that stays near the processor: lar
 _FUSED = {torch.ops.aten.atan2.default: fused_atan2}
 _PAD = torch.ops.aten.constant_pad_nd.default  # computes what it is given again, at each place of a window
 
-Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
 Corner = tuple[int, int]
 Compile = bool | Literal["auto"]
 Tile = Callable[[Batch, Batch], tuple[Tensor, ...]]
@@ -77,12 +77,14 @@ class Tiles:
         self._compiled: dict[tuple, Tile] = {}
         self._bytes: dict[bool, tuple[int, int]] = {}
 
-    def __call__(self, ntk: bool, x1: Batch, x2: Batch = None, *, last: bool = False) -> tuple[Tensor, ...]:
+    def __call__(
+        self, ntk: bool, x1: Batch, x2: Batch | None = None, *, last: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
         with exact(self.numerics.device), torch.no_grad():
             return self._blocks(ntk, x1, x2, last)
 
-    def _blocks(self, ntk: bool, x1: Batch, x2: Batch, last: bool) -> tuple[Tensor, ...]:
+    def _blocks(self, ntk: bool, x1: Batch, x2: Batch | None, last: bool) -> tuple[Tensor, ...]:
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)

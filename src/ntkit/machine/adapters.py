@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.kernel import Kernel
+from ntkit.network import Inputs
 
 
 class FromSklearn(Kernel):
@@ -23,11 +24,11 @@ class FromSklearn(Kernel):
             )
         self.kernel = kernel
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block."""
         return _like(self.kernel(_numpy(x1), None if x2 is None else _numpy(x2)), x1)
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the diagonal."""
         return _like(self.kernel.diag(_numpy(x)), x)
 
@@ -51,12 +52,12 @@ class ToSklearn(sklearn_kernels.Kernel):
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def __call__(self, X: Any, Y: Any = None, eval_gradient: bool = False) -> Any:
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
         """Return the block as float64; its gradient has no columns, for there is nothing to fit."""
         block = _block(self.kernel(X, Y))
         return (block, np.empty((*block.shape, 0))) if eval_gradient else block
 
-    def diag(self, X: Any) -> np.ndarray:
+    def diag(self, X: np.ndarray) -> np.ndarray:
         """Return the diagonal as float64."""
         return _block(self.kernel.diag(X), 1)
 
@@ -80,14 +81,14 @@ class FromGPyTorch(Kernel):
             raise BadTypeError(f"Expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}.")
         self.kernel = kernel
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block."""
         first = _tensor(x1)
         with torch.no_grad():
             second = first if x2 is None else _tensor(x2)
             return self.kernel(first, second).to_dense()
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the diagonal."""
         with torch.no_grad():
             return self.kernel(_tensor(x), diag=True)
@@ -131,11 +132,11 @@ def _gpytorch() -> Any:
     return gpytorch
 
 
-def _numpy(x: Any) -> np.ndarray:
+def _numpy(x: Inputs) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _tensor(x: Any) -> Tensor:
+def _tensor(x: Inputs) -> Tensor:
     """Return inputs as a tensor; arrays are copied, for torch takes no read-only ones."""
     return x if isinstance(x, Tensor) else torch.as_tensor(np.array(x))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
@@ -17,6 +18,7 @@ from ntkit.compute.plan import chunks, parse_memory
 from ntkit.errors import BadValueError
 from ntkit.machine.estimator import ROWS, KernelMachine, is_size
 from ntkit.machine.flow import GradientFlow
+from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge import KernelRidge
 from ntkit.machine.solving.losses import loss_of, probabilities
 from ntkit.machine.solving.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
@@ -83,7 +85,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def __init__(
         self,
-        kernel: Any = None,
+        kernel: KernelLike = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
         *,
         alpha: float | str = 0.3,
@@ -99,7 +101,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.max_iter, self.early_stopping = max_iter, early_stopping
         self.validation_fraction, self.random_state, self.memory = validation_fraction, random_state, memory
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelClassifier:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients."""
         X, y = self._take(X, y)
         check_classification_targets(y)
@@ -108,7 +110,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.n_iter_, self.gradient_norm_ = 1, 0.0
         self.solver_, self.solver_reason_ = "none", "one class only: there is nothing to learn"
         if len(self.classes_) == 1:
-            self.dual_coef_ = np.zeros((len(X), 1))
+            self.dual_coef_: np.ndarray = np.zeros((len(X), 1))
             return self
         kernel = self._kernel_matrix(len(X))
         target = self._targets(labels, kernel.outputs)
@@ -119,21 +121,21 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             self._minimize(kernel, torch.as_tensor(target, device=device), weights)
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return f, ``[m, o]``; for two classes ``[m]``, positive for the second class."""
         f = self._scores(X)
         if len(self.classes_) == 2:
             return f[:, 0] if f.shape[1] == 1 else f[:, 1] - f[:, 0]
         return f
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the class of the largest f."""
         f = self.decision_function(X)
         if len(self.classes_) == 1:
             return np.repeat(self.classes_, len(f))
         return self.classes_[(f > 0).astype(int) if f.ndim == 1 else f.argmax(1)]
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return the probability of each class, ``[m, classes]``.
 
         softmax(f) for the cross entropy; for the squared loss f itself, which estimates a mean of one-hot
@@ -159,13 +161,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             return Products(self.kernel_, self.X_fit_)
         return Blocks(self._gram(scalar=False))
 
-    def _scores(self, X: Any) -> np.ndarray:
+    def _scores(self, X: ArrayLike) -> np.ndarray:
         """Return f ``[m, o]``, in blocks of rows."""
-        X = self._queries(X)
+        queries = self._queries(X)
         per_row = len(self.X_fit_) * self.dual_coef_.shape[1] ** 2
         parts = []
-        for s in chunks(len(X), max(1, ROWS // per_row)):
-            block = Blocks(self._block(X[s], self.X_fit_, scalar=False))
+        for s in chunks(len(queries), max(1, ROWS // per_row)):
+            block = Blocks(self._block(queries[s], self.X_fit_, scalar=False))
             parts.append((block @ torch.as_tensor(self.dual_coef_).to(block.gram)).cpu().numpy())
         return np.concatenate(parts)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
@@ -16,7 +17,7 @@ from ntkit.compute.plan import chunks
 from ntkit.errors import BadValueError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
-from ntkit.machine.kernels import FromFunction, as_array, as_kernel
+from ntkit.machine.kernels import FromFunction, KernelLike, as_array, as_kernel
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -28,7 +29,7 @@ class KernelMachine(BaseEstimator):
     ``"precomputed"``), ``precision_`` the dtype in which the kernel computed.
     """
 
-    kernel: Any
+    kernel: KernelLike
     kernel_: Kernel | None
     X_fit_: np.ndarray
 
@@ -49,9 +50,9 @@ class KernelMachine(BaseEstimator):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({k: v.again() if isinstance(v, Made) else v for k, v in state.items()})
 
-    def _take(self, X: Any, y: Any, **checks: Any) -> Any:
+    def _take(self, X: ArrayLike, y: ArrayLike, **checks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays, and set the kernel."""
-        out = validate_data(self, as_array(X), as_array(y), **self._options(), **checks)
+        out = validate_data(self, as_array(X), as_array(y), **self._options(), **checks)  # pyright: ignore
         self.X_fit_ = np.asarray(out[0])
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
@@ -59,9 +60,9 @@ class KernelMachine(BaseEstimator):
             raise BadValueError(f"A precomputed kernel matrix is square, got {self.X_fit_.shape}.")
         if self._precomputed and not _symmetric(self.X_fit_):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
-        return out
+        return self.X_fit_, np.asarray(out[1])
 
-    def _queries(self, X: Any) -> np.ndarray:
+    def _queries(self, X: ArrayLike) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
         check_is_fitted(self)
         return validate_data(self, as_array(X), reset=False, **self._options())  # pyright: ignore
@@ -72,7 +73,7 @@ class KernelMachine(BaseEstimator):
             return {"dtype": [np.float64, np.float32]}
         return {"dtype": np.float64} if self.kernel is None else {"dtype": "numeric", "allow_nd": True}
 
-    def _weights(self, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
+    def _weights(self, sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray | None:
         """Return sample weights as an array, None where all are one."""
         if sample_weight is None:
             return None
@@ -137,7 +138,7 @@ class Made:
         return self.maker(**{k: v.again() if isinstance(v, Made) else v for k, v in self.arguments.items()})
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: object) -> bool:
     """Return whether a value is a finite number that is not negative."""
     return isinstance(value, Real) and 0 <= float(value) < np.inf
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.gaussian_process.kernels import RBF, Matern
 from sklearn.metrics.pairwise import laplacian_kernel
@@ -107,9 +107,9 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.kind, self.m, self.seed, self.draw, self.lengthscale = kind, m, seed, draw, lengthscale
         self.nu, self.depth, self.sigma_w, self.sigma_b = nu, depth, sigma_w, sigma_b
 
-    def fit(self, X: Any, y: Any = None) -> RandomFeatures:
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""
-        X = np.asarray(validate_data(self, as_array(X), dtype=np.float64))
+        X = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
         if self.kind not in KINDS:
             raise BadValueError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
         least = 4 if self.kind == "ntk" else 1
@@ -125,14 +125,18 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.error_ = self.error(X[:CHECKED])
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: ArrayLike) -> np.ndarray:
         """Return the features ``[n, m]``."""
         check_is_fitted(self)
-        return self._features(validate_data(self, as_array(X), reset=False, dtype=np.float64))
+        return self._features(self._queries(X))
 
-    def error(self, X: Any) -> FeatureError:
+    def _queries(self, X: ArrayLike) -> np.ndarray:
+        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        return np.asarray(X)
+
+    def error(self, X: ArrayLike) -> FeatureError:
         """Return how far the features' inner products are from the exact kernel on a batch."""
-        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)
+        X = self._queries(X)
         z, exact = self._features(X), self.kernel()(X).numpy()
         off = z @ z.T - exact
         scale = float(np.linalg.norm(exact)) or 1.0
@@ -153,7 +157,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return ReLUKernel(self.depth, self.sigma_w, self.sigma_b)
         return FromFunction(arc_cosine_kernel(int(self.kind[-1])))
 
-    def to_module(self, coef: Any = None, intercept: Any = 0.0) -> nn.Sequential:
+    def to_module(self, coef: ArrayLike | None = None, intercept: ArrayLike = 0.0) -> nn.Sequential:
         """Return the features as a torch network, with a linear layer on top where ``coef`` is given.
 
             f(x) = sum_j coef_j phi(w_j, x) + intercept
@@ -169,7 +173,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             layers.append(linear(weight, bias))
         return nn.Sequential(*layers)
 
-    def _features(self, X: Any) -> np.ndarray:
+    def _features(self, X: ArrayLike) -> np.ndarray:
         with torch.no_grad():
             return self._map(torch.as_tensor(np.array(X))).numpy()
 

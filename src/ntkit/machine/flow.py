@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -16,7 +17,7 @@ from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked
-from ntkit.machine.kernels import as_array, as_kernel, prior_of
+from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
@@ -107,9 +108,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def __init__(
         self,
-        kernel: Any = None,
-        t: Any = float("inf"),
-        prior: Any = None,
+        kernel: KernelLike = None,
+        t: ArrayLike = float("inf"),
+        prior: KernelLike = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
         *,
         learning_rate: float | None = None,
@@ -122,7 +123,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
 
-    def fit(self, X: Any, y: Any, f0: Any = None) -> GradientFlow:
+    def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         y = np.array(y, dtype=float)
@@ -143,7 +144,13 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         return self
 
     def predict(
-        self, X: Any, return_std: bool = False, return_cov: bool = False, *, t: Any = None, f0: Any = None
+        self,
+        X: ArrayLike,
+        return_std: bool = False,
+        return_cov: bool = False,
+        *,
+        t: ArrayLike | None = None,
+        f0: ArrayLike | None = None,
     ) -> Any:
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 
@@ -181,7 +188,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
 
-    def learning_curve(self, t: Any) -> LearningCurve:
+    def learning_curve(self, t: ArrayLike) -> LearningCurve:
         """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""
         check_is_fitted(self)
         self._closed()
@@ -234,14 +241,16 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             return flow_filter(values, t, n)
         return descent_filter(values, t, n, self.learning_rate, self.momentum)
 
-    def _coefficients(self, t: Any) -> np.ndarray:
+    def _coefficients(self, t: ArrayLike) -> np.ndarray:
         """Return the coefficients at a time, ``[n]`` or ``[n, o]``, or at several, ``[T, ...]``."""
         times = np.atleast_1d(np.asarray(t, dtype=float))
         found = self.trajectory(self._gram_, self._spectrum, self._y, self._f0, times)
         found = found.cpu().numpy().reshape(*found.shape[:2], *self._shape)
         return found[0] if np.ndim(t) == 0 else found
 
-    def trajectory(self, gram: Tensor, whole: Spectrum | None, y: Tensor, f0: Tensor, times: Any) -> Tensor:
+    def trajectory(
+        self, gram: Tensor, whole: Spectrum | None, y: Tensor, f0: Tensor, times: np.ndarray
+    ) -> Tensor:
         """Return coefficients ``[T, n, o]`` for a kernel matrix and targets (its spectrum, if known)."""
         if self.loss == "squared":
             whole = spectrum(gram, self.precision_) if whole is None else whole
@@ -318,7 +327,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         return variance.clamp_min(0).sqrt().cpu().numpy()
 
 
-def _times(t: Any) -> np.ndarray:
+def _times(t: ArrayLike) -> np.ndarray:
     """Return one time, or a list of them, as an array, checked."""
     try:
         times = np.atleast_1d(np.asarray(as_array(t), dtype=float))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils import check_random_state
@@ -18,6 +19,7 @@ from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked, is_size
+from ntkit.machine.kernels import KernelLike
 
 RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
@@ -75,13 +77,13 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
     """
 
     def __init__(
-        self, kernel: Any = None, noise: float | Literal["ml"] = "ml", *, optimize: Sequence[str] = ()
+        self, kernel: KernelLike = None, noise: float | Literal["ml"] = "ml", *, optimize: Sequence[str] = ()
     ) -> None:
         self.kernel = kernel
         self.noise = noise
         self.optimize = optimize
 
-    def fit(self, X: Any, y: Any) -> GaussianProcess:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.noise, str) and self.noise == "ml"
@@ -104,7 +106,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.log_marginal_likelihood_ = self._evidence(targets, coefficients)
         return self
 
-    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+    def predict(self, X: ArrayLike, return_std: bool = False, return_cov: bool = False) -> Any:
         """Return the posterior mean of f, ``[m]`` or ``[m, o]``, and with it its deviation or covariance.
 
         ``return_std``: shaped as the mean. ``return_cov``: ``[m, m]``, or ``[m, m, o]``. Both are those of
@@ -124,7 +126,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         cov = (self._block(X, X) - half.T @ half).cpu().numpy()
         return mean, cov if mean.ndim == 1 else np.repeat(cov[..., None], mean.shape[1], 2)
 
-    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
+    def sample_y(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Return draws of f from the posterior, ``[m, n_samples]`` or ``[m, o, n_samples]``."""
         mean, cov = self.predict(X, return_cov=True)
         rng = check_random_state(random_state)

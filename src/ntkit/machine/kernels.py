@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
 from torch import Tensor, nn
 
@@ -16,6 +17,10 @@ from ntkit.errors import BadTypeError, BadValueError
 from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromGPyTorch, FromSklearn
+from ntkit.network import Inputs, batch_size, take
+
+# What estimators take as a kernel; None: the NTK of a ReLU network.
+KernelLike: TypeAlias = Kernel | Limit | SklearnKernel | Callable[..., ArrayLike] | str | None
 
 
 class ReLUKernel(Kernel):
@@ -27,6 +32,7 @@ class ReLUKernel(Kernel):
     dimension d; in float64.
 
     >>> import numpy as np
+    from numpy.typing import ArrayLike
     >>> ReLUKernel(depth=1, sigma_b=0.0, kind="nngp")(np.eye(2)).numpy().round(4)
     array([[1.    , 0.3183],
            [0.3183, 1.    ]])
@@ -44,11 +50,11 @@ class ReLUKernel(Kernel):
         self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
         self._limits: dict[int, Limit] = {}
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block ``[n1, n2]``."""
         return self._kernel(x1)(x1, x2)
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the kernel of each sample with itself, ``[n]``."""
         return self._kernel(x).diag(x)
 
@@ -65,23 +71,24 @@ class ReLUKernel(Kernel):
             self._limits[d] = infinite_width(model, example, self.sigma_w, self.sigma_b)
         return self._limits[d]
 
-    def _kernel(self, x: Any) -> LimitKernel:
-        if len(x.shape) != 2:
+    def _kernel(self, x: Inputs) -> LimitKernel:
+        shape = tuple(getattr(x, "shape", ()))
+        if len(shape) != 2:
             raise BadValueError(
-                f"The default kernel is that of a network on vectors [n, d], got inputs {tuple(x.shape)}; "
+                f"The default kernel is that of a network on vectors [n, d], got inputs {shape}; "
                 "flatten them, or give the kernel of a network of your own, infinite_width(model, "
                 "x[:1]).ntk."
             )
-        return getattr(self.limit(x.shape[1]), self.kind)
+        return getattr(self.limit(shape[1]), self.kind)
 
 
 class FromFunction(Kernel):
     """A function ``k(X1, X2)`` of NumPy arrays as a kernel of ntkit, ``[n1, n2]``."""
 
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, function: Callable[..., ArrayLike]) -> None:
         self.function = function
 
-    def __call__(self, x1: Any, x2: Any = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
         """Return the block."""
         x2 = x1 if x2 is None else x2
         block = self.function(x1, x2)
@@ -89,20 +96,21 @@ class FromFunction(Kernel):
             block = np.array(block)
             block = torch.as_tensor(block if block.dtype.kind in "fiub" else block.astype(float))
         block = block.detach()
-        if block.shape[:2] != (len(x1), len(x2)):
+        n, m = batch_size(x1), batch_size(x2)
+        if block.shape[:2] != (n, m):
             raise BadValueError(
-                f"The kernel function returned shape {tuple(block.shape)} for batches of {len(x1)} and "
-                f"{len(x2)} samples; it must return [n1, n2]."
+                f"The kernel function returned shape {tuple(block.shape)} for batches of {n} and {m} "
+                f"samples; it must return [n1, n2]."
             )
         return block
 
-    def diag(self, x: Any) -> Tensor:
+    def diag(self, x: Inputs) -> Tensor:
         """Return the diagonal, from small square blocks."""
-        parts = [self(x[s], x[s]) for s in chunks(len(x), 64)]
+        parts = [self(take(x, s), take(x, s)) for s in chunks(batch_size(x), 64)]
         return torch.cat([torch.diagonal(part).movedim(-1, 0) for part in parts])
 
 
-def as_kernel(kernel: Any) -> Kernel:
+def as_kernel(kernel: KernelLike) -> Kernel:
     """Return what an estimator was given as a kernel of ntkit.
 
     None is `ReLUKernel`; a limit gives its NTK; kernels of ntkit, scikit-learn and GPyTorch, and functions
@@ -132,12 +140,12 @@ def as_kernel(kernel: Any) -> Kernel:
     return FromFunction(kernel)
 
 
-def as_array(x: Any) -> Any:
+def as_array(x: ArrayLike | Tensor) -> ArrayLike:
     """Return a tensor as an array; leave what scikit-learn reads (arrays, data frames, lists) as it is."""
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
 
 
-def prior_of(kernel: Any, fitted: Kernel, d: int) -> Kernel | None:
+def prior_of(kernel: KernelLike, fitted: Kernel, d: int) -> Kernel | None:
     """Return the NNGP that belongs to an NTK: that of the same limit."""
     if isinstance(kernel, Limit):
         return kernel.nngp

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -16,6 +15,7 @@ from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError
 from ntkit.machine.estimator import KernelMachine, is_size
+from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solving.solve import Settings, Solved, choose, solve
 
@@ -78,7 +78,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def __init__(
         self,
-        kernel: Any = None,
+        kernel: KernelLike = None,
         alpha: float | str = 1.0,
         *,
         solver: str = "auto",
@@ -91,7 +91,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.kernel, self.alpha, self.solver, self.tol, self.max_iter = kernel, alpha, solver, tol, max_iter
         self.rank, self.random_state, self.memory = rank, random_state, memory
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> KernelRidge:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
         """Solve for the coefficients."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
@@ -125,7 +125,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """Return f at queries, ``[m]`` or ``[m, o]`` as the targets were."""
         return self._apply(self._queries(X), self.dual_coef_)
 
@@ -147,7 +147,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         c = self._solved.coefficients
         return float(len(c) * c.square().sum() / c.shape[1] / self._inverse_diagonal().sum().square())
 
-    def path(self, alphas: Any) -> RidgePath:
+    def path(self, alphas: ArrayLike) -> RidgePath:
         """Return errors, coefficients and predictions for many penalties, from one eigendecomposition."""
         check_is_fitted(self)
         alphas = np.asarray(alphas, dtype=float)

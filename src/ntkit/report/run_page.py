@@ -63,7 +63,7 @@ def explain_run(
     train: Any = _call(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
-    x, truth, names = _queries(queries, train)
+    x, truth, names = _queries(queries, (train[0], train[1]))
     a = account(
         folder,
         network,
@@ -102,7 +102,7 @@ def explain_run(
     return a, page
 
 
-def _queries(text: str, train: tuple[Batch, Tensor]) -> tuple[Any, Any, list[str] | None]:
+def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, list[str] | None]:
     """Return inputs, labels and names of the queries."""
     if all(part.strip().isdigit() for part in text.split(",")):
         index = torch.tensor([int(part) for part in text.split(",")])

@@ -46,7 +46,7 @@ class Blocks:
 class Products:
     """The matrix of a kernel on a batch, acting on ``[n, o]`` through its operator, never formed."""
 
-    def __init__(self, kernel: Any, x: Any) -> None:
+    def __init__(self, kernel: Any, x: np.ndarray) -> None:
         self.operator, n = kernel.operator(x), len(x)
         own = self.operator.shape[0] // n
         self.outputs = None if own == 1 else own

@@ -64,7 +64,7 @@ def _errors(flow: GradientFlow, train: np.ndarray, test: np.ndarray, times: np.n
     c, errors = torch.zeros_like(y[a]), np.full(len(times), np.inf)
     for i, t in enumerate(times):  # from one time to the next, for as long as it helps
         step = [t - (times[i - 1] if i else 0.0)]
-        c = c + flow.trajectory(inner, None, y[a], f0[a] + inner @ c, step)[0]
+        c = c + flow.trajectory(inner, None, y[a], f0[a] + inner @ c, np.array(step))[0]
         errors[i] = float(loss.value(f0[b] + cross @ c, y[b]).mean())
         if i - int(np.argmin(errors)) >= PATIENCE:
             break
