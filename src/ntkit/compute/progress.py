@@ -11,7 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of steps just done."""
     console = Console(stderr=True)
+    if not console.is_terminal:  # there rich 13 prints empty lines for a bar that is disabled
+        yield lambda done: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.advance(task, done)

@@ -119,8 +119,9 @@ def operator_norm(kernel: Kernel, x: Any) -> float:
     >>> import torch, ntkit
     >>> from ntkit.diagnose.definiteness import operator_norm
     >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(2, 1, bias=False))
-    >>> operator_norm(k, torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # K = x . x', so E[x x^T] = diag(2, 0.5)
-    1.41421356237309...
+    >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # K = x . x', so E[x x^T] = diag(2, 0.5)
+    >>> round(operator_norm(k, x), 6)
+    1.414214
     """
     matrix, _ = _matrix(kernel, x)
     n = len(kernel.diag(x))
