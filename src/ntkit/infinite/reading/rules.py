@@ -77,7 +77,12 @@ def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
     return registering(LIMIT_RULES, ops, "rule")
 
 
-rule = register_rule = register_limit_rule
+register_rule = register_limit_rule
+
+
+def rule(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+    """Register a rule of ntkit's own: a user's for the same operation stays, whichever comes first."""
+    return registering(LIMIT_RULES, ops, "rule", replace=False)
 
 
 @dataclass
