@@ -20,6 +20,7 @@ from ntkit.errors import NotPerSampleError, NtkitError
 
 Weights = Mapping[str, Tensor]
 Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs]"  # a batch
+Batch: TypeAlias = Any  # inputs as the network takes them: a tensor, or tensors in a tuple or dict
 
 
 @dataclass(frozen=True)

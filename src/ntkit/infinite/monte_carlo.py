@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.finite.proof import last_layer, sample_pair
 from ntkit.infinite.reading.laws import Parameterization
-from ntkit.network import Inputs, Network, as_inputs, copy_of, network
+from ntkit.network import Batch, Inputs, Network, as_inputs, copy_of, network
 
 Draw = Callable[[], None]
-Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
 
 
 @dataclass(frozen=True, eq=False, repr=False)

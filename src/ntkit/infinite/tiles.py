@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,18 +30,18 @@ from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.moments.vectors import behind
 from ntkit.infinite.reading.values import Wide
+from ntkit.network import Batch
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
-# A value that is read twice is not computed anew.
+# A value that is read twice is not recomputed.
 FUSION: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
 _FUSED = {torch.ops.aten.atan2.default: fused_atan2}
 _PAD = torch.ops.aten.constant_pad_nd.default  # computes what it is given again, at each place of a window
 
-Batch = Any  # a tensor, or tensors in a tuple or dict, as the network takes them
 Corner = tuple[int, int]
 Compile = bool | Literal["auto"]
 Tile = Callable[[Batch, Batch], tuple[Tensor, ...]]
@@ -145,7 +145,7 @@ class Tiles:
         with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
-                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).own, self.value, ntk)
+                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).itself, self.value, ntk)
                 for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))

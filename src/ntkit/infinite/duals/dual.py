@@ -14,7 +14,7 @@ from ntkit.errors import NtkitError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
-from ntkit.infinite.registry import Rule, named, registering
+from ntkit.infinite.registry import RuleT, named, registering
 
 
 class Dual(ABC):
@@ -162,7 +162,7 @@ def _derived(dual: Dual) -> Callable[[int, Tensor], Tensor]:
 DUAL_RULES: dict[object, Callable[..., Dual | None]] = {}
 
 
-def register_dual(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+def register_dual(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
     """Register the dual of a function of one variable: its expectations under two correlated Gaussians.
 
         (arguments of the operation after its tensor) -> Dual, or None where there is none for these
