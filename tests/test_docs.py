@@ -13,6 +13,7 @@ from wide_networks import CASES as WIDE
 
 import ntkit
 from ntkit.finite.jacobian.rules import RULES
+from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.program import LIMIT_RULES as LIMITS  # with the rules of all rooms
 
 ROOT = Path(__file__).parents[1]
@@ -34,14 +35,15 @@ def test_the_python_of_the_readme_runs(block, printed, tmp_path, monkeypatch, ca
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ntkit.finite.jacobian.rules.RULES", dict(RULES))
-    before = dict(LIMITS)
+    before = [(table, dict(table)) for table in (LIMITS, DUAL_RULES)]
     names: dict = {}
     try:
         for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M):
             exec(compile(block, page, "exec"), names)
     finally:
-        LIMITS.clear()
-        LIMITS.update(before)
+        for table, rules in before:
+            table.clear()
+            table.update(rules)
 
 
 def test_the_table_of_the_docs_is_that_of_the_tests():

@@ -46,8 +46,8 @@ def definiteness(kernel: Kernel, x: Any) -> Definiteness:
 
         sum_ij c_i c_j K(x_i, x_j) > 0   for all c != 0,   that is lambda_min(K(X, X)) > 0
 
-    The limiting NTK of a network with at least one hidden layer and a Lipschitz nonlinearity that is no
-    polynomial is strictly positive definite on distinct points of the unit sphere (two opposite points
+    The limiting NTK of a network with at least one hidden layer and a Lipschitz nonlinearity that is not
+    a polynomial is strictly positive definite on distinct points of the unit sphere (two opposite points
     may need a bias: a ReLU without one cannot tell them apart at all orders). A polynomial of degree p is
     the counter-example: its Hermite series ends, and the rank on the sphere is at most
     `harmonics` (d, p^hidden layers), however many points there are.
@@ -162,5 +162,5 @@ def _matrix(kernel: Kernel, x: Any) -> tuple[Tensor, float]:
         raise NtkitError("The kernel has values that are not finite on these points.")
     scale = matrix.abs().max()
     if (matrix - matrix.T).abs().max() > 1e3 * torch.finfo(block.dtype).eps * scale:
-        raise NtkitError("The kernel is not symmetric on these points, so it is no kernel.")
+        raise NtkitError("The kernel is not symmetric on these points, so it is not a kernel.")
     return (matrix + matrix.T) / 2, torch.finfo(block.dtype).eps

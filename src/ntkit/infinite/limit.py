@@ -23,14 +23,14 @@ from ntkit.infinite.program import Program, read
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.source import is_own_fault, source_of
 from ntkit.infinite.reading.values import Wide
-from ntkit.infinite.tiles import Batch, Compile, Tiles
+from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.kernel import Kernel
-from ntkit.network import Inputs, Network, take
+from ntkit.network import Batch, Inputs, Network, take
 
 Kind = Literal["nngp", "ntk"]
 
 
-class Settings(TypedDict):
+class LimitSettings(TypedDict):
     """The arguments of `infinite_width` that may be left out."""
 
     sigma_w: Sigma
@@ -56,7 +56,7 @@ class Limit:
     """
 
     def __init__(
-        self, net: Network, example: Batch, laws: Laws, numerics: Numerics, settings: Settings
+        self, net: Network, example: Batch, laws: Laws, numerics: Numerics, settings: LimitSettings
     ) -> None:
         self.net, self.example, self.laws, self.numerics = net, example, laws, numerics
         self._memory = settings["memory"]
@@ -161,7 +161,7 @@ class LimitKernel(Kernel):
         example: Inputs,
         kind: Kind = "ntk",
         line: str | None = None,
-        **settings: Unpack[Settings],
+        **settings: Unpack[LimitSettings],
     ) -> None:
         self.model, self.example, self.kind, self.line = model, example, kind, line
         defaults = {p.name: p.default for p in signature(infinite_width).parameters.values()}
@@ -320,7 +320,7 @@ def infinite_width(
     net = network(model)
     refuse_stateful(net.module)
     example = take(as_inputs(example, net, "example"), slice(0, 1))
-    settings: Settings = {
+    settings: LimitSettings = {
         "sigma_w": sigma_w,
         "sigma_b": sigma_b,
         "parameterization": parameterization,

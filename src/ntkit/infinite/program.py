@@ -34,6 +34,7 @@ from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
 from ntkit.infinite.registry import named
+from ntkit.network import Batch
 
 Operation = Callable[..., Any]
 
@@ -59,7 +60,7 @@ class Program:
         return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
 
 
-def read(net: Network, graph: Graph, example: Any, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
+def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
     """Read a graph as a tensor program."""
     reading = Reading(laws, graph.paths, net.dtype, source=source)
     env: dict[fx.Node, Any] = {**_inputs(net, graph, example, reading)}
@@ -91,7 +92,7 @@ def _plain(leaf: object) -> bool:
     return isinstance(leaf, int | float | str | bool | type(None) | torch.dtype | torch.device)
 
 
-def _inputs(net: Network, graph: Graph, example: Any, reading: Reading) -> dict[fx.Node, Operand]:
+def _inputs(net: Network, graph: Graph, example: Batch, reading: Reading) -> dict[fx.Node, Operand]:
     """Return the values of the placeholders: weights, buffers, inputs."""
     env: dict[fx.Node, Operand] = {}
     weights, buffers = net.weights, net.buffers

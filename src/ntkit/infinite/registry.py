@@ -10,17 +10,17 @@ import torch
 
 from ntkit.errors import NtkitError
 
-Rule = TypeVar("Rule", bound=Callable[..., Any])
+RuleT = TypeVar("RuleT", bound=Callable[..., Any])
 
 
-def registering(table: dict, ops: tuple, what: str) -> Callable[[Rule], Rule]:
+def registering(table: dict, ops: tuple, what: str, replace: bool = True) -> Callable[[RuleT], RuleT]:
     """Return the decorator that writes a function into a table for some operations, overloads all."""
     for op in ops:
         if not isinstance(op, torch._ops.OpOverload):
             raise NtkitError(f"A {what} belongs to an overload such as aten.linear.default, got {op!r}.")
 
-    def register(function: Rule) -> Rule:
-        table.update(dict.fromkeys(ops, function))
+    def register(function: RuleT) -> RuleT:
+        table.update({op: function for op in ops if replace or op not in table})
         return function
 
     return register

@@ -33,9 +33,9 @@ from ntkit.infinite.reading.values import Wide
 from ntkit.network import Batch
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
-HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is dear: a symmetric block
+HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is expensive: a symmetric block
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
-# A value that is read twice is not computed anew.
+# A value that is read twice is not recomputed.
 FUSION: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
 
@@ -89,8 +89,8 @@ class Tiles:
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
         rows, columns = self.sizes(x1, n1, n2, ntk) if n1 * n2 > 16 else (n1, n2)
-        dear = n1 > 4 and not self.plain and self.bytes(x1, ntk)[1] > HEAVY
-        if symmetric and dear:  # nearly half of the work
+        expensive = n1 > 4 and not self.plain and self.bytes(x1, ntk)[1] > HEAVY
+        if symmetric and expensive:  # nearly half of the work
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
@@ -147,7 +147,7 @@ class Tiles:
         with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
             parts = [
-                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).own, self.value, ntk)
+                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).itself, self.value, ntk)
                 for i in range(0, n, rows)
             ]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))

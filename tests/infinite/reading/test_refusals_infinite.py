@@ -8,10 +8,6 @@ from torch.nn import Linear, Sequential
 from wide_networks import Net
 
 import ntkit
-from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import Moved
-from ntkit.infinite.reading.rules import LIMIT_RULES, register_rule
-from ntkit.infinite.reading.values import Wide
 
 W = 16
 relu = torch.relu
@@ -184,34 +180,3 @@ def test_a_copy_in_the_ntk_parameterization_is_not_scaled_twice():
     model = ntkit.ntk_parametrize(Sequential(Linear(4, W), nn.ReLU(), Linear(W, 1)), seed=0)
     with pytest.raises(ntkit.NtkitError, match="parameterization='standard'"):
         read(model, 4)
-
-
-def summed(t, axis, rank):
-    return t.cumsum(t.ndim - rank + axis)
-
-
-def test_a_rule_of_ones_own_is_used():
-    op = torch.ops.aten.cumsum.default
-
-    @register_rule(op)
-    def cumsum(read, a, dim, **_):
-        """Sums over the positions up to each: a linear map of positions."""
-        (axis,) = a.dims[dim]
-        move = Move((summed, axis, len(a.shape)), a.shape, a.shape, False, False)
-        value = Wide(tuple((w, Moved(a.shape, move, e)) for w, e in a.pieces), a.shape, a.channels, a.dims)
-        return read.write("LinComb", f"cumsum({read.name(a)})", value)
-
-    try:
-        x = torch.randn(3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        found = ntkit.infinite_width(hidden(lambda s, h, x: h.cumsum(1).mean(1), 3).double(), x[:1])
-        weights = torch.tensor([4.0, 3.0, 2.0, 1.0]).double()[:, None]
-        same = ntkit.infinite_width(hidden(lambda s, h, x: (h * weights).mean(1), 3).double(), x[:1])
-        torch.testing.assert_close(found.ntk(x), same.ntk(x), rtol=1e-12, atol=0)
-        assert "cumsum(h1)" in str(found.program)
-    finally:
-        del LIMIT_RULES[op]
-
-
-def test_a_rule_belongs_to_an_overload():
-    with pytest.raises(ntkit.NtkitError, match="an overload such as"):
-        register_rule(torch.ops.aten.cumsum)

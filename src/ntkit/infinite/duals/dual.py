@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,9 @@ from ntkit.errors import NtkitError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
-from ntkit.infinite.registry import Rule, named, registering
+from ntkit.infinite.registry import RuleT, named, registering
+
+Numbers = float | Sequence[float] | np.ndarray | Tensor
 
 
 class Dual(ABC):
@@ -89,7 +92,7 @@ class Dual(ABC):
         """
         return coefficients(self.phi, torch.as_tensor(var, dtype=torch.float64), degree, self.kinks)
 
-    def __call__(self, cov: Any, var1: Any, var2: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, cov: Numbers, var1: Numbers, var2: Numbers) -> tuple[Tensor, Tensor]:
         """Return (E[phi(u) phi(v)], E[phi'(u) phi'(v)]) after checking that the three are covariances.
 
         Takes floats, arrays or tensors that broadcast together; plain numbers count as float64. Raises
@@ -162,7 +165,7 @@ def _derived(dual: Dual) -> Callable[[int, Tensor], Tensor]:
 DUAL_RULES: dict[object, Callable[..., Dual | None]] = {}
 
 
-def register_dual(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+def register_dual(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
     """Register the dual of a function of one variable: its expectations under two correlated Gaussians.
 
         (arguments of the operation after its tensor) -> Dual, or None where there is none for these
@@ -224,7 +227,7 @@ def _of_arguments(make: Callable[..., Dual | None], args: tuple, kwargs: tuple) 
     return dual
 
 
-def _checked(*values: Any) -> list[Tensor]:
+def _checked(*values: Numbers) -> list[Tensor]:
     """Return three tensors of one floating dtype and shape that are covariances, or refuse."""
     tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in values]
     arrays = [t.dtype for t, x in zip(tensors, values, strict=True) if not isinstance(x, float | int)]

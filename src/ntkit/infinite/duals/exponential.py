@@ -70,9 +70,7 @@ class Sinusoid(JointDual):
 
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from the same exponentials."""
-        sines, cosines = _products(self.frequency, self.frequency, cov, var1, var2)
-        odd, even = self.odd**2, self.even**2
-        return odd * sines + even * cosines, self.frequency**2 * (odd * cosines + even * sines)
+        return self._with(self, cov, var1, var2)
 
     def mean(self, var: Tensor) -> Tensor:
         """Return even exp(-frequency^2 var / 2)."""
@@ -84,8 +82,9 @@ class Sinusoid(JointDual):
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return value and slope with another sinusoid."""
-        if not isinstance(other, Sinusoid):
-            return None
+        return self._with(other, cov, var1, var2) if isinstance(other, Sinusoid) else None
+
+    def _with(self, other: Sinusoid, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         sines, cosines = _products(self.frequency, other.frequency, cov, var1, var2)
         odd, even, scale = self.odd * other.odd, self.even * other.even, self.frequency * other.frequency
         return odd * sines + even * cosines, scale * (odd * cosines + even * sines)

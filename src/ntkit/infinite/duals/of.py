@@ -43,7 +43,7 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
     ------
     NtkitError
         for a name that torch does not have, a function that is not element by element, ``nn.PReLU`` with
-        a slope per channel; and, from the call, for arguments that are no covariances.
+        a slope per channel; and, from the call, for arguments that are not covariances.
 
     >>> import ntkit
     >>> value, slope = ntkit.dual("relu")(0.5, 1.0, 1.0)

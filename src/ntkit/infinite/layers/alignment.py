@@ -15,20 +15,10 @@ from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.rewrites import narrow
 from ntkit.infinite.moments.vectors import Coefficient, Raw, Vector
 from ntkit.infinite.reading.rules import Reading, rows_of
-from ntkit.infinite.reading.values import (
-    Argument,
-    Known,
-    Operand,
-    Weight,
-    Wide,
-    numbered,
-    numbers,
-    rows_for,
-    sizes_of,
-)
+from ntkit.infinite.reading.values import Argument, Known, Operand, Weight, Wide, numbered, numbers, sizes_of
 
 Term = Expression | Coefficient | float | int
-Pieces = tuple[tuple[int, Expression], ...]
+Concatenated = tuple[tuple[int, Expression], ...]
 
 
 class Aligned:
@@ -91,7 +81,7 @@ class Aligned:
             shape += wanted if prod(mine) == prod(wanted) else [1] * len(wanted)
         return self._cut(w.pieces if w.shape == tuple(shape) else w.reshaped(tuple(shape), ()).pieces)
 
-    def _cut(self, pieces: Pieces) -> list[Expression]:
+    def _cut(self, pieces: Concatenated) -> list[Expression]:
         if len(self.bounds) == len(pieces):
             return [e for _, e in pieces]
         cut, start = [], 0
@@ -150,8 +140,7 @@ class Aligned:
         shape = self._positions(sizes)
 
         def of(side: SideValues) -> Tensor:
-            value = rows_for(side, known.numbers.value(side))
-            value = value.reshape(side.n, *sizes).movedim(place + 1, -1)
+            value = known.rows(side).reshape(side.n, *sizes).movedim(place + 1, -1)
             return value.reshape(side.n, *shape, sizes[place])
 
         return Raw(shape, Coefficient((*shape, sizes[place]), of))
@@ -182,7 +171,7 @@ class Aligned:
         average, law = self.read.laws.vector(weight)
         return Vector(tuple(shape), weight.name, rows, average, law)
 
-    def pieces(self, terms: Sequence[Expression]) -> Pieces:
+    def pieces(self, terms: Sequence[Expression]) -> Concatenated:
         """Return the result of an operation on each piece, with its width."""
         widths = [high - low for low, high in zip([0, *self.bounds], self.bounds, strict=False)]
         return tuple(zip(widths, terms, strict=True))

@@ -80,7 +80,7 @@ def averaged(read: Reading, q: Wide, k: Wide, u: Expression, v: Expression, fact
     sizes = (*q.sizes[:-1], k.sizes[-1])
 
     def of(side: SideValues) -> Tensor:
-        value = side.own.moment(u, v, "equal")
+        value = side.itself.moment(u, v, "equal")
         value = side.numerics.zeros(1, 1, 1) if value is None else factor * value
         value = value.expand(side.n, u.shape[0], v.shape[1])
         return value.reshape(side.n, *(1 for _ in sizes[:-2]), *value.shape[1:]).expand(side.n, *sizes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.alignment import Aligned, Pieces, combine
+from ntkit.infinite.layers.alignment import Aligned, Concatenated, combine
 from ntkit.infinite.layers.arithmetic import total
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import single, unsqueeze
@@ -70,7 +70,7 @@ def _channels(read: Reading, values: Sequence[Operand], dim: int) -> Wide:
     wides = [v.canonical() for v in values if isinstance(v, Wide)]
     if any(len(v.channels) != 1 or v.dims[dim] != (-1,) for v in wides):
         raise read.refuse("it concatenates vectors whose channels were flattened or split.")
-    pieces: Pieces = ()
+    pieces: Concatenated = ()
     aligned = None
     for value in values:
         width = sizes_of(value)[dim]

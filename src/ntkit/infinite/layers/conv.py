@@ -21,13 +21,13 @@ from ntkit.infinite.moments.positions import Move, Shape
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Line, Moved, Raw, Vector, VectorSum, expanded
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
-from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers, rows_for
+from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers
 
 aten = torch.ops.aten
-Layer = tuple[Weight, Weight | None]  # weight and bias
+Parameters = tuple[Weight, Weight | None]  # weight and bias
 PerAxis = int | Sequence[int]
 Steps = Any  # stride, padding, ... in the order of the operation's schema
-_SHORT = 64  # numbers along an axis
+_SHORT_AXIS = 64  # numbers along an axis
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,8 @@ def _shifted(t: Tensor, window: Window, axis: int, dim: int, j: int) -> Tensor:
     if any(window.padding[axis]):
         t = F.pad(t, [0, 0] * (t.ndim - dim - 1) + [*window.padding[axis]])
     start = j * window.dilation[axis]
-    return t[
-        (slice(None),) * dim
-        + (slice(start, start + (size - 1) * window.stride[axis] + 1, window.stride[axis]),)
-    ]
+    part = slice(start, start + (size - 1) * window.stride[axis] + 1, window.stride[axis])
+    return t[(slice(None),) * dim + (part,)]
 
 
 def _band(t: Tensor, window: Window, axis: int, dim: int) -> Tensor:
@@ -101,7 +99,7 @@ def _band(t: Tensor, window: Window, axis: int, dim: int) -> Tensor:
     That is fast, and what comes before it is computed once, not for each place of the window.
     """
     n = t.shape[dim]
-    if n > _SHORT or dim < t.ndim - 2:
+    if n > _SHORT_AXIS or dim < t.ndim - 2:
         return _window(t, window, axis, (dim,))
     size, taps = window.size(axis, n), torch.arange(window.kernel[axis]) * window.dilation[axis]
     seen = torch.arange(size)[:, None] * window.stride[axis] + taps - window.padding[axis][0]
@@ -140,8 +138,7 @@ def _frame(read: Reading, value: Operand, rank: int) -> tuple[tuple[tuple[float,
     channels, *sizes = data.example.shape[-rank - 1 :]
 
     def of(side: SideValues) -> Tensor:
-        value = rows_for(side, data.numbers.value(side))
-        return value.reshape(side.n, channels, *sizes).movedim(1, -1)
+        return data.rows(side).reshape(side.n, channels, *sizes).movedim(1, -1)
 
     return ((1.0, Raw(tuple(sizes), Coefficient((*sizes, channels), of))),), tuple(sizes)
 
@@ -154,7 +151,7 @@ def _many(value: PerAxis, rank: int) -> Shape:
 def convolved(
     read: Reading,
     x: Operand,
-    layer: Layer,
+    layer: Parameters,
     window: Window,
     groups: int,
     upsample: Shape | None = None,
@@ -202,7 +199,7 @@ def apart(t: Tensor, steps: Shape) -> Tensor:
     return wide
 
 
-def depthwise(read: Reading, x: Wide, layer: Layer, window: Window) -> Wide:
+def depthwise(read: Reading, x: Wide, layer: Parameters, window: Window) -> Wide:
     """Return a convolution of each channel of `pixels` with its own kernel: products with parameters.
 
     Each of the k entries of the kernels is a vector over the channels, of variance sigma_w^2 / k.
@@ -241,7 +238,7 @@ def windowed(t: Tensor, window: Window, offsets: Shape) -> Tensor:
 def _kernel(read: Reading, weight: object) -> Shape:
     """Return the sizes of the window of a weight."""
     if not isinstance(weight, Weight):
-        raise read.refuse("its weight is no parameter of the model as it is.")
+        raise read.refuse("its weight is not a parameter of the model as it is.")
     return tuple(weight.tensor.shape[2:])
 
 

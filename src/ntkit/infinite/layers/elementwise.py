@@ -49,10 +49,8 @@ def function(read: Reading, op: torch._ops.OpOverload, args: tuple, kwargs: dict
         moving = [t for t in terms if isinstance(t, Expression | Coefficient)]
 
         def with_constants(*tensors: Tensor) -> Tensor:
-            left = iter(tensors)
-            return call(
-                *(constants[i].to(tensors[0]) if i in constants else next(left) for i in range(len(terms)))
-            )
+            left, every = iter(tensors), range(len(terms))
+            return call(*(constants[i].to(tensors[0]) if i in constants else next(left) for i in every))
 
         f = Function(name, with_constants if constants else call, dual)
         return read.apply(f, *moving)
@@ -90,7 +88,7 @@ def glu(read: Reading, a: Wide, dim: int = -1) -> Wide | Weight:
 def prelu(read: Reading, a: Wide, slopes: object) -> Wide:
     """relu(h) - slope relu(-h), a slope for each channel."""
     if not isinstance(slopes, Weight):
-        raise read.refuse("its slopes are no parameter of the model as it is.")
+        raise read.refuse("its slopes are not a parameter of the model as it is.")
     f = Function("relu", torch.relu, find(aten.relu.default, (), {}))
 
     def of(h: Expression, s: Term) -> Expression:

@@ -18,7 +18,7 @@ def embedding(read: Reading, weight: object, tokens: object, padding: int = -1, 
     """K(t, t') = sigma_w^2 where the tokens are equal (entries of the table have variance one)."""
     data = numbers(tokens)
     if not isinstance(weight, Weight) or not isinstance(data, Known):
-        raise read.refuse("its table is no parameter of the model as it is, or its tokens depend on weights.")
+        raise read.refuse("its table is not a parameter of the model, or its tokens depend on weights.")
     count, width = weight.tensor.shape
     sizes = tuple(data.example.shape)
     shape = tuple(s for s in sizes if s != 1)
@@ -35,6 +35,5 @@ def embedding(read: Reading, weight: object, tokens: object, padding: int = -1, 
     line = Line(shape, matrix, rows, ((1.0, Raw(shape, Coefficient(full, of))),), PositionMean(len(shape)))
     dims = numbered([[True] if s != 1 else [] for s in sizes])
     wide = Wide(((width, line),), shape, (width,), (*dims, (-1,)))
-    return read.write(
-        "MatMul", f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)", wide, "g"
-    )
+    text = f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)"
+    return read.write("MatMul", text, wide, "g")

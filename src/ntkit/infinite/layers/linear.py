@@ -14,29 +14,29 @@ from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.vectors import Coefficient, Line, Raw, VectorSum, WeightMatrix, expanded
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
-from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, numbered, numbers, rows_for
+from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, numbered, numbers
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class PositionMean:
-    """The sum over channels and, behind the ``kept`` axes of positions, over equal positions."""
+    """The sum over channels and, behind the ``leading`` axes of positions, over equal positions."""
 
-    kept: int
+    leading: int
     scale = 1.0  # the mean over positions is taken where they are summed
 
     def needs(self, other: PositionMean, need: Need) -> Need:
         """Return which pairs of positions of the inputs it takes."""
-        return "equal" if need == "equal" or not (self.kept or other.kept) else "all"
+        return "equal" if need == "equal" or not (self.leading or other.leading) else "all"
 
     def sum(self, other: PositionMean, inner: Tensor, a: Shape, b: Shape, batch: int, need: Need) -> Tensor:
         """Return the mean over what is contracted of a kernel of the inputs."""
         if self.needs(other, need) == "equal":
-            axes = list(range(batch + self.kept, inner.ndim))
+            axes = list(range(batch + self.leading, inner.ndim))
             return inner.mean(axes) if axes else inner
-        contracted = len(a) - self.kept
-        first, second = batch + self.kept, batch + len(a) + other.kept
+        contracted = len(a) - self.leading
+        first, second = batch + self.leading, batch + len(a) + other.leading
         for axis in range(contracted):
             size = max(inner.shape[first], inner.shape[second - axis])
             shape = list(inner.shape)
@@ -46,29 +46,27 @@ class PositionMean:
 
 
 def vector_of(read: Reading, value: object) -> tuple[tuple[tuple[float, Expression], ...], Wide]:
-    """Return the vectors along the last dimension of a value, and the frame of what is kept.
+    """Return the vectors along the last dimension of a value, and the frame of what is leading.
 
-    The frame holds the sizes and dimensions of the positions that are kept; its pieces are of no meaning.
+    The frame holds the sizes and dimensions of the positions that are leading; its pieces are of no meaning.
     """
     if isinstance(value, Wide):
         value = value.canonical()
         if len(value.channels) != sum(a < 0 for a in value.dims[-1]):
             raise read.refuse("it mixes positions by a weight, or sums over some of the channels only.")
-        kept = sum(a >= 0 for dim in value.dims[:-1] for a in dim)
+        leading = sum(a >= 0 for dim in value.dims[:-1] for a in dim)
         inputs = tuple((width / value.width, expanded(e, value.shape)) for width, e in value.pieces)
-        return inputs, Wide((), value.shape[:kept], (), value.dims[:-1])
+        return inputs, Wide((), value.shape[:leading], (), value.dims[:-1])
     data = numbers(value)
     if data is None or data.moments:
-        raise read.refuse("its input is no vector of the network.")
+        raise read.refuse("its input is not a vector of the network.")
     sizes = tuple(data.example.shape[:-1])
     shape = tuple(s for s in sizes if s != 1)
     frame = Wide((), shape, (), numbered([[True] if s != 1 else [] for s in sizes]))
     if isinstance(value, Tensor) and not value.any():
         return (), frame
     full = (*shape, data.example.shape[-1])
-    raw = Raw(
-        shape, Coefficient(full, lambda side: rows_for(side, data.numbers.value(side)).reshape(-1, *full))
-    )
+    raw = Raw(shape, Coefficient(full, lambda side: data.rows(side).reshape(-1, *full)))
     return ((1.0, raw),), frame
 
 
@@ -89,7 +87,7 @@ def matrix_of(read: Reading, weight: Weight, out: int, fan_in: int) -> tuple[Wei
 def linear(read: Reading, h: Operand, weight: object, bias: Weight | None = None) -> Wide:
     """Y = h W^T + b."""
     if not isinstance(weight, Weight) or weight.tensor.ndim != 2:
-        raise read.refuse("its weight is no parameter of the model as it is (or a slice of one).")
+        raise read.refuse("its weight is not a parameter of the model as it is (or a slice of one).")
     return product(read, h, weight, 0, bias)
 
 
@@ -99,11 +97,11 @@ def product(read: Reading, h: Operand, weight: Weight, out: int, bias: Weight | 
     fan_in = weight.tensor.shape[1 - out]
     read.starts(h, weight, fan_in)
     matrix, rows = matrix_of(read, weight, out, fan_in)
-    kept = len(frame.shape)
-    value: Expression = Line(frame.shape, matrix, rows, inputs, PositionMean(kept))
+    leading = len(frame.shape)
+    value: Expression = Line(frame.shape, matrix, rows, inputs, PositionMean(leading))
     text = f"{weight.name} {read.name(h)}"
     if bias is not None:
-        value = VectorSum(frame.shape, (value, read.bias(bias, fan_in, kept)))
+        value = VectorSum(frame.shape, (value, read.bias(bias, fan_in, leading)))
         text += f" + {bias.name}"
     width = weight.tensor.shape[out]
     wide = Wide(((width, value),), frame.shape, (width,), (*frame.dims, (-1,)))

@@ -39,7 +39,7 @@ def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float,
     def second(side: SideValues) -> Tensor:
         square = side.numerics.zeros(1, *(1 for _ in a.shape))
         for share, e in parts:
-            value = side.own.moment(e, e, "equal")
+            value = side.itself.moment(e, e, "equal")
             square = square if value is None else square + share * value
         if pooled and axes:
             square = square.expand(square.shape[0], *a.shape).mean(axes, keepdim=True)

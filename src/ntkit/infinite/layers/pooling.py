@@ -19,7 +19,7 @@ from ntkit.infinite.reading.values import Wide
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None
-Pooled = Wide | tuple[Wide, None]  # with the places of the maxima, which are not a value of the network
+Outcome = Wide | tuple[Wide, None]  # with the places of the maxima, which are not a value of the network
 
 
 def pooled(t: Tensor, rank: int, op: Callable[..., Tensor], *args: object) -> Tensor:
@@ -37,7 +37,7 @@ def reduced(t: Tensor, rank: int, axes: tuple[int, ...], how: str) -> Tensor:
 
 def _average(
     op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
-) -> Pooled:
+) -> Outcome:
     keys = (tuple(x) if isinstance(x, list) else x for x in args)
     wide = a.moved(Move((pooled, rank, op, *keys), a.shape, after, False))
     return refactored(read, read.write("Pooling", f"{_named(op)}({read.name(a)})", wide), wide.sizes)
@@ -45,7 +45,7 @@ def _average(
 
 def _maximum(
     op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
-) -> Pooled:
+) -> Outcome:
     name = _named(op).removesuffix("_with_indices")
 
     def maximum(t: Tensor) -> Tensor:
@@ -70,8 +70,13 @@ def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def _on_pixels(
-    kind: Callable[..., Pooled], op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, *args: object
-) -> Pooled:
+    kind: Callable[..., Outcome],
+    op: torch._ops.OpOverload,
+    rank: int,
+    read: Reading,
+    a: Wide,
+    *args: object,
+) -> Outcome:
     """Pool the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
     if any(x < 0 for dim in a.dims[-rank:] for x in dim):
         raise read.refuse("it pools over channels.")
@@ -118,9 +123,8 @@ def sum_(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: 
 def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide:
     a = a.canonical()
     rank = len(a.dims)
-    chosen = sorted(
-        {d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)}
-    )
+    dims = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    chosen = sorted({d % rank for d in dims})
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
         raise read.refuse(

@@ -14,8 +14,8 @@ from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Weight, Wide, sizes_of
 
 aten = torch.ops.aten
-Parts = tuple[Wide | Weight, ...]
-Place = int | None  # of a slice
+Cuts = tuple[Wide | Weight, ...]
+Bound = int | None  # of a slice
 
 
 def pick(t: Tensor, axis: int, rank: int, index: tuple[int, ...]) -> Tensor:
@@ -74,7 +74,7 @@ def select(read: Reading, a: Wide | Weight, dim: int, index: int) -> Wide | Weig
 
 @rule(aten.slice.Tensor)
 def slice_(
-    read: Reading, a: Wide | Weight, dim: int = 0, start: Place = None, end: Place = None, step: int = 1
+    read: Reading, a: Wide | Weight, dim: int = 0, start: Bound = None, end: Bound = None, step: int = 1
 ) -> Wide | Weight:
     """Take a range of a dimension."""
     if isinstance(a, Weight):
@@ -111,31 +111,31 @@ def roll(read: Reading, a: Wide, shifts: Sequence[int], dims: Sequence[int] = ()
     return a
 
 
-def _parts(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int) -> Parts:
+def _parts(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int) -> Cuts:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return tuple(narrow(read, a, dim, start, size) for start, size in zip(starts, sizes, strict=True))
 
 
 @rule(aten.chunk.default)
-def chunk(read: Reading, a: Wide | Weight, count: int, dim: int = 0) -> Parts:
+def chunk(read: Reading, a: Wide | Weight, count: int, dim: int = 0) -> Cuts:
     """Cut a dimension into a number of parts."""
     return split(read, a, -(-sizes_of(a)[dim] // count), dim)
 
 
 @rule(aten.split.Tensor)
-def split(read: Reading, a: Wide | Weight, size: int, dim: int = 0) -> Parts:
+def split(read: Reading, a: Wide | Weight, size: int, dim: int = 0) -> Cuts:
     """Cut a dimension into parts of a size."""
     n = sizes_of(a)[dim]
     return _parts(read, a, [min(size, n - i) for i in range(0, n, size)], dim)
 
 
 @rule(aten.split_with_sizes.default, aten.split.sizes)
-def split_with_sizes(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int = 0) -> Parts:
+def split_with_sizes(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim: int = 0) -> Cuts:
     """Cut a dimension into parts of several sizes."""
     return _parts(read, a, sizes, dim)
 
 
 @rule(aten.unbind.int)
-def unbind(read: Reading, a: Wide | Weight, dim: int = 0) -> Parts:
+def unbind(read: Reading, a: Wide | Weight, dim: int = 0) -> Cuts:
     """Take a dimension apart."""
     return tuple(select(read, a, dim, i) for i in range(sizes_of(a)[dim]))

@@ -142,7 +142,7 @@ class JointDraws:
 
     def _value(self, a: Variable, b: Variable) -> Tensor | None:
         if a[0] == b[0]:
-            return self.sides[a[0]].own.covariance(a[1], b[1], "equal" if self.apart else "all")
+            return self.sides[a[0]].itself.covariance(a[1], b[1], "equal" if self.apart else "all")
         if a[0] == 1:
             a, b = b, a
         return self.pairs.covariance(a[1], b[1], self.need)

@@ -50,9 +50,10 @@ class Apply(Expression):
     def local(self) -> bool:
         """Whether a position depends on the same position of the basis only."""
         inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
-        return all(
-            e.function.local if isinstance(e, Apply) else not isinstance(e, Moved | Mixed) for e in inside
+        moving = (
+            not e.function.local if isinstance(e, Apply) else isinstance(e, Moved | Mixed) for e in inside
         )
+        return not any(moving)
 
     @cached_property
     def factors(self) -> tuple[Expression, Expression] | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-WRITTEN_OUT = 12  # variables up to which a factor is written out
+FEW_VARIABLES = 12  # variables up to which a factor is written out
 
 
 class Numerics:
@@ -57,7 +57,7 @@ class Numerics:
     def factor(self, covariance: Tensor) -> Tensor:
         """Return lower triangular factors of covariances ``[..., m, m]`` that may be singular."""
         covariance = covariance.double()
-        if covariance.shape[-1] <= WRITTEN_OUT:
+        if covariance.shape[-1] <= FEW_VARIABLES:
             return _cholesky(covariance).to(self.dtype)
         diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
         eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)

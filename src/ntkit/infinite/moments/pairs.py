@@ -17,7 +17,7 @@ from ntkit.infinite.moments.functions import Apply, as_function
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import Remembers, SideValues
 
-CONSTANT = (vec.Offset, vec.Raw, vec.Stopped)  # no gradient goes through them
+WITHOUT_GRADIENT = (vec.Offset, vec.Raw, vec.Stopped)  # no gradient goes through them
 
 
 class Pairs(Remembers):
@@ -111,7 +111,7 @@ class Pairs(Remembers):
         return self.means(u, v, need)
 
     def _tangent(self, u: Expression, v: Expression, need: Need) -> Value:
-        if isinstance(u, CONSTANT) or isinstance(v, CONSTANT):
+        if isinstance(u, WITHOUT_GRADIENT) or isinstance(v, WITHOUT_GRADIENT):
             return None
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return bilinear(self, self.tangent, u, v, need)

@@ -35,7 +35,7 @@ class SideValues(Remembers, Protocol):
     numerics: Numerics
 
     @property
-    def own(self) -> PairValues:
+    def itself(self) -> PairValues:
         """Each sample with itself."""
         ...
 

@@ -182,7 +182,7 @@ def _correction(draws: JointDraws, which: int, h: Tensor, chunk: slice) -> Tenso
     E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
     """
     e = draws.vectors[which]
-    square = draws.sides[which].own.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
+    square = draws.sides[which].itself.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
     if square is None:
         return torch.ones_like(h[0])
     known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
@@ -234,7 +234,7 @@ def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
 
 
 def _alone(side: SideValues, u: Apply, derive: bool) -> dict[Expression, Tensor]:
-    draws = JointDraws(side.own, u, u, "equal")
+    draws = JointDraws(side.itself, u, u, "equal")
     means: dict[Expression, list[Tensor]] = {}
     for chunk in chunks(draws.count, draws.chunk):
         at = at_draws(u, draws.draw((0, 1), chunk)[0], draws.lift(0, chunk), side, derive)

@@ -28,14 +28,14 @@ class PairSide(Remembers):
         self._memo: dict[Hashable, Any] = {}
 
     @property
-    def own(self) -> Pairs:
+    def itself(self) -> Pairs:
         """Each sample with itself."""
-        return self.remember("own", lambda: Pairs(self, self, outer=False))
+        return self.remember("itself", lambda: Pairs(self, self, outer=False))
 
     @property
     def bytes(self) -> int:
         """What is known of the samples holds in memory."""
-        return self.own.bytes[0] if "own" in self._memo else 0
+        return self.itself.bytes[0] if "itself" in self._memo else 0
 
     def mean(self, u: Expression) -> Value:
         """Return E[u], ``[n, *shape]``."""
@@ -43,7 +43,7 @@ class PairSide(Remembers):
 
     def variance(self, u: Expression) -> Tensor:
         """Return Var[u] at each position, ``[n, *shape]``."""
-        value = self.own.covariance(u, u, "equal")
+        value = self.itself.covariance(u, u, "equal")
         return self.numerics.zeros(1, *(1 for _ in u.shape)) if value is None else value
 
     def _mean(self, u: Expression) -> Value:

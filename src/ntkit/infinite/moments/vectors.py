@@ -16,7 +16,7 @@ from ntkit.infinite.moments.protocols import Contraction, SideValues
 
 @dataclass(frozen=True, eq=False)
 class Coefficient:
-    """A number for each sample and position that is no random variable: ``[n, *shape]`` for a side."""
+    """A number for each sample and position, not a random variable: ``[n, *shape]`` for a side."""
 
     shape: Shape
     of: Callable[[SideValues], Tensor]

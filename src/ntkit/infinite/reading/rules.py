@@ -18,14 +18,14 @@ from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Line, Raw, Vector, VectorSum
 from ntkit.infinite.reading.laws import Laws, uniform
 from ntkit.infinite.reading.values import Known, Weight, Wide
-from ntkit.infinite.registry import Rule, registering
+from ntkit.infinite.registry import RuleT, registering
 
 LIMIT_RULES: dict[Any, Callable[..., Any]] = {}
 
 FEW_INPUTS = 50  # fan_in below which PyTorch's uniform draw of the first layer is far from a Gaussian one
 
 
-def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
     """Register the infinite-width limit of some operations of a graph; elementwise ones need no rule.
 
         (Reading, *arguments of the operation) -> value, or a tuple of values
@@ -77,7 +77,12 @@ def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
     return registering(LIMIT_RULES, ops, "rule")
 
 
-rule = register_rule = register_limit_rule
+register_rule = register_limit_rule
+
+
+def rule(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
+    """Register a rule of ntkit's own: a user's for the same operation stays, whichever comes first."""
+    return registering(LIMIT_RULES, ops, "rule", replace=False)
 
 
 @dataclass

@@ -26,6 +26,11 @@ class Known:
     numbers: Coefficient  # [n, *example.shape]
     moments: bool = False  # made of moments of infinite vectors, in which no gradient flows
 
+    def rows(self, side: SideValues) -> Tensor:
+        """Return the numbers of all samples: a tensor of the network's own has one row for all of them."""
+        value = self.numbers.value(side)
+        return value.expand(side.n, *value.shape[1:])
+
 
 @dataclass(frozen=True, eq=False)
 class Weight:
@@ -132,11 +137,6 @@ def _narrowed(
 def per_channel(weight: Weight, after: int) -> Weight:
     """Return parameters with one entry for each channel, in front of ``after`` more dimensions."""
     return replace(weight, tensor=weight.tensor.reshape(-1, *(1 for _ in range(after))))
-
-
-def rows_for(side: SideValues, value: Tensor) -> Tensor:
-    """Return numbers of all samples: a tensor of the network's own has one row for all of them."""
-    return value.expand(side.n, *value.shape[1:])
 
 
 def numbers(value: object) -> Known | None:
