@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import NoRuleError, NtkitError
+from ntkit.faults import foreign
 from ntkit.finite.parametrize import Scale, Sigma
 from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.program import Program, read
 from ntkit.infinite.reading.laws import Laws, Parameterization
-from ntkit.infinite.reading.source import is_own_fault, source_of
+from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.kernel import Kernel
@@ -138,9 +139,10 @@ class Layer:
 def _traced(net: Network, example: Batch) -> Graph:
     try:
         return trace(net, example)
+    except NtkitError:
+        raise
     except Exception as error:
-        if isinstance(error, NtkitError) or is_own_fault(error):
-            raise
+        foreign(error, "tracing")
         raise NoRuleError(
             f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its "
             f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "

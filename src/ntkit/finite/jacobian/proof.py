@@ -66,6 +66,7 @@ def last_layer(net: Network, x: Batch, names: tuple[str, ...]) -> tuple[str, ...
     except NtkitError:
         raise
     except Exception as error:
+        foreign(error, "tracing")
         raise NtkitError(
             f"params='last' needs a network that can be traced ({first_line(error)}); name the parameters "
             f"of the last layer instead."
@@ -84,6 +85,7 @@ def check_samples(net: Network, pair: Batch) -> int:
         except NtkitError:
             raise
         except Exception as error:
+            foreign(error, "running one sample alone")
             raise NotPerSampleError(
                 f"The network takes a batch of two samples but not one sample alone ({first_line(error)}). "
                 f"A tangent kernel needs a function of one sample; batch norm in training mode is a usual "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -63,9 +62,3 @@ def _outside(frame: FrameType | None) -> str:
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
-
-
-def is_own_fault(error: Exception) -> bool:
-    """Return whether an error is a fault in ntkit itself (torch's RuntimeErrors are not)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return not isinstance(error, RuntimeError) and bool(frames) and frames[-1].filename.startswith(_NTKIT)

@@ -34,7 +34,7 @@ class Transforms:
                 self.transforms = False
             try:
                 return plainly()
-            except Exception:
+            except BaseException:
                 self.transforms = True
                 raise
         return plainly()
