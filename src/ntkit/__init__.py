@@ -11,6 +11,7 @@ from ntkit.deprecation import keep_old_places
 
 if TYPE_CHECKING:
     from ntkit import report as report
+    from ntkit import testing as testing
     from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
@@ -67,16 +68,16 @@ _ROOMS = {
     "watch": "ntkit.training.accounts.watch",
 }
 
-__all__ = [*sorted(_ROOMS), "__version__", "report"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*sorted(_ROOMS), "__version__", "report", "testing"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(_ROOMS[name]), name)
-    if name == "report":
-        return import_module("ntkit.report")
+    if name in ("report", "testing"):
+        return import_module(f"ntkit.{name}")
     raise AttributeError(f"module 'ntkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, "report"})
+    return sorted({*globals(), *_ROOMS, "report", "testing"})

@@ -234,7 +234,7 @@ def batch_size(x: Inputs) -> int:
     return pytree.tree_leaves(x)[0].shape[0]
 
 
-def take(x: T, index: slice | int | Tensor) -> T:
+def take(x: T, index: slice | int | list[int] | Tensor) -> T:
     """Return some samples of a batch, by a slice or a tensor of indices."""
     return pytree.tree_map(lambda t: t[index], x)
 

@@ -72,16 +72,20 @@ def path(outputs, runs, dtype):
 
 
 def layer(number, kind, runs, dtype):
-    return getattr(limit(dtype).layers[number], kind)
+    return getattr(list(limit(dtype).layers.values())[number], kind)
+
+
+@cache
+def drawn(kind):
+    z = ntkit.RandomFeatures(kind, 32, seed=0).fit(np.random.default_rng(0).normal(size=(4, D)))
+    return FromFunction(lambda a, b: z.transform(a) @ z.transform(b).T)
 
 
 def features(kind, runs, dtype):
-    x = np.random.default_rng(0).normal(size=(4, D))
-    return FromFunction(
-        lambda a, b, z=ntkit.RandomFeatures(kind, 32, seed=0).fit(x): z.transform(a) @ z.transform(b).T
-    )
+    return drawn(kind)
 
 
+RELU = ReLUKernel(depth=2)
 VECTORS = {
     **{f"EmpiricalNTK, {o}": partial(empirical, o) for o in ("full", "diagonal", "trace", "mean")},
     **{f"PathKernel, {o}": partial(path, o) for o in ("full", "diagonal", "mean")},
@@ -90,7 +94,7 @@ VECTORS = {
     "limit, NNGP": lambda runs, dtype: limit(dtype).nngp,
     "limit, a layer's NTK": partial(layer, 1, "ntk"),
     "limit, a layer's NNGP": partial(layer, 0, "nngp"),
-    "ReLUKernel": lambda runs, dtype: ReLUKernel(depth=2),
+    "ReLUKernel": lambda runs, dtype: RELU,
     "RandomFeatures, gaussian": partial(features, "gaussian"),
     "RandomFeatures, ntk": partial(features, "ntk"),
     "scikit-learn": lambda runs, dtype: FromSklearn(RBF(1.5)),
