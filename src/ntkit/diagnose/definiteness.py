@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 
 
@@ -153,14 +153,14 @@ def _matrix(kernel: Kernel, x: Any) -> tuple[Tensor, float]:
         n, _, o, _ = block.shape
         block = block.permute(0, 2, 1, 3).reshape(n * o, n * o)
     if block.ndim != 2:
-        raise NtkitError(
+        raise BadValueError(
             f"The kernel has values of shape {tuple(block.shape)}; a matrix takes one value per pair "
             f"of samples, or outputs='full'."
         )
     matrix = block.detach().double()
     if not matrix.isfinite().all():
-        raise NtkitError("The kernel has values that are not finite on these points.")
+        raise BadValueError("The kernel has values that are not finite on these points.")
     scale = matrix.abs().max()
     if (matrix - matrix.T).abs().max() > 1e3 * torch.finfo(block.dtype).eps * scale:
-        raise NtkitError("The kernel is not symmetric on these points, so it is not a kernel.")
+        raise BadValueError("The kernel is not symmetric on these points, so it is not a kernel.")
     return (matrix + matrix.T) / 2, torch.finfo(block.dtype).eps

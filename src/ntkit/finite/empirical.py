@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, parse_memory
 from ntkit.compute.precision import exact
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
@@ -157,7 +157,7 @@ class EmpiricalNTK(Kernel):
         torch.Size([8, 5])
         """
         if self.outputs == "diagonal":
-            raise NtkitError(
+            raise BadValueError(
                 "outputs='diagonal' is one matrix for each output, not one operator; choose 'full', 'trace' "
                 "or 'mean'."
             )
@@ -197,7 +197,7 @@ class EmpiricalNTK(Kernel):
         second = as_inputs(x2, self._net, "x2")
         one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (first, second))
         if pytree.tree_flatten(one) != pytree.tree_flatten(two):
-            raise NtkitError(f"x1 and x2 must be alike but for their number of samples: {one} and {two}.")
+            raise BadValueError(f"x1 and x2 must be alike but for their number of samples: {one} and {two}.")
         return first, second
 
     def _recipe(self, x: Batch) -> tuple[Recipe, Measure]:
@@ -223,7 +223,7 @@ class EmpiricalNTK(Kernel):
         if params is None or params == "last":
             chosen = [k for k, w in named.items() if module is None or w.requires_grad]
             if not chosen:
-                raise NtkitError(
+                raise BadValueError(
                     "No parameter of the model requires a gradient, so its tangent kernel is zero. Call "
                     "model.requires_grad_(True), or name the parameters that count with params=..."
                 )
@@ -234,8 +234,10 @@ class EmpiricalNTK(Kernel):
             patterns = [params] if isinstance(params, str) else list(params)
             for pattern in patterns:
                 if not any(fnmatchcase(k, pattern) for k in named):
-                    raise NtkitError(f"params: no parameter is called {pattern!r}; there are {list(named)}.")
+                    raise BadValueError(
+                        f"params: no parameter is called {pattern!r}; there are {list(named)}."
+                    )
             chosen = [k for k in named if any(fnmatchcase(k, p) for p in patterns)]
         if not chosen:
-            raise NtkitError(f"params={params!r} holds no parameter of the model; it has {list(named)}.")
+            raise BadValueError(f"params={params!r} holds no parameter of the model; it has {list(named)}.")
         return tuple(chosen)

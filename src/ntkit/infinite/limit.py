@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import NoRuleError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError
 from ntkit.faults import foreign
 from ntkit.finite.parametrize import Scale, Sigma
 from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
@@ -101,7 +101,7 @@ class Limit:
     def _line(self, name: str) -> Wide:
         lines = {line.name: line.value for line in self.program.lines if line.value is not None}
         if name not in lines:
-            raise NtkitError(f"The program has no line {name!r}; it has {', '.join(lines)}.")
+            raise BadValueError(f"The program has no line {name!r}; it has {', '.join(lines)}.")
         return lines[name]
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ class LimitKernel(Kernel):
         """The limit that this kernel belongs to, read again after `set_params` or `clone`."""
         if self._limit is None:
             if self.kind not in ("nngp", "ntk"):
-                raise NtkitError(f"kind={self.kind!r}; expected 'nngp' or 'ntk'.")
+                raise BadValueError(f"kind={self.kind!r}; expected 'nngp' or 'ntk'.")
             params = self.get_params(deep=False)
             self._limit = infinite_width(**{k: v for k, v in params.items() if k not in ("kind", "line")})
         return self._limit
@@ -202,7 +202,7 @@ class LimitKernel(Kernel):
         shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
         wanted = [tuple(t.shape[1:]) for t in pytree.tree_leaves(self.limit.example)]
         if shapes != wanted:
-            raise NtkitError(
+            raise BadValueError(
                 f"The limit was read with inputs of shape {wanted}, got {shapes} (without the sample axis); "
                 f"call infinite_width with an example of the new shape."
             )
@@ -301,20 +301,20 @@ def infinite_width(
     (tensor([0.3333, 0.3333], dtype=torch.float64), tensor(0.1592, dtype=torch.float64))
     """
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+        raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     if parameterization not in ("ntk", "standard"):
-        raise NtkitError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+        raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
     if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 32:
-        raise NtkitError(f"samples={samples!r}; sampling takes a whole number of points, at least 32.")
+        raise BadValueError(f"samples={samples!r}; sampling takes a whole number of points, at least 32.")
     for name, sigma in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
             if not (isinstance(value, Real) and isfinite(value)):
-                raise NtkitError(
+                raise BadValueError(
                     f"{name}={sigma!r}; expected a finite number, or a dict of them by module path."
                 )
     scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
     if scaled and parameterization == "ntk":
-        raise NtkitError(
+        raise BadValueError(
             f"The model went through ntk_parametrize ({scaled[0]} is a factor): its scales would count "
             f"twice. Give the original model, or parameterization='standard', which takes the scales from "
             f"the model."

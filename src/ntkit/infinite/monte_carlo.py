@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
@@ -107,11 +107,15 @@ def monte_carlo(
     tensor(True)
     """
     if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 2:
-        raise NtkitError(f"samples={samples!r}; a standard error takes a whole number of draws, at least 2.")
+        raise BadValueError(
+            f"samples={samples!r}; a standard error takes a whole number of draws, at least 2."
+        )
     if parameterization not in ("ntk", "standard"):
-        raise NtkitError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+        raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected a torch.nn.Module, which can be drawn anew, got {type(model).__name__}.")
+        raise BadTypeError(
+            f"Expected a torch.nn.Module, which can be drawn anew, got {type(model).__name__}."
+        )
     standard = parameterization == "standard"
     copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
     net = network(copy)
@@ -168,13 +172,13 @@ def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
         names = [name for name, _ in module.named_parameters(recurse=False)]
         if names and not callable(reset):
-            raise NtkitError(
+            raise BadValueError(
                 f"{path or 'the model'} ({type(module).__name__}) has the parameter {names[0]!r} but no "
                 f"reset_parameters, so parameterization='standard' cannot draw it anew. Give it that "
                 f"method, or use parameterization='ntk'."
             )
         if any(is_lazy(p) for p in module.parameters(recurse=False)):
-            raise NtkitError(f"{path} ({type(module).__name__}) is not initialized; run the model once.")
+            raise BadValueError(f"{path} ({type(module).__name__}) is not initialized; run the model once.")
         if callable(reset):
             resets.insert(0, reset)
     buffers = {name: b.clone() for name, b in copy.named_buffers()}

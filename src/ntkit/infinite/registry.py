@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, NtkitError
 
 RuleT = TypeVar("RuleT", bound=Callable[..., Any])
 
@@ -17,7 +17,7 @@ def registering(table: dict, ops: tuple, what: str, replace: bool = True) -> Cal
     """Return the decorator that writes a function into a table for some operations, overloads all."""
     for op in ops:
         if not isinstance(op, torch._ops.OpOverload):
-            raise NtkitError(f"A {what} belongs to an overload such as aten.linear.default, got {op!r}.")
+            raise BadTypeError(f"A {what} belongs to an overload such as aten.linear.default, got {op!r}.")
 
     def register(function: RuleT) -> RuleT:
         table.update({op: function for op in ops if replace or op not in table})

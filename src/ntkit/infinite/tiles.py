@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.graph import batch_size, take
 from ntkit.infinite.duals.correlation import fused_atan2
 from ntkit.infinite.moments import expectation
@@ -70,7 +70,7 @@ class Tiles:
 
     def __init__(self, value: Wide, numerics: Numerics, memory: int | float | str, compile: Compile) -> None:
         if compile not in (True, False, "auto"):
-            raise NtkitError(f"compile={compile!r}; give True, False or 'auto'.")
+            raise BadValueError(f"compile={compile!r}; give True, False or 'auto'.")
         self.value, self.numerics, self.compile = value, numerics, compile
         self.budget = parse_memory(memory)
         self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NotPerSampleError, NtkitError
+from ntkit.errors import BadValueError, NotPerSampleError, NtkitError
 from ntkit.faults import first_line, foreign
 from ntkit.finite.jacobian.coverage import Coverage, cover
 from ntkit.finite.jacobian.factors import form
@@ -94,7 +94,7 @@ def check_samples(net: Network, pair: Batch) -> int:
         swapped = net.outputs(net.weights, take(pair, torch.tensor([1, 0], device=net.device)))
     scale = both.abs().max() if both.numel() else both.new_zeros(())
     if not torch.isfinite(both).all():
-        raise NtkitError(
+        raise BadValueError(
             "The network returned NaN or infinite outputs for the samples given; a tangent kernel needs "
             "finite ones. Check the inputs' scale and the weights."
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
@@ -223,7 +223,7 @@ def _of_arguments(make: Callable[..., Dual | None], args: tuple, kwargs: tuple) 
     with named(make, lambda what: NtkitError(f"The dual registered as {what}.")) as name:
         dual = make(*args, **dict(kwargs))
     if not isinstance(dual, Dual | None):
-        raise NtkitError(f"{name} returned a {type(dual).__name__}; expected a Dual, or None.")
+        raise BadTypeError(f"{name} returned a {type(dual).__name__}; expected a Dual, or None.")
     return dual
 
 
@@ -234,7 +234,7 @@ def _checked(*values: Numbers) -> list[Tensor]:
     dtypes = [d for d in arrays if d.is_floating_point] or [torch.float64]
     dtype = max(dtypes, key=lambda d: torch.finfo(d).bits)
     if dtype not in (torch.float32, torch.float64):
-        raise NtkitError(f"Covariances must be float32 or float64, not {dtype}.")
+        raise BadValueError(f"Covariances must be float32 or float64, not {dtype}.")
     tensors = [
         torch.tensor(x, dtype=dtype) if isinstance(x, float | int) else t.to(dtype)
         for t, x in zip(tensors, values, strict=True)
@@ -243,18 +243,20 @@ def _checked(*values: Numbers) -> list[Tensor]:
         cov, var1, var2 = torch.broadcast_tensors(*tensors)
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise NtkitError(f"cov, var1 and var2 have shapes {shapes}, which do not broadcast.") from error
+        raise BadValueError(f"cov, var1 and var2 have shapes {shapes}, which do not broadcast.") from error
     for name, x in (("cov", cov), ("var1", var1), ("var2", var2)):
         if not torch.isfinite(x).all():
             count = int((~torch.isfinite(x)).sum())
-            raise NtkitError(f"{name} must be finite; {count} of {x.numel()} entries are NaN or inf.")
+            raise BadValueError(f"{name} must be finite; {count} of {x.numel()} entries are NaN or inf.")
         if name != "cov" and (x < 0).any():
-            raise NtkitError(f"{name} is a variance and must be >= 0; its smallest is {float(x.min()):.6g}.")
+            raise BadValueError(
+                f"{name} is a variance and must be >= 0; its smallest is {float(x.min()):.6g}."
+            )
     bound = (var1.sqrt() * var2.sqrt()).detach()
     excess = cov.detach().abs() - bound * (1 + 64 * torch.finfo(dtype).eps)
     if (excess > 0).any():
         at = int(excess.argmax())
-        raise NtkitError(
+        raise BadValueError(
             f"abs(cov) must not exceed sqrt(var1 var2); cov is {float(cov.flatten()[at]):.9g} where "
             f"sqrt(var1 var2) is {float(bound.flatten()[at]):.9g}."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.infinite.duals.dual import Dual, find
 from ntkit.infinite.duals.homogeneous import Homogeneous
 from ntkit.infinite.duals.smooth import Series
@@ -56,13 +56,13 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
         fn = _named(fn)
     if isinstance(fn, nn.PReLU):
         if fn.weight.numel() != 1:
-            raise NtkitError(
+            raise BadValueError(
                 f"nn.PReLU has {fn.weight.numel()} slopes, one per channel: a different function in each has "
                 f"no single dual. Use nn.PReLU() with one slope, or nn.LeakyReLU."
             )
         return Homogeneous(1, fn.weight.item())
     if not callable(fn):
-        raise NtkitError(f"dual takes a function, a module or a name, not {type(fn).__name__}.")
+        raise BadTypeError(f"dual takes a function, a module or a name, not {type(fn).__name__}.")
     _check_elementwise(fn)
     return _known(fn) or Series(fn)
 
@@ -73,7 +73,7 @@ def _named(name: str) -> Callable[[Tensor], Tensor]:
     for room in (torch, nn.functional):
         if callable(function := getattr(room, name, None)):
             return cast(Callable[[Tensor], Tensor], function)
-    raise NtkitError(f"torch and torch.nn.functional have no function {name!r}; give the function itself.")
+    raise BadValueError(f"torch and torch.nn.functional have no function {name!r}; give the function itself.")
 
 
 _PROBE = (-2.31, -0.74, -0.12, 0.05, 0.61, 1.87)
@@ -84,10 +84,10 @@ def _check_elementwise(fn: Callable[[Tensor], Tensor]) -> None:
     try:
         y, part, table = fn(x.clone()), fn(x[1::2].clone()), fn(x.reshape(2, 3).clone())
     except Exception as error:
-        raise NtkitError(f"The function does not take a float64 tensor of shape [6]: {error}") from error
+        raise BadValueError(f"The function does not take a float64 tensor of shape [6]: {error}") from error
     same = isinstance(y, Tensor) and y.shape == x.shape and y.is_floating_point()
     if not same or not (_close(y[1::2], part) and _close(y, table.reshape(-1))):
-        raise NtkitError(
+        raise BadValueError(
             "A dual is of a function of one variable, applied element by element, the same at each call: "
             "this one mixes entries, changes the shape, or is random."
         )

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.infinite.duals.correlation import arcsine, root
 from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces
@@ -87,7 +87,7 @@ class RectifiedPower(JointDual):
 
     def __init__(self, power: int) -> None:
         if power != int(power) or power < 1:
-            raise NtkitError(f"RectifiedPower takes a whole power >= 1, not {power}; for 0 there is Step.")
+            raise BadValueError(f"RectifiedPower takes a whole power >= 1, not {power}; for 0 there is Step.")
         self.power = int(power)
 
     def phi(self, x: Tensor) -> Tensor:

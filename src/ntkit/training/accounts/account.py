@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ntkit.compute.progress import progress
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.files import hash_data
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.network import Inputs
@@ -140,7 +140,7 @@ def account(
     """
     request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise NtkitError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
+        raise BadValueError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
     work = Work(request.budget, jobs, None if keep is None else Path(keep))
     with request.open(folder) as run, quiet():
         return _account(request, run, average, work)
@@ -149,11 +149,11 @@ def account(
 @torch.no_grad()
 def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
     if average and not run.averaged:
-        raise NtkitError(
+        raise BadValueError(
             f"{run.folder} was recorded without an average of the weights: record with average=."
         )
     if average and run.changes_buffers:
-        raise NtkitError(
+        raise BadValueError(
             "The buffers of the network changed in this run; those of its average are not recorded. Account "
             "for the last network (average=False)."
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NotPerSampleError, NtkitError, PathMismatchError
+from ntkit.errors import BadValueError, NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.files import hash_data
 from ntkit.network import Batch, Inputs, Network, as_inputs, batch_size, network, refuse_stateful, take
 from ntkit.training.folder.run import Run
@@ -20,7 +20,7 @@ Modes = tuple[tuple[str, ...], ...]
 def check_model(run: Run, model: nn.Module) -> Network:
     """Return the network of a model, checked: its weights and buffers are those of the run."""
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
+        raise BadValueError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
     model = getattr(model, "_orig_mod", model)
     net = network(model)
     run.device = net.device
@@ -56,11 +56,11 @@ def check_given(
     """Return the training data and the queries as tensors, checked against a run and its model."""
     net = check_model(run, model)
     if not isinstance(train, (tuple, list)) or len(train) != 2:
-        raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
+        raise BadValueError("`train` must be a pair (x, y) of inputs and targets.")
     data = as_inputs(train[0], net, "train x"), as_inputs(train[1], net, "train y")
     n = batch_size(data[0])
     if n != batch_size(data[1]):
-        raise NtkitError(f"`train` has {n} inputs but {batch_size(data[1])} targets.")
+        raise BadValueError(f"`train` has {n} inputs but {batch_size(data[1])} targets.")
     recorded = run.manifest["train_sha256"]
     if recorded is not None and hash_data(*data) != recorded:
         raise PathMismatchError(
@@ -94,7 +94,7 @@ def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Batch) -> None:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = pytree.tree_map(lambda t: f"{list(t.shape)} {t.dtype}", x)
-        raise NtkitError(
+        raise BadValueError(
             f"The network does not take the queries, {shapes} (the first axis is the sample): {error}. Give "
             f"them as the training inputs are given, x[:3] say."
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.finite.jacobian.factors import form
 from ntkit.finite.kinds import Outputs, kind_of
@@ -102,9 +102,9 @@ class PathKernel(Kernel):
     ) -> None:
         self._kind = kind_of(outputs)
         if time not in ("rate", "steps"):
-            raise NtkitError(f"time={time!r}; expected 'rate' or 'steps'.")
+            raise BadValueError(f"time={time!r}; expected 'rate' or 'steps'.")
         if nodes == "auto":
-            raise NtkitError('nodes is "auto", expected a positive number or "left".')
+            raise BadValueError('nodes is "auto", expected a positive number or "left".')
         self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
         self.nodes, self.memory = nodes, memory
         self.loss, self.train, self.augment = loss, train, augment

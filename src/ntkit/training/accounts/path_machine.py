@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.network import Inputs, as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
@@ -87,9 +87,9 @@ class PathMachine:
 
     def __init__(self, kernel: PathKernel, loss: Loss, train: tuple[Any, Any], guard: float = 1e-8) -> None:
         if not isinstance(kernel, PathKernel):
-            raise NtkitError(f"Expected a PathKernel, got {type(kernel).__name__}.")
+            raise BadTypeError(f"Expected a PathKernel, got {type(kernel).__name__}.")
         if not 0 <= guard < 1:
-            raise NtkitError(f"guard is {guard}, expected a cosine: at least 0, less than 1.")
+            raise BadValueError(f"guard is {guard}, expected a cosine: at least 0, less than 1.")
         self.kernel, self.loss, self.train, self.guard = kernel, loss, train, guard
 
     def expand(self, queries: Inputs, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:

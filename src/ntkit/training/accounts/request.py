@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.network import Batch, Inputs, as_inputs, network
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
@@ -44,7 +44,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol > 0:
-            raise NtkitError(f"tol is {self.tol!r}, expected a positive number.")
+            raise BadValueError(f"tol is {self.tol!r}, expected a positive number.")
         assert self.rule is None or self.budget > 0  # both are checked where they are read
 
     @property
@@ -67,7 +67,7 @@ class Request:
         run = open_run(folder, self.model, self.loss, data, self.augment)  # pyright: ignore[reportArgumentType]
         if run.every > 1 and (self.loss is None or self.train is None):
             run.log.close()
-            raise NtkitError(
+            raise BadValueError(
                 f"The run in {folder} holds checkpoints, and the steps between them must be replayed: give "
                 f"loss= and train=."
             )

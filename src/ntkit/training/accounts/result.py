@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ntkit.errors import NtkitError, RunFolderError
+from ntkit.errors import BadValueError, NtkitError, RunFolderError
 from ntkit.files import Json, write_atomically
 from ntkit.network import Inputs
 from ntkit.training.accounts.columns import COLUMNS, Columns
@@ -109,7 +109,7 @@ class Account:
             Which output; the one of the largest prediction, if left out.
         """
         if k < 0:
-            raise NtkitError(f"k is {k}, expected how many contributions to return.")
+            raise BadValueError(f"k is {k}, expected how many contributions to return.")
         row = self.contributions[self._query(query), self._output(query, output)]
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
@@ -123,7 +123,7 @@ class Account:
         classes = torch.as_tensor(labels).reshape(-1)
         n = self.contributions.shape[-1]
         if len(classes) != n or classes.is_floating_point() or classes.is_complex() or int(classes.min()) < 0:
-            raise NtkitError(
+            raise BadValueError(
                 f"labels have shape {tuple(torch.as_tensor(labels).shape)} and dtype {classes.dtype}; "
                 f"expected the classes of the {n} training samples, as whole numbers from 0."
             )
@@ -150,7 +150,7 @@ class Account:
         q, o, n = self.contributions.shape
         chosen = torch.arange(q) if index is None else torch.as_tensor(index)
         if chosen.shape != (q,) or (q and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
-            raise NtkitError(
+            raise BadValueError(
                 f"self_influence takes one training sample, 0 to {n - 1}, for each of the {q} queries; got "
                 f"{tuple(chosen.shape)}. Account for training samples as queries, and say which they are."
             )
@@ -165,7 +165,7 @@ class Account:
     def _query(self, query: int) -> int:
         q = len(self.contributions)
         if not -q <= query < q:
-            raise NtkitError(f"Query {query} does not exist; the account has {q}, counted from 0.")
+            raise BadValueError(f"Query {query} does not exist; the account has {q}, counted from 0.")
         return query
 
     def _output(self, query: int, output: int | None) -> int:
@@ -173,7 +173,7 @@ class Account:
         if output is None:
             return int(self.prediction[self._query(query)].argmax())
         if not -o <= output < o:
-            raise NtkitError(f"Output {output} does not exist; the account has {o}, counted from 0.")
+            raise BadValueError(f"Output {output} does not exist; the account has {o}, counted from 0.")
         return output
 
     def summary(self) -> str:

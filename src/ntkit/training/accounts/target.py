@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.network import Batch, batch_size
 from ntkit.training.functional.flat_network import Head, Loss, cast, cast_loss, checked_loss
 
@@ -33,13 +33,13 @@ def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> 
         return _gathered, final.argmax(1, keepdim=True)
     if isinstance(target, str) and target == "margin":
         if o < 2:
-            raise NtkitError(f"The margin of {o} output is nothing; it takes two. Take target='outputs'.")
+            raise BadValueError(f"The margin of {o} output is nothing; it takes two. Take target='outputs'.")
         return _margin, final.topk(2, dim=1).indices
     if isinstance(target, str) and target == "loss":
         if labels is None:
-            raise NtkitError("target='loss' takes the targets of the queries: give labels=.")
+            raise BadValueError("target='loss' takes the targets of the queries: give labels=.")
         if batch_size(labels) != q:
-            raise NtkitError(f"There are {q} queries but {batch_size(labels)} labels; give one for each.")
+            raise BadValueError(f"There are {q} queries but {batch_size(labels)} labels; give one for each.")
         return _losses(cast_loss(loss, torch.float64)), cast(labels, torch.float64)
     numbers = [target] if isinstance(target, int) and not isinstance(target, bool) else target
     if isinstance(numbers, (list, tuple, range)) and len(numbers) > 0:
@@ -48,7 +48,7 @@ def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> 
         if all(isinstance(i, int) and not isinstance(i, bool) and -o <= i < o for i in wanted):
             index = torch.tensor([i % o for i in wanted], device=final.device).repeat(q, 1)
             return (_margin if margin else _gathered), index
-    raise NtkitError(f"target={target!r} is none of the {o} outputs; expected {_FORMS}.")
+    raise BadValueError(f"target={target!r} is none of the {o} outputs; expected {_FORMS}.")
 
 
 def _gathered(outputs: Tensor, index: Tensor) -> Tensor:

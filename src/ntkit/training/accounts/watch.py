@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.files import Scratch
 from ntkit.network import Inputs
 from ntkit.training.accounts.request import Request
@@ -94,7 +94,7 @@ def watch(
     """
     request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
     if isinstance(target, str) and target in ("predicted", "margin"):
-        raise NtkitError(
+        raise BadValueError(
             f"target={target!r} is known only when training is over; watch all outputs, or take a number, "
             f'("margin", a, b) or "loss".'
         )

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ntkit.errors import NtkitError, RunFolderError
+from ntkit.errors import BadValueError, RunFolderError
 from ntkit.files import Json, as_bytes
 
 LOG = "steps.log"
@@ -182,7 +182,7 @@ def _payload(tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> li
     pieces, end = [], 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
         if tensor.dtype not in _DTYPES:
-            raise NtkitError(f"{name!r} is of {tensor.dtype}, which no record holds; use {_KNOWN}.")
+            raise BadValueError(f"{name!r} is of {tensor.dtype}, which no record holds; use {_KNOWN}.")
         data = memoryview(as_bytes(tensor).numpy())  # pyright: ignore[reportArgumentType]
         span = [end, end := end + len(data)]
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import vjp
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.network import Batch, Network, T, copy_of, network, take
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.structure import Structure
@@ -156,14 +156,14 @@ def checked_loss(loss: Loss, outputs: Any, targets: Batch) -> Tensor:
     try:
         value = loss(outputs, targets)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise NtkitError(
+        raise BadValueError(
             f"loss(outputs, targets) failed on outputs of shape {tuple(getattr(outputs, 'shape', ()))}, "
             f"dtype {getattr(outputs, 'dtype', None)}: {error}. Accounts are made in float64: a loss that "
             f"holds tensors should be a torch.nn.Module, so that ntkit can cast a copy of it."
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise NtkitError(
+        raise BadValueError(
             f"loss(outputs, targets) returned {shape}, expected one number for the batch, the one that "
             f"backward() was called on: reduce it as the training did (mean or sum)."
         )

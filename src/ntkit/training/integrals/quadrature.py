@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError
 from ntkit.network import Batch, batch_size
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
@@ -27,7 +27,7 @@ def fixed_rule(nodes: Nodes) -> Rule | None:
     if nodes == "auto":
         return None
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise NtkitError(f'nodes is {nodes!r}, expected a positive number, "left" or "auto".')
+        raise BadValueError(f'nodes is {nodes!r}, expected a positive number, "left" or "auto".')
     return gauss(nodes)
 
 

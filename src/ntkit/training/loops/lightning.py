@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadValueError, NtkitError
 from ntkit.network import Batch, Inputs
 from ntkit.training.loops.loader import SamplerWatch
 from ntkit.training.recording.record import Recording, record
@@ -64,7 +64,7 @@ class LightningRecorder(Callback):
             raise NtkitError(f"The training runs on {trainer.world_size} processes; ntkit records one.")
         network = pl_module if self.model is None else getattr(pl_module, self.model, None)
         if not isinstance(network, nn.Module):
-            raise NtkitError(
+            raise BadValueError(
                 f"{type(pl_module).__name__} has no network {self.model!r}; `model` names the attribute "
                 f"that is one."
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 
 _SAME = (
     "num_workers",
@@ -92,7 +92,7 @@ class SamplerWatch:
         refuse_unnumbered(loader)
         batches = loader.batch_sampler
         if not isinstance(batches, BatchSampler) or not isinstance(batches.batch_size, int):
-            raise NtkitError(
+            raise BadValueError(
                 f"The loader makes its batches by {type(batches).__name__}; ntkit watches torch's "
                 f"BatchSampler on one process. Write your own loop with ntkit.indexed(loader), or train on "
                 f"one process."
@@ -151,11 +151,11 @@ class _Noted:
 def refuse_unnumbered(loader: Any) -> None:
     """Refuse a loader whose samples have no numbers, or that makes no batches."""
     if not isinstance(loader, DataLoader):
-        raise NtkitError(f"Expected a torch DataLoader, got {type(loader).__name__}.")
+        raise BadTypeError(f"Expected a torch DataLoader, got {type(loader).__name__}.")
     if isinstance(loader.dataset, IterableDataset):
-        raise NtkitError(
+        raise BadValueError(
             "The loader's dataset is an IterableDataset, whose samples have no numbers. Give a dataset with "
             "__getitem__."
         )
     if loader.batch_sampler is None:
-        raise NtkitError("The loader has batch_size=None and makes no batches; give it a batch size.")
+        raise BadValueError("The loader has batch_size=None and makes no batches; give it a batch size.")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Description:
         found = self.coefficients(made)
         what = f"The description of the optimizer, {getattr(self.coefficients, '__name__', 'a callable')},"
         if not isinstance(found, Coefficients):
-            raise NtkitError(f"{what} returned {found!r}, expected ntkit.training.optimizers.Coefficients.")
+            raise BadTypeError(f"{what} returned {found!r}, expected ntkit.training.optimizers.Coefficients.")
         for key, value in vars(found).items():
             if value is None:
                 continue
@@ -97,11 +97,11 @@ class Description:
                 good = not isinstance(value, Tensor) or value.numel() == 1 or value.shape == shape
                 expected = f"a number or the shape {tuple(shape)}"
             if not good:
-                raise NtkitError(
+                raise BadValueError(
                     f"{what} gave {key} of shape {tuple(value.shape)} to {name!r}, expected {expected}."
                 )
             if not (torch.isfinite(value).all() if isinstance(value, Tensor) else math.isfinite(value)):
-                raise NtkitError(f"{what} gave {key} with NaN or infinite values to {name!r}.")
+                raise BadValueError(f"{what} gave {key} with NaN or infinite values to {name!r}.")
         return found
 
 
@@ -174,7 +174,7 @@ def register_optimizer(
     """
     for optimizer in optimizers:
         if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
-            raise NtkitError(
+            raise BadTypeError(
                 f"register_optimizer was given {optimizer!r}, expected classes of torch.optim.Optimizer: "
                 f"@ntkit.register_optimizer(MyOptimizer)."
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.training.optimizers import Coefficients, Description, Made
 from ntkit.training.recording.gradients import Gradients
 
@@ -71,7 +71,7 @@ class Stepping:
 def as_optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     """Return one or several optimizers as a tuple."""
     if not isinstance(given, (torch.optim.Optimizer, list, tuple)) or given in ([], ()):
-        raise NtkitError(f"Expected a torch.optim.Optimizer to record, or a list of them, got {given!r}.")
+        raise BadTypeError(f"Expected a torch.optim.Optimizer to record, or a list of them, got {given!r}.")
     return (given,) if isinstance(given, torch.optim.Optimizer) else tuple(given)
 
 
@@ -82,15 +82,15 @@ def trained_parameters(
     trained = {}
     for number, group in enumerate(g for optimizer in optimizers for g in optimizer.param_groups):
         if group.get("differentiable"):
-            raise NtkitError("The optimizer is `differentiable`; ntkit records ordinary steps only.")
+            raise BadValueError("The optimizer is `differentiable`; ntkit records ordinary steps only.")
         for p in group["params"]:
             name = names.get(id(p))
             if name is None:
-                raise NtkitError(
+                raise BadValueError(
                     f"Group {number} of the optimizer has a parameter of shape {tuple(p.shape)} that is none "
                     f"of the model's. Give record the model that the optimizer was made for."
                 )
             if name in trained:
-                raise NtkitError(f"{name!r} is in two groups of the optimizers; its steps would add up.")
+                raise BadValueError(f"{name!r} is in two groups of the optimizers; its steps would add up.")
             trained[name] = p
     return {name: trained[name] for name in names.values() if name in trained}

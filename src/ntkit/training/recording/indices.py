@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError
 
 
 def as_indices(indices: Any, samples: int | None, what: str) -> Tensor:
     """Return the numbers of the samples of a batch, checked; ``what`` names the batch in errors."""
     index = _as_tensor(indices, samples, what)
     if index.numel() == 0:
-        raise NtkitError(f"{what} is empty; a step needs at least one sample.")
+        raise BadValueError(f"{what} is empty; a step needs at least one sample.")
     if int(index.min()) < 0 or (samples is not None and int(index.max()) >= samples):
         limit = "" if samples is None else f" and less than {samples}, the size of `train`"
-        raise NtkitError(
+        raise BadValueError(
             f"{what} has indices from {int(index.min())} to {int(index.max())}; they must be at least "
             f"0{limit}."
         )
@@ -27,18 +27,18 @@ def as_indices(indices: Any, samples: int | None, what: str) -> Tensor:
 def _as_tensor(indices: Any, samples: int | None, what: str) -> Tensor:
     if isinstance(indices, slice):
         if samples is None:
-            raise NtkitError(f"{what} is a slice, whose end depends on the data: give `train` to record.")
+            raise BadValueError(f"{what} is a slice, whose end depends on the data: give `train` to record.")
         return torch.arange(samples)[indices]
     try:
         index = torch.as_tensor(indices).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise NtkitError(f"{what} is a {type(indices).__name__} that is no list of indices.") from error
+        raise BadTypeError(f"{what} is a {type(indices).__name__} that is no list of indices.") from error
     if index.dtype == torch.bool:
         if index.ndim != 1 or (samples is not None and len(index) != samples):
-            raise NtkitError(f"{what} is a mask of shape {tuple(index.shape)}, expected ({samples},).")
+            raise BadValueError(f"{what} is a mask of shape {tuple(index.shape)}, expected ({samples},).")
         return index.nonzero().flatten()
     if index.ndim != 1 or index.is_floating_point() or index.is_complex():
-        raise NtkitError(
+        raise BadValueError(
             f"{what} has shape {tuple(index.shape)}, dtype {index.dtype}; expected one axis of integers."
         )
     return index.long()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.files import Json, as_bytes, hash_data
 from ntkit.network import Inputs, as_inputs, batch_size, network
 from ntkit.training.folder.optimizer_state import names_of
@@ -125,9 +125,9 @@ class Recording:
         lookahead: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise NtkitError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
+            raise BadTypeError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise NtkitError(f"every is {every!r}, expected a number of steps, at least 1.")
+            raise BadValueError(f"every is {every!r}, expected a number of steps, at least 1.")
         self.folder = Path(folder)
         self.steps = 0
         self._every = every
@@ -144,7 +144,7 @@ class Recording:
         self._samples, self._hash = self._read(train)
         self._average = None if average is None else AverageWatch(average, self._module, self._trained)
         if lookahead is not None and every > 1:
-            raise NtkitError("lookahead= needs the weights of all steps: record with every=1.")
+            raise BadValueError("lookahead= needs the weights of all steps: record with every=1.")
         self._lookahead = None if lookahead is None else LookaheadWatch(lookahead, self._trained)
 
     def batch(self, indices: Any, weight: float = 1.0) -> None:
@@ -173,7 +173,7 @@ class Recording:
         self._synchronize()
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
         if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
-            raise NtkitError(
+            raise BadValueError(
                 f"The weight of step {self.steps}'s batch is {weight!r}, expected a finite number."
             )
         self._gradients.announce(Part(index, float(weight), self._forwards.announce()))
@@ -342,10 +342,10 @@ class Recording:
         if train is None:
             return None, None
         if not isinstance(train, (tuple, list)) or len(train) != 2:
-            raise NtkitError("`train` must be a pair (x, y) of inputs and targets.")
+            raise BadValueError("`train` must be a pair (x, y) of inputs and targets.")
         x, y = as_inputs(train[0], self._net, "train x"), as_inputs(train[1], self._net, "train y")
         if batch_size(x) != batch_size(y):
-            raise NtkitError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
+            raise BadValueError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
         return batch_size(x), hash_data(x, y)
 
     def _check_still(self, values: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ntkit.errors import NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.files import as_bytes
 
 
@@ -21,7 +21,7 @@ class AverageWatch:
     def __init__(self, average: nn.Module, model: nn.Module, trained: Mapping[str, Tensor]) -> None:
         inner = getattr(average, "module", average)
         if not isinstance(average, nn.Module) or not isinstance(inner, nn.Module):
-            raise NtkitError(
+            raise BadTypeError(
                 f"`average` is a {type(average).__name__}, expected a module of averaged weights, such as "
                 f"torch.optim.swa_utils.AveragedModel(model)."
             )
@@ -31,12 +31,12 @@ class AverageWatch:
             n for n in {**wanted, **found} if getattr(found.get(n), "shape", 0) != _shape(wanted.get(n))
         ]
         if differ:
-            raise NtkitError(
+            raise BadValueError(
                 f"`average` has other parameters than the model ({', '.join(differ[:3])}); give the average "
                 f"of this model's weights."
             )
         if any(found[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
-            raise NtkitError("`average` shares its weights with the model; give a copy, or leave it out.")
+            raise BadValueError("`average` shares its weights with the model; give a copy, or leave it out.")
         self._count = getattr(average, "n_averaged", None)
         self._weights = trained
         self._average = {name: found[name] for name in trained}
@@ -89,7 +89,7 @@ class LookaheadWatch:
 
     def __init__(self, every: int, trained: Mapping[str, Tensor]) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise NtkitError(f"lookahead is {every!r}, expected after how many steps, at least 1.")
+            raise BadValueError(f"lookahead is {every!r}, expected after how many steps, at least 1.")
         self.every, self._trained = every, trained
         self._slow = self._fast = flat(trained)
         self._steps = 0

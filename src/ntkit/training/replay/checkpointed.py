@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.errors import BadValueError, PathMismatchError
 from ntkit.files import Scratch
 from ntkit.network import Batch, copy_of, take
 from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_settings, set_state
@@ -191,5 +191,5 @@ def open_run(
         return run
     run.log.close()
     if not isinstance(model, nn.Module):
-        raise NtkitError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
+        raise BadValueError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
     return CheckpointedRun(folder, model, loss, data, augment)
