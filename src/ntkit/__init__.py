@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ntkit.deprecation import keep_old_places
+from ntkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ntkit import report as report
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
     from ntkit.training.recording.record import record as record
-
-__version__ = "0.1.0"
 
 keep_old_places()
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ntkit import __version__
 from ntkit.errors import NtkitError
 from ntkit.studies.catalog import STUDIES, about, configure, declared
 from ntkit.studies.study import options
+from ntkit.version import __version__
 
 
 class _Studies(TyperGroup):

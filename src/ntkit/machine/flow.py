@@ -13,14 +13,14 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.eigen import spectrum
 from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
-from ntkit.machine.solving.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
+from ntkit.machine.solving.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         times = _times(t)
         values = self._spectrum.values.flip(0)
         parts = (self._spectrum.vectors.T @ (self._y - self._f0)).flip(0)
-        left = torch.stack([1 - values * self._filter(values, float(time)) for time in times])
+        left = torch.stack(
+            [1 - values * self._trajectory.filter(values, float(time), len(values)) for time in times]
+        )
         loss = torch.stack([(factor[:, None] * parts).square().sum() for factor in left])
         n, numpy = len(parts), lambda a: a.cpu().numpy()
         return LearningCurve(
@@ -216,6 +218,10 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         """The condition number of the kernel matrix; infinite where it is singular."""
         return self._spectrum.condition
 
+    @property
+    def _trajectory(self) -> Trajectory:
+        return Trajectory(self.loss, self.learning_rate, self.momentum, self.precision_)
+
     def _rates(self) -> None:
         """Find the largest stable learning rate, and refuse a larger one."""
         if not 0 <= self.momentum < 1 or (self.learning_rate is not None and not self.learning_rate > 0):
@@ -235,42 +241,12 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
                 f"{self.max_learning_rate_:.4g} for this kernel and these samples."
             )
 
-    def _filter(self, values: Tensor, t: float, n: int | None = None) -> Tensor:
-        n = len(self._y) if n is None else n
-        if self.learning_rate is None:
-            return flow_filter(values, t, n)
-        return descent_filter(values, t, n, self.learning_rate, self.momentum)
-
     def _coefficients(self, t: ArrayLike) -> np.ndarray:
         """Return the coefficients at a time, ``[n]`` or ``[n, o]``, or at several, ``[T, ...]``."""
         times = np.atleast_1d(np.asarray(t, dtype=float))
-        found = self.trajectory(self._gram_, self._spectrum, self._y, self._f0, times)
-        found = found.cpu().numpy().reshape(*found.shape[:2], *self._shape)
-        return found[0] if np.ndim(t) == 0 else found
-
-    def trajectory(
-        self, gram: Tensor, whole: Spectrum | None, y: Tensor, f0: Tensor, times: np.ndarray
-    ) -> Tensor:
-        """Return coefficients ``[T, n, o]`` for a kernel matrix and targets (its spectrum, if known)."""
-        if self.loss == "squared":
-            whole = spectrum(gram, self.precision_) if whole is None else whole
-            rest = y - f0
-            filters = [self._filter(whole.values, float(t), len(y)) for t in times]
-            return torch.stack([whole.apply(g, rest) for g in filters])
-        if not np.isfinite(times).all():
-            raise BadValueError(
-                f"t=inf with loss={self.loss!r}: such a flow need not have an end; give a finite t, or "
-                f"early_stopping."
-            )
-        order, loss = np.argsort(times), loss_of(self.loss)
-        rising = [float(t) for t in np.asarray(times)[order]]
-        if self.learning_rate is None:
-            found = (
-                integrate(gram, y, f0, loss, rising) if rising[-1] else gram.new_zeros(len(rising), *y.shape)
-            )
-        else:
-            found = descend(gram, y, f0, loss, rising, self.learning_rate, self.momentum)
-        return found[torch.as_tensor(np.argsort(order))]
+        path = self._trajectory.coefficients(self._gram_, self._spectrum, self._y, self._f0, times)
+        coefficients = path.cpu().numpy().reshape(*path.shape[:2], *self._shape)
+        return coefficients[0] if np.ndim(t) == 0 else coefficients
 
     def _stop(self, limit: float) -> float:
         """Return the time at which to stop."""
@@ -279,9 +255,11 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if self.loss != "squared":
             times = times[np.isfinite(times)]
         if self.early_stopping == "loo":
-            errors = stopping.leave_one_out(self, times)
+            self._closed()
+            errors = stopping.leave_one_out(self._trajectory, self._gram_, self._y, self._f0, times)
         elif self.early_stopping == "validation":
-            errors = stopping.validation(self, times)
+            held_out = self.validation_fraction, self.random_state
+            errors = stopping.validation(self._trajectory, self._gram_, self._y, self._f0, times, *held_out)
         else:
             raise BadValueError(
                 f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'."
@@ -317,7 +295,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if self._started:
             raise BadValueError("With f0 given there is one network, and no ensemble to have a spread.")
         prior = self._prior()
-        a = self._spectrum.apply(self._filter(self._spectrum.values, t), self._block(self.X_fit_, X)).T
+        a = self._spectrum.apply(
+            self._trajectory.filter(self._spectrum.values, t, len(self._y)), self._block(self.X_fit_, X)
+        ).T
         train, cross = checked(prior(self.X_fit_)).to(a), checked(prior(X, self.X_fit_)).to(a)
         if full:
             cov = checked(prior(X)).to(a) + a @ train @ a.T - a @ cross.T - cross @ a.T

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals import pieces, split
+import ntkit.infinite.duals.pieces as pieces
+import ntkit.infinite.duals.split as split
 from ntkit.infinite.duals.dual import Dual, rule
 from ntkit.infinite.duals.homogeneous import Homogeneous
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals import pieces
+import ntkit.infinite.duals.pieces as pieces
 from ntkit.infinite.duals.correlation import arcsine, root
 from ntkit.infinite.duals.pieces import Piece, Pieces
 

@@ -13,7 +13,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
-from ntkit import network
+import ntkit.network as network
 from ntkit.errors import NtkitError
 from ntkit.graph import Network, trace
 

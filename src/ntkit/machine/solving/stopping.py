@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ntkit.errors import BadValueError
 from ntkit.machine.solving.losses import loss_of
-
-if TYPE_CHECKING:
-    from ntkit.machine.flow import GradientFlow
+from ntkit.machine.solving.trajectory import Trajectory
 
 COUNT = 60  # times that are tried
 PATIENCE = 10  # times without a better one after which an integration ends
@@ -31,40 +27,58 @@ def times(rates: Tensor, limit: float, learning_rate: float | None) -> np.ndarra
     return np.unique([*found[found <= limit], limit])
 
 
-def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
-    """Return the mean loss of samples held out, at each time."""
-    n = len(flow._y)
-    held = round(flow.validation_fraction * n)
+def validation(
+    trajectory: Trajectory,
+    gram: Tensor,
+    y: Tensor,
+    f0: Tensor,
+    times: np.ndarray,
+    fraction: float,
+    random_state: int | None,
+) -> np.ndarray:
+    """Return the mean loss of a fraction of the samples, held out, at each time."""
+    n = len(y)
+    held = round(fraction * n)
     if not 0 < held < n:
         raise BadValueError(
-            f"validation_fraction={flow.validation_fraction} of {n} samples holds out {held}; at least one "
-            "must be held out and one be left."
+            f"validation_fraction={fraction} of {n} samples holds out {held}; at least one must be held out "
+            f"and one be left."
         )
-    order = np.random.default_rng(flow.random_state).permutation(n)
-    return _errors(flow, order[held:], order[:held], times)
+    order = np.random.default_rng(random_state).permutation(n)
+    return _errors(trajectory, gram, y, f0, order[held:], order[:held], times)
 
 
-def leave_one_out(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
+def leave_one_out(
+    trajectory: Trajectory, gram: Tensor, y: Tensor, f0: Tensor, times: np.ndarray
+) -> np.ndarray:
     """Return the mean loss of each sample under training on all others, at each time; n trainings."""
-    flow._closed()
-    n = len(flow._y)
-    if n < 2:
+    if len(y) < 2:
         raise BadValueError("Leave-one-out needs two samples at least.")
-    every = np.arange(n)
-    return np.mean([_errors(flow, every[every != i], every[i : i + 1], times) for i in range(n)], 0)
+    every = np.arange(len(y))
+    errors = [
+        _errors(trajectory, gram, y, f0, every[every != i], every[i : i + 1], times) for i in every.tolist()
+    ]
+    return np.mean(errors, 0)
 
 
-def _errors(flow: GradientFlow, train: np.ndarray, test: np.ndarray, times: np.ndarray) -> np.ndarray:
-    gram, y, f0 = flow._gram_, flow._y, flow._f0
+def _errors(
+    trajectory: Trajectory,
+    gram: Tensor,
+    y: Tensor,
+    f0: Tensor,
+    train: np.ndarray,
+    test: np.ndarray,
+    times: np.ndarray,
+) -> np.ndarray:
     a, b = (torch.as_tensor(i, device=gram.device) for i in (train, test))
-    loss, inner, cross = loss_of(flow.loss), gram[a][:, a], gram[b][:, a]
-    if flow.loss == "squared":
-        functions = f0[b] + cross @ flow.trajectory(inner, None, y[a], f0[a], times)
+    loss, inner, cross = loss_of(trajectory.loss), gram[a][:, a], gram[b][:, a]
+    if trajectory.loss == "squared":
+        functions = f0[b] + cross @ trajectory.coefficients(inner, None, y[a], f0[a], times)
         return np.array([float(loss.value(f, y[b]).mean()) for f in functions])
     c, errors = torch.zeros_like(y[a]), np.full(len(times), np.inf)
     for i, t in enumerate(times):  # from one time to the next, for as long as it helps
-        step = [t - (times[i - 1] if i else 0.0)]
-        c = c + flow.trajectory(inner, None, y[a], f0[a] + inner @ c, np.array(step))[0]
+        step = np.array([t - (times[i - 1] if i else 0.0)])
+        c = c + trajectory.coefficients(inner, None, y[a], f0[a] + inner @ c, step)[0]
         errors[i] = float(loss.value(f0[b] + cross @ c, y[b]).mean())
         if i - int(np.argmin(errors)) >= PATIENCE:
             break

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ntkit import __version__
 from ntkit.errors import RunFolderError
 from ntkit.files import Json, as_bytes
 from ntkit.training.folder.log import LOG, LogWriter
 from ntkit.training.folder.manifest import MANIFEST, write_manifest
 from ntkit.training.folder.step import Part
 from ntkit.training.optimizers import Coefficients
+from ntkit.version import __version__
 
 
 class RunWriter:
