@@ -12,7 +12,7 @@ from networks import CASES
 from wide_networks import CASES as WIDE
 
 import ntkit
-from ntkit.finite.jacobian.rules import RULES
+from ntkit.finite.rules import RULES
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.program import LIMIT_RULES as LIMITS  # with the rules of all rooms
 
@@ -34,7 +34,7 @@ def test_the_python_of_the_readme_runs(block, printed, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ntkit.finite.jacobian.rules.RULES", dict(RULES))
+    monkeypatch.setattr("ntkit.finite.rules.RULES", dict(RULES))
     before = [(table, dict(table)) for table in (LIMITS, DUAL_RULES)]
     names: dict = {}
     try:

@@ -12,8 +12,6 @@ from types import ModuleType
 
 REMOVED = "0.3"  # the version that knows the old places no more
 MOVED = {
-    "ntkit.finite.factors": "ntkit.finite.jacobian.factors",
-    "ntkit.finite.rules": "ntkit.finite.jacobian.rules",
     "ntkit.training.accounts.path_machine": "ntkit.training.accounts.path_machine",
 }
 

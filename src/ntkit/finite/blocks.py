@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ntkit.compute.gemm import mirror
 from ntkit.compute.plan import Plan, chunks, plan_chunks
+from ntkit.finite.factors import Factor, form
 from ntkit.finite.jacobian.coverage import VIEWS
-from ntkit.finite.jacobian.factors import Factor, form
 from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.kinds import Kind, Panel
 from ntkit.finite.products import Sizes, add_diagonals, add_products, cheapest

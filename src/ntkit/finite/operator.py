@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, chunks
+from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet_vmap
-from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Kind
 from ntkit.kernel import Kernel

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ntkit.compute.gemm import product_transposed
 from ntkit.compute.plan import chunks
-from ntkit.finite.jacobian.factors import Factor, OneHot, Slot, slot_rows
+from ntkit.finite.factors import Factor, OneHot, Slot, slot_rows
 from ntkit.finite.kinds import Kind
 
 # A byte moved costs about as much time as this many floating-point operations.

@@ -17,7 +17,7 @@ import ntkit.finite.layers.elementwise
 import ntkit.finite.layers.embedding
 import ntkit.finite.layers.linear
 import ntkit.finite.layers.norm  # noqa: F401  (the rules register themselves)
-from ntkit.finite.jacobian.rules import RULES, Slot
+from ntkit.finite.rules import RULES, Slot
 from ntkit.graph import Graph, is_mutable
 
 aten = torch.ops.aten

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian.coverage import Edge, index_map
-from ntkit.finite.jacobian.factors import Factor
 from ntkit.finite.jacobian.recipe import Group, Recipe
 
 

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError, NotPerSampleError, NtkitError
 from ntkit.faults import first_line, foreign
+from ntkit.finite.factors import form
 from ntkit.finite.jacobian.coverage import Coverage, cover
-from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe, batch_factors
 from ntkit.graph import Graph, trace

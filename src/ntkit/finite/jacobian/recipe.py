@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ntkit.finite.factors import Factor, Part, concatenate
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
 from ntkit.finite.jacobian.coverage import Coverage, Edge, evaluate
-from ntkit.finite.jacobian.factors import Factor, Part, concatenate
 from ntkit.finite.jacobian.tape import Tapes
 from ntkit.finite.jacobian.taps import (
     Factors,

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian.coverage import Edge
-from ntkit.finite.jacobian.factors import Factor
-from ntkit.finite.jacobian.rules import RULES, Use
+from ntkit.finite.rules import RULES, Use
 from ntkit.graph import Arguments, is_batched
 
 Factors = dict[Edge, Factor | None]

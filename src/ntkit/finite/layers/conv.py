@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ntkit.finite.jacobian.factors import Factor
-from ntkit.finite.jacobian.rules import Use, rule
+from ntkit.finite.factors import Factor
+from ntkit.finite.rules import Use, rule
 
 aten = torch.ops.aten
 

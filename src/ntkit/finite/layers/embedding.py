@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ntkit.finite.jacobian.factors import Factor, OneHot
-from ntkit.finite.jacobian.rules import Use, rule
+from ntkit.finite.factors import Factor, OneHot
+from ntkit.finite.rules import Use, rule
 
 aten = torch.ops.aten
 

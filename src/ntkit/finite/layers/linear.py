@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ntkit.finite.jacobian.factors import Factor
-from ntkit.finite.jacobian.rules import Use, reduce_to, rule
+from ntkit.finite.factors import Factor
+from ntkit.finite.rules import Use, reduce_to, rule
 
 aten = torch.ops.aten
 

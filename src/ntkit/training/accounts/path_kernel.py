@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
 from ntkit.errors import BadValueError, NtkitError
+from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.finite.jacobian.factors import form
 from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.kernel import Kernel
 from ntkit.network import Batch, Inputs, as_inputs, batch_size, network, take

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from ntkit.faults import foreign
+from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.coverage import cover, evaluate
-from ntkit.finite.jacobian.factors import form
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.graph import Graph, is_mutable, trace

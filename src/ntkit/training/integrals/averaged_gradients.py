@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from ntkit.finite.factors import Part, form, weighted_sum
 from ntkit.finite.jacobian.backward import quiet_vmap
-from ntkit.finite.jacobian.factors import Part, form, weighted_sum
 from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.network import Batch, batch_size, take
 from ntkit.training.functional.flat_network import VMAP_LIMIT, FlatNetwork

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.finite.jacobian.factors import Factor, OneHot
+from ntkit.finite.factors import Factor, OneHot
 from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.network import Batch, take
 from ntkit.training.folder.step import Step

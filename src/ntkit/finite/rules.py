@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError
-from ntkit.finite.jacobian.factors import Factor
+from ntkit.finite.factors import Factor
 from ntkit.graph import Arguments
 
 Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
