@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import linearize as linearize
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
+    from ntkit.finite.rules import register_rule as register_rule
     from ntkit.infinite.duals.dual import register_dual as register_dual
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
@@ -62,6 +63,7 @@ _ROOMS = {
     "record": "ntkit.training.recording.record",
     "register_dual": "ntkit.infinite.duals.dual",
     "register_limit_rule": "ntkit.infinite.reading.rules",
+    "register_rule": "ntkit.finite.rules",
     "register_optimizer": "ntkit.training.optimizers.registry",
     "taylor": "ntkit.finite.linearize",
     "watch": "ntkit.training.accounts.watch",

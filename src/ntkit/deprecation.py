@@ -12,7 +12,12 @@ from types import ModuleType
 
 REMOVED = "0.3"  # the version that knows the old places no more
 MOVED = {
-    "ntkit.training.accounts.path_machine": "ntkit.training.accounts.path_machine",
+    "ntkit.infinite.checks": "ntkit.diagnose.definiteness",
+    "ntkit.infinite.expressions": "ntkit.infinite.moments.vectors",
+    "ntkit.infinite.rules": "ntkit.infinite.reading.rules",
+    "ntkit.infinite.selections": "ntkit.infinite.layers.selections",
+    "ntkit.infinite.values": "ntkit.infinite.reading.values",
+    "ntkit.training.path_machine": "ntkit.training.accounts.path_machine",
 }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from ntkit.errors import NtkitError
 
 _log = logging.getLogger("ntkit")
 _strict = ContextVar("strict", default=False)
@@ -56,3 +59,16 @@ def first_line(error: Exception) -> str:
     """Return an error's class and the beginning of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160] if text else ''}"
+
+
+@contextmanager
+def named(function: Callable[..., Any], refuse: Callable[[str], Exception]) -> Iterator[str]:
+    """Give a registered function's name, and tell whatever it raises with that name, as its cause."""
+    function = getattr(function, "func", function)  # of a partial
+    name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+    try:
+        yield name
+    except NtkitError:
+        raise
+    except Exception as error:
+        raise refuse(f"{name} raised {type(error).__name__}: {error}") from error

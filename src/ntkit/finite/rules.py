@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,12 +47,52 @@ Rule = Callable[[Use], "Factor | None"]
 RULES: dict[torch._ops.OpOverload, tuple[tuple[str, ...], Rule]] = {}
 
 
-def rule(op: Any, *weights: str) -> Callable[[Rule], Rule]:
+class RuleError(RuntimeError):
+    """A rule raised an error: which one it was, and what it said."""
+
+
+def register_rule(op: torch._ops.OpOverload, *weights: str) -> Callable[[Rule], Rule]:
     """Register the factor of an operation for the arguments that may be weights.
 
     The function gets a `Use` and returns the `Factor` of the weight ``use.slot``, or None where it
     does not know (the weight then goes through Jacobian contraction: slower, never wrong). Whatever
-    it returns is compared with autograd before it is used.
+    it returns is compared with autograd before it is used; a rule that raises is named in
+    ``k.explain(x)``, and its network contracted.
+
+    .. versionadded:: 0.2
+
+    Parameters
+    ----------
+    op
+        An overload of ATen, as the network's graph shows it; a rule that is there is replaced.
+    *weights
+        The names of its arguments that may be weights.
+
+    Raises
+    ------
+    BadTypeError
+        Something that is not an overload.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> from ntkit.finite.factors import Factor
+    >>> from ntkit.finite.rules import RULES
+    >>> before = dict(RULES)
+    >>> @ntkit.register_rule(torch.ops.aten.mv.default, "self")
+    ... def mv(use):  # y = W h for a sample without positions: J = g h^T
+    ...     h, (n, o) = use.tensor("vec"), use.g.shape[:2]
+    ...     return Factor(use.g.reshape(n, o, 1, 1, -1), h.reshape(n, 1, 1, 1, -1), lambda w: w[None])
+    >>> class Single(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.w = torch.nn.Parameter(torch.randn(2, 3))
+    ...     def forward(self, x):
+    ...         return torch.mv(self.w, x[0])[None] if len(x) == 1 else torch.stack([self.w @ a for a in x])
+    >>> x = torch.randn(4, 3)
+    >>> torch.allclose(ntkit.EmpiricalNTK(Single())(x), x @ x.T, atol=1e-5)
+    True
+    >>> RULES.clear(); RULES.update(before)
     """
     if not isinstance(op, torch._ops.OpOverload):
         raise BadTypeError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
@@ -63,6 +102,9 @@ def rule(op: Any, *weights: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+rule = register_rule
 
 
 def reduce_to(value: Tensor, shape: torch.Size) -> Tensor:

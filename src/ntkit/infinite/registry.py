@@ -1,14 +1,13 @@
-"""Tables of rules by the operation that they belong to, and whose fault it is when one goes wrong."""
+"""Tables of rules by the operation that they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
-from ntkit.errors import BadTypeError, NtkitError
+from ntkit.errors import BadTypeError
 
 RuleT = TypeVar("RuleT", bound=Callable[..., Any])
 
@@ -24,16 +23,3 @@ def registering(table: dict, ops: tuple, what: str, replace: bool = True) -> Cal
         return function
 
     return register
-
-
-@contextmanager
-def named(function: Callable[..., Any], refuse: Callable[[str], NtkitError]) -> Iterator[str]:
-    """Give a registered function's name, and tell whatever it raises with that name, as its cause."""
-    function = getattr(function, "func", function)  # of a partial
-    name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
-    try:
-        yield name
-    except NtkitError:
-        raise
-    except Exception as error:
-        raise refuse(f"{name} raised {type(error).__name__}: {error}") from error

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ntkit.errors import BadTypeError
+from ntkit.faults import named
 from ntkit.finite.factors import Factor
 from ntkit.finite.jacobian.coverage import Edge
-from ntkit.finite.rules import RULES, Use
+from ntkit.finite.rules import RULES, RuleError, Use
 from ntkit.graph import Arguments, is_batched
 
 Factors = dict[Edge, Factor | None]
@@ -117,4 +119,9 @@ def factor_of(edge: Edge, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]
         else:
             args[name] = moving.get(name, value)
             batched |= {(name, None)} if name in moving else set()
-    return RULES[edge.node.target][1](Use(g, args, edge.slot, frozenset(batched)))  # pyright: ignore
+    rule = RULES[edge.node.target][1]  # pyright: ignore[reportArgumentType]
+    with named(rule, RuleError) as name:
+        factor = rule(Use(g, args, edge.slot, frozenset(batched)))
+        if factor is not None and not isinstance(factor, Factor):
+            raise BadTypeError(f"{name} returned a {type(factor).__name__}; expected a Factor, or None.")
+        return factor

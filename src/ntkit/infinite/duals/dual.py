@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.faults import named
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
-from ntkit.infinite.registry import RuleT, named, registering
+from ntkit.infinite.registry import RuleT, registering
 
 Numbers = float | Sequence[float] | np.ndarray | Tensor
 
