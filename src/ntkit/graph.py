@@ -15,9 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError
-from ntkit.network import Batch, Network, Weights, as_inputs, batch_size, network, refuse_stateful, take
-
-__all__ = ["Graph", "Network", "as_inputs", "batch_size", "network", "refuse_stateful", "take", "trace"]
+from ntkit.network import Batch, Network, Weights, take
 
 aten = torch.ops.aten
 

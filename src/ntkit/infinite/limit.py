@@ -18,7 +18,7 @@ from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError
 from ntkit.faults import foreign
 from ntkit.finite.parametrize import Scale, Sigma
-from ntkit.graph import Graph, as_inputs, network, refuse_stateful, trace
+from ntkit.graph import Graph, trace
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.program import Program, read
 from ntkit.infinite.reading.laws import Laws, Parameterization
@@ -26,7 +26,7 @@ from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, Network, take
+from ntkit.network import Batch, Inputs, Network, as_inputs, network, refuse_stateful, take
 
 Kind = Literal["nngp", "ntk"]
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.faults import named
-from ntkit.graph import Graph, Network, take
+from ntkit.graph import Graph
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
@@ -34,7 +34,7 @@ from ntkit.infinite.moments.vectors import Coefficient, Gain, Line, Vector, behi
 from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
-from ntkit.network import Batch
+from ntkit.network import Batch, Network, take
 
 Operation = Callable[..., Any]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ntkit.graph import batch_size
 from ntkit.infinite.moments import expectation
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Value, add, mapped, times
@@ -17,6 +16,7 @@ from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import Remembers
+from ntkit.network import batch_size
 
 
 class PairSide(Remembers):

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 import ntkit.network as network
 from ntkit.errors import NtkitError
-from ntkit.graph import Network, trace
+from ntkit.graph import trace
+from ntkit.network import Network
 
 _TORCH = str(Path(torch.__file__).parent)
 _NTKIT = str(Path(__file__).parents[2])
