@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 Json = dict[str, Any]  # what a file of JSON holds
@@ -18,16 +22,26 @@ Json = dict[str, Any]  # what a file of JSON holds
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that at any moment either the old or the whole new one is there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file; a `ValueError` where it is none."""
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, header["__metadata__"]
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"not a file of tensors: {error}") from error
 
 
 def hash_data(*data: Any) -> str:

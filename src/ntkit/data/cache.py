@@ -6,11 +6,11 @@ import gzip
 import hashlib
 import io
 import os
-import tempfile
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from ntkit.errors import NtkitError
+from ntkit.files import write_atomically
 
 FOLDER = "NTKIT_DATA_DIR"
 _TIMEOUT = 60  # seconds without an answer
@@ -113,22 +114,11 @@ def _checked(dataset: DataSet, arrays: dict[str, np.ndarray]) -> dict[str, np.nd
 
 def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write the file whole or not at all; a cache that cannot be written is no reason to stop."""
-    part = None
-    try:
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-        part = None
-    except OSError:
-        pass
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+        write_atomically(path, packed.getvalue())
 
 
 def _name(mirror: str | Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
-from ntkit.files import Json
+from ntkit.files import Json, write_atomically
 from ntkit.report.output_folder import MARKER
 from ntkit.studies.catalog import STUDIES
 
@@ -33,9 +33,7 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
     sections = [_section(name, record, source / name, pictures) for name, record in records.items()]
     lacking = [name for name in STUDIES if name not in records]
     text = "\n\n".join([_head(records, lacking), *sections]) + "\n"
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, target)
+    write_atomically(target, text.encode())
     return target
 
 

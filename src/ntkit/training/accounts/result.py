@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import BadValueError, NtkitError, RunFolderError
-from ntkit.files import Json, write_atomically
+from ntkit.files import Json, read_tensors, write_atomically
 from ntkit.network import Inputs
 from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.integrals.quadrature import Nodes
@@ -219,9 +218,7 @@ class Account:
     def load(cls, path: str | os.PathLike[str]) -> Account:
         """Return an account that was saved, checked: complete, finite, and its identity holding."""
         try:
-            data = Path(path).read_bytes()
-            tensors = safetensors.torch.load(data)
-            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            tensors, metadata = read_tensors(Path(path).read_bytes())
             if metadata["format"] != FORMAT:
                 raise KeyError("format")
             scalars: Json = json.loads(metadata["account"])
@@ -231,7 +228,7 @@ class Account:
             raise RunFolderError(
                 f"{path} cannot be read ({error.strerror}); give a file saved by Account."
             ) from error
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(
                 f"{path} is no account, or was truncated or edited. Make the account again from its run."
             ) from error

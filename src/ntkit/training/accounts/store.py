@@ -8,11 +8,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import RunFolderError
-from ntkit.files import Json, write_atomically
+from ntkit.files import Json, read_tensors, write_atomically
 from ntkit.training.accounts.columns import Columns
 
 FORMAT = "ntkit part of an account 1"
@@ -75,12 +74,11 @@ class PartStore:
         except FileNotFoundError:
             return None
         try:
-            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            tensors = safetensors.torch.load(data)
+            tensors, metadata = read_tensors(data)
             whole = metadata["format"] == FORMAT and metadata["sha256"] == _digest(
                 tensors, metadata["scalars"]
             )
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise self._damaged(path) from error
         if not whole:
             raise self._damaged(path)

@@ -9,13 +9,11 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkit.errors import BadValueError, RunFolderError
-from ntkit.files import Json, as_bytes
+from ntkit.files import Json, as_bytes, read_tensors
 
 LOG = "steps.log"
 _MAGIC = b"NTK1"
@@ -140,10 +138,9 @@ class LogReader:
         if magic != _MAGIC or found != number or len(payload) != length or _crc(number, payload) != crc:
             raise self._broken(f"fails its checksum in record {number}")
         try:
-            tensors = safetensors.torch.load(payload)
-            header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-            return tensors, json.loads(header["__metadata__"]["scalars"])
-        except (SafetensorError, KeyError, ValueError) as error:
+            tensors, metadata = read_tensors(payload)
+            return tensors, json.loads(metadata["scalars"])
+        except (KeyError, ValueError) as error:
             raise self._broken(f"has an unreadable record {number}") from error
 
     def close(self) -> None:
