@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
+from ntkit.compute.threads import threads
 from ntkit.errors import BadValueError
 from ntkit.infinite.duals.correlation import fused_atan2
 from ntkit.infinite.moments import expectation
@@ -233,15 +234,11 @@ def _room(n1: int, n2: int, like: Numerics) -> Tensor:
 @contextmanager
 def _threads(device: torch.device) -> Iterator[int]:
     """Give each tile a thread of its own: several threads in one operation wait for each other."""
-    threads = torch.get_num_threads()
     if device.type != "cpu":
         yield 1
         return
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1) as workers:
+        yield workers
 
 
 def _each(work: Callable[[Corner], None], items: list[Corner], workers: int) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ntkit.compute.progress import progress
+from ntkit.compute.threads import threads
 from ntkit.data.digits import CLASSES, SIDE, Digits, digits
 from ntkit.display import plots
 from ntkit.display.axes import BLUE, ORANGE, draw_picture
@@ -50,7 +50,7 @@ class Demo(Result):
 
 def run(config: Config) -> Demo:
     """Train, record, account and explain."""
-    with _one_thread(), warnings.catch_warnings():
+    with threads(1), warnings.catch_warnings():  # the matrices are small: threads only wait for each other
         warnings.filterwarnings("ignore", "The account did not reach", RuntimeWarning)  # a claim says it
         return _run(config)
 
@@ -140,17 +140,6 @@ def leave(result: Demo, folder: Path) -> None:
     (folder / "report.html").write_text(render(result.page), encoding="utf-8")
     result.account.save(folder / "account.safetensors")
     shutil.move(result.folder.path / "run", folder / "run")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: the matrices are so small that more would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def network(config: Config) -> nn.Sequential:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import xarray
 
 FORMAT = "ntkit account 2"
+_SCALARS = ("tol", "nodes", "converged", "steps", "rule", "spent")
 _LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind query and output
 
 
@@ -205,7 +206,7 @@ class Account:
         metadata = {
             "format": FORMAT,
             "account": json.dumps(
-                {name: getattr(self, name) for name in _scalars()} | {"nodes": dict(self.nodes)}
+                {name: getattr(self, name) for name in _SCALARS} | {"nodes": dict(self.nodes)}
             ),
         }
         tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
@@ -278,11 +279,7 @@ class Account:
 
 
 def _tensors() -> list[str]:
-    return [f.name for f in fields(Account) if f.type == "Tensor"]
-
-
-def _scalars() -> list[str]:
-    return [f.name for f in fields(Account) if f.type != "Tensor"]
+    return [f.name for f in fields(Account) if f.name not in _SCALARS]
 
 
 def balanced(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.progress import progress
+from ntkit.compute.threads import threads
 from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.network import Batch, batch_size, take
@@ -43,9 +44,9 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     if work.jobs > 1 and len(tiles) > 1:
         import joblib
 
-        threads = max(1, torch.get_num_threads() // work.jobs)
+        count = max(1, torch.get_num_threads() // work.jobs)
         done = joblib.Parallel(n_jobs=work.jobs)(
-            joblib.delayed(_elsewhere)(path, x, tile, budget, kept, number, threads)
+            joblib.delayed(_elsewhere)(path, x, tile, budget, kept, number, count)
             for number, tile in enumerate(tiles)
         )
         return together(list(done))  # pyright: ignore[reportArgumentType]
@@ -95,8 +96,7 @@ def _tile(
 
 
 def _elsewhere(
-    path: SweepInput, x: Batch, tile: Tensor, budget: int, kept: PartStore | None, number: int, threads: int
+    path: SweepInput, x: Batch, tile: Tensor, budget: int, kept: PartStore | None, number: int, count: int
 ) -> Columns:
-    torch.set_num_threads(threads)
-    with torch.no_grad(), quiet():
+    with threads(count), torch.no_grad(), quiet():
         return _tile(path, x, tile, budget, kept, number, lambda _: None)
