@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ntkit.machine.flow import GradientFlow
 
 COUNT = 60  # times that are tried
+Training = tuple[Tensor, Tensor, Tensor]  # the kernel matrix, the targets, the function at the start
 PATIENCE = 10  # times without a better one after which an integration ends
 
 
@@ -31,9 +32,9 @@ def times(rates: Tensor, limit: float, learning_rate: float | None) -> np.ndarra
     return np.unique([*found[found <= limit], limit])
 
 
-def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
+def validation(flow: GradientFlow, training: Training, times: np.ndarray) -> np.ndarray:
     """Return the mean loss of samples held out, at each time."""
-    n = len(flow._y)
+    n = len(training[1])
     held = round(flow.validation_fraction * n)
     if not 0 < held < n:
         raise BadValueError(
@@ -41,21 +42,23 @@ def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
             "must be held out and one be left."
         )
     order = np.random.default_rng(flow.random_state).permutation(n)
-    return _errors(flow, order[held:], order[:held], times)
+    return _errors(flow, training, order[held:], order[:held], times)
 
 
-def leave_one_out(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
+def leave_one_out(flow: GradientFlow, training: Training, times: np.ndarray) -> np.ndarray:
     """Return the mean loss of each sample under training on all others, at each time; n trainings."""
-    flow._closed()
-    n = len(flow._y)
+    n = len(training[1])
     if n < 2:
         raise BadValueError("Leave-one-out needs two samples at least.")
     every = np.arange(n)
-    return np.mean([_errors(flow, every[every != i], every[i : i + 1], times) for i in range(n)], 0)
+    errors = [_errors(flow, training, every[every != i], every[i : i + 1], times) for i in range(n)]
+    return np.mean(errors, 0)
 
 
-def _errors(flow: GradientFlow, train: np.ndarray, test: np.ndarray, times: np.ndarray) -> np.ndarray:
-    gram, y, f0 = flow._gram_, flow._y, flow._f0
+def _errors(
+    flow: GradientFlow, training: Training, train: np.ndarray, test: np.ndarray, times: np.ndarray
+) -> np.ndarray:
+    gram, y, f0 = training
     a, b = (torch.as_tensor(i, device=gram.device) for i in (train, test))
     loss, inner, cross = loss_of(flow.loss), gram[a][:, a], gram[b][:, a]
     if flow.loss == "squared":
