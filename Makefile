@@ -57,6 +57,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --project pyrightconfig-strict.json
 	$(BIN)/lint-imports
 	$(BIN)/numpydoc lint $$(find src -name '*.py')
 

@@ -71,7 +71,7 @@ class Kernel(ABC):
                 own[name] = own[name].__sklearn_clone__().set_params(**{rest: value})
             else:
                 own[name] = value
-        self.__init__(**own)  # pyright: ignore
+        self.__init__(**own)
         return self
 
     def __sklearn_clone__(self) -> Kernel:
@@ -82,7 +82,9 @@ class Kernel(ABC):
         )
 
     def __add__(self, other: Kernel) -> Kernel:
-        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
+        if not isinstance(other, Kernel):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return NotImplemented
+        return Sum(self, other)
 
     def __mul__(self, other: Kernel | float) -> Kernel:
         if isinstance(other, Kernel):

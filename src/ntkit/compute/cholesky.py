@@ -160,9 +160,9 @@ def _factor(work: Tensor) -> Tensor | None:
 def _largest(product: object, n: int) -> float:
     """Return the largest eigenvalue of a symmetric product on NumPy columns."""
     start = np.random.default_rng(0).normal(size=n)
-    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)  # pyright: ignore
+    operator = LinearOperator((n, n), matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     try:
-        found = eigsh(operator, 1, which="LA", v0=start, tol=1e-3, return_eigenvectors=False)  # pyright: ignore
+        found = eigsh(operator, 1, which="LA", v0=start, tol=1e-3, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
         return float(found[0])
     except ArpackNoConvergence as error:
         found = error.eigenvalues

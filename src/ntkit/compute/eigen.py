@@ -97,7 +97,7 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     def product(v: np.ndarray) -> np.ndarray:
         return (matrix @ torch.as_tensor(v.reshape(n, -1)).to(like)).cpu().numpy()
 
-    operator = LinearOperator((n, n), matvec=product, matmat=product, dtype=np.float64)  # pyright: ignore
+    operator = LinearOperator((n, n), matvec=product, matmat=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     start = np.random.default_rng(seed).normal(size=n)
     values, vectors = eigsh(operator, k, which="LA", v0=start)
     order = np.argsort(values)[::-1].copy()

@@ -65,6 +65,6 @@ def _dense(a: Tensor) -> Tensor:
 
 def _has_onednn() -> bool:
     mkldnn = torch.backends.mkldnn
-    enabled = mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    enabled = mkldnn.is_available() and torch._C._get_mkldnn_enabled()  # pyright: ignore[reportPrivateUsage]
     # Without mkldnn.matmul (before torch 2.9), nothing here could keep it from bfloat16.
     return enabled and hasattr(mkldnn, "matmul") and hasattr(torch.ops.mkldnn, "_linear_pointwise")

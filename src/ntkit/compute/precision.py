@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def exact(device: torch.device) -> Iterator[None]:
+def exact(device: torch.device) -> Generator[None]:
     """Turn TF32 (CUDA) and bfloat16 (oneDNN on CPU) off in products of float32, and put them back."""
     settings = list(_cuda()) if device.type == "cuda" else list(_cpu())
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]

@@ -1,6 +1,6 @@
 """A progress bar with the time left, silent where the output is no terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int) -> Generator[Callable[[int], None]]:
     """Yield a function to call with the number of steps just done."""
     console = Console(stderr=True)
     if not console.is_terminal:  # there rich 13 prints empty lines for a bar that is disabled

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
 
 
 @contextmanager
-def threads(count: int) -> Iterator[int]:
+def threads(count: int) -> Generator[int]:
     """Compute in so many threads, and in as many as before afterwards; yields how many those are.
 
     >>> with threads(1):

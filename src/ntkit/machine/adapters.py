@@ -18,7 +18,7 @@ class FromSklearn(Kernel):
     """A kernel of scikit-learn as a kernel of ntkit, ``[n1, n2]`` in the dtype of the inputs."""
 
     def __init__(self, kernel: sklearn_kernels.Kernel) -> None:
-        if not isinstance(kernel, sklearn_kernels.Kernel):
+        if not isinstance(kernel, sklearn_kernels.Kernel):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadTypeError(
                 f"Expected a kernel of sklearn.gaussian_process.kernels, got {type(kernel).__name__}."
             )
@@ -57,11 +57,11 @@ class ToSklearn(sklearn_kernels.Kernel):
         block = _block(self.kernel(X, Y))
         return (block, np.empty((*block.shape, 0))) if eval_gradient else block
 
-    def diag(self, X: np.ndarray) -> np.ndarray:
+    def diag(self, X: np.ndarray) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the diagonal as float64."""
         return _block(self.kernel.diag(X), 1)
 
-    def is_stationary(self) -> bool:
+    def is_stationary(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return False: a tangent kernel depends on where its inputs are."""
         return False
 
@@ -118,7 +118,7 @@ def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
             if diag:
                 return kernel.diag(x1) if same else torch.diagonal(kernel(x1, x2))
             if matrix_free:
-                return kernel.operator(x1, None if same else x2)  # pyright: ignore
+                return kernel.operator(x1, None if same else x2)  # pyright: ignore[reportAttributeAccessIssue]
             return kernel(x1, None if same else x2)
 
     return ToGPyTorch()

@@ -103,16 +103,16 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients."""
-        X, y = self._take(X, y)
+        x, y = self._take(X, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        weights = self._weights(sample_weight, X)
+        weights = self._weights(sample_weight, x)
         self.n_iter_, self.gradient_norm_ = 1, 0.0
         self.solver_, self.solver_reason_ = "none", "one class only: there is nothing to learn"
         if len(self.classes_) == 1:
-            self.dual_coef_: np.ndarray = np.zeros((len(X), 1))
+            self.dual_coef_: np.ndarray = np.zeros((len(x), 1))
             return self
-        kernel = self._kernel_matrix(len(X))
+        kernel = self._kernel_matrix(len(x))
         target = self._targets(labels, kernel.outputs)
         if self.early_stopping or (self.loss == "squared" and kernel.outputs is None):
             self._compose(kernel, target, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
+    check_is_fitted,
+    validate_data,
+)
 from torch import Tensor
 
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
@@ -52,7 +57,8 @@ class KernelMachine(BaseEstimator):
 
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays, and set the kernel."""
-        out = validate_data(self, as_array(X), as_array(y), **self._options(), **checks)  # pyright: ignore
+        options = self._options() | checks
+        out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
         self.X_fit_ = np.asarray(out[0])
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
@@ -65,7 +71,9 @@ class KernelMachine(BaseEstimator):
     def _queries(self, X: ArrayLike) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
         check_is_fitted(self)
-        return validate_data(self, as_array(X), reset=False, **self._options())  # pyright: ignore
+        options = self._options()
+        x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
+        return np.asarray(x)
 
     def _options(self) -> Any:
         """Return what scikit-learn checks: user's kernels may take samples of any shape, and integers."""
@@ -129,11 +137,11 @@ class Made:
 
     def __init__(self, made: Kernel | Limit) -> None:
         limit = isinstance(made, Limit)
-        self.maker = infinite_width if limit else type(made)
+        self.maker: Callable[..., Kernel | Limit] = infinite_width if limit else type(made)
         arguments = made.settings if limit else made.get_params(deep=False)
         self.arguments = {k: Made(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
 
-    def again(self) -> Any:
+    def again(self) -> Kernel | Limit:
         """Return the kernel or limit again."""
         return self.maker(**{k: v.again() if isinstance(v, Made) else v for k, v in self.arguments.items()})
 

@@ -109,7 +109,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""
-        X = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
+        x = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
         if self.kind not in KINDS:
             raise BadValueError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
         least = 4 if self.kind == "ntk" else 1
@@ -120,9 +120,9 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise BadValueError(
                 f"lengthscale={self.lengthscale}, nu={self.nu}, depth={self.depth}; all must be positive."
             )
-        self._map = self._draw(X.shape[1], int(self.m))
+        self._map = self._draw(x.shape[1], int(self.m))
         self._n_features_out = int(self.m)
-        self.error_ = self.error(X[:CHECKED])
+        self.error_ = self.error(x[:CHECKED])
         return self
 
     def transform(self, X: ArrayLike) -> np.ndarray:
@@ -131,13 +131,13 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self._features(self._queries(X))
 
     def _queries(self, X: ArrayLike) -> np.ndarray:
-        X = validate_data(self, as_array(X), reset=False, dtype=np.float64)  # pyright: ignore[reportArgumentType]
-        return np.asarray(X)
+        x = validate_data(self, as_array(X), reset=False, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        return np.asarray(x)
 
     def error(self, X: ArrayLike) -> FeatureError:
         """Return how far the features' inner products are from the exact kernel on a batch."""
-        X = self._queries(X)
-        z, exact = self._features(X), self.kernel()(X).numpy()
+        x = self._queries(X)
+        z, exact = self._features(x), self.kernel()(x).numpy()
         off = z @ z.T - exact
         scale = float(np.linalg.norm(exact)) or 1.0
         return FeatureError(float(np.linalg.norm(off)) / scale, float(np.abs(off).max()))

@@ -125,15 +125,15 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
-        X, y = self._take(X, y, multi_output=True, y_numeric=True)
+        x, y = self._take(X, y, multi_output=True, y_numeric=True)
         y = np.array(y, dtype=float)
         start = np.zeros_like(y) if f0 is None else np.asarray(as_array(f0), dtype=float)
         if start.shape != y.shape or not np.isfinite(start).all():
             raise BadValueError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
-        self._y = torch.as_tensor(y.reshape(len(X), -1)).to(self._gram_)
-        self._f0 = torch.as_tensor(start.reshape(len(X), -1)).to(self._gram_)
+        self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
+        self._f0 = torch.as_tensor(start.reshape(len(x), -1)).to(self._gram_)
         self._spectrum = spectrum(self._gram_, self.precision_)
         times = _times(self.t)
         if isinstance(self.loss, str) and self.loss == "cross_entropy":
@@ -165,26 +165,26 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             raise BadValueError(
                 "Give f0 both to fit and to predict: the start on training samples and queries."
             )
-        X = self._queries(X)
+        x = self._queries(X)
         if t is None:
             t = self.t_
         else:
             _times(t)
         start = None if f0 is None else np.asarray(as_array(f0), dtype=float)
-        if start is not None and (start.shape != (len(X), *self._shape) or not np.isfinite(start).all()):
-            raise BadValueError(f"f0 has shape {start.shape}; expected {(len(X), *self._shape)}, finite.")
+        if start is not None and (start.shape != (len(x), *self._shape) or not np.isfinite(start).all()):
+            raise BadValueError(f"f0 has shape {start.shape}; expected {(len(x), *self._shape)}, finite.")
         coefficients = self.dual_coef_ if t is self.t_ else self._coefficients(t)
         scalar = np.ndim(t) == 0
         stacked = coefficients[None] if scalar else coefficients
         columns = np.moveaxis(stacked.reshape(len(stacked), len(self.X_fit_), -1), 0, 1)
-        out = self._apply(X, columns.reshape(len(self.X_fit_), -1)).reshape(len(X), len(stacked), -1)
-        mean = np.moveaxis(out, 1, 0).reshape(len(stacked), len(X), *self._shape)
+        out = self._apply(x, columns.reshape(len(self.X_fit_), -1)).reshape(len(x), len(stacked), -1)
+        mean = np.moveaxis(out, 1, 0).reshape(len(stacked), len(x), *self._shape)
         if start is not None:
-            mean = mean + start.reshape(len(X), *self._shape)
+            mean = mean + start.reshape(len(x), *self._shape)
         mean = mean[0] if scalar else mean
         if not return_std and not return_cov:
             return mean
-        spread = np.stack([self._spread(X, float(time), return_cov) for time in np.atleast_1d(t)])
+        spread = np.stack([self._spread(x, float(time), return_cov) for time in np.atleast_1d(t)])
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
 
@@ -251,15 +251,16 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     def _stop(self, limit: float) -> float:
         """Return the time at which to stop."""
         largest, n = float(self._spectrum.values[-1]), len(self._y)
+        training = self._gram_, self._y, self._f0
         times = stopping.times(self._spectrum.values / n, limit, self.learning_rate)
         if self.loss != "squared":
             times = times[np.isfinite(times)]
         if self.early_stopping == "loo":
             self._closed()
-            errors = stopping.leave_one_out(self._trajectory, self._gram_, self._y, self._f0, times)
+            errors = stopping.leave_one_out(self._trajectory, training, times)
         elif self.early_stopping == "validation":
             held_out = self.validation_fraction, self.random_state
-            errors = stopping.validation(self._trajectory, self._gram_, self._y, self._f0, times, *held_out)
+            errors = stopping.validation(self._trajectory, training, times, *held_out)
         else:
             raise BadValueError(
                 f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'."

@@ -85,12 +85,12 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
-        X, y = self._take(X, y, multi_output=True, y_numeric=True)
+        x, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.noise, str) and self.noise == "ml"
         if not chosen and not is_size(self.noise):
             raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.")
         y = np.array(y, dtype=float)
-        targets = torch.as_tensor(y.reshape(len(X), -1))
+        targets = torch.as_tensor(y.reshape(len(x), -1))
         if len(self.optimize):
             self.kernel_ = self._scales(targets)
         gram = self._gram()
@@ -114,16 +114,16 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         """
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
-        X = self._queries(X)
-        mean = self._apply(X, self.dual_coef_)
+        x = self._queries(X)
+        mean = self._apply(x, self.dual_coef_)
         if not return_std and not return_cov:
             return mean
-        prior = self._diag(X) if return_std else None
-        half = self._half(self._block(self.X_fit_, X))
+        prior = self._diag(x) if return_std else None
+        half = self._half(self._block(self.X_fit_, x))
         if prior is not None:
             std = (prior - half.square().sum(0)).clamp_min(0).sqrt().cpu().numpy()
             return mean, std if mean.ndim == 1 else np.repeat(std[:, None], mean.shape[1], 1)
-        cov = (self._block(X, X) - half.T @ half).cpu().numpy()
+        cov = (self._block(x, x) - half.T @ half).cpu().numpy()
         return mean, cov if mean.ndim == 1 else np.repeat(cov[..., None], mean.shape[1], 2)
 
     def sample_y(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
@@ -177,19 +177,20 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         if self.kernel_ is None:
             raise BadValueError("A precomputed kernel has no parameters to optimize; give the kernel.")
         names = [self.optimize] if isinstance(self.optimize, str) else list(self.optimize)
-        known = self.kernel_.get_params()
+        first = self.kernel_
+        known = first.get_params()
         for name in names:
             value = known.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise BadValueError(
-                    f"optimize={names}: {name!r} is {value!r} in {type(self.kernel_).__name__}; only "
+                    f"optimize={names}: {name!r} is {value!r} in {type(first).__name__}; only "
                     f"positive numbers can be optimized. It has {sorted(known)}."
                 )
         start = np.log([known[name] for name in names])
 
         def kernel(logs: np.ndarray) -> Kernel:
             values = {name: float(np.exp(v)) for name, v in zip(names, logs, strict=True)}
-            return self.kernel_.__sklearn_clone__().set_params(**values)  # pyright: ignore
+            return first.__sklearn_clone__().set_params(**values)
 
         def loss(logs: np.ndarray) -> float:
             whole = spectrum(checked(kernel(logs)(self.X_fit_)))

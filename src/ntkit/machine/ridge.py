@@ -93,12 +93,12 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
         """Solve for the coefficients."""
-        X, y = self._take(X, y, multi_output=True, y_numeric=True)
+        x, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
         if not chosen and not is_size(self.alpha):
             raise BadValueError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
-        weights = self._weights(sample_weight, X)
-        self._kept = np.arange(len(X)) if weights is None else np.flatnonzero(weights)
+        weights = self._weights(sample_weight, x)
+        self._kept = np.arange(len(x)) if weights is None else np.flatnonzero(weights)
         self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
         self.solver_, self.solver_reason_ = choose(
             self.solver, len(self._kept), parse_memory(self.memory), self._reason()
@@ -110,11 +110,11 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
             dense = self._system()
         matrix = Dense(dense) if dense is not None else self._matrix()
         y = np.array(y, dtype=float)
-        self._targets = torch.as_tensor(y.reshape(len(X), -1)[self._kept]).to(matrix.diag().device)
+        self._targets = torch.as_tensor(y.reshape(len(x), -1)[self._kept]).to(matrix.diag().device)
         if self._root is not None:
             self._targets = self._targets * self._root[:, None].to(self._targets)
-        if chosen:
-            self.alpha_, solved = self._choose(matrix.values)  # pyright: ignore
+        if chosen and dense is not None:
+            self.alpha_, solved = self._choose(dense)
         else:
             self.alpha_ = float(self.alpha)
             how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)

@@ -59,7 +59,7 @@ def _sobol(d: int, m: int, seed: int) -> np.ndarray:
         raise BadValueError(
             f"Sobol points have at most {qmc.Sobol.MAXDIM} coordinates, {d} are needed; use 'iid'."
         )
-    points = qmc.Sobol(d, scramble=True, seed=np.random.default_rng(seed))  # pyright: ignore
+    points = qmc.Sobol(d, scramble=True, seed=np.random.default_rng(seed))  # pyright: ignore[reportCallIssue]
     return points.random_base2((m - 1).bit_length())[:m].clip(1e-12, 1 - 1e-12)
 
 

@@ -11,6 +11,7 @@ from ntkit.machine.solving.losses import loss_of
 from ntkit.machine.solving.trajectory import Trajectory
 
 COUNT = 60  # times that are tried
+Training = tuple[Tensor, Tensor, Tensor]  # the kernel matrix, the targets, the function at the start
 PATIENCE = 10  # times without a better one after which an integration ends
 
 
@@ -29,15 +30,13 @@ def times(rates: Tensor, limit: float, learning_rate: float | None) -> np.ndarra
 
 def validation(
     trajectory: Trajectory,
-    gram: Tensor,
-    y: Tensor,
-    f0: Tensor,
+    training: Training,
     times: np.ndarray,
     fraction: float,
     random_state: int | None,
 ) -> np.ndarray:
     """Return the mean loss of a fraction of the samples, held out, at each time."""
-    n = len(y)
+    n = len(training[1])
     held = round(fraction * n)
     if not 0 < held < n:
         raise BadValueError(
@@ -45,31 +44,23 @@ def validation(
             f"and one be left."
         )
     order = np.random.default_rng(random_state).permutation(n)
-    return _errors(trajectory, gram, y, f0, order[held:], order[:held], times)
+    return _errors(trajectory, training, order[held:], order[:held], times)
 
 
-def leave_one_out(
-    trajectory: Trajectory, gram: Tensor, y: Tensor, f0: Tensor, times: np.ndarray
-) -> np.ndarray:
+def leave_one_out(trajectory: Trajectory, training: Training, times: np.ndarray) -> np.ndarray:
     """Return the mean loss of each sample under training on all others, at each time; n trainings."""
-    if len(y) < 2:
+    n = len(training[1])
+    if n < 2:
         raise BadValueError("Leave-one-out needs two samples at least.")
-    every = np.arange(len(y))
-    errors = [
-        _errors(trajectory, gram, y, f0, every[every != i], every[i : i + 1], times) for i in every.tolist()
-    ]
+    every = np.arange(n)
+    errors = [_errors(trajectory, training, every[every != i], every[i : i + 1], times) for i in range(n)]
     return np.mean(errors, 0)
 
 
 def _errors(
-    trajectory: Trajectory,
-    gram: Tensor,
-    y: Tensor,
-    f0: Tensor,
-    train: np.ndarray,
-    test: np.ndarray,
-    times: np.ndarray,
+    trajectory: Trajectory, training: Training, train: np.ndarray, test: np.ndarray, times: np.ndarray
 ) -> np.ndarray:
+    gram, y, f0 = training
     a, b = (torch.as_tensor(i, device=gram.device) for i in (train, test))
     loss, inner, cross = loss_of(trajectory.loss), gram[a][:, a], gram[b][:, a]
     if trajectory.loss == "squared":
