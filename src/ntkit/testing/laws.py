@@ -17,7 +17,7 @@ Law = tuple[str, Tensor, Tensor]  # its name, what the kernel gave, and what it 
 class KernelLawError(NtkitError, AssertionError):
     """A kernel breaks a law of kernels; it says which, and by how much.
 
-    .. versionadded:: 0.2
+    .. versionadded:: 0.1.0
     """
 
 
@@ -38,7 +38,7 @@ def check_kernel(kernel: Kernel, x1: Batch, x2: Batch, *, rtol: float | None = N
     - *cosine*: ``k.normalized()`` is one on the diagonal, where that is positive.
     - *clone*: a copy of its constructor's arguments (`sklearn.base.clone`) is the same kernel.
 
-    .. versionadded:: 0.2
+    .. versionadded:: 0.1.0
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ def batches(
 
     Their entries are standard normal, from a seed that is drawn; samples 0 of both are the same.
 
-    .. versionadded:: 0.2
+    .. versionadded:: 0.1.0
 
     Parameters
     ----------
