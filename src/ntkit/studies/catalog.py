@@ -8,66 +8,42 @@ from typing import Any
 
 from ntkit.errors import BadValueError
 
-EXTRAPOLATE = 'Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022)'
-TOPOLOGY = 'Morel, Courtois, Arias, "Can a neural network learn planar topology?" (2021)'
-CONVOLUTIONAL = 'Cappelletti, "Convolutional Neural Tangent Kernel" (2020)'
-NOTES = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
-VIEWPOINT = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
+_E = 'Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022)'
+_T = 'Morel, Courtois, Arias, "Can a neural network learn planar topology?" (2021)'
+_C = 'Cappelletti, "Convolutional Neural Tangent Kernel" (2020)'
+_N = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
+_V = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 
 STUDIES: dict[str, tuple[str, str]] = {
-    "ball-sphere": (f"{EXTRAPOLATE}, Section 5.1", "A network tells a circle from the disk inside it"),
-    "half-plane": (f"{EXTRAPOLATE}, Section 5.2", "A network tells the two sides of a line apart"),
-    "linear-regression": (
-        f"{EXTRAPOLATE}, Section 4.1",
-        "The discrete theorem is exact for a linear network",
-    ),
-    "parity-1d": (
-        f"{EXTRAPOLATE}, Section 6.1",
-        "A network with the structure of the parity algorithm, trained",
-    ),
-    "planar-topology": (
-        f"{EXTRAPOLATE}, Section 6.2; {TOPOLOGY}",
-        "A U-Net fills in shapes, until they are others",
-    ),
-    "two-peaks": (
-        f"{EXTRAPOLATE}, Section 6.3",
-        "A network that finds an algorithm, seen through its kernel",
-    ),
-    "linear-head": (f"{EXTRAPOLATE}, Section 4.2", "A network lies in the span of its tangent features"),
-    "superposition": (TOPOLOGY, "A prediction as a superposition of training examples, through training"),
-    "optimizers": (
-        f"{EXTRAPOLATE}, Section 7",
-        "The exact account for the optimizers that the theorem leaves out",
-    ),
-    "mnist-table": (
-        f"{CONVOLUTIONAL}, Section 4",
-        "A network and the kernel machines of its tangent kernels",
-    ),
-    "kernel-drift": (
-        f"{NOTES}, Section V.1",
-        "How far the tangent kernel moves in training, narrow and wide",
-    ),
-    "gaussian-limit": (f"{NOTES}, Section V.2", "Trained networks as draws from a Gaussian process"),
-    "kernel-pca": (f"{NOTES}, Section V.3", "Training along one principal component of the kernel"),
-    "lazy": (f"{VIEWPOINT}, Section 5.3", "Lazy training by scale, and what it costs"),
+    "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
+    "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
+    "linear-regression": (f"{_E}, Section 4.1", "The discrete theorem is exact for a linear network"),
+    "parity-1d": (f"{_E}, Section 6.1", "A network with the structure of the parity algorithm, trained"),
+    "planar-topology": (f"{_E}, Section 6.2; {_T}", "A U-Net fills in shapes, until they are others"),
+    "two-peaks": (f"{_E}, Section 6.3", "A network that finds an algorithm, seen through its kernel"),
+    "linear-head": (f"{_E}, Section 4.2", "A network lies in the span of its tangent features"),
+    "superposition": (_T, "A prediction as a superposition of training examples, through training"),
+    "optimizers": (f"{_E}, Section 7", "The exact account for the optimizers that the theorem leaves out"),
+    "mnist-table": (f"{_C}, Section 4", "A network and the kernel machines of its tangent kernels"),
+    "kernel-drift": (f"{_N}, Section V.1", "How far the tangent kernel moves in training, narrow and wide"),
+    "gaussian-limit": (f"{_N}, Section V.2", "Trained networks as draws from a Gaussian process"),
+    "kernel-pca": (f"{_N}, Section V.3", "Training along one principal component of the kernel"),
+    "lazy": (f"{_V}, Section 5.3", "Lazy training by scale, and what it costs"),
     "two-coordinates": (
-        f"{NOTES}, Section VI",
+        f"{_N}, Section VI",
         "A product of two coordinates: many samples for a kernel, few for a network",
     ),
-    "beyond-linear": (f"{NOTES}, Section VI.1", "A network in training beside its Taylor polynomials"),
+    "beyond-linear": (f"{_N}, Section VI.1", "A network in training beside its Taylor polynomials"),
     "positive-definite": (
-        f"{NOTES}, Section III.3",
+        f"{_N}, Section III.3",
         "Which activations make the tangent kernel positive definite",
     ),
-    "early-stopping": (f"{NOTES}, Section IV.2", "Why stopping early helps: what is learned when"),
-    "random-features": (f"{VIEWPOINT}, Section 2", "How fast random features tend to their kernel"),
-    "width-limit": (
-        f"{CONVOLUTIONAL}, Theorem 2.4",
-        "A trained network against kernel regression, as it widens",
-    ),
-    "master-theorem": (f"{CONVOLUTIONAL}, Theorem 2.2", "The vectors of a tensor program as its widths grow"),
-    "polynomials": (f"{VIEWPOINT}, Section 6", "What kernels and networks make of polynomials on the sphere"),
-    "descent": (f"{NOTES}, Section VI.1", "The second peak of the test error"),
+    "early-stopping": (f"{_N}, Section IV.2", "Why stopping early helps: what is learned when"),
+    "random-features": (f"{_V}, Section 2", "How fast random features tend to their kernel"),
+    "width-limit": (f"{_C}, Theorem 2.4", "A trained network against kernel regression, as it widens"),
+    "master-theorem": (f"{_C}, Theorem 2.2", "The vectors of a tensor program as its widths grow"),
+    "polynomials": (f"{_V}, Section 6", "What kernels and networks make of polynomials on the sphere"),
+    "descent": (f"{_N}, Section VI.1", "The second peak of the test error"),
 }
 
 
