@@ -15,10 +15,10 @@ MOVED = {
     "ntkit.infinite.checks": "ntkit.diagnose.definiteness",
     "ntkit.infinite.expressions": "ntkit.infinite.moments.vectors",
     "ntkit.infinite.rules": "ntkit.infinite.reading.rules",
-    "ntkit.infinite.selections": "ntkit.infinite.layers.selections",
     "ntkit.infinite.values": "ntkit.infinite.reading.values",
     "ntkit.training.path_machine": "ntkit.training.accounts.path_machine",
 }
+RENAMED = {"ntkit.infinite.rules": {"register_rule": "register_limit_rule"}}
 
 
 class _OldPlaces(MetaPathFinder, Loader):
@@ -37,7 +37,7 @@ def _passing(old: str, new: str) -> Callable[[str], object]:
     def __getattr__(name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        value = getattr(import_module(new), name)
+        value = getattr(import_module(new), RENAMED.get(old, {}).get(name, name))
         warnings.warn(
             f"{old} is now {new}; the old place goes with ntkit {REMOVED}.", DeprecationWarning, stacklevel=2
         )
