@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Turn TF32 (CUDA) and bfloat16 (oneDNN on CPU) off in products of float32, and put them back."""
+    """Turn TF32 (CUDA) and bfloat16 (oneDNN on CPU) off in products of float32, then restore them."""
     settings = list(_cuda()) if device.type == "cuda" else list(_cpu())
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     for owner, name, value in settings:

@@ -23,8 +23,8 @@ class ConjugateKernel(Kernel):
         K(x, x') = h(x) . h(x'),   h(x): what enters the last operation that has weights
 
     ``[n1, n2]``, a sum over features with no factor: it is the part of the tangent kernel that the last
-    layer's weight makes (mean over outputs), and divided by the width it tends to the NNGP kernel of
-    the layers below. Where the last layer has positions (tokens, pixels), h holds them all.
+    layer's weight contributes (mean over outputs), and divided by the width it tends to the NNGP kernel of
+    the layers below. Where the last layer has positions (tokens, pixels), h holds all of them.
 
     Raises
     ------

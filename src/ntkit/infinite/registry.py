@@ -1,4 +1,4 @@
-"""Tables of rules by the operation that they belong to, and whose fault it is when one goes wrong."""
+"""Tables of rules by the operation that they belong to, and whose fault an error in one is."""
 
 from __future__ import annotations
 

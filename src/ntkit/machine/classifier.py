@@ -37,8 +37,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         As of `KernelRidge`. Kernels with values for outputs, ``[n, n, o, o]`` or ``[n, n, o]`` with o the
         number of classes, couple the outputs as they say; one number for two samples serves each output.
     loss : str or callable
-        ``"cross_entropy"``; ``"squared"``, ridge on one-hot targets, the fast choice (``alpha`` as of
-        `KernelRidge` then, ``"loo"`` too); or a convex function of tensors ``(f, y) -> [n]``.
+        ``"cross_entropy"``; ``"squared"``, ridge on one-hot targets, the fast choice (``alpha`` is then as in
+        `KernelRidge`, ``"loo"`` too); or a convex function of tensors ``(f, y) -> [n]``.
     alpha : float
         The penalty, > 0, in units of the kernel.
     solver : {"auto", "newton", "lbfgs"}
@@ -46,7 +46,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     tol, max_iter
         The largest entry of w l' + alpha c, and the iterations (of each method), at which to end.
     early_stopping : bool
-        Instead of the penalty, train by gradient flow until the loss on held-out samples is least, as
+        Instead of the penalty, train by gradient flow until the loss on held-out samples is least, like
         `GradientFlow` with ``early_stopping="validation"``; ``t_`` is the time.
     validation_fraction, random_state
         As of `GradientFlow`.
@@ -139,7 +139,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         """Return the probability of each class, ``[m, classes]``.
 
         softmax(f) for the cross entropy; for the squared loss f itself, which estimates a mean of one-hot
-        targets, cut to [0, 1] and scaled to sum to one. Other losses have none.
+        targets, clipped to [0, 1] and scaled to sum to one. Other losses have none.
         """
         f = self._scores(X)
         if len(self.classes_) == 1:

@@ -39,7 +39,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
     kernel : optional
         As of `KernelRidge`; None: the NTK of an infinitely wide ReLU network of depth 3.
     noise : float or "ml"
-        The variance s^2 of the noise; ``"ml"``: the one of the largest evidence.
+        The variance s^2 of the noise; ``"ml"``: the one of largest evidence.
     optimize : sequence of str
         Parameters of the kernel, such as ``("sigma_w", "sigma_b")`` of a limit or of the default kernel,
         to be chosen by the evidence too, within a factor of ten of their values (Nelder-Mead on logarithms).
@@ -84,7 +84,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.optimize = optimize
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
-        """Solve for the posterior, and choose what is to be chosen."""
+        """Solve for the posterior, and choose the noise and parameters that are to be chosen."""
         X, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.noise, str) and self.noise == "ml"
         if not chosen and not is_size(self.noise):
@@ -110,7 +110,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return the posterior mean of f, ``[m]`` or ``[m, o]``, and with it its deviation or covariance.
 
         ``return_std``: shaped as the mean. ``return_cov``: ``[m, m]``, or ``[m, m, o]``. Both are those of
-        f; those of a new y have the noise variance besides.
+        f; those of a new y have the noise variance on top.
         """
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
@@ -219,7 +219,7 @@ def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:
 
 
 def best_noise(whole: Spectrum, y: Tensor) -> tuple[float, float]:
-    """Return the variance of the largest evidence, and that evidence: the best of a grid, refined."""
+    """Return the noise variance of largest evidence, and that evidence: the best of a grid, refined."""
     scale = float(whole.values.mean()) or 1.0
     low = max(RANGE[0], whole.floor / scale)
     grid = np.linspace(np.log(low), np.log(max(RANGE[1], 10 * low)), 49)

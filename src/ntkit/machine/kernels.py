@@ -32,7 +32,6 @@ class ReLUKernel(Kernel):
     dimension d; in float64.
 
     >>> import numpy as np
-    from numpy.typing import ArrayLike
     >>> ReLUKernel(depth=1, sigma_b=0.0, kind="nngp")(np.eye(2)).numpy().round(4)
     array([[1.    , 0.3183],
            [0.3183, 1.    ]])

@@ -51,7 +51,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
     alpha_ : float
         The penalty that was used.
     jitter_, condition_, min_eigenvalue_ : float
-        What Cholesky had to add to the diagonal (told by a `JitterWarning`), the condition number of what
+        What Cholesky had to add to the diagonal (a `JitterWarning` says so), the condition number of what
         was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers). The two are
         computed when they are asked for, from the factor, which stays in the estimator for that.
     residual_, n_iter_

@@ -126,7 +126,7 @@ def _loss(name: str) -> Callable[..., Any]:
     found = getattr(nn.functional, name, None)
     if not callable(found):
         raise BadValueError(
-            f"--loss {name} is no function of torch.nn.functional; give one of its names (cross_entropy, "
+            f"--loss {name} is not a function of torch.nn.functional; give one of its names (cross_entropy, "
             f"mse_loss) or module:function."
         )
     return found
@@ -141,7 +141,7 @@ def _call(name: str, option: str) -> Any:
 
 
 def _named(name: str, option: str) -> Callable[..., Any]:
-    """Return what ``module:name`` names; modules are looked for in the present folder too."""
+    """Return what ``module:name`` names; modules are looked for in the current folder too."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise BadValueError(f"{option} is {name!r}; expected module:name, as in mymodel:build.")

@@ -1,6 +1,6 @@
 """Which activations make the tangent kernel positive definite on the sphere.
 
-On distinct points of the unit sphere the NTK of a network with a nonlinearity that is no polynomial has
+On distinct points of the unit sphere the NTK of a network with a nonlinearity that is not a polynomial has
 only positive eigenvalues (Giancola, Proposition III.3.3), so that training reaches any labels. A polynomial
 of degree p has a kernel that is a polynomial of x . x', whose rank is bounded whatever the number of points
 (Observation III.3.4): there labels exist that no width can fit.

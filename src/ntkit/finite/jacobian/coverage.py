@@ -131,7 +131,7 @@ def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
 
 
 def _spread(edges: list[Edge], uncovered: dict[str, str]) -> None:
-    """Let weights that meet in one derived weight share the fate of the worst of them."""
+    """Let weights that meet in one derived weight be treated like the worst of them."""
     while True:
         bad = [e for e in edges if e.weights & uncovered.keys() and e.weights - uncovered.keys()]
         if not bad:

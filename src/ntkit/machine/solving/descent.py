@@ -36,7 +36,9 @@ def descent_filter(values: Tensor, t: float, n: int, rate: float, momentum: floa
         return flow_filter(values, t, n)
     steps = round(t / rate)
     if abs(steps * rate - t) > 1e-6 * max(rate, t):
-        raise BadValueError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+        raise BadValueError(
+            f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
+        )
     lam = values.cpu().numpy() / n
     step = np.zeros((len(lam), 3, 3))
     step[:, 0] = np.stack(
@@ -86,7 +88,7 @@ def descend(
         steps = round(t / rate)
         if abs(steps * rate - t) > 1e-6 * max(rate, t):
             raise BadValueError(
-                f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate."
+                f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
             )
         for _ in range(steps - done):
             v = momentum * v - loss.gradient(f0 + gram @ c, y) / len(y)

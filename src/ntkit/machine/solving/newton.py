@@ -179,7 +179,7 @@ def _inner(kernel: Blocks | Products, root: Tensor, alpha: float, b: Tensor, tol
 
 @dataclass(frozen=True)
 class _Product:
-    """A matrix that conjugate gradients know by its products."""
+    """A matrix that conjugate gradients know only by its products."""
 
     n: int
     product: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Which solver an estimator takes, why, and what it found."""
+"""Which solver an estimator takes, why, and its solution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Solved:
-    """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver tells about itself."""
+    """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver says of itself."""
 
     coefficients: Tensor
     factor: Cholesky | Spectrum | None = None

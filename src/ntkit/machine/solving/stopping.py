@@ -38,7 +38,7 @@ def validation(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
     if not 0 < held < n:
         raise BadValueError(
             f"validation_fraction={flow.validation_fraction} of {n} samples holds out {held}; at least one "
-            "must be held out and one be left."
+            "must be held out and one must be left."
         )
     order = np.random.default_rng(flow.random_state).permutation(n)
     return _errors(flow, order[held:], order[:held], times)
@@ -49,7 +49,7 @@ def leave_one_out(flow: GradientFlow, times: np.ndarray) -> np.ndarray:
     flow._closed()
     n = len(flow._y)
     if n < 2:
-        raise BadValueError("Leave-one-out needs two samples at least.")
+        raise BadValueError("Leave-one-out needs at least two samples.")
     every = np.arange(n)
     return np.mean([_errors(flow, every[every != i], every[i : i + 1], times) for i in range(n)], 0)
 

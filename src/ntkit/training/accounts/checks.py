@@ -1,4 +1,4 @@
-"""What is given to an account, checked against the run that it is an account of."""
+"""The inputs of an account, checked against the run that it is an account of."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_model(run: Run, model: nn.Module) -> Network:
             for n in differ[:5]
         )
         raise PathMismatchError(
-            f"The model is another one than the run in {run.folder} was recorded with. Parameters that "
+            f"The model differs from the one that the run in {run.folder} was recorded with. Parameters that "
             f"differ: {shapes}. Build the model as for the training."
         )
     buffers = {name for name, _ in model.named_buffers()}
@@ -108,9 +108,9 @@ def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Batch) -> None:
 
 
 def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
-    """Return the modes in which the samples of a batch depend on each other, found by trying the first step.
+    """Return the modes in which the samples of a batch depend on each other, by trying the first step.
 
-    There the gradient of the batch is not the sum of those of its samples, made one by one.
+    There the gradient of the batch is not the sum of those of its samples, computed one by one.
     """
     mixing: set[Modes] = set()
     seen: set[Modes] = set()

@@ -153,7 +153,7 @@ class PathKernel(Kernel):
 
     def _finished(self, total: Tensor | None) -> Tensor:
         if total is None:
-            raise NtkitError(f"The run in {self.folder} has no steps, so that its path has no kernel.")
+            raise NtkitError(f"The run in {self.folder} has no steps, so its path has no kernel.")
         return total
 
     def _places(self, x: Batch) -> Iterator[_At]:
@@ -178,14 +178,14 @@ class PathKernel(Kernel):
         step = run.step(k)
         if step.sides:
             raise NtkitError(
-                f"Step {k} multiplies matrices from their sides (Muon): its own time is no number for each "
+                f"Step {k} multiplies matrices from their sides (Muon): its time is not a number for each "
                 f"weight. Take time='steps'."
             )
         c = step.coefficients
         metric = c.scale * (c.a + c.nu * c.b) * torch.ones_like(like)
         if (metric < 0).any():
             raise NtkitError(
-                f"Step {k} goes up the loss (a negative rate, or maximize=True): time would run backwards. "
+                f"Step {k} climbs the loss (a negative rate, or maximize=True): time would run backwards. "
                 f"Take time='steps'."
             )
         return metric

@@ -1,4 +1,4 @@
-"""What an account has finished, kept in a folder, so that a killed one goes on where it was."""
+"""What an account has finished, kept in a folder, so that a killed one resumes where it was."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PartStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"{folder} cannot be made ({error.strerror}); choose another place to keep what is finished."
+                f"{folder} cannot be created ({error.strerror}); choose another place for finished parts."
             ) from error
 
     def finished(self, number: int) -> Columns | None:
@@ -92,7 +92,7 @@ class PartStore:
         return tensors, json.loads(metadata["scalars"])
 
     def _damaged(self, path: Path) -> RunFolderError:
-        return RunFolderError(f"{path} is damaged or was edited. Delete it, and it is made again.")
+        return RunFolderError(f"{path} is damaged or was edited. Delete it, and it is recomputed.")
 
 
 def _digest(tensors: dict[str, Tensor], scalars: str) -> str:

@@ -23,7 +23,7 @@ PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
 
 @dataclass(frozen=True)
 class Work:
-    """How the work is done: bytes in all, processes, and where what is finished is kept."""
+    """How the work is done: bytes in all, processes, and where finished parts are kept."""
 
     budget: int
     jobs: int = 1

@@ -59,7 +59,7 @@ def watch(
     memory
         As for `account`.
     target, labels
-        As for `account`, but for what only the last prediction tells (``"predicted"``, ``"margin"``).
+        As for `account`, except for what only the last prediction decides (``"predicted"``, ``"margin"``).
     augment
         As for `account`.
     scaler

@@ -55,7 +55,7 @@ class Structure:
 
     @property
     def width(self) -> int:
-        """How many numbers one row holds on its way through the network, about."""
+        """About how many numbers one row holds on its way through the network."""
         shapes = (getattr(n.meta.get("tensor_meta"), "shape", None) for n in self.graph.nodes)
         return 1 + sum(shape.numel() for shape in shapes if shape is not None)
 
@@ -106,7 +106,7 @@ class Structure:
         return True
 
     def _knows(self, x: Batch) -> bool:
-        """Compare outputs of several samples: what a network reads out of one is a constant of its graph."""
+        """Compare outputs of several samples: what a network reads from one is a constant of its graph."""
         net = self.recipe.net
         first, buffers, truth = net.weights, net.buffers, net.outputs(net.weights, x)
         return _close(self.at(first, None, buffers).outputs(x, truth.new_zeros(len(truth))), truth.detach())

@@ -62,8 +62,8 @@ class _Pieces:
 def query_rule(along: AlongStep, first: Tensor, last: Tensor, share: float) -> QueryRule:
     """Return the rule of a step for each query whose error, which is known, is at most ``share``.
 
-    Nodes are added first. Queries that this does not help are cut at their kinks, where these can be found;
-    then the worst pieces are halved, until each query is good or its pieces are as many as may be.
+    Nodes are added first. Queries that do not improve are cut at their kinks, where these can be found;
+    then the worst pieces are halved, until each query is good or has as many pieces as allowed.
     """
     q = len(first)
     rows = torch.arange(q, device=first.device)

@@ -141,7 +141,7 @@ def register_optimizer(
     Raises
     ------
     NtkitError
-        Something that is no class of optimizers.
+        Something that is not a class of optimizers.
 
     Examples
     --------

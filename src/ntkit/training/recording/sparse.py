@@ -1,4 +1,4 @@
-"""Steps recorded without their weights: what is needed to make them again, and checkpoints in between."""
+"""Steps recorded without their weights: what is needed to replay them, and checkpoints in between."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Checkpointing:
             raw = gradients.raw(name)
             factor = None if raw is None else exact_factor(raw, p.grad)
             if factor is None:
-                gradients.factor(name, p.grad.detach())  # refuses what is no factor
+                gradients.factor(name, p.grad.detach())  # refuses what is not a factor
                 self._tensors[f"g/{name}"] = p.grad.detach().cpu().clone().contiguous()
             elif factor != 1.0:
                 self._scalars["factors"][name] = factor

@@ -66,7 +66,7 @@ class AverageWatch:
         if tau is None:
             self._refused = NtkitError(
                 "`average` moved otherwise than by a part of the way to the weights (one number for all); "
-                "such a change is no average that ntkit can account for. Record without `average`."
+                "such a change is not an average that ntkit can account for. Record without `average`."
             )
             raise self._refused
         return tau
@@ -75,13 +75,11 @@ class AverageWatch:
         """Refuse an average whose frozen parameters are not those of the model."""
         for name, (p, wanted) in self._still.items():
             if not torch.equal(as_bytes(p), as_bytes(wanted)):
-                raise NtkitError(
-                    f"{name!r}, a frozen parameter, is another one in `average` than in the model."
-                )
+                raise NtkitError(f"{name!r}, a frozen parameter, differs between `average` and the model.")
 
 
 class LookaheadWatch:
-    """Measures alpha in w = s + alpha (w' - s), where the loop puts w for w' at each k-th step.
+    """Measures alpha in w = s + alpha (w' - s), where the loop replaces w' by w at each k-th step.
 
     s are the weights as they were when that was done before, or when the recording began (Zhang, Lucas,
     Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back", Algorithm 1).
@@ -89,7 +87,7 @@ class LookaheadWatch:
 
     def __init__(self, every: int, trained: Mapping[str, Tensor]) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise NtkitError(f"lookahead is {every!r}, expected after how many steps, at least 1.")
+            raise NtkitError(f"lookahead is {every!r}, expected a number of steps, at least 1.")
         self.every, self._trained = every, trained
         self._slow = self._fast = flat(trained)
         self._steps = 0

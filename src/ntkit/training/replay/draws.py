@@ -1,4 +1,4 @@
-"""Random numbers of a forward pass, drawn once and given again in another precision."""
+"""Random numbers of a forward pass, drawn once and reused in another precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 class Draws:
-    """What the random operations of one forward pass gave, to be given again."""
+    """What the random operations of one forward pass gave, to be reused."""
 
     def __init__(self) -> None:
         self.made: list[tuple[Any, Any]] | None = None
@@ -31,7 +31,7 @@ class Draws:
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """Give it again, in the dtype that is now computed in."""
+        """Return it again, in the dtype of the present computation."""
         assert self.made is not None
         with _Repeating(self.made):
             yield

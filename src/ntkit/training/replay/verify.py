@@ -123,7 +123,7 @@ class StepCheck:
         bounds = np.cumsum(self.net.sizes)
         name = list(self.net.shapes)[int(np.searchsorted(bounds, worst, side="right"))]
         raise PathMismatchError(
-            f"Step {k} of {self.run.folder} is not the step that this model, loss and data make: in {name!r} "
+            f"Step {k} of {self.run.folder} is not the step that this model, loss and data give: in {name!r} "
             f"the recorded change of the weights is {float(off[worst]):.3g} away from the modelled one, "
             f"where rounding explains at most {float(allowed[worst]):.3g} ({int(wrong.sum())} of {len(off)} "
             f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
