@@ -55,8 +55,8 @@ def measure(recipe: Recipe, x: Batch) -> Measure:
     for name, groups in jacobian.items():
         factors = [f if f.left_has_outputs else f.swapped() for part in groups for f in part.factors]
         uses[name] = [f.sizes for f in factors]
-        made = name in recipe.formed or name in recipe.coverage.uncovered
-        by_weight[name] = weights[name].numel() * item if made else 0
+        formed = name in recipe.formed or name in recipe.coverage.uncovered
+        by_weight[name] = weights[name].numel() * item if formed else 0
         seen += sum(_right_bytes(f) for f in factors)
     if recipe.graph is None:  # what a network that cannot be read saves for its backward is not known
         activations = 4 * max(by_weight.values(), default=0)

@@ -91,8 +91,8 @@ class TangentOperator(LinearOperator):
     def _diagonal(self) -> Tensor:
         if not all(a is b for a, b in zip(*self._halves, strict=True)):
             return torch.diagonal(self.to_dense())
-        own = self._setting.kernel.diag(self._x1)
-        return torch.diagonal(own, dim1=-2, dim2=-1).reshape(-1) if own.ndim == 3 else own
+        diagonal = self._setting.kernel.diag(self._x1)
+        return torch.diagonal(diagonal, dim1=-2, dim2=-1).reshape(-1) if diagonal.ndim == 3 else diagonal
 
     def to_dense(self) -> Tensor:
         """Return the matrix, by structured products and not column by column."""

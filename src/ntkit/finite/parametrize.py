@@ -177,12 +177,12 @@ def _scale(module: nn.Module, name: str, factor: float) -> None:
 
 def _read_anew(module: nn.RNNBase) -> None:
     """Let a recurrent module read its weights at each call: torch keeps the list it was built with."""
-    own: Any = type(module)  # the class that the parametrization made for this module alone
-    own._flat_weights = property(
+    subclass: Any = type(module)  # the class that the parametrization made for this module alone
+    subclass._flat_weights = property(
         lambda self: [getattr(self, name, None) for name in self._flat_weights_names],
         lambda self, value: None,
     )
-    own.flatten_parameters = lambda self: None
+    subclass.flatten_parameters = lambda self: None
     del module.__dict__["_flat_weights"]
 
 

@@ -156,8 +156,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def _kernel_matrix(self, n: int) -> Blocks | Products:
         """Return the kernel matrix, formed where it fits into the budget or has no operator."""
-        own = len(self.classes_) if getattr(self.kernel_, "outputs", None) == "full" else 1
-        if hasattr(self.kernel_, "operator") and 16 * (n * own) ** 2 > parse_memory(self.memory):
+        outputs = len(self.classes_) if getattr(self.kernel_, "outputs", None) == "full" else 1
+        if hasattr(self.kernel_, "operator") and 16 * (n * outputs) ** 2 > parse_memory(self.memory):
             return Products(self.kernel_, self.X_fit_)
         return Blocks(self._gram(scalar=False))
 
@@ -233,13 +233,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.solver_reason_ = f"{target.numel()} unknowns, steps by {inner}"
         if self.solver_ == "lbfgs":
             self.solver_reason_ = "asked for"
-        found = (lbfgs if self.solver_ == "lbfgs" else newton)(problem, self.tol, self.max_iter)
-        if found.gradient > 1e3 * self.tol:
+        optimum = (lbfgs if self.solver_ == "lbfgs" else newton)(problem, self.tol, self.max_iter)
+        if optimum.gradient > 1e3 * self.tol:
             warnings.warn(
-                f"The optimum was not reached: the gradient is {found.gradient:.1e} after {found.iterations} "
-                f"iterations. Give a larger alpha or max_iter, or a model in float64.",
+                f"The optimum was not reached: the gradient is {optimum.gradient:.1e} after "
+                f"{optimum.iterations} iterations. Give a larger alpha or max_iter, or a model in float64.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.dual_coef_ = found.c.cpu().numpy()
-        self.gradient_norm_, self.n_iter_ = found.gradient, max(1, found.iterations)
+        self.dual_coef_ = optimum.c.cpu().numpy()
+        self.gradient_norm_, self.n_iter_ = optimum.gradient, max(1, optimum.iterations)

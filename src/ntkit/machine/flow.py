@@ -244,9 +244,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     def _coefficients(self, t: ArrayLike) -> np.ndarray:
         """Return the coefficients at a time, ``[n]`` or ``[n, o]``, or at several, ``[T, ...]``."""
         times = np.atleast_1d(np.asarray(t, dtype=float))
-        found = self.trajectory(self._gram_, self._spectrum, self._y, self._f0, times)
-        found = found.cpu().numpy().reshape(*found.shape[:2], *self._shape)
-        return found[0] if np.ndim(t) == 0 else found
+        coefficients = self.trajectory(self._gram_, self._spectrum, self._y, self._f0, times)
+        coefficients = coefficients.cpu().numpy().reshape(*coefficients.shape[:2], *self._shape)
+        return coefficients[0] if np.ndim(t) == 0 else coefficients
 
     def trajectory(
         self, gram: Tensor, whole: Spectrum | None, y: Tensor, f0: Tensor, times: np.ndarray
@@ -265,12 +265,12 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         order, loss = np.argsort(times), loss_of(self.loss)
         rising = [float(t) for t in np.asarray(times)[order]]
         if self.learning_rate is None:
-            found = (
+            coefficients = (
                 integrate(gram, y, f0, loss, rising) if rising[-1] else gram.new_zeros(len(rising), *y.shape)
             )
         else:
-            found = descend(gram, y, f0, loss, rising, self.learning_rate, self.momentum)
-        return found[torch.as_tensor(np.argsort(order))]
+            coefficients = descend(gram, y, f0, loss, rising, self.learning_rate, self.momentum)
+        return coefficients[torch.as_tensor(np.argsort(order))]
 
     def _stop(self, limit: float) -> float:
         """Return the time at which to stop."""
@@ -303,13 +303,13 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             )
         if self.prior is not None:
             return as_kernel(self.prior)
-        found = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
-        if found is None:
+        prior = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
+        if prior is None:
             raise BadValueError(
                 "The spread of trained networks needs the covariance of f_0 besides the tangent kernel: give "
                 "prior=, the NNGP, or a limit as kernel."
             )
-        return found
+        return prior
 
     def _spread(self, X: np.ndarray, t: float, full: bool) -> np.ndarray:
         """Return the covariance ``[m, m]`` or standard deviation ``[m]`` of the ensemble at a time."""
@@ -322,8 +322,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if full:
             cov = checked(prior(X)).to(a) + a @ train @ a.T - a @ cross.T - cross @ a.T
             return ((cov + cov.T) / 2).cpu().numpy()
-        own = checked(prior.diag(X), True, 1).to(a)
-        variance = own + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
+        variances = checked(prior.diag(X), True, 1).to(a)
+        variance = variances + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
         return variance.clamp_min(0).sqrt().cpu().numpy()
 
 

@@ -199,14 +199,14 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
             )
 
         reach = np.log(REACH)
-        found = minimize(
+        minimum = minimize(
             loss,
             start,
             method="Nelder-Mead",
             bounds=[(s - reach, s + reach) for s in start],
             options={"xatol": 1e-2, "fatol": 1e-2 * max(1, y.shape[0] / 100)},
         )
-        return kernel(found.x)
+        return kernel(minimum.x)
 
 
 def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:
@@ -230,6 +230,6 @@ def best_noise(whole: Spectrum, y: Tensor) -> tuple[float, float]:
     values = [loss(log) for log in grid]
     i = int(np.argmin(values))
     low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    at, value = (found.x, found.fun) if found.fun <= values[i] else (grid[i], values[i])
+    minimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
+    at, value = (minimum.x, minimum.fun) if minimum.fun <= values[i] else (grid[i], values[i])
     return float(scale * np.exp(at)), -float(value)

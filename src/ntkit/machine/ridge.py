@@ -194,9 +194,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         gram = self._gram()
         if self._root is None:
             return gram
-        kept = torch.as_tensor(self._kept, device=gram.device)
+        counted = torch.as_tensor(self._kept, device=gram.device)
         root = self._root.to(gram)
-        return gram[kept][:, kept] * root[:, None] * root
+        return gram[counted][:, counted] * root[:, None] * root
 
     def _spectrum(self) -> Spectrum:
         factor = self._solved.factor

@@ -30,12 +30,12 @@ def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
     """
     target = Path(out).expanduser().resolve()
     _refuse_foreign(target, kind)
-    made = [folder for folder in target.parents if not folder.exists()]
+    parents = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     except OSError as error:
-        _remove_empty(made)
+        _remove_empty(parents)
         raise _unwritable(out, error) from error
     try:
         part.chmod(0o755)
@@ -46,7 +46,7 @@ def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
         raise _unwritable(out, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        _remove_empty(made)
+        _remove_empty(parents)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -90,10 +90,10 @@ def _refuse_foreign(target: Path, kind: str) -> None:
     try:
         if target.is_dir() and not any(target.iterdir()):
             return
-        found = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
+        record = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("kind") != kind:
+        record = None
+    if not isinstance(record, dict) or record.get("kind") != kind:
         raise NtkitError(
             f"{target} exists and is not an earlier output of {kind!r}, so it is not replaced. Choose "
             f"another folder, or remove this one yourself."

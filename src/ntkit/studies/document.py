@@ -41,10 +41,10 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
 
 def _record(folder: Path) -> Json | None:
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("kind") == f"ntkit study {folder.name}" else None
+    return record if isinstance(record, dict) and record.get("kind") == f"ntkit study {folder.name}" else None
 
 
 def _head(records: dict[str, Json], lacking: list[str]) -> str:

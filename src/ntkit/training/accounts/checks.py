@@ -24,12 +24,12 @@ def check_model(run: Run, model: nn.Module) -> Network:
     model = getattr(model, "_orig_mod", model)
     net = network(model)
     run.device = net.device
-    given = {name: p.shape for name, p in model.named_parameters()}
-    if given != run.shapes:
-        differ = [n for n in {**run.shapes, **given} if run.shapes.get(n) != given.get(n)]
+    model_shapes = {name: p.shape for name, p in model.named_parameters()}
+    if model_shapes != run.shapes:
+        differ = [n for n in {**run.shapes, **model_shapes} if run.shapes.get(n) != model_shapes.get(n)]
         shapes = ", ".join(
             f"{n}: recorded {tuple(run.shapes[n]) if n in run.shapes else 'none'}, "
-            f"given {tuple(given[n]) if n in given else 'none'}"
+            f"given {tuple(model_shapes[n]) if n in model_shapes else 'none'}"
             for n in differ[:5]
         )
         raise PathMismatchError(

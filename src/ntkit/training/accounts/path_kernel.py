@@ -208,9 +208,9 @@ class _At:
             return averaged_jacobians(self.net, self.start[None], still, LEFT, x)[0]
         out = self.start.new_empty(n, o, self.net.total)
         eye = torch.eye(o, dtype=out.dtype, device=out.device)
-        made = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))
+        parts = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))
         begin = 0
         for name, size in zip(self.net.shapes, self.net.sizes, strict=True):
-            form(made[name], out[:, :, begin : begin + size])
+            form(parts[name], out[:, :, begin : begin + size])
             begin += size
         return out

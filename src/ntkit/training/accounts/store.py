@@ -36,10 +36,10 @@ class PartStore:
 
     def finished(self, number: int) -> Columns | None:
         """Return the sums of a tile, None if it is not finished."""
-        found = self._read(f"tile-{number:06d}.safetensors")
-        if found is None:
+        part = self._read(f"tile-{number:06d}.safetensors")
+        if part is None:
             return None
-        tensors, scalars = found
+        tensors, scalars = part
         return Columns(**tensors, spent=scalars["spent"])
 
     def save_finished(self, number: int, columns: Columns) -> None:

@@ -37,7 +37,7 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     q = batch_size(x)
     size = min(budget // (8 * 6 * max(1, path.net.total) * o), -(-q // work.jobs))
     tiles = torch.arange(q).split(max(1, size))
-    kept = (
+    store = (
         None if work.keep is None else PartStore(work.keep, {**key, "tile": max(1, size), "budget": budget})
     )
     if work.jobs > 1 and len(tiles) > 1:
@@ -45,13 +45,13 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
 
         threads = max(1, torch.get_num_threads() // work.jobs)
         done = joblib.Parallel(n_jobs=work.jobs)(
-            joblib.delayed(_elsewhere)(path, x, tile, budget, kept, number, threads)
+            joblib.delayed(_elsewhere)(path, x, tile, budget, store, number, threads)
             for number, tile in enumerate(tiles)
         )
         return together(list(done))  # pyright: ignore[reportArgumentType]
     with progress("Accounting", path.run.steps * len(tiles)) as step:
         return together(
-            [_tile(path, x, tile, budget, kept, number, step) for number, tile in enumerate(tiles)]
+            [_tile(path, x, tile, budget, store, number, step) for number, tile in enumerate(tiles)]
         )
 
 

@@ -58,7 +58,7 @@ def rebuilt(
     parameters: Mapping[str, nn.Parameter],
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers of the classes described, over the parameters of a copy of the network."""
-    made = []
+    optimizers = []
     for about, groups in zip(described, settings, strict=True):
         kind = known_optimizers().get(about["class"])
         if kind is None:
@@ -74,8 +74,8 @@ def rebuilt(
         # the constructor's arguments are not known, and all that a step reads of them is in the groups
         defaults = {key: value for key, value in full[0].items() if key != "params"}
         torch.optim.Optimizer.__init__(optimizer, full, defaults)
-        made.append(optimizer)
-    return made
+        optimizers.append(optimizer)
+    return optimizers
 
 
 def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[list[Json]]) -> None:

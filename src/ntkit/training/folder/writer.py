@@ -183,7 +183,7 @@ def _copied(tensor: Tensor) -> Tensor:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[LogWriter]:
     """Yield the log of a new run, to write its beginning; nothing is left behind if that fails."""
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -192,7 +192,7 @@ def new_folder(folder: Path) -> Iterator[LogWriter]:
             )
         log = LogWriter(folder / LOG)
     except OSError as error:
-        _remove(folder, made)
+        _remove(folder, is_new)
         raise RunFolderError(
             f"{folder} cannot be written ({error.strerror}). Choose a folder that can be written."
         ) from error
@@ -200,7 +200,7 @@ def new_folder(folder: Path) -> Iterator[LogWriter]:
         yield log
     except (OSError, RunFolderError) as error:
         log.close()
-        _remove(folder, made)
+        _remove(folder, is_new)
         raise RunFolderError(f"{folder} cannot be written ({error}). Choose another.") from error
 
 

@@ -49,8 +49,8 @@ class Transforms:
             pull = vjp(lambda w: function(w, x), w)[1]
             return quiet_vmap(pull)(rows)[0]
 
-        made = self.either(lambda: quiet_vmap(one)(x), lambda: truth)
-        if not (made - truth).abs().max() <= 1e-9 * truth.abs().max():
+        jacobians = self.either(lambda: quiet_vmap(one)(x), lambda: truth)
+        if not (jacobians - truth).abs().max() <= 1e-9 * truth.abs().max():
             self.transforms = False
 
     def mapped(self, function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:

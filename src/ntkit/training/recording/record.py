@@ -319,9 +319,9 @@ class Recording:
     def _write(self) -> None:
         if not self._stepped:
             return
-        made, self._made, self._stepped = self._made, {}, set()
+        coefficients, self._made, self._stepped = self._made, {}, set()
         if self._sparse is None:
-            self._writer.step(made, self._parts, self._moved)
+            self._writer.step(coefficients, self._parts, self._moved)
         else:
             self._sparse.step(self._writer, self._parts, self._moved)
         self.steps += 1

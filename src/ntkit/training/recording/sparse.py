@@ -45,9 +45,9 @@ class Checkpointing:
                 "A fused optimizer that unscales gradients itself cannot be replayed; take every=1, or an "
                 "optimizer that is not fused."
             )
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, p in self._trained.items():
-            if id(p) not in own:
+            if id(p) not in ids:
                 continue
             if p.grad is None:
                 self._scalars["ungraded"].append(name)

@@ -26,21 +26,21 @@ class AverageWatch:
                 f"torch.optim.swa_utils.AveragedModel(model)."
             )
         inner = getattr(inner, "_orig_mod", inner)
-        found, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
+        averaged, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
         differ = [
-            n for n in {**wanted, **found} if getattr(found.get(n), "shape", 0) != _shape(wanted.get(n))
+            n for n in {**wanted, **averaged} if getattr(averaged.get(n), "shape", 0) != _shape(wanted.get(n))
         ]
         if differ:
             raise NtkitError(
                 f"`average` has other parameters than the model ({', '.join(differ[:3])}); give the average "
                 f"of this model's weights."
             )
-        if any(found[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
+        if any(averaged[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
             raise NtkitError("`average` shares its weights with the model; give a copy, or leave it out.")
         self._count = getattr(average, "n_averaged", None)
         self._weights = trained
-        self._average = {name: found[name] for name in trained}
-        self._still = {name: (p, wanted[name]) for name, p in found.items() if name not in trained}
+        self._average = {name: averaged[name] for name in trained}
+        self._still = {name: (p, wanted[name]) for name, p in averaged.items() if name not in trained}
         self._last = flat(self._average)
         self._refused: NtkitError | None = None
 

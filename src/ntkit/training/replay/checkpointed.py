@@ -119,8 +119,8 @@ class CheckpointedRun(Run):
                     self._change(parameters, tensors, scalars)
                     for optimizer in optimizers:
                         optimizer.step()
-                found = checksum(parameters[name] for name in self.trained)
-                if found != scalars["crc"]:
+                digest = checksum(parameters[name] for name in self.trained)
+                if digest != scalars["crc"]:
                     raise PathMismatchError(
                         f"Step {k} of {self.folder} cannot be replayed bit for bit from the checkpoint at "
                         f"step {first}. Check that model, `loss`, `train` and `augment` are those of the "

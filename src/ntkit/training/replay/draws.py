@@ -51,8 +51,8 @@ class _Noting(TorchDispatchMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if _is_random(func):
-            kept = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
-            self.made.append((func, kept))
+            copies = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
+            self.made.append((func, copies))
         return result
 
 
@@ -67,11 +67,11 @@ class _Repeating(TorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_random(func):
             return func(*args, **kwargs)
-        made, result = next(self._coming, (None, None))
-        if made is None or result is None or made.overloadpacket is not func.overloadpacket:
+        operation, result = next(self._coming, (None, None))
+        if operation is None or result is None or operation.overloadpacket is not func.overloadpacket:
             raise PathMismatchError(
                 f"The network draws other random numbers in float64 ({func}) than in the precision of the "
-                f"training ({made}); ntkit cannot repeat such a step. Train in float64 to account for it."
+                f"training ({operation}); ntkit cannot repeat such a step. Train in float64 instead."
             )
         if func.overloadpacket is aten.native_dropout:
             mask = result[1]

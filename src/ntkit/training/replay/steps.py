@@ -130,7 +130,7 @@ class Replay:
         net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
         forward, draws = part.forward, Draws()
         self.go_to(k, forward)
-        given = (part.x, part.y)
+        data = (part.x, part.y)
         with ExitStack() as stack:
             if forward.rng is not None:
                 if native or self.native is self.net:
@@ -141,7 +141,7 @@ class Replay:
                     stack.enter_context(draws.repeated())
             if native:
                 stack.enter_context(autocast(forward.autocast, self.run.device))
-            x, y = given if native else cast(given, torch.float64)
+            x, y = data if native else cast(data, torch.float64)
             outputs = net.raw(w, x)
         if native and forward.autocast is not None:
             with autocast(forward.autocast, self.run.device):
