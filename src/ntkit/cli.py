@@ -117,7 +117,7 @@ def all_studies(
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
 ) -> None:
-    """Run every study; started again, it goes on with those that are not finished."""
+    """Run every study; started again, it resumes with those that are not finished."""
     from ntkit.studies.runner import run_all
 
     refused = False

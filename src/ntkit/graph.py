@@ -55,7 +55,7 @@ def _attention(
     """softmax(Q K^T scale + mask) V, as torch documents its fused kernels."""
     if dropout_p > 0:
         raise NotPerSampleError(
-            f"scaled_dot_product_attention drops at random (dropout_p={dropout_p}): the network is no "
+            f"scaled_dot_product_attention drops at random (dropout_p={dropout_p}): the network is not a "
             f"function of its input. Call model.eval(), or set the probability of dropout to 0."
         )
     if enable_gqa:
@@ -199,7 +199,7 @@ def refuse_random(graph: Graph) -> None:
             inactive = p == 0 or bound.get("training", bound.get("train")) is False
             if not inactive:
                 raise NotPerSampleError(
-                    f"{where} draws random numbers: the network is no function of its input. Call "
+                    f"{where} draws random numbers: the network is not a function of its input. Call "
                     f"model.eval(), or set the probability of dropout to 0."
                 )
 

@@ -139,7 +139,9 @@ class Scaled(Kernel):
 
     def __init__(self, kernel: Kernel, factor: float) -> None:
         if not 0 <= factor < float("inf"):
-            raise BadValueError(f"A kernel times {factor} is no kernel; the factor must be finite and >= 0.")
+            raise BadValueError(
+                f"A kernel times {factor} is not a kernel; the factor must be finite and >= 0."
+            )
         self.kernel, self.factor = kernel, factor
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:

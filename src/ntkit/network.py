@@ -159,9 +159,9 @@ def module_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_weights(weights: Weights) -> None:
-    """Refuse weights that are no real floating-point tensors of one dtype and one device."""
+    """Refuse weights that are not real floating-point tensors of one dtype and one device."""
     if not weights:
-        raise BadValueError("The network has no parameters; there is no tangent kernel of nothing.")
+        raise BadValueError("The network has no parameters, so it has no tangent kernel.")
     for name, w in weights.items():
         if not isinstance(w, Tensor) or is_lazy(w):
             raise BadTypeError(
@@ -257,7 +257,7 @@ def refuse_stateful(module: nn.Module | None) -> None:
             )
         elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
             raise NotPerSampleError(
-                f"{where} drops at random (p={m.p}) in training mode: the network is no function of "
+                f"{where} drops at random (p={m.p}) in training mode: the network is not a function of "
                 f"its input. Call model.eval(), or set p=0."
             )
 

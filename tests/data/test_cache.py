@@ -125,7 +125,7 @@ def test_a_server_that_does_not_answer_is_named(folder):
 def test_a_wrong_file_in_the_cache_is_refused_and_stays(folder, content):
     folder.mkdir()
     (folder / "toy.npz").write_bytes(content)
-    with pytest.raises(NtkitError, match=r"toy\.npz is not the data set"):
+    with pytest.raises(NtkitError, match=r"toy\.npz is not the expected data set"):
         load(dataset())
     assert (folder / "toy.npz").read_bytes() == content
 
@@ -133,7 +133,7 @@ def test_a_wrong_file_in_the_cache_is_refused_and_stays(folder, content):
 def test_a_pickle_in_the_cache_is_not_opened(folder):
     folder.mkdir()
     np.savez(folder / "toy.npz", x_test=np.array([{"a": 1}], dtype=object), y_test=ARRAYS["y_test"])
-    with pytest.raises(NtkitError, match="not the data set"):
+    with pytest.raises(NtkitError, match="not the expected data set"):
         load(dataset())
 
 

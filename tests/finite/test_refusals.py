@@ -92,7 +92,7 @@ def test_models_that_are_wrong():
         (nn.Linear(3, 2), {"outputs": "sum"}, "'full', 'diagonal', 'trace' or 'mean'"),
         (nn.Linear(3, 2), {"params": "nothing.*"}, "no parameter is called"),
         (nn.Linear(3, 2), {"params": nn.Linear(2, 2)}, "holds no parameter"),
-        (nn.Linear(3, 2), {"memory": "two GB"}, "no size"),
+        (nn.Linear(3, 2), {"memory": "two GB"}, "not a size"),
     ]:
         with pytest.raises(ntkit.NtkitError, match=message):
             ntkit.EmpiricalNTK(model, **options)

@@ -99,7 +99,7 @@ def test_training_samples_as_queries(place, monkeypatch):
         ("--model", "mymodel:loss", "without arguments"),
         ("--data", "mymodel:build", "expected a pair"),
         ("--queries", "3,20", "the data has 20"),
-        ("--loss", "crossentropy", "no function of torch.nn.functional"),
+        ("--loss", "crossentropy", "not a function of torch.nn.functional"),
         ("--loss", "mse_loss", "target"),
     ],
 )

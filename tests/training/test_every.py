@@ -1,4 +1,4 @@
-"""Checkpoints every m steps: the steps between are made again, bit by bit, or refused."""
+"""Checkpoints every m steps: the steps between are replayed, bit for bit, or refused."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_steps_that_cannot_be_made_again_are_refused(tmp_path):
     model, (x, y) = mlp(), ball(16)
     optimizer = optim.SGD(model.parameters(), 0.05)
     _, sparse = train(tmp_path, model, optimizer, (x, y), batches(16, 5, 20), 10)
-    with pytest.raises(PathMismatchError, match=r"Step 0 of .* bit by bit"):
+    with pytest.raises(PathMismatchError, match=r"Step 0 of .* bit for bit"):
         ntkit.account(sparse, model, square, train=(x, y + 1e-9), queries=GRID)
     with pytest.raises(NtkitError, match="every is 0"):
         ntkit.record(tmp_path / "other", model, optimizer, every=0)

@@ -114,9 +114,9 @@ def test_what_lookahead_is_not(tmp_path):
     sgd = optim.SGD(model.parameters(), 0.1)
     with pytest.raises(NtkitError, match="to a part"):  # the slow weights are those of two steps ago
         train(tmp_path / "late", model, sgd, data, since=2, told=3)
-    with pytest.raises(NtkitError, match="by something else than"):
+    with pytest.raises(NtkitError, match="by something other than"):
         train(tmp_path / "other", model, sgd, data, told=4)
-    with pytest.raises(NtkitError, match="lookahead is 0, expected after how many steps"):
+    with pytest.raises(NtkitError, match="lookahead is 0, expected a number of steps"):
         ntkit.record(tmp_path / "none", model, sgd, lookahead=0)
     with pytest.raises(NtkitError, match="every=1"):
         ntkit.record(tmp_path / "sparse", model, sgd, lookahead=5, every=10)

@@ -153,7 +153,7 @@ def test_refusals(run, tmp_path):
     ):
         with pytest.raises(NtkitError):
             ntkit.PathKernel(folder, model, **wrong)
-    with pytest.raises(NtkitError, match="another one"):
+    with pytest.raises(NtkitError, match="differs from the one"):
         ntkit.PathKernel(folder, mlp())(X)
     with pytest.raises(NtkitError, match="NaN"):
         ntkit.PathKernel(folder, model)(X * torch.nan)
@@ -161,7 +161,7 @@ def test_refusals(run, tmp_path):
         PathMachine(ntkit.PathKernel(folder, model), square, data, guard=1.0)
     up = mlp()
     train(tmp_path / "up", up, optim.SGD(up.parameters(), 0.01, maximize=True), ball(8), batches(8, 4, 2))
-    with pytest.raises(NtkitError, match="goes up the loss"):
+    with pytest.raises(NtkitError, match="climbs the loss"):
         ntkit.PathKernel(tmp_path / "up", up)(X)
     none = train(tmp_path / "none", up, optim.SGD(up.parameters(), 0.01), ball(8), [])
     with pytest.raises(NtkitError, match="no steps"):

@@ -140,7 +140,7 @@ def test_folders_that_cannot_be_used(tmp_path, setup):
     for target in (blocker, blocker / "run"):
         with pytest.raises(RunFolderError, match="cannot be written"), ntkit.record(target, model, optimizer):
             pass
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunFolderError, match="not a run folder"):
         ntkit.account(tmp_path / "none", model, square, train=data, queries=GRID)
 
 

@@ -1,4 +1,4 @@
-"""Cholesky in float64, with a ladder of jitter that is told and never silent."""
+"""Cholesky in float64, with a ladder of jitter that is reported, never silent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class JitterWarning(UserWarning):
 
 
 class Cholesky:
-    """The factorization A + shift + jitter = L L^T, with what it says about A.
+    """The factorization A + shift + jitter = L L^T, and what it says about A.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
     Raises
     ------
     NtkitError
-        No jitter of the ladder makes the matrix positive definite: with its smallest eigenvalue.
+        No jitter of the ladder makes the matrix positive definite; the error gives its smallest eigenvalue.
 
     Warns
     -----
@@ -146,7 +146,7 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
 
 
 def _factor(work: Tensor) -> Tensor | None:
-    """Return L with L L^T = A, in the place of A on a processor; None where a pivot is not positive."""
+    """Return L with L L^T = A, in place of A on a CPU; None where a pivot is not positive."""
     if work.is_cuda:
         factor, info = torch.linalg.cholesky_ex(work)
         return None if int(info) else factor

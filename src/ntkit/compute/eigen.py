@@ -22,7 +22,7 @@ ROUNDING = (
 class Spectrum:
     """A = U diag(values) U^T, values from small to large, zero where only rounding is left.
 
-    ``raw`` holds the smallest eigenvalue as it was found, negative by rounding perhaps; ``floor`` is the
+    ``raw`` holds the smallest eigenvalue as it was computed, perhaps negative by rounding; ``floor`` is the
     rounding of the matrix itself, below which no penalty or noise means anything.
     """
 
@@ -105,7 +105,7 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all eigenvalues and vectors; on a processor by SciPy, whose LAPACK is the quicker one."""
+    """Return all eigenvalues and vectors; on a CPU by SciPy, whose LAPACK is faster."""
     if matrix.is_cuda or len(matrix) == 1:  # SciPy 1.12 fails on a single number
         return torch.linalg.eigh(matrix)
     values, vectors = linalg.eigh(matrix.numpy(), driver="evd", check_finite=False)
@@ -113,6 +113,6 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise(values: Tensor, precision: torch.dtype) -> float:
-    """Return below what an eigenvalue is rounding: what the negative ones and n eps show."""
+    """Return the size below which an eigenvalue is rounding, by the negative ones and n eps."""
     floor = len(values) * torch.finfo(precision).eps * float(values.abs().max())
     return max(floor, 2 * max(0.0, -float(values[0])))

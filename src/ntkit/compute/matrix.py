@@ -35,7 +35,7 @@ class Matrix(Protocol):
 
 
 class Dense:
-    """A matrix that is there, as float64."""
+    """A matrix in memory, as float64."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values.double()
@@ -56,8 +56,8 @@ class Dense:
 class MatrixFree:
     """The matrix of a kernel on a batch of samples, never formed.
 
-    Products go through ``kernel.operator`` where there is one, else through blocks of rows that are made
-    anew for each product, of at most ``budget`` bytes. They are as exact as the kernel's own dtype.
+    Products go through ``kernel.operator`` where there is one, else through blocks of rows, recomputed for
+    each product, of at most ``budget`` bytes. They are as exact as the kernel's own dtype.
 
     >>> import torch, ntkit
     >>> k = ntkit.EmpiricalNTK(torch.nn.Linear(3, 1).double())

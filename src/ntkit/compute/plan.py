@@ -1,4 +1,4 @@
-"""The one planner of chunks: how a matrix is cut up so that its making stays within a budget."""
+"""The one planner of chunks: how a matrix is cut up so that computing it stays within a budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_memory(memory: int | float | str) -> int:
         size = 0
     if size <= 0:
         raise BadValueError(
-            f"memory={memory!r} is no size; give bytes as a positive number, or a text such as '2GiB'."
+            f"memory={memory!r} is not a size; give bytes as a positive number, or a text such as '2GiB'."
         )
     return size
 

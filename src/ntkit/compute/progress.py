@@ -1,4 +1,4 @@
-"""A progress bar with the time left, silent where the output is no terminal."""
+"""A progress bar with the time left, silent where the output is not a terminal."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -28,7 +28,7 @@ _BAD = (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile,
 
 @dataclass(frozen=True)
 class DataSet:
-    """Arrays, the sha256 of each one's bytes, and where they are to be had.
+    """Arrays, the sha256 of each one's bytes, and where to get them.
 
     A mirror is the address of an ``.npz`` with all arrays, or one gzipped IDX file for each array.
     """
@@ -57,7 +57,7 @@ def load(dataset: DataSet) -> dict[str, np.ndarray]:
             return _checked(dataset, _read_npz(path.read_bytes()))
         except _BAD as error:
             raise NtkitError(
-                f"{path} is not the data set that it should be: {error}. Remove it, and it is fetched again; "
+                f"{path} is not the expected data set: {error}. Remove it, and it is fetched again; "
                 f"or point {FOLDER} to a folder with the right one."
             ) from error
     tried = []

@@ -43,7 +43,7 @@ def digits(
     Parameters
     ----------
     samples
-        How many to train on; all that are not held out if left out.
+        How many to train on; if left out, all that are not held out.
     held_out
         How many to hold out. The held-out digits depend on this number and the seed only.
     seed

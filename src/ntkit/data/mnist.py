@@ -71,7 +71,7 @@ def mnist(
     ------
     NtkitError
         When the numbers do not fit, or the data is neither in the cache folder (``NTKIT_DATA_DIR``) nor
-        to be had from a mirror.
+        available from a mirror.
     """
     return _drawn(load(MNIST), samples, held_out, seed, dtype)
 

@@ -30,7 +30,7 @@ def branched(n: int, size: int, seed: int, fill: float = 0.18) -> tuple[np.ndarr
     seed
         The same seed gives the same shapes.
     fill
-        The part of the picture that a shape fills on average, about.
+        About the part of the picture that a shape fills on average.
 
     Returns
     -------

@@ -57,7 +57,7 @@ def definiteness(kernel: Kernel, x: Any) -> Definiteness:
     kernel : Kernel
         Any kernel with one value per pair, or ``outputs="full"``.
     x : batch of inputs
-        The points, n x n values are made.
+        The points; n x n values are computed.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from ntkit.display.axes import save_picture
 
 
 def signed(value: float, decimals: int = 3) -> str:
-    """Return a number with its sign and so many decimals; as a power of ten where these say nothing.
+    """Return a number with its sign and so many decimals; as a power of ten where they would show zero.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def signed(value: float, decimals: int = 3) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number with its sign and two digits that count, for a crowded place.
+    """Return a number with its sign and two significant digits, for a crowded place.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def short(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with three significant digits."""
     return _minus(f"{value:.3g}")
 
 
@@ -67,7 +67,7 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a measured number with four digits that count.
+    """Return a measured number with four significant digits.
 
     Examples
     --------

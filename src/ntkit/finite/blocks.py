@@ -55,8 +55,8 @@ def measure(recipe: Recipe, x: Batch) -> Measure:
     for name, groups in jacobian.items():
         factors = [f if f.left_has_outputs else f.swapped() for part in groups for f in part.factors]
         uses[name] = [f.sizes for f in factors]
-        made = name in recipe.formed or name in recipe.coverage.uncovered
-        by_weight[name] = weights[name].numel() * item if made else 0
+        formed = name in recipe.formed or name in recipe.coverage.uncovered
+        by_weight[name] = weights[name].numel() * item if formed else 0
         seen += sum(_right_bytes(f) for f in factors)
     if recipe.graph is None:  # what a network that cannot be read saves for its backward is not known
         activations = 4 * max(by_weight.values(), default=0)
@@ -103,7 +103,7 @@ def plan(recipe: Recipe, size: Measure, n: int, m: int, kind: Kind, symmetric: b
 
 
 def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[str, ...], ...]:
-    """Part the weights so that the Jacobians of each group fit for one sample and one output."""
+    """Divide the weights so that the Jacobians of each group fit for one sample and one output."""
     groups: list[list[str]] = [[]]
     held = 0
     for name in recipe.wanted:
@@ -119,7 +119,7 @@ def _weight_groups(recipe: Recipe, size: Measure, budget: int) -> tuple[tuple[st
 def block(
     recipe: Recipe, plan: Plan, x1: Batch, x2: Batch | None, kind: Kind, o: int, only: frozenset | None
 ) -> Tensor:
-    """Return the block as users get it; ``x2=None`` is ``x1``, done by half."""
+    """Return the block as users get it; ``x2=None`` is ``x1``, of which half is computed."""
     n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
     out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.layout(n, m, o))
     for group in plan.weights:
@@ -168,7 +168,7 @@ def _add_parts(
     same: bool,
     names: frozenset,
 ) -> None:
-    """Add what each weight makes as its Jacobian comes, with that of ``left`` or with itself."""
+    """Add what each weight contributes as its Jacobian arrives, with that of ``left`` or with itself."""
 
     def add(part: Jacobian) -> None:
         other = part if left is None else {name: left[name] for name in part}
@@ -191,7 +191,7 @@ def pairs(left: Jacobian, right: Jacobian) -> Iterator[tuple[Factor, Factor]]:
 
 
 def diagonal(recipe: Recipe, plan: Plan, x: Batch, kind: Kind, o: int) -> Tensor:
-    """Return each sample with itself, as users get it, without any n x n."""
+    """Return each sample with itself, as users get it, without any n x n matrix."""
     n = batch_size(x)
     out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.diagonal_shape(n, o))
     eye = torch.eye(o, dtype=out.dtype, device=out.device)

@@ -23,8 +23,8 @@ class ConjugateKernel(Kernel):
         K(x, x') = h(x) . h(x'),   h(x): what enters the last operation that has weights
 
     ``[n1, n2]``, a sum over features with no factor: it is the part of the tangent kernel that the last
-    layer's weight makes (mean over outputs), and divided by the width it tends to the NNGP kernel of
-    the layers below. Where the last layer has positions (tokens, pixels), h holds them all.
+    layer's weight contributes (mean over outputs), and divided by the width it tends to the NNGP kernel of
+    the layers below. Where the last layer has positions (tokens, pixels), h holds all of them.
 
     Raises
     ------
@@ -66,22 +66,22 @@ class ConjugateKernel(Kernel):
                 f"make a module of the layers below it, and use its outputs as features."
             ) from error
         last = cover(graph, frozenset(self._net.weights)).order[-1][0]
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
 
         def one(sample: Batch) -> Tensor:
             def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 for name, value in arguments(node, args, kwargs).items():
                     if is_batched(value):
-                        found[name] = value
+                        features[name] = value
                 return node.target(*args, **kwargs)  # pyright: ignore
 
             graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
-            if len(found) != 1:
+            if len(features) != 1:
                 raise BadValueError(
-                    f"The last operation with weights, {last.target}, is fed by {len(found)} tensors; the "
+                    f"The last operation with weights, {last.target}, is fed by {len(features)} tensors; the "
                     f"conjugate kernel needs one, the features."
                 )
-            return next(iter(found.values())).reshape(-1)
+            return next(iter(features.values())).reshape(-1)
 
         with torch.no_grad():
             return quiet_vmap(one)(batch)

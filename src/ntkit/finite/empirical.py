@@ -36,7 +36,7 @@ class EmpiricalNTK(Kernel):
     Parameters
     ----------
     model : torch.nn.Module or callable
-        The network. A module is read as it is at each call: train it, and the kernel follows. A
+        The network. A module is read at each call as it then is: train it, and the kernel follows. A
         function ``f(weights, x)`` needs ``weights``. The first axis of every input and of the output
         is the sample; inputs are a tensor, a tuple (positional) or a dict (named).
     weights : dict of tensors, optional
@@ -51,7 +51,7 @@ class EmpiricalNTK(Kernel):
         model. Kernels of disjoint sets add up.
     memory : str or int
         Bytes to work in besides the result, such as ``"2GiB"``; chunks are chosen to fit. The result
-        does not depend on it but for rounding.
+        does not depend on it, rounding apart.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class EmpiricalNTK(Kernel):
     the network as it is. Weights used by linear maps, convolutions, norms, embeddings and elementwise
     operations are never expanded to Jacobians: their structure gives the kernel. All other weights go
     through Jacobian contraction. What is found is compared with autograd once for a model and its
-    shapes. ``k.explain(x)`` tells which weight went which way.
+    shapes. ``k.explain(x)`` says which weight went which way.
 
     References
     ----------
@@ -119,7 +119,7 @@ class EmpiricalNTK(Kernel):
             return parts
 
     def diag(self, x: Inputs) -> Tensor:
-        """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n is made."""
+        """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n matrix is formed."""
         batch, _ = self._inputs(x, None)
         with exact(self._net.device):
             recipe, size = self._recipe(batch)
@@ -197,11 +197,13 @@ class EmpiricalNTK(Kernel):
         second = as_inputs(x2, self._net, "x2")
         one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (first, second))
         if pytree.tree_flatten(one) != pytree.tree_flatten(two):
-            raise BadValueError(f"x1 and x2 must be alike but for their number of samples: {one} and {two}.")
+            raise BadValueError(
+                f"x1 and x2 must be alike except for their number of samples: {one} and {two}."
+            )
         return first, second
 
     def _recipe(self, x: Batch) -> tuple[Recipe, Measure]:
-        """Return what was proved about the network for such inputs; prove it at the first call."""
+        """Return what is proved of the network for such inputs; it is proved at the first call."""
         leaves, structure = pytree.tree_flatten(x)
         chosen = self._select()
         inputs = tuple((t.shape[1:], t.dtype) for t in leaves)

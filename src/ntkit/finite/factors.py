@@ -121,7 +121,7 @@ class Part(NamedTuple):
 
 
 def concatenate(factors: list[Factor]) -> Factor:
-    """Return the sum of Jacobians of uses that are alike: their positions one after the other."""
+    """Return the sum of Jacobians of like uses: their positions one after the other."""
     if len(factors) == 1:
         return factors[0]
     first = factors[0]
@@ -163,7 +163,7 @@ def form(parts: list[Part], out: Tensor) -> None:
 
 
 def _formed_in_place(factor: Factor, out: Tensor) -> bool:
-    """Write outer products by one batched product, which is the largest thing that a sweep makes."""
+    """Write outer products by one batched product, the largest computation of a sweep."""
     n, o, groups, _, rows, columns = factor.sizes
     left, right = factor.left, factor.right
     if groups != 1 or not isinstance(left, Tensor) or not isinstance(right, Tensor):

@@ -1,6 +1,6 @@
 """What is kept of the o x o matrix of two samples: all of it, its diagonal, its trace or its mean.
 
-Products are made in layouts of their own: ``[o, n, p, m]`` (full; the sample runs fastest), ``[o, n, m]``
+Products are computed in layouts of their own: ``[o, n, p, m]`` (full; the sample runs fastest), ``[o, n, m]``
 (diagonal), ``[n, m]``. As blocks these are matrices: ``[o n, p m]``, or one for each output, or one.
 """
 
@@ -32,11 +32,11 @@ class Full:
         return n, m, o, o
 
     def layout(self, n: int, m: int, o: int) -> Shape:
-        """Return the shape that it is made in."""
+        """Return the shape that it is computed in."""
         return o, n, o, m
 
     def view(self, out: Tensor, o: int) -> Tensor:
-        """Bring what was made to the user's layout and scale."""
+        """Bring the result to the user's layout and scale."""
         return out.permute(1, 3, 0, 2)
 
     def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
@@ -48,7 +48,7 @@ class Full:
         return o * p
 
     def panel(self, out: Tensor, row: Panel, column: Panel) -> Tensor:
-        """Return the part of the layout that two panels make."""
+        """Return the part of the layout that belongs to two panels."""
         return out[row[0], row[1], column[0], column[1]]
 
     def transposed(self, window: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Full:
         return window.permute(2, 3, 0, 1)
 
     def block(self, window: Tensor) -> Tensor:
-        """Return a part of the layout as a block, a new one of zeros where it is no view."""
+        """Return a part of the layout as a block, a new one of zeros where it is not a view."""
         q, n, p, m = window.shape
         try:
             return window.view(q * n, p * m)
@@ -64,7 +64,7 @@ class Full:
             return window.new_zeros(self.block_shape(n, m, q, p))
 
     def window(self, out: Tensor, rows: slice, columns: slice, o: int, p: int) -> Tensor:
-        """Return the part of a block that some samples make."""
+        """Return the part of a block that belongs to some samples."""
         return out.unflatten(0, (o, -1)).unflatten(2, (p, -1))[:, rows, :, columns]
 
     def product(self, u: Tensor, v: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Full:
         return n, o, o
 
     def diagonal_panel(self, out: Tensor, samples: slice, q: slice, p: slice) -> Tensor:
-        """Return the part of it that some samples and outputs make."""
+        """Return the part of it that belongs to some samples and outputs."""
         return out[samples, q, p]
 
     def diagonal_product(self, u: Tensor, v: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ntkit.network import copy_of
 
 
 class TaylorNetwork(nn.Module):
-    """The Taylor polynomial of a network in its weights, around the weights that it had.
+    """The Taylor polynomial of a network in its weights, around the weights at its construction.
 
         f_m(x; w) = sum_{k=0}^m (1/k!) d^k/dt^k f(x; w_0 + t (w - w_0)) at t = 0
 
@@ -104,7 +104,7 @@ Along = Callable[[Tensor], Tensor]
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """Keep out fused attention, which has no derivatives beyond the first."""
+    """Turn off fused attention, which has no derivatives beyond the first."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -129,7 +129,7 @@ def taylor(model: nn.Module, order: int = 2) -> TaylorNetwork:
     Raises
     ------
     NtkitError
-        If the model is no module or the order no whole number from 0 up.
+        If the model is not a module, or the order not a whole number from 0 up.
 
     References
     ----------

@@ -23,7 +23,7 @@ from ntkit.network import Batch, batch_size, take
 
 @dataclass(frozen=True)
 class Setting:
-    """What an operator is made of besides its inputs."""
+    """What an operator needs besides its inputs."""
 
     recipe: Recipe
     plan: Plan
@@ -91,11 +91,11 @@ class TangentOperator(LinearOperator):
     def _diagonal(self) -> Tensor:
         if not all(a is b for a, b in zip(*self._halves, strict=True)):
             return torch.diagonal(self.to_dense())
-        own = self._setting.kernel.diag(self._x1)
-        return torch.diagonal(own, dim1=-2, dim2=-1).reshape(-1) if own.ndim == 3 else own
+        diagonal = self._setting.kernel.diag(self._x1)
+        return torch.diagonal(diagonal, dim1=-2, dim2=-1).reshape(-1) if diagonal.ndim == 3 else diagonal
 
     def to_dense(self) -> Tensor:
-        """Return the matrix, made by structured products and not column by column."""
+        """Return the matrix, by structured products and not column by column."""
         block = self._setting.kernel(self._x1, self._x2)
         return block.transpose(1, 2).reshape(self.shape) if block.ndim == 4 else block
 
@@ -165,7 +165,7 @@ def _push_backwards(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> 
 
 
 def _forward_mode_holds(recipe: Recipe, x: Batch) -> bool:
-    """Return whether forward mode exists and is the transpose of the vjp (embeddings' is not)."""
+    """Return whether forward mode exists and is the transpose of the vjp (that of embeddings is not)."""
     x = take(x, slice(0, 2))
     generator = torch.Generator().manual_seed(0)
     weights = {k: recipe.net.weights[k] for k in recipe.wanted}

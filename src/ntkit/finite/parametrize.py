@@ -58,7 +58,7 @@ class Law:
     padding: int | None = None
 
     def draw(self, generator: torch.Generator) -> None:
-        """Draw the parameter anew, in place; the same numbers on every device."""
+        """Draw the parameter again, in place; the same numbers on every device."""
         normal = torch.randn(self.parameter.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             self.parameter.copy_(self.mean + self.std * normal)
@@ -67,7 +67,7 @@ class Law:
 
 
 def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0, *, seed: int) -> Module:
-    """Return a copy of a network in the NTK parameterization, drawn anew.
+    """Return a copy of a network in the NTK parameterization, with newly drawn parameters.
 
         y = sigma_w / sqrt(fan_in) W h + sigma_b b,   entries of W and b drawn from N(0, 1)
 
@@ -97,7 +97,7 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     All other parameters (norm scales and shifts, PReLU slopes, learned positions, any of your own) keep
     their own parameterization: no factor. One whose entries are all equal keeps its value; another is
     drawn from the normal law with the mean and standard deviation of its entries, a mean within four
-    standard errors of zero being taken as zero. A matrix of your own must so carry its scale itself.
+    standard errors of zero being taken as zero. So a matrix of your own must carry its scale itself.
 
     References
     ----------
@@ -176,13 +176,13 @@ def _scale(module: nn.Module, name: str, factor: float) -> None:
 
 
 def _read_anew(module: nn.RNNBase) -> None:
-    """Let a recurrent module read its weights at each call: torch keeps the list that it was built with."""
-    own: Any = type(module)  # the class that the parametrization made for this module alone
-    own._flat_weights = property(
+    """Let a recurrent module read its weights at each call: torch keeps the list it was built with."""
+    subclass: Any = type(module)  # the class that the parametrization made for this module alone
+    subclass._flat_weights = property(
         lambda self: [getattr(self, name, None) for name in self._flat_weights_names],
         lambda self, value: None,
     )
-    own.flatten_parameters = lambda self: None
+    subclass.flatten_parameters = lambda self: None
     del module.__dict__["_flat_weights"]
 
 
@@ -196,7 +196,7 @@ def _moments(parameter: Tensor) -> tuple[float, float]:
 
 
 def of_path(sigma: Sigma, path: str) -> float:
-    """Return the scale that is given for a module path."""
+    """Return the scale given for a module path."""
     if not isinstance(sigma, Mapping):
         return float(sigma)
     if path not in sigma and "" not in sigma:

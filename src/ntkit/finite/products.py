@@ -10,7 +10,7 @@ Gram matrices over positions.
 
 A block is a matrix: ``[o n, p m]`` (full; the sample runs fastest), ``[n, m]`` (trace), or one for
 each output, ``[o, n, m]`` (diagonal). A block of samples with themselves is symmetric: only its upper
-triangle is made, and `mirror` fills the rest when all parts have been added.
+triangle is computed, and `mirror` fills the rest when all parts have been added.
 """
 
 from __future__ import annotations
@@ -191,9 +191,9 @@ def _features(out: Tensor, a: Factor, b: Factor, kind: Kind) -> None:
 
 
 def _one_sided(out: Tensor, a: Factor, b: Factor, kind: Kind, half: bool) -> None:
-    """Move the g of one sample of the second over to the positions of the first, sample after sample.
+    """Move the g of the second to the positions of the first, one sample after the other.
 
-    With ``half`` both are the same: what samples n >= j make with sample j is what j makes with them.
+    With ``half`` both are the same: what samples n >= j give with sample j is what j gives with them.
     """
     n, o, groups, t, r, _ = a.sizes
     m, p = b.sizes[:2]
@@ -231,7 +231,7 @@ def _gram(out: Tensor, a: Factor, b: Factor, kind: Kind) -> None:
 
 
 def _crossed(a: Factor, b: Factor, kind: Kind, limit: int) -> Tensor:
-    """Return the product of two uses of which the first has the outputs left, the second right."""
+    """Return the product of two uses, the first with its outputs left, the second right."""
     n, o, groups, t, r, c = a.sizes
     m, p, _, s, _, _ = b.sizes
     gram = groups * n * m * t * s * (o + p)

@@ -13,7 +13,7 @@ KINDS = ("rademacher", "sparse")
 
 
 class Projection:
-    """A random matrix S ``[p, m]`` with E[S S^T] = I, drawn in blocks of rows when it is needed.
+    """A random matrix S ``[p, m]`` with E[S S^T] = I, drawn in blocks of rows when needed.
 
     ``"rademacher"``: entries +-1 / sqrt(m); ``"sparse"``: +-sqrt(3 / m), each with probability 1/6,
     else zero (Achlioptas 2003).

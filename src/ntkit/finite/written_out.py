@@ -84,7 +84,7 @@ WRITTEN_OUT: dict[Any, Callable] = {
 
 
 class WrittenOut(TorchFunctionMode):
-    """Within it, the operations of the table run written out."""
+    """Within it, the operations of the table run in plain torch."""
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None

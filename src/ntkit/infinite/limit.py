@@ -32,7 +32,7 @@ Kind = Literal["nngp", "ntk"]
 
 
 class LimitSettings(TypedDict):
-    """The arguments of `infinite_width` that may be left out."""
+    """The optional arguments of `infinite_width`."""
 
     sigma_w: Sigma
     sigma_b: Sigma
@@ -82,7 +82,7 @@ class Limit:
 
     @property
     def error(self) -> float:
-        """The largest standard error of what was sampled so far, relative to the largest value."""
+        """The largest standard error of what has been sampled so far, relative to the largest value."""
         return self.numerics.error
 
     def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
@@ -269,7 +269,7 @@ def infinite_width(
     NoRuleError
         An operation whose limit is not known, or a network that has none or a random one (a weight and its
         transpose, the read-out weight used elsewhere, a scalar parameter of all channels, an instance
-        norm, a softmax or sigmoid at the end): with the operation, its module and its line of source.
+        norm, a softmax or sigmoid at the end): with the operation, its module and its source line.
     NotPerSampleError
         Batch norm in training mode, active dropout.
     NtkitError

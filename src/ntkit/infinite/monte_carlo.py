@@ -31,7 +31,7 @@ class Estimate:
     samples: int
 
     def __repr__(self) -> str:
-        """Show how many draws were made, and how far the means may be off."""
+        """Show the number of draws, and how far the means may be off."""
         n1, n2 = self.nngp.shape
         errors = [
             f"{name} up to {mean.abs().max().item():.4g}, standard error up to {error.max().item():.1e}"
@@ -55,7 +55,7 @@ def monte_carlo(
     seed: int = 0,
     memory: str | int = "2GiB",
 ) -> Estimate:
-    """Estimate the infinite-width kernels of a network by drawing it anew and averaging.
+    """Estimate the infinite-width kernels of a network by drawing it many times and averaging.
 
         NNGP(x, x') ~ mean over draws of (1/o) sum_o f_o(x) f_o(x')
         NTK(x, x')  ~ mean over draws of (1/o) sum_o J_o(x) . J_o(x')
@@ -71,8 +71,8 @@ def monte_carlo(
     Parameters
     ----------
     model : torch.nn.Module
-        The network, which stays as it is, as do its buffers and the global random state. Wider layers
-        are yours to choose.
+        The network, which stays as it is, as do its buffers and the global random state. The widths of its
+        layers are your choice.
     samples : int
         The number of networks, at least 2. They are drawn one after the other: memory holds one.
     x1, x2
@@ -113,9 +113,7 @@ def monte_carlo(
     if parameterization not in ("ntk", "standard"):
         raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
     if not isinstance(model, nn.Module):
-        raise BadTypeError(
-            f"Expected a torch.nn.Module, which can be drawn anew, got {type(model).__name__}."
-        )
+        raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
     copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
     net = network(copy)
@@ -165,7 +163,7 @@ def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int) -> tuple[n
 
 
 def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
-    """Return a copy, and what draws it by its modules' own initialization, the innermost first."""
+    """Return a copy, and what draws it by its modules' own initialization, innermost first."""
     copy = copy_of(model)
     resets = []
     for path, module in copy.named_modules():

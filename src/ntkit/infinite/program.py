@@ -148,7 +148,7 @@ def _derived(args: tuple) -> str:
 
 
 def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> object:
-    """Return what a rule makes of an operation; whatever goes wrong in it is told with its name."""
+    """Return what a rule makes of an operation; an error in it is told with the rule's name."""
 
     def refuse(what: str) -> NtkitError:
         return reading.unknown(
@@ -166,12 +166,12 @@ def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> obje
 def _check_output(reading: Reading, output: object) -> Wide:
     """Return the output, refused where it is not a product with a weight of its own."""
     if not isinstance(output, Wide):
-        raise reading.refuse("the network ends in something that no weight of infinite width made.")
+        raise reading.refuse("the network does not end in a product with a weight of infinite width.")
     expressions = walk(*(e for _, e in output.pieces))
     if not all(e.gaussian for e in expressions) or any(isinstance(e, Gain) for e in expressions):
         raise reading.refuse(
             f"the network ends in a nonlinearity ({reading.lines[-1].text.split('   ')[0]}); the last line "
-            f"must be a linear layer. Leave a softmax, sigmoid or norm at the end out, and give ntkit the "
+            f"must be a linear layer. Leave out a softmax, sigmoid or norm at the end, and give ntkit the "
             f"logits."
         )
     last = {e.matrix.name for e in expressions if isinstance(e, Line)}

@@ -196,7 +196,7 @@ class Tiles:
                     compiled(*example)
             except (RuntimeError, OSError, ImportError) as error:  # no compiler, or one that fails
                 warnings.warn(
-                    f"torch.compile failed, ntkit goes on without it: {error}", RuntimeWarning, stacklevel=2
+                    f"torch.compile failed; ntkit continues without it: {error}", RuntimeWarning, stacklevel=2
                 )
                 self.plain = False
                 return None
@@ -205,7 +205,7 @@ class Tiles:
 
 
 class _Sides:
-    """The last few batches of samples, with what was found out about each sample alone."""
+    """The last few batches of samples, with what is known of each sample alone."""
 
     def __init__(self, numerics: Numerics, budget: int) -> None:
         self.numerics, self.budget = numerics, budget

@@ -53,7 +53,7 @@ class ToSklearn(sklearn_kernels.Kernel):
         self.kernel = kernel
 
     def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
-        """Return the block as float64; its gradient has no columns, for there is nothing to fit."""
+        """Return the block as float64; its gradient has no columns, as there is nothing to fit."""
         block = _block(self.kernel(X, Y))
         return (block, np.empty((*block.shape, 0))) if eval_gradient else block
 
@@ -137,7 +137,7 @@ def _numpy(x: Inputs) -> np.ndarray:
 
 
 def _tensor(x: Inputs) -> Tensor:
-    """Return inputs as a tensor; arrays are copied, for torch takes no read-only ones."""
+    """Return inputs as a tensor; arrays are copied, as torch takes no read-only ones."""
     return x if isinstance(x, Tensor) else torch.as_tensor(np.array(x))
 
 

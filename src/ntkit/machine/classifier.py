@@ -37,8 +37,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         As of `KernelRidge`. Kernels with values for outputs, ``[n, n, o, o]`` or ``[n, n, o]`` with o the
         number of classes, couple the outputs as they say; one number for two samples serves each output.
     loss : str or callable
-        ``"cross_entropy"``; ``"squared"``, ridge on one-hot targets, the fast choice (``alpha`` as of
-        `KernelRidge` then, ``"loo"`` too); or a convex function of tensors ``(f, y) -> [n]``.
+        ``"cross_entropy"``; ``"squared"``, ridge on one-hot targets, the fast choice (``alpha`` is then as in
+        `KernelRidge`, ``"loo"`` too); or a convex function of tensors ``(f, y) -> [n]``.
     alpha : float
         The penalty, > 0, in units of the kernel.
     solver : {"auto", "newton", "lbfgs"}
@@ -46,7 +46,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     tol, max_iter
         The largest entry of w l' + alpha c, and the iterations (of each method), at which to end.
     early_stopping : bool
-        Instead of the penalty, train by gradient flow until the loss on held-out samples is least, as
+        Instead of the penalty, train by gradient flow until the loss on held-out samples is least, like
         `GradientFlow` with ``early_stopping="validation"``; ``t_`` is the time.
     validation_fraction, random_state
         As of `GradientFlow`.
@@ -139,7 +139,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         """Return the probability of each class, ``[m, classes]``.
 
         softmax(f) for the cross entropy; for the squared loss f itself, which estimates a mean of one-hot
-        targets, cut to [0, 1] and scaled to sum to one. Other losses have none.
+        targets, clipped to [0, 1] and scaled to sum to one. Other losses have none.
         """
         f = self._scores(X)
         if len(self.classes_) == 1:
@@ -156,8 +156,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def _kernel_matrix(self, n: int) -> Blocks | Products:
         """Return the kernel matrix, formed where it fits into the budget or has no operator."""
-        own = len(self.classes_) if getattr(self.kernel_, "outputs", None) == "full" else 1
-        if hasattr(self.kernel_, "operator") and 16 * (n * own) ** 2 > parse_memory(self.memory):
+        outputs = len(self.classes_) if getattr(self.kernel_, "outputs", None) == "full" else 1
+        if hasattr(self.kernel_, "operator") and 16 * (n * outputs) ** 2 > parse_memory(self.memory):
             return Products(self.kernel_, self.X_fit_)
         return Blocks(self._gram(scalar=False))
 
@@ -233,13 +233,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.solver_reason_ = f"{target.numel()} unknowns, steps by {inner}"
         if self.solver_ == "lbfgs":
             self.solver_reason_ = "asked for"
-        found = (lbfgs if self.solver_ == "lbfgs" else newton)(problem, self.tol, self.max_iter)
-        if found.gradient > 1e3 * self.tol:
+        optimum = (lbfgs if self.solver_ == "lbfgs" else newton)(problem, self.tol, self.max_iter)
+        if optimum.gradient > 1e3 * self.tol:
             warnings.warn(
-                f"The optimum was not reached: the gradient is {found.gradient:.1e} after {found.iterations} "
-                f"iterations. Give a larger alpha or max_iter, or a model in float64.",
+                f"The optimum was not reached: the gradient is {optimum.gradient:.1e} after "
+                f"{optimum.iterations} iterations. Give a larger alpha or max_iter, or a model in float64.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.dual_coef_ = found.c.cpu().numpy()
-        self.gradient_norm_, self.n_iter_ = found.gradient, max(1, found.iterations)
+        self.dual_coef_ = optimum.c.cpu().numpy()
+        self.gradient_norm_, self.n_iter_ = optimum.gradient, max(1, optimum.iterations)

@@ -76,13 +76,13 @@ class KernelMachine(BaseEstimator):
         return np.asarray(x)
 
     def _options(self) -> Any:
-        """Return what scikit-learn checks: user's kernels may take samples of any shape, and integers."""
+        """Return what scikit-learn checks: a user's kernel may take samples of any shape, and integers."""
         if self._precomputed:
             return {"dtype": [np.float64, np.float32]}
         return {"dtype": np.float64} if self.kernel is None else {"dtype": "numeric", "allow_nd": True}
 
     def _weights(self, sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray | None:
-        """Return sample weights as an array, None where all are one."""
+        """Return sample weights as an array, None where all are 1."""
         if sample_weight is None:
             return None
         weights = _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
@@ -95,7 +95,7 @@ class KernelMachine(BaseEstimator):
         return self._block(self.X_fit_, None, scalar)
 
     def _matrix(self) -> Matrix:
-        """Return the kernel matrix of the training samples, not formed where the kernel can do without."""
+        """Return the kernel matrix of the training samples, not formed where the kernel can avoid it."""
         assert self.kernel_ is not None
         if not hasattr(self.kernel_, "operator") and len(self.X_fit_) ** 2 <= ROWS:
             return Dense(self._gram())
@@ -133,7 +133,7 @@ class KernelMachine(BaseEstimator):
 
 
 class Made:
-    """A kernel or limit as what makes it and the arguments of that, to be pickled."""
+    """A kernel or limit as what builds it and the arguments of that, to be pickled."""
 
     def __init__(self, made: Kernel | Limit) -> None:
         limit = isinstance(made, Limit)

@@ -19,7 +19,7 @@ class Scaled(nn.Module):
         self.name, self.scale = name, scale
 
     def extra_repr(self) -> str:
-        """Return what a print shows."""
+        """Return what printing shows."""
         return f"{self.scale:.4g} x {self.name}"
 
     def forward(self, x: Tensor) -> Tensor:

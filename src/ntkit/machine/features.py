@@ -34,7 +34,7 @@ CHECKED = 256  # training samples on which the error is measured
 
 @dataclass(frozen=True)
 class FeatureError:
-    """How far features are from the kernel on a batch: |Z Z^T - K| over |K| (Frobenius), and at most."""
+    """How far features are from the kernel on a batch: |Z Z^T - K| over |K| (Frobenius), and the maximum."""
 
     relative: float
     largest: float
@@ -73,7 +73,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Raises
     ------
     NtkitError
-        A kind or draw that is not known, a number of features that is none.
+        A kind or draw that is not known, an impossible number of features.
 
     References
     ----------

@@ -40,7 +40,7 @@ class LearningCurve:
 
 
 class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
-    """Training a network whose tangent kernel stays: the function at any time, in closed form.
+    """Training a network whose tangent kernel stays constant: the function at any time, in closed form.
 
         dw/dt = -grad of (1/2n) sum_n (f(x_n) - y_n)^2
         f_t(x) = f_0(x) + A_t (y - f_0(X)),    A_t = K_*X K^-1 (I - exp(-t K / n))
@@ -68,8 +68,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     early_stopping : {None, "validation", "loo"}
         Choose the time, at most t, of the least error on a part of the samples that is held out (then all
         samples are trained on), or of the least leave-one-out error, which is exact and takes an
-        eigendecomposition for each sample (squared loss). Other losses stop after ten times tried without a
-        better one.
+        eigendecomposition for each sample (squared loss). Other losses stop after ten tried times without an
+        improvement.
     validation_fraction, random_state : float, int
         The part of the samples that is held out, and the seed with which it is drawn.
 
@@ -85,12 +85,12 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
     Raises
     ------
     NtkitError
-        A kernel that is not positive semi-definite, a learning rate that diverges, an endless time with a
+        A kernel that is not positive semi-definite, a learning rate that diverges, an infinite time with a
         loss other than the squared one, a covariance without prior.
 
     References
     ----------
-    Giancola (2023), Eq. I.3.12, IV.2.6 (and IV.2.8, with its sign set right: f_t = f* - sum_i
+    Giancola (2023), Eq. I.3.12, IV.2.6 (and IV.2.8, with its sign corrected: f_t = f* - sum_i
     exp(-t lambda_i) Delta_i), section IV.3; Lee et al. (2019), Eq. 10-11 and 16 for two kernels.
 
     Examples
@@ -282,19 +282,19 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             )
         if self.prior is not None:
             return as_kernel(self.prior)
-        found = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
-        if found is None:
+        prior = prior_of(self.kernel, self.kernel_, self.X_fit_.shape[-1])
+        if prior is None:
             raise BadValueError(
                 "The spread of trained networks needs the covariance of f_0 besides the tangent kernel: give "
                 "prior=, the NNGP, or a limit as kernel."
             )
-        return found
+        return prior
 
     def _spread(self, X: np.ndarray, t: float, full: bool) -> np.ndarray:
         """Return the covariance ``[m, m]`` or standard deviation ``[m]`` of the ensemble at a time."""
         self._closed()
         if self._started:
-            raise BadValueError("With f0 given there is one network, and no ensemble to have a spread.")
+            raise BadValueError("With f0 given there is one network, not an ensemble with a spread.")
         prior = self._prior()
         a = self._spectrum.apply(
             self._trajectory.filter(self._spectrum.values, t, len(self._y)), self._block(self.X_fit_, X)
@@ -303,8 +303,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if full:
             cov = checked(prior(X)).to(a) + a @ train @ a.T - a @ cross.T - cross @ a.T
             return ((cov + cov.T) / 2).cpu().numpy()
-        own = checked(prior.diag(X), True, 1).to(a)
-        variance = own + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
+        variances = checked(prior.diag(X), True, 1).to(a)
+        variance = variances + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
         return variance.clamp_min(0).sqrt().cpu().numpy()
 
 

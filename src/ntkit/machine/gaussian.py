@@ -39,7 +39,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
     kernel : optional
         As of `KernelRidge`; None: the NTK of an infinitely wide ReLU network of depth 3.
     noise : float or "ml"
-        The variance s^2 of the noise; ``"ml"``: the one of the largest evidence.
+        The variance s^2 of the noise; ``"ml"``: the one of largest evidence.
     optimize : sequence of str
         Parameters of the kernel, such as ``("sigma_w", "sigma_b")`` of a limit or of the default kernel,
         to be chosen by the evidence too, within a factor of ten of their values (Nelder-Mead on logarithms).
@@ -110,7 +110,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         """Return the posterior mean of f, ``[m]`` or ``[m, o]``, and with it its deviation or covariance.
 
         ``return_std``: shaped as the mean. ``return_cov``: ``[m, m]``, or ``[m, m, o]``. Both are those of
-        f; those of a new y have the noise variance besides.
+        f; those of a new y have the noise variance on top.
         """
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
@@ -200,14 +200,14 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
             )
 
         reach = np.log(REACH)
-        found = minimize(
+        minimum = minimize(
             loss,
             start,
             method="Nelder-Mead",
             bounds=[(s - reach, s + reach) for s in start],
             options={"xatol": 1e-2, "fatol": 1e-2 * max(1, y.shape[0] / 100)},
         )
-        return kernel(found.x)
+        return kernel(minimum.x)
 
 
 def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:
@@ -220,7 +220,7 @@ def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:
 
 
 def best_noise(whole: Spectrum, y: Tensor) -> tuple[float, float]:
-    """Return the variance of the largest evidence, and that evidence: the best of a grid, refined."""
+    """Return the noise variance of largest evidence, and that evidence: the best of a grid, refined."""
     scale = float(whole.values.mean()) or 1.0
     low = max(RANGE[0], whole.floor / scale)
     grid = np.linspace(np.log(low), np.log(max(RANGE[1], 10 * low)), 49)
@@ -231,6 +231,6 @@ def best_noise(whole: Spectrum, y: Tensor) -> tuple[float, float]:
     values = [loss(log) for log in grid]
     i = int(np.argmin(values))
     low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    at, value = (found.x, found.fun) if found.fun <= values[i] else (grid[i], values[i])
+    minimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
+    at, value = (minimum.x, minimum.fun) if minimum.fun <= values[i] else (grid[i], values[i])
     return float(scale * np.exp(at)), -float(value)

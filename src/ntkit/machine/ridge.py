@@ -51,7 +51,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
     alpha_ : float
         The penalty that was used.
     jitter_, condition_, min_eigenvalue_ : float
-        What Cholesky had to add to the diagonal (told by a `JitterWarning`), the condition number of what
+        What Cholesky had to add to the diagonal (a `JitterWarning` says so), the condition number of what
         was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers). The two are
         computed when they are asked for, from the factor, which stays in the estimator for that.
     residual_, n_iter_
@@ -194,9 +194,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         gram = self._gram()
         if self._root is None:
             return gram
-        kept = torch.as_tensor(self._kept, device=gram.device)
+        counted = torch.as_tensor(self._kept, device=gram.device)
         root = self._root.to(gram)
-        return gram[kept][:, kept] * root[:, None] * root
+        return gram[counted][:, counted] * root[:, None] * root
 
     def _spectrum(self) -> Spectrum:
         factor = self._solved.factor

@@ -69,16 +69,16 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     best = int(np.flatnonzero(values <= values.min() * (1 + 1e-9) + 1e-300)[-1])
     if best in (0, len(grid) - 1):
         return float(scale * np.exp(grid[best]))
-    found: Any = minimize_scalar(
+    minimum: Any = minimize_scalar(
         error, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-3}
     )
-    return float(scale * np.exp(found.x if found.fun <= values[best] else grid[best]))
+    return float(scale * np.exp(minimum.x if minimum.fun <= values[best] else grid[best]))
 
 
 def path_errors(whole: Spectrum, y: Tensor, alphas: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """Return the errors ``[a]`` and coefficients ``[a, n, o]`` for many penalties."""
     if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas).all() and (alphas > 0).all()):
         raise BadValueError(f"alphas={alphas}; expected a list of numbers > 0.")
-    found = [errors(whole, y, float(alpha)) for alpha in alphas]
-    loo, gcv = (np.array([f[i] for f in found]) for i in (1, 2))
-    return loo, gcv, torch.stack([f[0] for f in found])
+    rows = [errors(whole, y, float(alpha)) for alpha in alphas]
+    loo, gcv = (np.array([f[i] for f in rows]) for i in (1, 2))
+    return loo, gcv, torch.stack([f[0] for f in rows])

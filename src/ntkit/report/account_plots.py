@@ -30,7 +30,7 @@ def contributions(
 
 
 def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int | None = None) -> Axes:
-    """Draw the way of a prediction through training: the running sum of what each step's batch moved."""
+    """Draw the path of a prediction through training: the running sum of what each step's batch moved."""
     if ax is None:
         (ax,) = new_axes(6.0, 3.2)
     output = int(account.prediction[query].argmax()) if output is None else output

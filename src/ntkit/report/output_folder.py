@@ -18,10 +18,10 @@ MARKER = "result.json"
 
 @contextmanager
 def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
-    """Build an output folder in a hidden sibling and swap it in when the block ends well.
+    """Build an output folder in a hidden sibling and swap it in when the block ends without an error.
 
-    The block must leave a ``result.json`` whose ``"kind"`` is ``kind``: a folder without it is somebody
-    else's and is never replaced. When the block raises, what was there before stays as it was.
+    The block must leave a ``result.json`` whose ``"kind"`` is ``kind``: a folder without it belongs to
+    somebody else and is never replaced. When the block raises, what was there before stays as it was.
 
     Raises
     ------
@@ -30,12 +30,12 @@ def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
     """
     target = Path(out).expanduser().resolve()
     _refuse_foreign(target, kind)
-    made = [folder for folder in target.parents if not folder.exists()]
+    parents = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
     except OSError as error:
-        _remove_empty(made)
+        _remove_empty(parents)
         raise _unwritable(out, error) from error
     try:
         part.chmod(0o755)
@@ -46,7 +46,7 @@ def fresh_folder(out: str | Path, kind: str) -> Iterator[Path]:
         raise _unwritable(out, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        _remove_empty(made)
+        _remove_empty(parents)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -69,7 +69,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def _swap(part: Path, target: Path) -> None:
-    """Put the new folder in the place of the old one, which comes back if that fails."""
+    """Put the new folder in place of the old one, which is restored if that fails."""
     if not target.exists():
         os.rename(part, target)
         return
@@ -84,24 +84,24 @@ def _swap(part: Path, target: Path) -> None:
 
 
 def _refuse_foreign(target: Path, kind: str) -> None:
-    """Refuse to replace a file, or a folder that holds something else than an earlier result."""
+    """Refuse to replace a file, or a folder that holds anything but an earlier result."""
     if not os.path.lexists(target):
         return
     try:
         if target.is_dir() and not any(target.iterdir()):
             return
-        found = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
+        record = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("kind") != kind:
+        record = None
+    if not isinstance(record, dict) or record.get("kind") != kind:
         raise NtkitError(
-            f"{target} exists and is no earlier output of {kind!r}, so it is not replaced. Choose another "
-            f"folder, or remove this one yourself."
+            f"{target} exists and is not an earlier output of {kind!r}, so it is not replaced. Choose "
+            f"another folder, or remove this one yourself."
         )
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove the folders that were made for an output that did not come."""
+    """Remove the folders that were made for an output that never came."""
     for folder in folders:
         try:
             folder.rmdir()

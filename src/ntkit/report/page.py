@@ -34,7 +34,7 @@ class Side:
 
     @property
     def share(self) -> float:
-        """The part of the total that the shown samples make."""
+        """The share of the total that the shown samples make up."""
         return sum(push.contribution for push in self.shown) / self.total if self.total else 0.0
 
 

@@ -114,34 +114,34 @@ def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, li
         y = train[1]
         labels = y[index] if isinstance(y, torch.Tensor) and y.numel() == len(y) else None
         return take(train[0], index), labels, [f"training sample {i}" for i in index.tolist()]
-    found = _call(text, "--queries")
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        return found[0], found[1], None
-    return found, None, None
+    queries = _call(text, "--queries")
+    if isinstance(queries, (tuple, list)) and len(queries) == 2:
+        return queries[0], queries[1], None
+    return queries, None, None
 
 
 def _loss(name: str) -> Callable[..., Any]:
     if ":" in name:
         return _named(name, "--loss")
-    found = getattr(nn.functional, name, None)
-    if not callable(found):
+    function = getattr(nn.functional, name, None)
+    if not callable(function):
         raise BadValueError(
-            f"--loss {name} is no function of torch.nn.functional; give one of its names (cross_entropy, "
+            f"--loss {name} is not a function of torch.nn.functional; give one of its names (cross_entropy, "
             f"mse_loss) or module:function."
         )
-    return found
+    return function
 
 
 def _call(name: str, option: str) -> Any:
-    made = _named(name, option)
+    factory = _named(name, option)
     try:
-        return made()
+        return factory()
     except TypeError as error:
         raise BadTypeError(f"{option} {name} could not be called without arguments: {error}") from error
 
 
 def _named(name: str, option: str) -> Callable[..., Any]:
-    """Return what ``module:name`` names; modules are looked for in the present folder too."""
+    """Return what ``module:name`` names; modules are looked for in the current folder too."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise BadValueError(f"{option} is {name!r}; expected module:name, as in mymodel:build.")
@@ -149,13 +149,13 @@ def _named(name: str, option: str) -> Callable[..., Any]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = getattr(import_module(module), attribute)
+        function = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise BadValueError(
             f"{option} {name}: there is no module {error.name!r} in {here} or among the installed ones."
         ) from error
     except AttributeError as error:
         raise BadValueError(f"{option} {name}: {module} has no {attribute!r}.") from error
-    if not callable(found):
-        raise BadTypeError(f"{option} {name} is a {type(found).__name__}, expected a function.")
-    return found
+    if not callable(function):
+        raise BadTypeError(f"{option} {name} is a {type(function).__name__}, expected a function.")
+    return function

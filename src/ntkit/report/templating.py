@@ -11,7 +11,7 @@ from ntkit.display.numbers import number, percent, picture, plain, polyline, sho
 
 @cache
 def environment() -> Environment:
-    """Return the templates with their filters; everything that is no `Markup` is escaped."""
+    """Return the templates with their filters; everything that is not `Markup` is escaped."""
     environment = Environment(
         loader=PackageLoader("ntkit.report", "templates"),
         autoescape=True,

@@ -29,17 +29,17 @@ class Config(plane.PlaneConfig):
 
 def run(config: Config) -> Result:
     """Train, account, look at neighbors, and separate."""
-    found, arrays = plane.investigate(config, ball_sphere, (0.6, 0.8))
+    numbers, arrays = plane.investigate(config, ball_sphere, (0.6, 0.8))
     claims = (
-        Claim(f"accuracy, worst of {config.seeds}", found["accuracy"], "100 %", low=1.0),
-        Claim(f"accuracy on new points, worst of {config.seeds}", found["accuracy on new points"], "100 %"),
-        Claim("slope of the error of Eq. 9 in the learning rate", found["slope"], "1", low=0.8, high=1.2),
-        Claim("error of Eq. 9 / max |f|, largest rate", found["Eq. 9"], "small"),
-        Claim("error of the exact account / max |f|", found["exact"], high=1e-8),
-        Claim("linear SVM on tangent features", found["features"], "100 %", low=1.0),
-        Claim("linear SVM on tangent features, new points", found["features, new points"]),
-        Claim("linear SVM on inputs", found["inputs"], "fails", high=0.75),
-        Claim("neighbors that kernel and distance share", found["overlap"], "similar"),
+        Claim(f"accuracy, worst of {config.seeds}", numbers["accuracy"], "100 %", low=1.0),
+        Claim(f"accuracy on new points, worst of {config.seeds}", numbers["accuracy on new points"], "100 %"),
+        Claim("slope of the error of Eq. 9 in the learning rate", numbers["slope"], "1", low=0.8, high=1.2),
+        Claim("error of Eq. 9 / max |f|, largest rate", numbers["Eq. 9"], "small"),
+        Claim("error of the exact account / max |f|", numbers["exact"], high=1e-8),
+        Claim("linear SVM on tangent features", numbers["features"], "100 %", low=1.0),
+        Claim("linear SVM on tangent features, new points", numbers["features, new points"]),
+        Claim("linear SVM on inputs", numbers["inputs"], "fails", high=0.75),
+        Claim("neighbors that kernel and distance share", numbers["overlap"], "similar"),
     )
     return Result(config, claims, arrays)
 

@@ -41,7 +41,7 @@ from ntkit.training.recording.record import record
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Result):
-    """What the demo found, and what its page and figure draw."""
+    """The demo's findings, and what its page and figure draw."""
 
     account: Account
     page: Page
@@ -195,7 +195,7 @@ def train(model: nn.Module, data: Digits, config: Config, folder: Path) -> tuple
             done(1)
             if not np.isfinite(history[-1]).all():
                 raise NtkitError(
-                    f"The training diverged: the loss is no finite number any more with learning_rate "
+                    f"The training diverged: the loss is no longer a finite number with learning_rate "
                     f"{config.rate:g}. Choose a smaller one."
                 )
     loss, held_out_loss, accuracy, held_out_accuracy = zip(*history, strict=True)
@@ -220,7 +220,7 @@ def _measure(model: nn.Module, data: Digits) -> tuple[float, ...]:
 
 @torch.no_grad()
 def choose_queries(model: nn.Module, data: Digits, config: Config) -> tuple[Tensor, list[str]]:
-    """Choose held-out digits to explain: wrong ones, doubtful ones, and right ones of many classes.
+    """Choose held-out digits to explain: wrong ones, uncertain ones, and right ones of many classes.
 
     A third each, where there are as many: the wrong ones of which the network is surest, the right ones that
     it nearly misses, and of each class the right one of which it is surest.

@@ -27,7 +27,7 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
     source, target = Path(results), Path(page)
     records = {name: record for name in STUDIES if (record := _record(source / name)) is not None}
     if not records:
-        raise NtkitError(f"There is no study below {source}. Make them first: ntkit study all --out {source}")
+        raise NtkitError(f"There is no study below {source}. Run them first: ntkit study all --out {source}")
     pictures = target.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     sections = [_section(name, record, source / name, pictures) for name, record in records.items()]
@@ -39,10 +39,10 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
 
 def _record(folder: Path) -> Json | None:
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("kind") == f"ntkit study {folder.name}" else None
+    return record if isinstance(record, dict) and record.get("kind") == f"ntkit study {folder.name}" else None
 
 
 def _head(records: dict[str, Json], lacking: list[str]) -> str:

@@ -51,14 +51,14 @@ def run(config: Config) -> Result:
     functions, inside, off = {}, {}, {}
     with progress("training (networks)", len(config.widths) * config.networks) as done:
         for width in config.widths:
-            found = []
+            drawn = []
             for s in range(config.networks):
                 model = regression.network(2, width, 3, config.seed + s, device=config.device)
                 regression.descend(model, x, y, config.steps, config.rate)
                 with torch.no_grad():
-                    found.append(array(model(points)[:, 0]))
+                    drawn.append(array(model(points)[:, 0]))
                 done(1)
-            functions[width] = np.stack(found)
+            functions[width] = np.stack(drawn)
             inside[width] = float(((functions[width] >= low) & (functions[width] <= high)).mean())
             off[width] = float(np.abs(np.median(functions[width], 0) - mean).mean() / std.mean())
     claims = []

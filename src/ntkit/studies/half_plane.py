@@ -27,19 +27,19 @@ class Config(plane.PlaneConfig):
 
 def run(config: Config) -> Result:
     """Train, account, look at neighbors, and separate."""
-    found, arrays = plane.investigate(config, half_plane, NORMAL)
+    numbers, arrays = plane.investigate(config, half_plane, NORMAL)
     bar = 0.9 if config.changed else 0.99
     claims = (
-        Claim(f"accuracy, worst of {config.seeds}", found["accuracy"], "99.80 %", low=bar),
-        Claim(f"accuracy on new points, worst of {config.seeds}", found["accuracy on new points"], low=bar),
-        Claim("slope of the error of Eq. 9 in the learning rate", found["slope"], "1", low=0.8, high=1.2),
-        Claim("error of Eq. 9 / max |f|, largest rate", found["Eq. 9"], "small"),
-        Claim("error of the exact account / max |f|", found["exact"], high=1e-8),
-        Claim("linear SVM on tangent features", found["features"], low=1.0),
-        Claim("linear SVM on tangent features, new points", found["features, new points"]),
-        Claim("linear SVM on inputs", found["inputs"], "separable", low=1.0),
-        Claim("neighbors of one label, by kernel", found["purity by kernel"], "most"),
-        Claim("neighbors of one label, by distance", found["purity by distance"]),
+        Claim(f"accuracy, worst of {config.seeds}", numbers["accuracy"], "99.80 %", low=bar),
+        Claim(f"accuracy on new points, worst of {config.seeds}", numbers["accuracy on new points"], low=bar),
+        Claim("slope of the error of Eq. 9 in the learning rate", numbers["slope"], "1", low=0.8, high=1.2),
+        Claim("error of Eq. 9 / max |f|, largest rate", numbers["Eq. 9"], "small"),
+        Claim("error of the exact account / max |f|", numbers["exact"], high=1e-8),
+        Claim("linear SVM on tangent features", numbers["features"], low=1.0),
+        Claim("linear SVM on tangent features, new points", numbers["features, new points"]),
+        Claim("linear SVM on inputs", numbers["inputs"], "separable", low=1.0),
+        Claim("neighbors of one label, by kernel", numbers["purity by kernel"], "most"),
+        Claim("neighbors of one label, by distance", numbers["purity by distance"]),
     )
     return Result(config, claims, arrays)
 

@@ -50,7 +50,7 @@ def run(config: Config) -> Result:
     drift, distance, curves = {}, {}, {}
     with progress("training (networks)", len(config.widths) * config.seeds) as done:
         for width in config.widths:
-            found = []
+            rows = []
             for s in range(config.seeds):
                 model = regression.network(2, width, 3, config.seed + s, device=config.device)
                 kernel = ntkit.EmpiricalNTK(model)
@@ -61,11 +61,11 @@ def run(config: Config) -> Result:
                     regression.relative(after - before, before),
                     regression.relative(before - limit, limit),
                 )
-                found.append((moved, off, array(start), array(end)))
+                rows.append((moved, off, array(start), array(end)))
                 done(1)
-            drift[width] = [f[0] for f in found]
-            distance[width] = [f[1] for f in found]
-            curves[width] = np.stack([np.stack(f[2:]) for f in found])
+            drift[width] = [f[0] for f in rows]
+            distance[width] = [f[1] for f in rows]
+            curves[width] = np.stack([np.stack(f[2:]) for f in rows])
     means = [float(np.mean(drift[w])) for w in config.widths]
     narrow, wide = config.widths[0], config.widths[-1]
     paper = config.widths == Config.widths

@@ -68,8 +68,8 @@ def run(config: Config) -> Result:
             functions.append(float((f - g).pow(2).mean(1).sqrt().max()))
         errors = []
         for alpha in config.rich_alphas:
-            _, found = _flow(_model(config, nn.ReLU), x, y, alpha, 0.05, config.rich_steps, test)
-            errors.append(float(((found[-1] - truth[:, 0]) ** 2).mean() / (truth**2).mean()))
+            _, outputs = _flow(_model(config, nn.ReLU), x, y, alpha, 0.05, config.rich_steps, test)
+            errors.append(float(((outputs[-1] - truth[:, 0]) ** 2).mean() / (truth**2).mean()))
             done(1)
     log = np.log(config.alphas)
 

@@ -112,14 +112,14 @@ def run(config: Config) -> Result:
             single[name], mean[name] = [], []
             for width in config.widths:
                 model = make(width).double().to(config.device)
-                found = ntkit.monte_carlo(
+                estimate = ntkit.monte_carlo(
                     model, config.draws, x, sigma_w=2**0.5, sigma_b=0.1, seed=config.seed
                 )
-                spread = found.nngp_error.cpu() * config.draws**0.5
-                bias = found.nngp.cpu() - exact
+                spread = estimate.nngp_error.cpu() * config.draws**0.5
+                bias = estimate.nngp.cpu() - exact
                 single[name].append(float((spread**2 + bias**2).sum().sqrt() / exact.norm()))
                 mean[name].append(float(bias.norm() / exact.norm()))
-                scaled[name] = float((bias.abs() / (found.nngp_error.cpu() + 1e-12 * exact.abs())).max())
+                scaled[name] = float((bias.abs() / (estimate.nngp_error.cpu() + 1e-12 * exact.abs())).max())
                 done(1)
             slopes[name] = float(np.polyfit(np.log(config.widths), np.log(single[name]), 1)[0])
     wide = config.widths[-1]

@@ -188,13 +188,13 @@ def figure(result: Result) -> Mapping[str, Figure]:
 
 def _settings(config: Config) -> list[tuple[str, int, dict, int, int]]:
     """Return name, length, options, seeds and training peaks of each setting."""
-    found = [
+    settings = [
         (f"r = {r}, {c} peaks", config.p, {"r": r}, config.seeds, c)
         for r in config.channels
         for c in config.training_peaks
     ]
     r, c = max(config.channels), config.training_peaks[-1]
-    found += (
+    settings += (
         []
         if not config.variants
         else [
@@ -204,8 +204,8 @@ def _settings(config: Config) -> list[tuple[str, int, dict, int, int]]:
         ]
     )
     if config.long_seeds:
-        found.append((f"p = {config.long}, r = 16", config.long, {"r": 16}, config.long_seeds, c))
-    return found
+        settings.append((f"p = {config.long}, r = 16", config.long, {"r": 16}, config.long_seeds, c))
+    return settings
 
 
 def _train(config: Config, p: int, options: dict, count: int, seed: int) -> Structure:

@@ -15,7 +15,7 @@ def pictures(data: Literal["mnist", "digits"], samples: int, held_out: int, seed
     Raises
     ------
     NtkitError
-        When MNIST is neither cached nor to be had; it offers the digits.
+        When MNIST is neither cached nor available; it offers the digits.
     """
     if data == "digits":
         return digits(samples, held_out=held_out, seed=seed)

@@ -147,17 +147,17 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str, np.ndarray]:
     """Return the error of Eq. 9 and of the exact account, over max abs f, for each learning rate."""
     q = queries(config)
-    found: dict[Nodes, list[float]] = {"left": [], 3: []}
+    errors: dict[Nodes, list[float]] = {"left": [], 3: []}
     for rate in config.rates:
         with tempfile.TemporaryDirectory() as folder:
             model = train(config, x, y, config.seed, rate, f"{folder}/run")
-            for nodes in found:
+            for nodes in errors:
                 a = ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q, nodes=nodes)
-                found[nodes].append(float(a.residual.abs().max() / a.prediction.abs().max()))
+                errors[nodes].append(float(a.residual.abs().max() / a.prediction.abs().max()))
     return {
         "rates": np.array(config.rates),
-        "left": np.array(found["left"]),
-        "exact": np.array(found[3]),
+        "left": np.array(errors["left"]),
+        "exact": np.array(errors[3]),
     }
 
 

@@ -1,6 +1,6 @@
 """Which activations make the tangent kernel positive definite on the sphere.
 
-On distinct points of the unit sphere the NTK of a network with a nonlinearity that is no polynomial has
+On distinct points of the unit sphere the NTK of a network with a nonlinearity that is not a polynomial has
 only positive eigenvalues (Giancola, Proposition III.3.3), so that training reaches any labels. A polynomial
 of degree p has a kernel that is a polynomial of x . x', whose rank is bounded whatever the number of points
 (Observation III.3.4): there labels exist that no width can fit.
@@ -63,30 +63,30 @@ def run(config: Config) -> Result:
             nn.Sequential(nn.Linear(d, 4), Elementwise(function), nn.Linear(4, 1)).double().to(config.device)
         )
         kernel = ntkit.infinite_width(model, x[:1], sigma_w=2**0.5, sigma_b=config.beta).ntk
-        found = definiteness(kernel, x)
+        ends = definiteness(kernel, x)
         spectra[name] = np.linalg.eigvalsh(array(kernel(x)))[::-1]
         if function is square_and_line:
             most = harmonics(d, 2)
             claims += [
                 Claim(
                     f"{name}: rank on {config.points} points",
-                    found.rank,
+                    ends.rank,
                     f"at most {most}",
                     low=most,
                     high=most,
                 ),
                 Claim(
                     f"{name}: smallest eigenvalue / rounding",
-                    abs(found.smallest) / found.rounding,
+                    abs(ends.smallest) / ends.rounding,
                     "0",
                     high=1.0,
                 ),
             ]
         else:
             claims += [
-                Claim(f"{name}: smallest eigenvalue", found.smallest, "> 0"),
+                Claim(f"{name}: smallest eigenvalue", ends.smallest, "> 0"),
                 Claim(
-                    f"{name}: smallest eigenvalue / rounding", found.smallest / found.rounding, "> 1", low=1.0
+                    f"{name}: smallest eigenvalue / rounding", ends.smallest / ends.rounding, "> 1", low=1.0
                 ),
             ]
     return Result(config, tuple(claims), {k: np.ascontiguousarray(v) for k, v in spectra.items()})

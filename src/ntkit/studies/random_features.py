@@ -43,13 +43,13 @@ def run(config: Config) -> Result:
     with progress("drawing features (settings)", len(settings)) as done:
         for i, (kind, how) in enumerate(settings):
             for j, m in enumerate(config.sizes):
-                found = [
+                rows = [
                     ntkit.RandomFeatures(kind, m, config.seed + s, draw=how, lengthscale=2.0)
                     .fit(x)
                     .error_.relative
                     for s in range(config.repeats)
                 ]
-                table[i, j] = np.sqrt(np.mean(np.square(found)))
+                table[i, j] = np.sqrt(np.mean(np.square(rows)))
             done(1)
     slopes = {
         f"{kind}, {how}": float(np.polyfit(np.log(config.sizes), np.log(row), 1)[0])

@@ -117,12 +117,12 @@ def table(outcome: Outcome) -> str:
 def finished(name: str, config: StudyConfig, folder: Path) -> Json | None:
     """Return what a folder holds of this study with this configuration and these versions, if it does."""
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = json.loads(json.dumps({"config": asdict(config), "versions": versions()}))
-    same = isinstance(found, dict) and found.get("kind") == kind(name)
-    return found if same and all(found.get(key) == value for key, value in wanted.items()) else None
+    same = isinstance(record, dict) and record.get("kind") == kind(name)
+    return record if same and all(record.get(key) == value for key, value in wanted.items()) else None
 
 
 def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> Json:

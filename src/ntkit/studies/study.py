@@ -61,7 +61,7 @@ class StudyConfig:
 def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
     """Return name, kind and text of each field as an option; several values are a list, None the default."""
     kinds = get_type_hints(config)
-    found = []
+    rows = []
     for each in fields(config):
         kind, default = kinds[each.name], each.default
         if get_origin(kind) is tuple:
@@ -69,8 +69,8 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
             kind = list[str if get_origin(each_kind) is Literal else each_kind]  # type: ignore[misc]
             default = ", ".join(map(str, cast(tuple, each.default)))
         shown = "" if default is None else f" [default: {default}]"
-        found.append((each.name, kind | None, f"{each.metadata['help']}{shown}"))
-    return found
+        rows.append((each.name, kind | None, f"{each.metadata['help']}{shown}"))
+    return rows
 
 
 def _checked(each: Any, kind: Any, value: Any) -> Any:

@@ -59,11 +59,11 @@ def run(config: Config) -> Result:
                 regression.descend(model, x, y, config.steps, config.rate)
                 with torch.no_grad():
                     trained = model(q)[:, 0]
-                own = f0_q + _flow(before, before_q, y[:, 0] - f0, config.rate, config.steps)
+                expected = f0_q + _flow(before, before_q, y[:, 0] - f0, config.rate, config.steps)
                 analytic = f0_q.cpu() + _flow(exact, cross, (y[:, 0] - f0).cpu(), config.rate, config.steps)
                 rows["start"].append(regression.relative(before.cpu() - exact, exact))
                 rows["drift"].append(regression.relative(kernel(x) - before, before))
-                rows["own"].append(regression.relative(trained - own, own))
+                rows["own"].append(regression.relative(trained - expected, expected))
                 rows["limit"].append(regression.relative(trained.cpu() - analytic, analytic))
                 done(1)
             for name, values in rows.items():

@@ -63,7 +63,7 @@ REFUSED = {
         ["'g'", "shared by all channels"],
     ),
     "instance norm": (conv(nn.InstanceNorm1d(W)), (2, 6), ["instance norm", "random"]),
-    "group norm, a channel a group": (conv(nn.GroupNorm(W, W)), (2, 6), ["one channel a group"]),
+    "group norm, a channel a group": (conv(nn.GroupNorm(W, W)), (2, 6), ["one channel per group"]),
     "softmax at the end": (Sequential(Linear(4, 3), nn.Softmax(-1)), (4,), ["softmax", "logits"]),
     "log-softmax at the end": (Sequential(Linear(4, 3), nn.LogSoftmax(-1)), (4,), ["softmax", "logits"]),
     "sigmoid at the end": (Sequential(Linear(4, 3), nn.Sigmoid()), (4,), ["sigmoid", "Leave", "logits"]),

@@ -15,7 +15,7 @@ from ntkit.graph import Arguments
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Say nothing where torch has no batched form of an operation and makes it one by one."""
+    """Stay silent where torch has no batched form of an operation and runs it one by one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop.*")
         yield
@@ -32,7 +32,7 @@ def quiet_vmap(function: Callable, **options: Any) -> Callable:
 
 
 class Backward:
-    """Backward passes through one network, ``batched`` until one of them could not be."""
+    """Backward passes through one network, ``batched`` until one of them fails to be."""
 
     def __init__(self) -> None:
         self.batched = True
@@ -42,7 +42,7 @@ class Backward:
     ) -> list[Tensor | None]:
         """Return d (row . out) / d leaf for each of ``rows [q, *out]``, None where nothing arrives.
 
-        ``last``: nothing else is asked of these outputs, so what was saved for them may go.
+        ``last``: nothing else is asked of these outputs, so what was saved for them may be freed.
         """
         if not leaves or not out.requires_grad:
             return [None] * len(leaves)

@@ -66,7 +66,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     origin: dict[fx.Node, frozenset[str]] = {}  # nodes that are functions of weights alone
     views: set[fx.Node] = set()
     data: set[fx.Node] = set()
-    made: set[fx.Node] = set()  # constants that the network makes itself, such as a first hidden state
+    constants: set[fx.Node] = set()  # constants that the network makes itself, such as a first hidden state
     edges: list[Edge] = []
     uncovered: dict[str, str] = {}
     order: list[tuple[fx.Node, frozenset[str]]] = []
@@ -87,19 +87,19 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
         packet = getattr(node.target, "overloadpacket", None)
         others = [a for a in node.all_input_nodes if a not in origin]
         if any(a in data for a in others) or (
-            sources and others and packet in PRODUCTS and all(a in made for a in others)
+            sources and others and packet in PRODUCTS and all(a in constants for a in others)
         ):
             data.add(node)
             if sources:
                 order.append((node, frozenset().union(*(origin[a] for a in sources))))
             for source in sources:
-                found = _slots(node, source)
-                if not found:
+                slots = _slots(node, source)
+                if not slots:
                     uncovered.update(dict.fromkeys(origin[source], str(node.target)))
-                for slot in found:
+                for slot in slots:
                     edges.append(Edge(node, slot, source, origin[source], source in views))
-        elif (not sources or packet in CONSTANT) and all(a in made for a in others):
-            made.add(node)
+        elif (not sources or packet in CONSTANT) and all(a in constants for a in others):
+            constants.add(node)
         elif sources and packet not in CONSTANT:
             origin[node] = frozenset().union(*(origin[a] for a in sources))
             moves = packet in VIEWS or getattr(node.target, "__name__", "") == "getitem"
@@ -109,8 +109,8 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             if is_mutable(node):
                 uncovered.update(dict.fromkeys(origin[node], f"{node.target}, in place"))
     _spread(edges, uncovered)
-    kept = tuple(e for e in edges if not e.weights & uncovered.keys())
-    return Coverage(kept, uncovered, tuple(order))
+    covered = tuple(e for e in edges if not e.weights & uncovered.keys())
+    return Coverage(covered, uncovered, tuple(order))
 
 
 def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
@@ -119,19 +119,19 @@ def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
         return []
     weights, _ = RULES[node.target]  # pyright: ignore
     schema = [a.name for a in node.target._schema.arguments]  # pyright: ignore
-    found: list[Slot] = []
+    slots: list[Slot] = []
     for name, value in [*zip(schema, node.args, strict=False), *node.kwargs.items()]:
         places = list(enumerate(value)) if isinstance(value, (list, tuple)) else [(None, value)]
         for place, item in places:
             if item is source:
                 if name not in weights:
                     return []
-                found.append((name, place))
-    return found
+                slots.append((name, place))
+    return slots
 
 
 def _spread(edges: list[Edge], uncovered: dict[str, str]) -> None:
-    """Let weights that meet in one derived weight share the fate of the worst of them."""
+    """Let weights that meet in one derived weight be treated like the worst of them."""
     while True:
         bad = [e for e in edges if e.weights & uncovered.keys() and e.weights - uncovered.keys()]
         if not bad:

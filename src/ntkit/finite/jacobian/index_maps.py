@@ -49,7 +49,7 @@ def _in_order(elements: Tensor, shape: torch.Size) -> bool:
 
 
 def _find(elements: Tensor, maps: list[Tensor], factor: Factor) -> tuple[bool, int | None]:
-    """Find elements among maps: (transposed, place); a new place if disjoint from all, None if neither."""
+    """Find elements among maps: (transposed, place); a new place if disjoint from all, else None."""
     for place, other in enumerate(maps):
         if elements.shape == other.shape and bool((elements == other).all()):
             return False, place

@@ -107,7 +107,7 @@ def check_samples(net: Network, pair: Batch) -> int:
     if ((both[:1] - alone).abs() > tolerance).any() or ((both[:1] - swapped[1:]).abs() > tolerance).any():
         raise NotPerSampleError(
             "The network's output for one sample depends on the other samples of the batch (batch "
-            "statistics, attention across the batch, an axis taken for another). A tangent kernel needs a "
+            "statistics, attention across the batch, one axis taken for another). A tangent kernel needs a "
             "function of one sample: check that the first axis of the inputs is the sample, and that "
             "nothing averages over it."
         )

@@ -47,7 +47,7 @@ class Group:
 
 @dataclass
 class Recipe:
-    """How the Jacobian of each weight is put together; made once for a model and its shapes."""
+    """How the Jacobian of each weight is assembled; built once for a model and its shapes."""
 
     net: Network
     wanted: tuple[str, ...]
@@ -84,7 +84,7 @@ class Recipe:
 
     @property
     def streams(self) -> bool:
-        """Whether `stream` hands over one weight after the other, and no more is held at a time."""
+        """Whether `stream` hands over one weight after the other, and holds no more than that at a time."""
         readable = self.graph is not None and not self.graph.mutates and self.backward.batched
         return readable and not self.by_sample and not self.contracted and not self._is_short
 
@@ -202,7 +202,7 @@ class Recipe:
 
 
 class Passes(NamedTuple):
-    """What a forward and a backward pass brought to each tapped operation, one after the other."""
+    """What a forward and a backward pass brought to each tapped operation, one by one."""
 
     out: Tensor
     gradients: list[Tensor | None]  # [q, n, *shape]
@@ -238,13 +238,13 @@ def run_passes(
 ) -> Passes:
     """Run forward under vmap, with taps and copies of some weights, and backward for all cotangents.
 
-    With ``arrived``, it gets what each tap gets as soon as it is there, and nothing of it is kept.
+    With ``arrived``, it is given what reaches each tap as soon as it is there, and nothing is kept.
     """
     n, graph = batch_size(x), recipe.graph
     fixed: dict[str, Arguments] = {}
 
     def cut(node: fx.Node, args: tuple, kwargs: dict) -> tuple[Arguments, Tensor]:
-        """Run an operation with the gradient cut of the weights that its factors stand for."""
+        """Run an operation with the gradient cut off at the weights that its factors stand for."""
         sources = {e.source for e in taps[node]}
         args, kwargs = replaced(node, args, kwargs, lambda n, v: v.detach() if n in sources else v)
         return arguments(node, args, kwargs), node.target(*args, **kwargs)  # pyright: ignore

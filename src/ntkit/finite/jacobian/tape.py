@@ -29,12 +29,12 @@ class Tape:
     """A function of tensors, written out; run it on tensors of the shapes that it was written for."""
 
     module: fx.GraphModule
-    constants: list[Any]  # leaves of the result that are no tensors; `_TENSOR` in a tensor's place
+    constants: list[Any]  # leaves of the result that are not tensors; `_TENSOR` in a tensor's place
     structure: Any
 
     @classmethod
     def write(cls, function: Callable[..., Any], *args: Any) -> Tape:
-        """Write out what a function of pytrees of tensors does; raises what torch raises where it cannot."""
+        """Write out what a function of pytrees of tensors does; an error of torch comes through."""
         found: list[Any] = []
 
         def tensors(*args: Any) -> list[Tensor]:
@@ -56,7 +56,7 @@ class Tape:
 
 
 class Tapes:
-    """The tapes of a function whose calls differ in their shapes, of the shapes called last."""
+    """The tapes of a function for the shapes it was last called with."""
 
     def __init__(self, most: int = 16) -> None:
         self._most = most
@@ -68,7 +68,7 @@ class Tapes:
     def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function; from the second call with a key on, replay what it did.
 
-        A function that cannot be written out, or whose tape gives something else, is called as it is.
+        A function that cannot be written out, or whose tape gives another result, is called as it is.
         """
         if key not in self._known:
             self._known[key] = None
@@ -83,7 +83,7 @@ class Tapes:
 
 
 def _written(function: Callable[..., Any], args: tuple) -> Tape | None:
-    """Return the tape of a function if it can be written, and gives what the function gives."""
+    """Return the tape of a function if it can be written and gives the same result."""
     try:
         tape = Tape.write(function, *args)
         pairs = zip(*(pytree.tree_leaves(f(*args)) for f in (function, tape.run)), strict=True)
@@ -147,7 +147,7 @@ def _replace(node: fx.Node, other: fx.Node) -> None:
 
 
 def _product_behind(node: fx.Node) -> fx.Node | None:
-    """Return the product whose view a node is, if nothing else sees either of them."""
+    """Return the product that a node is a view of, if nothing else uses either."""
     while node.target in (aten._unsafe_view.default, aten.view.default) and len(node.users) == 1:
         node = node.args[0]  # pyright: ignore[reportAssignmentType]
     return node if node.target is _mm and len(node.users) == 1 and not node.kwargs else None

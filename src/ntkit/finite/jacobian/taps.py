@@ -1,7 +1,7 @@
 """A graph run with taps, zeros that are added to what its operations with weights give.
 
-The gradients at the taps are the g of the factors. How a tapped operation runs is up to who taps: with
-its weights cut off (`ntkit.finite.jacobian.recipe`), or between two ends of a step of training.
+The gradients at the taps are the g of the factors. How a tapped operation runs is up to the caller: with its
+weights cut off (`ntkit.finite.jacobian.recipe`), or between two ends of a step of training.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def zeros_at(taps: Iterable[fx.Node], like: Tensor, *sizes: int) -> dict[str, Te
 
 @dataclass(frozen=True)
 class Tapped:
-    """Runs in the place of tapped operations for one row under vmap, and keeps their arguments.
+    """Runs in place of tapped operations for one row under vmap, and keeps their arguments.
 
-    ``fixed`` takes the arguments that are alike for all rows, ``moving`` those that are not.
+    ``fixed`` takes the arguments that are the same for all rows, ``moving`` the others.
     """
 
     run: Operation
@@ -76,7 +76,7 @@ def replaced(
 
 
 def split_arguments(bound: Arguments, copy: bool) -> tuple[Arguments, dict[str, Tensor]]:
-    """Part the arguments of an operation into those alike for all rows and those that are not."""
+    """Split the arguments of an operation into those that are the same for all rows and the others."""
     fixed: Arguments = {}
     moving: dict[str, Tensor] = {}
 
@@ -100,7 +100,7 @@ def factors_at(
     fixed: Mapping[str, Arguments],
     moving: Mapping[str, dict[str, Tensor]],
 ) -> Factors:
-    """Ask the rules for the factors of the gradients ``[q, n, *shape]`` that came to the taps."""
+    """Ask the rules for the factors of the gradients ``[q, n, *shape]`` that reached the taps."""
     factors: Factors = {}
     for (node, edges), g in zip(taps.items(), gradients, strict=True):
         for edge in edges if g is not None else ():
@@ -110,7 +110,7 @@ def factors_at(
 
 
 def factor_of(edge: Edge, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]) -> Factor | None:
-    """Ask the rule of an operation for what one backward pass, ``[n, o, *shape]``, brought to it."""
+    """Ask the rule of an operation for the factors of one backward pass, ``[n, o, *shape]``."""
     args, batched = {}, set()
     for name, value in fixed.items():
         if isinstance(value, list):

@@ -41,7 +41,7 @@ def mm(use: Use) -> Factor | None:
 
 @rule(aten.bmm.default, "self", "mat2")
 def bmm(use: Use) -> Factor | None:
-    """Y_b = A_b B_b, a product for each b."""
+    """Y_b = A_b B_b, one product for each b."""
     return _product(use, "self", "mat2", use.g)
 
 
@@ -80,7 +80,7 @@ def einsum(use: Use) -> Factor | None:
 def contraction(
     g: torch.Tensor, h: torch.Tensor, weight: str, other: str, out: str, shape: torch.Size
 ) -> Factor | None:
-    """Return the factor of the weight in einsum(weight, other -> out), or None where it is none.
+    """Return the factor of the weight in einsum(weight, other -> out), or None where it is not one.
 
     Letters of the weight: in both others -> group, in ``out`` -> row, in ``other`` -> column;
     letters in ``other`` and ``out`` only are positions.

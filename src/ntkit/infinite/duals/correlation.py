@@ -45,8 +45,8 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
 def fused_atan2(y: Tensor, x: Tensor) -> Any:
     """Return atan2(y, x) in arithmetic that a compiler fuses, to the precision of float32.
 
-    There it is several times faster than the function of a library, and most of what a tile of a ReLU limit
-    takes. Of another precision it is NotImplemented, as decompositions say it.
+    There it is several times faster than a library's function, and most of the time that a tile of a ReLU
+    limit takes. In other precisions it is NotImplemented, as decompositions say it.
     """
     if torch.result_type(y, x) != torch.float32:
         return NotImplemented

@@ -75,7 +75,7 @@ class Dual(ABC):
         return self.gain(var)
 
     def pieces(self) -> Pieces | None:
-        """Return the function as polynomials times exponentials between kinks, where it is that."""
+        """Return the function as polynomials times exponentials between kinks, where it is one."""
         return None
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -175,18 +175,18 @@ def register_dual(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
     limit is then taken by the formulas of the `Dual`, in `infinite_width` and in `dual`. A `Dual` gives
     E[phi(u) phi(v)] (``value``), E[phi'(u) phi'(v)] (``slope``), E[phi(u)] (``mean``) and E[phi'(u)]
     (``gain``), of tensors of any shape that broadcast together, in float32 or float64. Without one, a
-    function is a Hermite series, or is sampled.
+    function is taken by its Hermite series, or sampled.
 
     Parameters
     ----------
     *ops : torch.ops.<library>.<name>.<overload>
-        The operations. A dual that there is for one is replaced.
+        The operations. An existing dual for one is replaced.
 
     Raises
     ------
     NtkitError
         An operation that is not an overload. Where the function is called and raises anything but an
-        `NtkitError`, or returns something else than a `Dual` or None, the error names it.
+        `NtkitError`, or returns anything but a `Dual` or None, the error names it.
 
     Examples
     --------

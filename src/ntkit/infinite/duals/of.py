@@ -1,4 +1,4 @@
-"""The dual of a function named by a string, a torch function, a module, or a function of one's own."""
+"""The dual of a function named by a string, a torch function, a module, or a function of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any smooth function by its Hermite series: tanh, sigmoid, SiLU, softplus, Mish, and one's own."""
+"""Any smooth function by its Hermite series: tanh, sigmoid, SiLU, softplus, Mish, and your own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class Series(Dual):
-    """A function of one's own by its Hermite series, E[phi(u) phi(v)] = sum_k a_k b_k rho^k.
+    """A function of your own by its Hermite series, E[phi(u) phi(v)] = sum_k a_k b_k rho^k.
 
     (Daniely et al. 2016; 3 Lemma III.3.1.) ``fn`` maps a tensor element by element and is differentiable
     by autograd; ``kinks`` are the places where it is not smooth. The degree grows until what it leaves of

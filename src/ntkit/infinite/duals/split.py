@@ -53,7 +53,7 @@ class _Average(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return half of E[f''(u)], with what jumps of f and of f' add."""
+        """Return half of E[f''(u)], with what jumps of f and f' add."""
         (var,) = ctx.saved_tensors
         slope = pieces.derivative(ctx.f)
         total = average(pieces.derivative(slope), var)
@@ -79,7 +79,7 @@ class _Expectation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return Price's E[f'(u) g'(v)], and from it by scaling what the variances have."""
+        """Return Price's E[f'(u) g'(v)], and from it by scaling those by the variances."""
         cov, var1, var2 = ctx.saved_tensors
         by_cov = _price(ctx.f, ctx.g, cov, var1, var2)
         by_var = []

@@ -65,7 +65,7 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
 
 
 def _later(read: Reading) -> float:
-    """Return the number that the result of this operation is multiplied with by the next ones."""
+    """Return the number by which the next operations multiply the result of this one."""
     factor, node = 1.0, read.node
     while node is not None and len(node.users) == 1:
         node = next(iter(node.users))
@@ -155,7 +155,7 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
 
 
 def _over_positions(*ops: torch._ops.OpOverload) -> None:
-    """Register a function of all positions along a dimension, each head for itself."""
+    """Register a function of all positions along a dimension, each head by itself."""
 
     @rule(*ops)
     def normalized(read: Reading, a: Wide, dim: int, *_: object, **__: object) -> Wide:

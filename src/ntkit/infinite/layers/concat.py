@@ -107,7 +107,7 @@ def pad(
 ) -> Wide:
     """Pad positions with zeros, around, by reflection or by the border."""
     if value:
-        raise read.refuse("it pads with other numbers than zero.")
+        raise read.refuse("it pads with numbers other than zero.")
     for i in range(len(widths) // 2):
         dim, (low, high) = len(a.dims) - 1 - i, widths[2 * i : 2 * i + 2]
         if not low and not high:

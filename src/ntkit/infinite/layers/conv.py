@@ -94,7 +94,7 @@ def _shifted(t: Tensor, window: Window, axis: int, dim: int, j: int) -> Tensor:
 
 
 def _band(t: Tensor, window: Window, axis: int, dim: int) -> Tensor:
-    """VectorSum over the window along one axis, for short axes by a product with a matrix of zeros and ones.
+    """Sum over the window along one axis, for short axes by a product with a matrix of zeros and ones.
 
     That is fast, and what comes before it is computed once, not for each place of the window.
     """
@@ -108,7 +108,7 @@ def _band(t: Tensor, window: Window, axis: int, dim: int) -> Tensor:
 
 
 def _window(t: Tensor, window: Window, axis: int, dims: tuple[int, ...]) -> Tensor:
-    """VectorSum over the window along one axis, or along the diagonal of two."""
+    """Sum over the window along one axis, or along the diagonal of two."""
     size, stride, dilation = window.size(axis, t.shape[dims[0]]), window.stride[axis], window.dilation[axis]
     widths = [0] * (2 * (t.ndim - min(dims)))
     for dim in dims:
@@ -206,7 +206,7 @@ def depthwise(read: Reading, x: Wide, layer: Parameters, window: Window) -> Wide
     """
     rank, (weight, bias) = len(window.kernel), layer
     if weight.tensor.shape[0] != prod(x.channels):
-        raise read.refuse("a depthwise convolution with several outputs a channel.")
+        raise read.refuse("a depthwise convolution with several outputs per channel.")
     read.use(weight.name, "in a depthwise convolution")
     shape = tuple(window.size(i, n) for i, n in enumerate(x.shape))
     size = prod(window.kernel)

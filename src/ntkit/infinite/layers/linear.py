@@ -48,7 +48,7 @@ class PositionMean:
 def vector_of(read: Reading, value: object) -> tuple[tuple[tuple[float, Expression], ...], Wide]:
     """Return the vectors along the last dimension of a value, and the frame of what is leading.
 
-    The frame holds the sizes and dimensions of the positions that are leading; its pieces are of no meaning.
+    The frame holds the sizes and dimensions of the leading positions; its pieces mean nothing.
     """
     if isinstance(value, Wide):
         value = value.canonical()

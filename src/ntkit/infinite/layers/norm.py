@@ -68,14 +68,14 @@ def affine(read: Reading, a: Wide, weight: Affine, bias: Affine, dim: int | None
 
 
 def _wide(read: Reading, a: Operand, what: str) -> Wide:
-    """Return what a norm is of, refused where it is data."""
+    """Return what is normalized, refused where it is data."""
     if not isinstance(a, Wide):
         raise read.refuse(f"{what} of data with trained parameters; normalize the data beforehand.")
     return a
 
 
 def _over(read: Reading, a: Wide, count: int, what: str) -> bool:
-    """Return whether a norm over the last ``count`` dimensions takes all positions in; check the channels."""
+    """Return whether a norm over the last ``count`` dimensions takes in all positions; check the channels."""
     last = [x for d in a.dims[-count:] for x in d]
     channels, positions = sum(x < 0 for x in last), sum(x >= 0 for x in last)
     if channels != len(a.channels):
@@ -102,7 +102,7 @@ def layer_norm(
 def rms_norm(
     read: Reading, a: Operand, sizes: Shape, weight: Affine = None, eps: float | None = None
 ) -> Wide:
-    """RMS norm over the channels: no mean is taken off."""
+    """RMS norm over the channels: no mean is subtracted."""
     a = _wide(read, a, "an RMS norm")
     pooled = _over(read, a, len(sizes), "an RMS norm")
     eps = torch.finfo(read.dtype).eps if eps is None else eps
@@ -117,7 +117,7 @@ def group_norm(
     a = _wide(read, a, "a group norm")
     if a.dims[1] != (-1,) or a.width // groups < 2:
         raise read.refuse(
-            "a group norm with one channel a group has random statistics (it is an instance norm)."
+            "a group norm with one channel per group has random statistics (it is an instance norm)."
         )
     if len(a.pieces) > 1 and groups > 1:
         raise read.refuse("a group norm of concatenated vectors: its groups are not alike.")
@@ -149,7 +149,7 @@ def batch_norm(
     if mean is None or var is None or not bool((mean == mean[0]).all() and (var == var[0]).all()):
         raise read.refuse(
             "the running statistics of a batch norm differ from channel to channel, as after training; the "
-            "limit is one of the network at its start: call reset_running_stats() first."
+            "limit is that of the network at its start: call reset_running_stats() first."
         )
     factor, shift = float((var[0] + eps).rsqrt()), float(mean[0])
 

@@ -1,4 +1,4 @@
-"""Selections: some positions, or some coordinates, which are other rows of the weights behind them."""
+"""Selections: some positions, or some coordinates, which are different rows of the weights behind them."""
 
 from __future__ import annotations
 
@@ -137,5 +137,5 @@ def split_with_sizes(read: Reading, a: Wide | Weight, sizes: Sequence[int], dim:
 
 @rule(aten.unbind.int)
 def unbind(read: Reading, a: Wide | Weight, dim: int = 0) -> Cuts:
-    """Take a dimension apart."""
+    """Split a dimension into its entries."""
     return tuple(select(read, a, dim, i) for i in range(sizes_of(a)[dim]))

@@ -41,7 +41,7 @@ class JointDraws:
     """What is drawn together for two vectors: each pair of positions ``apart``, or all positions at once.
 
     Apart, where both depend on their basis position by position and positions are few: a few dimensions,
-    so that few points do, and the same error for the same covariances.
+    so that few points suffice, with the same error for the same covariances.
 
     Variables are the random vectors of the basis of the left vector (side 0) and of the right one (1);
     those without a common weight are drawn independently of each other.
@@ -73,7 +73,7 @@ class JointDraws:
         return max(1, self.numerics.budget // held)
 
     def size(self, b: Expression) -> int:
-        """Return how many numbers a vector is at each draw."""
+        """Return how many numbers a vector has at each draw."""
         return 1 if self.apart else prod(b.shape)
 
     def flat(self, value: Tensor, a: Expression, b: Expression) -> Tensor:

@@ -17,7 +17,7 @@ from ntkit.infinite.moments.vectors import Gain, Vector, VectorSum
 
 
 def closed(u: Apply) -> Dual | None:
-    """Return the dual of a function of one centered Gaussian, where it is all that is needed."""
+    """Return the dual of a function of one centered Gaussian, where that is all that is needed."""
     argument = u.arguments[0]
     if u.function.dual is None or len(u.arguments) != 1 or not isinstance(argument, Expression):
         return None
@@ -48,7 +48,7 @@ def how(u: Apply) -> str:
 
 
 def _factors(u: Apply, v: Apply) -> tuple[Expression, Expression, Expression, Expression] | None:
-    """Return the factors of two products where those of one and of the other sort are independent."""
+    """Return the factors of two products where those of one sort and of the other are independent."""
     if u.factors is None or v.factors is None:
         return None
     a, b = u.factors
@@ -188,7 +188,7 @@ def _stein(
 def slope(side: SideValues, u: Apply, b: Expression, jumps: bool) -> Tensor:
     """Return E[d u / d b] for one of the vectors that a function depends on, with or without its jumps.
 
-    Covariances see a jump (Stein), gradients do not: autograd takes the derivative of a step for zero.
+    Covariances see a jump (Stein), gradients do not: autograd takes the derivative of a step to be zero.
     """
     dual = closed(u)
     if dual is not None and u.arguments[0] is b:

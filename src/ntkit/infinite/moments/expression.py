@@ -10,7 +10,7 @@ from ntkit.infinite.moments.positions import Shape
 
 
 def always(value: bool) -> cached_property[bool]:
-    """Return a property that all vectors of a class have, or that none has."""
+    """Return a property that all vectors of a class have, or none."""
     return cached_property(lambda _: value)
 
 
@@ -18,7 +18,7 @@ def always(value: bool) -> cached_property[bool]:
 class Expression:
     """One coordinate of a vector at each of its positions: a random array of ``shape``.
 
-    Axes of size 1 broadcast. All coordinates of a vector are alike and, in the limit, independent.
+    Axes of size 1 broadcast. All coordinates of a vector have one law and, in the limit, are independent.
     """
 
     shape: Shape
@@ -35,7 +35,7 @@ class Expression:
 
     @cached_property
     def centered(self) -> bool:
-        """Whether the mean is zero, known without any number."""
+        """Whether the mean is known to be zero, without any number."""
         return bool(self.parts) and all(part.centered for part in self.parts)
 
     @cached_property
@@ -45,7 +45,7 @@ class Expression:
 
 
 def walk(*roots: Expression, below: Callable[[Expression], bool] = lambda _: True) -> list[Expression]:
-    """Return all expressions that some are made of up to the G-variables, each once, parts first."""
+    """Return all expressions that some are made of, up to the G-variables, each once, parts first."""
     done: dict[Expression, None] = {}
     stack = [(root, False) for root in reversed(roots)]
     while stack:

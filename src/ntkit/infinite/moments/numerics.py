@@ -12,7 +12,7 @@ FEW_VARIABLES = 12  # variables up to which a factor is written out
 class Numerics:
     """Sobol points through the normal quantile: the same ones for every pair of samples.
 
-    ``jitter`` is the largest number added to a covariance, relative to its diagonal, so that it had a
+    ``jitter`` is the largest number added to a covariance, relative to its diagonal, for it to have a
     Cholesky factor; ``error`` the largest standard error of an expectation that was sampled;
     ``memory`` is the budget in bytes, of which draws may take a quarter.
     """
@@ -71,7 +71,7 @@ class Numerics:
 
 
 def _cholesky(covariance: Tensor) -> Tensor:
-    """Return Cholesky factors of small matrices; a variable without variance of its own adds none."""
+    """Return Cholesky factors of small matrices; a variable without variance of its own adds nothing."""
     m = covariance.shape[-1]
     zero = torch.zeros_like(covariance[..., 0, 0])
     rows: list[list[Tensor]] = []

@@ -32,7 +32,7 @@ class Pairs(Remembers):
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """What the values made so far hold in memory, and what the largest does."""
+        """What the values computed so far hold in memory, and what the largest holds."""
         held = [v for v in list(self._memo.values()) if isinstance(v, Tensor)]
         sizes = [v.numel() * v.element_size() for v in held]
         return max([1, sum(sizes)]), max([1, *sizes])
@@ -139,7 +139,7 @@ class Pairs(Remembers):
         return None
 
     def _line_tangent(self, u: vec.Line, v: vec.Line, need: Need) -> Value:
-        """Return the contraction of step E[h h'] + variance Theta(h, h'), of their sum at once."""
+        """Return the contraction of step E[h h'] + variance Theta(h, h'), both at once."""
         law = u.matrix.law
         pairs = [(a, b) for (_, a), (_, b) in zip(u.inputs, v.inputs, strict=False)]
         wanted = u.contraction.needs(v.contraction, need)

@@ -15,7 +15,7 @@ class Move:
     """A linear map of positions: ``apply`` acts on the last axes of a tensor ``[..., *before]``.
 
     ``key`` is the function and what it takes after the tensor. ``selects``: each position takes at most
-    one, so that equal positions stay equal. (``fills`` is not needed any more; it may still be given.)
+    one, so that equal positions stay equal. (``fills`` is no longer needed; it may still be given.)
     """
 
     key: tuple
@@ -30,7 +30,7 @@ class Move:
 
 
 def reshape(t: Tensor, before: int, after: Shape) -> Tensor:
-    """Give the last ``before`` axes of a tensor other sizes."""
+    """Give the last ``before`` axes of a tensor new sizes."""
     return t.reshape(*t.shape[: t.ndim - before], *after)
 
 

@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class Remembers(Protocol):
-    """What computes its values once."""
+    """What computes each of its values once."""
 
     _memo: dict[Hashable, Any]
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what was made for a key, made on the first call."""
+        """Return what belongs to a key, computed on the first call."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]

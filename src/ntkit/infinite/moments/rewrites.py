@@ -1,4 +1,4 @@
-"""Vectors made of others by a change deep inside: no gradient goes through, or some coordinates only."""
+"""Vectors made of others by a change deep inside: no gradient passes, or only some coordinates do."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class PairSide(Remembers):
 
     @property
     def bytes(self) -> int:
-        """What is known of the samples holds in memory."""
+        """The bytes that what is known of the samples holds."""
         return self.itself.bytes[0] if "itself" in self._memo else 0
 
     def mean(self, u: Expression) -> Value:

@@ -28,7 +28,7 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class WeightLaw:
-    """How a weight is drawn and trained: what E[h h'] is multiplied with.
+    """How a weight is drawn and trained: what E[h h'] is multiplied by.
 
     ``K = variance E[h h']`` and ``Theta = step E[h h'] + variance E[h_i' h_j'] Theta_ij``.
     """
@@ -96,7 +96,7 @@ class Inner(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Raw(Expression):
-    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, no random variable."""
+    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable."""
 
     data: Coefficient
 
@@ -177,7 +177,7 @@ class Mixed(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Stopped(Linear):
-    """A G-variable behind a ``detach``: it keeps its covariance, no gradient goes through it."""
+    """A G-variable behind a ``detach``: it keeps its covariance, and no gradient passes."""
 
     inner: Expression
 

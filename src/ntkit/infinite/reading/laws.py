@@ -61,10 +61,10 @@ class Laws:
 
 
 def initial(tensor: Tensor) -> tuple[float, float]:
-    """Return mean and variance of the entries of a weight (the mean is zero if it may well be).
+    """Return mean and variance of the entries of a weight (the mean is zero if that is plausible).
 
     All entries alike: that value and no variance. Otherwise a mean within four standard errors of
-    zero is taken for zero.
+    zero is taken to be zero.
     """
     values = tensor.double()
     first = float(values.flatten()[0])

@@ -39,13 +39,13 @@ def register_limit_rule(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]
     Parameters
     ----------
     *ops : torch.ops.<library>.<name>.<overload>
-        The operations that the function is the limit of. A rule that there is for one is replaced.
+        The operations that the function is the limit of. An existing rule for one is replaced.
 
     Raises
     ------
     NtkitError
         An operation that is not an overload (``torch.ops.aten.cumsum.default``, not ``torch.cumsum``).
-        Where the rule is used and raises anything but an `NtkitError`, or returns something else than
+        Where the rule is used and raises anything but an `NtkitError`, or returns anything but
         those values, `infinite_width` raises a `NoRuleError` that names the rule, with its error as cause.
 
     Examples
@@ -81,13 +81,13 @@ register_rule = register_limit_rule
 
 
 def rule(*ops: torch._ops.OpOverload) -> Callable[[RuleT], RuleT]:
-    """Register a rule of ntkit's own: a user's for the same operation stays, whichever comes first."""
+    """Register a rule of ntkit's own; a user's for the same operation stays, whichever comes first."""
     return registering(LIMIT_RULES, ops, "rule", replace=False)
 
 
 @dataclass
 class Entry:
-    """One line of a tensor program, for people."""
+    """One line of a tensor program, to be read by people."""
 
     name: str
     kind: str
@@ -116,7 +116,7 @@ class Reading:
         return (self.paths.get(self.node.name) or "") if self.node is not None else ""
 
     def note(self, text: str) -> None:
-        """Add a remark to the program, once."""
+        """Add a remark to the program, only once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -192,7 +192,7 @@ class Reading:
             )
 
     def use(self, name: str, how: str) -> None:
-        """Write down how a weight is used; what has no limit together is refused."""
+        """Note how a weight is used; uses that have no limit together are refused."""
         before = self.uses.setdefault(name, how)
         if before != how:
             raise self.refuse(
@@ -200,7 +200,7 @@ class Reading:
             )
 
     def apply(self, function: Function, *arguments: Expression | Coefficient) -> Apply:
-        """Return a function of vectors; data may not be among them."""
+        """Return a function of vectors; data must not be among them."""
         inside = walk(*(a for a in arguments if isinstance(a, Expression)))
         if any(isinstance(e, Raw) for e in inside):
             raise self.refuse(

@@ -23,7 +23,7 @@ _NTKIT = str(Path(__file__).parents[2])
 
 
 class _Lines(TorchFunctionMode):
-    """Writes down, while a network is traced, the line of the user's code behind each node."""
+    """Notes, while a network is traced, the line of the user's code behind each node."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _Lines(TorchFunctionMode):
 def source_of(net: Network, example: Any, node: fx.Node) -> str:
     """Return file and line of the code that made a node, "" where it is torch's own (a built-in module).
 
-    The network is traced once more, and the first frame outside torch is written down for each node:
+    The network is traced once more, and the first frame outside torch is noted for each node:
     this costs nothing until something is refused.
     """
     with _Lines() as mode:

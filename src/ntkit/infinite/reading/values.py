@@ -75,7 +75,7 @@ class Wide:
         return self.pieces[0][1]
 
     def map(self, f: Callable[[Expression], Expression], shape: Shape | None = None) -> Wide:
-        """Apply a function to each piece; ``shape`` are the positions of what it returns, if others."""
+        """Apply a function to each piece; ``shape`` are the positions of what it returns, if they differ."""
         pieces = tuple((width, f(e)) for width, e in self.pieces)
         return replace(self, pieces=pieces, shape=self.shape if shape is None else shape)
 

@@ -36,7 +36,9 @@ def descent_filter(values: Tensor, t: float, n: int, rate: float, momentum: floa
         return flow_filter(values, t, n)
     steps = round(t / rate)
     if abs(steps * rate - t) > 1e-6 * max(rate, t):
-        raise BadValueError(f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate.")
+        raise BadValueError(
+            f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
+        )
     lam = values.cpu().numpy() / n
     step = np.zeros((len(lam), 3, 3))
     step[:, 0] = np.stack(
@@ -69,28 +71,28 @@ def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[f
         return (-torch.einsum("nop,nm->nomp", hessian, gram_).reshape(n * o, n * o) / n).numpy()
 
     options: Any = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
-    found = solve_ivp(
+    solution = solve_ivp(
         slope, (0.0, times[-1]), np.zeros(n * o), t_eval=times, rtol=1e-8, atol=1e-10 / n, **options
     )
-    if not found.success:
-        raise NtkitError(f"The gradient flow could not be integrated to t={times[-1]}: {found.message}")
-    return torch.as_tensor(found.y.T.reshape(len(times), n, o).copy()).to(gram)
+    if not solution.success:
+        raise NtkitError(f"The gradient flow could not be integrated to t={times[-1]}: {solution.message}")
+    return torch.as_tensor(solution.y.T.reshape(len(times), n, o).copy()).to(gram)
 
 
 def descend(
     gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[float], rate: float, momentum: float
 ) -> Tensor:
     """Return the coefficients ``[T, n, o]`` after t / rate explicit steps, at rising times."""
-    c, v, done, found = torch.zeros_like(y), torch.zeros_like(y), 0, []
+    c, v, done, coefficients = torch.zeros_like(y), torch.zeros_like(y), 0, []
     for t in times:
         steps = round(t / rate)
         if abs(steps * rate - t) > 1e-6 * max(rate, t):
             raise BadValueError(
-                f"t={t} is no whole number of steps of learning_rate={rate}; t = steps x rate."
+                f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
             )
         for _ in range(steps - done):
             v = momentum * v - loss.gradient(f0 + gram @ c, y) / len(y)
             c = c + rate * v
         done = steps
-        found.append(c)
-    return torch.stack(found)
+        coefficients.append(c)
+    return torch.stack(coefficients)

@@ -1,4 +1,4 @@
-"""Convex losses of one sample: value, gradient and Hessian in what the function says."""
+"""Convex losses of one sample: value, gradient and Hessian in the function's value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 class Loss:
     """A loss l(f, y) ``[n]`` of predictions and targets ``[n, o]``, with its derivatives in f.
 
-    ``curvature`` is the largest eigenvalue that its Hessian can have; None where nobody said.
+    ``curvature`` is the largest eigenvalue that its Hessian can have; None where it is not known.
     """
 
     value: Function
@@ -30,7 +30,7 @@ class Loss:
 def loss_of(loss: str | Function) -> Loss:
     """Return a loss by name, or from a function of tensors ``(f, y) -> [n]``, differentiated by autograd.
 
-    ``"squared"``: |f - y|^2 / 2. ``"cross_entropy"``: -sum_o y_o log softmax(f)_o for y of rows that sum to
+    ``"squared"``: |f - y|^2 / 2. ``"cross_entropy"``: -sum_o y_o log softmax(f)_o for rows of y that sum to
     one; with one output the logistic loss for y in [0, 1]. ``"huber"``: quadratic within 1, then linear.
 
     >>> import torch
@@ -76,7 +76,7 @@ def probabilities(f: Tensor) -> Tensor:
 
 
 def refuse_no_probabilities(y: Tensor) -> None:
-    """Refuse targets of cross entropy that are no probabilities."""
+    """Refuse targets of cross entropy that are not probabilities."""
     one = y.shape[1] == 1
     if not (y >= 0).all() or not (y <= 1).all() or (not one and not ((y.sum(1) - 1).abs() <= 1e-6).all()):
         what = "numbers in [0, 1]" if one else f"rows of {y.shape[1]} probabilities that sum to one"

@@ -48,8 +48,8 @@ class Products:
 
     def __init__(self, kernel: Any, x: np.ndarray) -> None:
         self.operator, n = kernel.operator(x), len(x)
-        own = self.operator.shape[0] // n
-        self.outputs = None if own == 1 else own
+        outputs = self.operator.shape[0] // n
+        self.outputs = None if outputs == 1 else outputs
 
     def __matmul__(self, c: Tensor) -> Tensor:
         columns = c if self.outputs is None else c.reshape(-1, 1)
@@ -154,11 +154,11 @@ def lbfgs(problem: Problem, tol: float, max_iter: int) -> Optimum:
 
     start = torch.zeros(shape).numpy().ravel()
     options = {"maxiter": max_iter, "maxfun": 2 * max_iter, "gtol": tol, "ftol": 0.0, "maxcor": 30}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    f = function(torch.as_tensor(found.x).to(scale).reshape(shape))
+    minimum = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    f = function(torch.as_tensor(minimum.x).to(scale).reshape(shape))
     c = -problem.weights[:, None] * problem.loss.gradient(f, problem.y) / problem.alpha  # r = 0
     end = newton(problem, tol, max_iter, c)
-    return Optimum(end.c, end.gradient, int(found.nit) + end.iterations)
+    return Optimum(end.c, end.gradient, int(minimum.nit) + end.iterations)
 
 
 def _turn(matrices: Tensor, c: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _inner(kernel: Blocks | Products, root: Tensor, alpha: float, b: Tensor, tol
 
 @dataclass(frozen=True)
 class _Product:
-    """A matrix that conjugate gradients know by its products."""
+    """A matrix that conjugate gradients know only by its products."""
 
     n: int
     product: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Which solver an estimator takes, why, and what it found."""
+"""Which solver an estimator takes, why, and its solution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Solved:
-    """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver tells about itself."""
+    """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver says of itself."""
 
     coefficients: Tensor
     factor: Cholesky | Spectrum | None = None
@@ -76,15 +76,15 @@ def solve(
         coefficients[low.pivots.to(b.device)] = nystrom(low, b, shift)
         return Solved(coefficients)
     low = pivoted_cholesky(matrix, how.rank or max(1, min(n // 4, int(10 * n**0.5))), how.seed)
-    found = conjugate_gradients(
+    solution = conjugate_gradients(
         matrix, b, shift, precondition=low_rank_inverse(low, shift), tol=how.tol, max_iter=how.max_iter
     )
-    if not found.converged:
+    if not solution.converged:
         warnings.warn(
-            f"Conjugate gradients stopped at a relative residual of {float(found.residual.max()):.1e} "
-            f"after {found.iterations} iterations, tol={how.tol:.1e}. Give a larger alpha, max_iter or "
+            f"Conjugate gradients stopped at a relative residual of {float(solution.residual.max()):.1e} "
+            f"after {solution.iterations} iterations, tol={how.tol:.1e}. Give a larger alpha, max_iter or "
             "rank, or a model in float64.",
             ConvergenceWarning,
             stacklevel=3,
         )
-    return Solved(found.x, None, found.residual, found.iterations)
+    return Solved(solution.x, None, solution.residual, solution.iterations)

@@ -51,7 +51,7 @@ def leave_one_out(trajectory: Trajectory, training: Training, times: np.ndarray)
     """Return the mean loss of each sample under training on all others, at each time; n trainings."""
     n = len(training[1])
     if n < 2:
-        raise BadValueError("Leave-one-out needs two samples at least.")
+        raise BadValueError("Leave-one-out needs at least two samples.")
     every = np.arange(n)
     errors = [_errors(trajectory, training, every[every != i], every[i : i + 1], times) for i in range(n)]
     return np.mean(errors, 0)

@@ -50,7 +50,7 @@ def account(
     and each Delta_k is linear in the gradients J(x_n; w_j)^T c_n of the samples of steps j <= k. So a sweep
     backwards over the steps gives what every sample contributed, with momentum, decay and adaptive rates.
     All of it is done in float64, whatever the run was trained in. It is an account of what happened in
-    this run, not a counterfactual: it does not say what would be without a sample.
+    this run, not a counterfactual: it does not say what would have happened without a sample.
 
     Parameters
     ----------
@@ -100,11 +100,11 @@ def account(
     PathMismatchError
         The recorded steps are not those of this data, loss and model; it names the first.
     RunFolderError
-        The folder is no run, or was truncated or edited.
+        The folder is not a run, or was truncated or edited.
     NotPerSampleError
         A query's prediction depends on the other queries.
     NtkitError
-        Inputs or weights with NaN, mixed dtypes, a loss that is no single number, ...
+        Inputs or weights with NaN, mixed dtypes, a loss that is not a single number, ...
 
     Notes
     -----
@@ -140,7 +140,7 @@ def account(
     """
     request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise BadValueError(f"jobs is {jobs!r}, expected how many processes, at least 1.")
+        raise BadValueError(f"jobs is {jobs!r}, expected a number of processes, at least 1.")
     work = Work(request.budget, jobs, None if keep is None else Path(keep))
     with request.open(folder) as run, quiet():
         return _account(request, run, average, work)

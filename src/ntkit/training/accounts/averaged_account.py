@@ -10,7 +10,7 @@ from ntkit.training.replay.step_vectors import StepVectors
 
 
 class Averages:
-    """The average before each step and after the last, ``[P]`` each, made again from a run's weights."""
+    """The average before each step and after the last, ``[P]`` each, recomputed from a run's weights."""
 
     def __init__(self, run: Run, budget: int) -> None:
         self.taus, start, end = run.average()

@@ -1,4 +1,4 @@
-"""What is given to an account, checked against the run that it is an account of."""
+"""The inputs of an account, checked against the run that it is an account of."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def check_model(run: Run, model: nn.Module) -> Network:
     model = getattr(model, "_orig_mod", model)
     net = network(model)
     run.device = net.device
-    given = {name: p.shape for name, p in model.named_parameters()}
-    if given != run.shapes:
-        differ = [n for n in {**run.shapes, **given} if run.shapes.get(n) != given.get(n)]
+    model_shapes = {name: p.shape for name, p in model.named_parameters()}
+    if model_shapes != run.shapes:
+        differ = [n for n in {**run.shapes, **model_shapes} if run.shapes.get(n) != model_shapes.get(n)]
         shapes = ", ".join(
             f"{n}: recorded {tuple(run.shapes[n]) if n in run.shapes else 'none'}, "
-            f"given {tuple(given[n]) if n in given else 'none'}"
+            f"given {tuple(model_shapes[n]) if n in model_shapes else 'none'}"
             for n in differ[:5]
         )
         raise PathMismatchError(
-            f"The model is another one than the run in {run.folder} was recorded with. Parameters that "
+            f"The model differs from the one that the run in {run.folder} was recorded with. Parameters that "
             f"differ: {shapes}. Build the model as for the training."
         )
     buffers = {name for name, _ in model.named_buffers()}
@@ -108,9 +108,9 @@ def refuse_mixing_queries(net: FlatNetwork, w: Tensor, x: Batch) -> None:
 
 
 def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
-    """Return the modes in which the samples of a batch depend on each other, found by trying the first step.
+    """Return the modes in which the samples of a batch depend on each other, by trying the first step.
 
-    There the gradient of the batch is not the sum of those of its samples, made one by one.
+    There the gradient of the batch is not the sum of those of its samples, computed one by one.
     """
     mixing: set[Modes] = set()
     seen: set[Modes] = set()

@@ -153,7 +153,7 @@ class PathKernel(Kernel):
 
     def _finished(self, total: Tensor | None) -> Tensor:
         if total is None:
-            raise NtkitError(f"The run in {self.folder} has no steps, so that its path has no kernel.")
+            raise NtkitError(f"The run in {self.folder} has no steps, so its path has no kernel.")
         return total
 
     def _places(self, x: Batch) -> Iterator[_At]:
@@ -178,14 +178,14 @@ class PathKernel(Kernel):
         step = run.step(k)
         if step.sides:
             raise NtkitError(
-                f"Step {k} multiplies matrices from their sides (Muon): its own time is no number for each "
+                f"Step {k} multiplies matrices from their sides (Muon): its time is not a number for each "
                 f"weight. Take time='steps'."
             )
         c = step.coefficients
         metric = c.scale * (c.a + c.nu * c.b) * torch.ones_like(like)
         if (metric < 0).any():
             raise NtkitError(
-                f"Step {k} goes up the loss (a negative rate, or maximize=True): time would run backwards. "
+                f"Step {k} climbs the loss (a negative rate, or maximize=True): time would run backwards. "
                 f"Take time='steps'."
             )
         return metric
@@ -208,9 +208,9 @@ class _At:
             return averaged_jacobians(self.net, self.start[None], still, LEFT, x)[0]
         out = self.start.new_empty(n, o, self.net.total)
         eye = torch.eye(o, dtype=out.dtype, device=out.device)
-        made = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))
+        parts = self._place.jacobian(x, None, eye[:, None].expand(o, n, o))
         begin = 0
         for name, size in zip(self.net.shapes, self.net.sizes, strict=True):
-            form(made[name], out[:, :, begin : begin + size])
+            form(parts[name], out[:, :, begin : begin + size])
             begin += size
         return out

@@ -94,7 +94,7 @@ class PathMachine:
 
     def expand(self, queries: Inputs, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:
         """Return the predictions of queries as expansions in the path kernel."""
-        own = self.kernel.__sklearn_clone__().set_params(outputs="diagonal")
+        diagonal = self.kernel.__sklearn_clone__().set_params(outputs="diagonal")
         a = account(
             self.kernel.folder,
             self.kernel.model,
@@ -107,8 +107,8 @@ class PathMachine:
             augment=self.kernel.augment,
         )
         x = as_inputs(self.train[0], network(self.kernel.model), "train x")
-        kernel = own(queries, x).permute(0, 2, 1).cpu()
-        size = (own.diag(queries)[:, :, None] * own.diag(x).T[None]).sqrt().cpu()
+        kernel = diagonal(queries, x).permute(0, 2, 1).cpu()
+        size = (diagonal.diag(queries)[:, :, None] * diagonal.diag(x).T[None]).sqrt().cpu()
         good = kernel.abs() > self.guard * size
         coefficients = torch.where(good, a.contributions / torch.where(good, kernel, 1.0), 0.0)
         guarded = torch.where(good, 0.0, a.contributions).sum(-1)

@@ -29,7 +29,7 @@ from ntkit.training.replay.verify import StepCheck, compare_steps
 
 @dataclass(frozen=True)
 class Request:
-    """A network, its loss and data, the queries, and what of their predictions is asked for how exactly."""
+    """A network, its loss and data, the queries, what of their predictions is asked for, and how exactly."""
 
     model: nn.Module
     loss: Loss
@@ -122,7 +122,7 @@ class Prepared:
         return self.sweep.run
 
     def within(self, error: float) -> Prepared:
-        """Return the same, with an equal share of an error, but for rounding, allowed to each step."""
+        """Return the same, with each step allowed an equal share of an error, rounding apart."""
         size = float(torch.maximum(self.initial.abs(), self.prediction.abs()).max())
         floor = 8 * torch.finfo(torch.float64).eps * size
         return replace(self, sweep=replace(self.sweep, share=max(error / max(1, self.run.steps), floor)))

@@ -1,4 +1,4 @@
-"""The account of predictions: a frozen table that knows its identity, and how to be kept."""
+"""The account of predictions: a frozen table that knows its identity, and how to be saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind 
 
 
 class Contribution(NamedTuple):
-    """What one training sample gave to one output of one query, in the unit of the output."""
+    """What one training sample contributed to one output of one query, in the unit of the output."""
 
     index: int
     contribution: float
@@ -109,7 +109,7 @@ class Account:
             Which output; the one of the largest prediction, if left out.
         """
         if k < 0:
-            raise BadValueError(f"k is {k}, expected how many contributions to return.")
+            raise BadValueError(f"k is {k}, expected a number of contributions to return.")
         row = self.contributions[self._query(query), self._output(query, output)]
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
@@ -145,7 +145,7 @@ class Account:
         ----------
         index
             Which training sample each query is, ``[q]``; the first q of them in their order if left out. A
-            large value for the own label marks a sample that was learned by heart: rare, or labelled wrong.
+            large value for its own label marks a sample that was memorized: rare, or labelled wrong.
         """
         q, o, n = self.contributions.shape
         chosen = torch.arange(q) if index is None else torch.as_tensor(index)
@@ -157,7 +157,7 @@ class Account:
         return self.contributions.gather(-1, chosen[:, None, None].expand(q, o, 1)).squeeze(-1)
 
     def margin(self, a: int, b: int) -> Account:
-        """Return the account of output a less output b, with one output: what tells two classes apart."""
+        """Return the account of output a minus output b, as one output: what tells two classes apart."""
         first, second = self._output(0, a), self._output(0, b)
         parts = {name: getattr(self, name) for name in _tensors()}
         return replace(self, **{name: t[:, first, None] - t[:, second, None] for name, t in parts.items()})
@@ -231,11 +231,11 @@ class Account:
             ) from error
         except (KeyError, ValueError, TypeError) as error:
             raise RunFolderError(
-                f"{path} is no account, or was truncated or edited. Make the account again from its run."
+                f"{path} is not an account, or was truncated or edited. Recompute it from its run."
             ) from error
         if not account._identity_holds():
             raise RunFolderError(
-                f"{path} was edited: its columns do not add up to its predictions. Make the account again."
+                f"{path} was edited: its columns do not add up to its predictions. Recompute the account."
             )
         return account
 
@@ -285,7 +285,7 @@ def _tensors() -> list[str]:
 def balanced(
     initial: Tensor, prediction: Tensor, columns: Columns, tol: float, rule: Nodes, warn_at: int = 4
 ) -> Account:
-    """Return the account of columns with what they leave over; warn where that is more than asked for."""
+    """Return the account of columns with its residual; warn where that exceeds what was asked for."""
     q, o = initial.shape
     terms = {name: getattr(columns, name).reshape(q, o).cpu() for name in COLUMNS}
     contributions, by_step = (t.reshape(q, o, -1).cpu() for t in (columns.contributions, columns.by_step))

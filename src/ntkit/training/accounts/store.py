@@ -1,4 +1,4 @@
-"""What an account has finished, kept in a folder, so that a killed one goes on where it was."""
+"""What an account has finished, kept in a folder, so that a killed one resumes where it was."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class PartStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"{folder} cannot be made ({error.strerror}); choose another place to keep what is finished."
+                f"{folder} cannot be created ({error.strerror}); choose another place for finished parts."
             ) from error
 
     def finished(self, number: int) -> Columns | None:
         """Return the sums of a tile, None if it is not finished."""
-        found = self._read(f"tile-{number:06d}.safetensors")
-        if found is None:
+        part = self._read(f"tile-{number:06d}.safetensors")
+        if part is None:
             return None
-        tensors, scalars = found
+        tensors, scalars = part
         return Columns(**tensors, spent=scalars["spent"])
 
     def save_finished(self, number: int, columns: Columns) -> None:
@@ -90,7 +90,7 @@ class PartStore:
         return tensors, json.loads(metadata["scalars"])
 
     def _damaged(self, path: Path) -> RunFolderError:
-        return RunFolderError(f"{path} is damaged or was edited. Delete it, and it is made again.")
+        return RunFolderError(f"{path} is damaged or was edited. Delete it, and it is recomputed.")
 
 
 def _digest(tensors: dict[str, Tensor], scalars: str) -> str:

@@ -84,7 +84,7 @@ class Sweep:
             yield len(steps)
 
     def state(self) -> tuple[dict[str, Tensor], Json]:
-        """Return all that `restore` needs to go on from here to the same result, bit by bit."""
+        """Return all that `restore` needs to resume from here, to the same result bit for bit."""
         tensors = {k: v for k, v in vars(self.columns).items() if isinstance(v, Tensor)}
         for name in ("remembered", "later", "back", "mu_next"):
             if isinstance(value := getattr(self, name), Tensor):
@@ -94,7 +94,7 @@ class Sweep:
         return tensors, scalars
 
     def restore(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-        """Go on where the sweep was whose state is given."""
+        """Resume where the sweep with this state was."""
         device = self.path.run.device
         for name, value in vars(self.columns).items():
             if isinstance(value, Tensor):
@@ -159,7 +159,7 @@ class Sweep:
         self.remembered, self.mu_next, self.back = later.remembered, later.mu_next, later.back
 
     def finish(self, start_counts: bool = True) -> Columns:
-        """Return the sums, with what was there before the first step unless that is told elsewhere."""
+        """Return the sums, with what was there before the first step unless that is counted elsewhere."""
         run, average, start = self.path.run, self.path.average, self.columns.start
         if not start_counts:
             return Columns(**{**vars(self.columns), "spent": self.spent})
@@ -262,7 +262,7 @@ class Sweep:
         return little or self.structure is None
 
     def _blocks(self, first: int, last: int) -> Iterator[tuple[int, list[Step]]]:
-        """Yield steps from the last to the first, those together that have batches of one size and kind."""
+        """Yield steps from the last to the first, those together whose batches have one size and kind."""
         run, rule = self.path.run, self.path.rule
         nodes = 3 if rule is None else len(rule[0])
         limit = min(BLOCK, self.budget // 32)

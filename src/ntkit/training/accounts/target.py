@@ -33,7 +33,7 @@ def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> 
         return _gathered, final.argmax(1, keepdim=True)
     if isinstance(target, str) and target == "margin":
         if o < 2:
-            raise BadValueError(f"The margin of {o} output is nothing; it takes two. Take target='outputs'.")
+            raise BadValueError(f"{o} output has no margin; that takes two. Take target='outputs'.")
         return _margin, final.topk(2, dim=1).indices
     if isinstance(target, str) and target == "loss":
         if labels is None:
@@ -48,7 +48,7 @@ def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> 
         if all(isinstance(i, int) and not isinstance(i, bool) and -o <= i < o for i in wanted):
             index = torch.tensor([i % o for i in wanted], device=final.device).repeat(q, 1)
             return (_margin if margin else _gathered), index
-    raise BadValueError(f"target={target!r} is none of the {o} outputs; expected {_FORMS}.")
+    raise BadValueError(f"target={target!r} is not one of the {o} outputs; expected {_FORMS}.")
 
 
 def _gathered(outputs: Tensor, index: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
 
 @dataclass(frozen=True)
 class Work:
-    """How the work is done: bytes in all, processes, and where what is finished is kept."""
+    """How the work is done: bytes in all, processes, and where finished parts are kept."""
 
     budget: int
     jobs: int = 1
@@ -38,7 +38,7 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     q = batch_size(x)
     size = min(budget // (8 * 6 * max(1, path.net.total) * o), -(-q // work.jobs))
     tiles = torch.arange(q).split(max(1, size))
-    kept = (
+    store = (
         None if work.keep is None else PartStore(work.keep, {**key, "tile": max(1, size), "budget": budget})
     )
     if work.jobs > 1 and len(tiles) > 1:
@@ -46,13 +46,13 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
 
         count = max(1, torch.get_num_threads() // work.jobs)
         done = joblib.Parallel(n_jobs=work.jobs)(
-            joblib.delayed(_elsewhere)(path, x, tile, budget, kept, number, count)
+            joblib.delayed(_elsewhere)(path, x, tile, budget, store, number, count)
             for number, tile in enumerate(tiles)
         )
         return together(list(done))  # pyright: ignore[reportArgumentType]
     with progress("Accounting", path.run.steps * len(tiles)) as step:
         return together(
-            [_tile(path, x, tile, budget, kept, number, step) for number, tile in enumerate(tiles)]
+            [_tile(path, x, tile, budget, store, number, step) for number, tile in enumerate(tiles)]
         )
 
 

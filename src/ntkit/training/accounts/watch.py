@@ -59,7 +59,7 @@ def watch(
     memory
         As for `account`.
     target, labels
-        As for `account`, but for what only the last prediction tells (``"predicted"``, ``"margin"``).
+        As for `account`, except for what only the last prediction decides (``"predicted"``, ``"margin"``).
     augment
         As for `account`.
     scaler
@@ -143,13 +143,13 @@ class Watch(Recording):
             self._place.remove()
 
     def _write(self) -> None:
-        made = dict(self._made) if self._stepped else {}
+        coefficients = dict(self._made) if self._stepped else {}
         super()._write()
-        if not made:
+        if not coefficients:
             return
         for name in self._trained:
-            if name in made:
-                mu = made[name].mu
+            if name in coefficients:
+                mu = coefficients[name].mu
                 size = float(mu.abs().max()) if isinstance(mu, Tensor) else abs(mu)
                 self._left[name] = size * self._left.get(name, 1.0)
         if self._writer.steps >= _LEAST and max(self._left.values(), default=0.0) <= self._windows.forgotten:

@@ -1,4 +1,4 @@
-"""Windows of a run that are accounted for as soon as the steps behind them have forgotten theirs."""
+"""Windows of a run, accounted for as soon as later steps have forgotten theirs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Windows:
             self.close()
 
     def close(self) -> None:
-        """Let go of the window that still waits."""
+        """Drop the window that still waits."""
         if self._waiting is not None:
             self._drop(self._waiting)
         self._waiting = None

@@ -133,9 +133,14 @@ class LogReader:
         """Return the tensors and scalars of a record."""
         start = self._offsets[number]
         fd = self._file.fileno()
-        magic, found, length, crc = _HEADER.unpack(os.pread(fd, _HEADER.size, start))
+        magic, stored_number, length, crc = _HEADER.unpack(os.pread(fd, _HEADER.size, start))
         payload = self._bytes(start + _HEADER.size, length)
-        if magic != _MAGIC or found != number or len(payload) != length or _crc(number, payload) != crc:
+        if (
+            magic != _MAGIC
+            or stored_number != number
+            or len(payload) != length
+            or _crc(number, payload) != crc
+        ):
             raise self._broken(f"fails its checksum in record {number}")
         try:
             tensors, metadata = read_tensors(payload)

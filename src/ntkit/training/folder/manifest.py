@@ -27,7 +27,7 @@ def read_manifest(folder: Path) -> Json:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise RunFolderError(
-            f"{path} does not exist, so {folder} is no run folder. Give the folder that ntkit.record made."
+            f"{path} does not exist, so {folder} is not a run folder. Give the folder that ntkit.record made."
         ) from error
     except (OSError, ValueError) as error:
         raise RunFolderError(

@@ -1,4 +1,4 @@
-"""The state of optimizers as tensors and plain values, and what of a step must be kept to make it again."""
+"""The state of optimizers as tensors and plain values, and what of a step must be kept to replay it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rebuilt(
     parameters: Mapping[str, nn.Parameter],
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers of the classes described, over the parameters of a copy of the network."""
-    made = []
+    optimizers = []
     for about, groups in zip(described, settings, strict=True):
         kind = known_optimizers().get(about["class"])
         if kind is None:
@@ -74,8 +74,8 @@ def rebuilt(
         # the constructor's arguments are not known, and all that a step reads of them is in the groups
         defaults = {key: value for key, value in full[0].items() if key != "params"}
         torch.optim.Optimizer.__init__(optimizer, full, defaults)
-        made.append(optimizer)
-    return made
+        optimizers.append(optimizer)
+    return optimizers
 
 
 def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[list[Json]]) -> None:
@@ -88,7 +88,7 @@ def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[lis
 def set_state(
     optimizers: Iterable[torch.optim.Optimizer], tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Give optimizers the state that `state_of` returned, bit by bit."""
+    """Give optimizers the state that `state_of` returned, bit for bit."""
     for number, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.state.clear()
@@ -103,7 +103,7 @@ def set_state(
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
-    """Return a number that tells whether tensors have the same bytes as others, made at the speed of memory.
+    """Return a number that says whether tensors have the same bytes as others, at the speed of memory.
 
     Of the 64-bit words of each tensor the sum (mod 2^64) and the parity of each bit, and the crc32 of these.
     """
@@ -118,7 +118,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
 
 
 def exact_factor(raw: Tensor, used: Tensor) -> float | None:
-    """Return the number whose product with a gradient is the one used, bit by bit; None if there is none."""
+    """Return the number whose product with a gradient is the one used, bit for bit; None if there is none."""
     if torch.equal(raw, used):
         return 1.0
     largest = int(raw.abs().argmax())

@@ -1,4 +1,4 @@
-"""Random numbers of a forward pass: drawn again as they were, and used again in another precision."""
+"""Random numbers of a forward pass: drawn again as they were, and reused in another precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def random_state(device: torch.device | str) -> Tensor:
 
 @contextmanager
 def random_from(state: Tensor | None, device: torch.device | str) -> Iterator[None]:
-    """Draw random numbers from a recorded state on; what was there before is there again afterwards."""
+    """Draw random numbers from a recorded state on; the state before is restored afterwards."""
     if state is None:
         yield
         return

@@ -59,9 +59,9 @@ class Run:
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
         self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
         self.start, _ = self.log.read(0)
-        kept = max(8, _KEPT // (1 + self.log.size // len(self.log)))
-        self._record = lru_cache(maxsize=kept)(self.log.read)
-        self._step = lru_cache(maxsize=max(1, kept // 4))(self._read_step)
+        cached = max(8, _KEPT // (1 + self.log.size // len(self.log)))
+        self._record = lru_cache(maxsize=cached)(self.log.read)
+        self._step = lru_cache(maxsize=max(1, cached // 4))(self._read_step)
         wanted = {f"w/{name}" for name in parameters} | {
             f"buffer/{name}" for name in self.manifest["buffers"]
         }
@@ -105,11 +105,11 @@ class Run:
 
     def _buffers(self, k: int) -> dict[str, Tensor]:
         changed = self._record(k)[1].get("buffers_at", {})
-        found = {}
+        buffers = {}
         for name in self.manifest["buffers"]:
             at = changed.get(name, 0)
-            found[name] = self._record(at)[0][f"buffer/{name}"]
-        return found
+            buffers[name] = self._record(at)[0][f"buffer/{name}"]
+        return buffers
 
     def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
         """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
@@ -131,15 +131,15 @@ class Run:
     def _read_step(self, k: int, _device: str) -> Step:  # on another device it is another step
         tensors, scalars = self._record(k + 1)
         batch, parts, forwards = self._passed(k)
-        given = scalars["coefficients"]
+        coefficients = scalars["coefficients"]
 
         def gather(key: str, default: float) -> float | Tensor:
             values: list[Any] = []
             for name in self.trained:
                 if f"{key}/{name}" in tensors:
                     values.append(tensors[f"{key}/{name}"].double())
-                elif name in given:
-                    values.append(given[name].get(key, default))
+                elif name in coefficients:
+                    values.append(coefficients[name].get(key, default))
                 else:
                     values.append(default)
             if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
@@ -158,8 +158,8 @@ class Run:
         """Return the indices of the batch of step k."""
         tensors, scalars = self._record(k + 1)
         at = scalars["batch_at"]
-        found = tensors["batch"] if at == k + 1 else self._record(at)[0]["batch"]
-        return found.long().to(self.device)
+        indices = tensors["batch"] if at == k + 1 else self._record(at)[0]["batch"]
+        return indices.long().to(self.device)
 
     def _passed(self, k: int) -> tuple[Tensor, tuple[tuple[int, float], ...], tuple[Forward, ...]]:
         """Return the batch of step k, the sizes and weights of its parts, and how they went forward."""
@@ -183,11 +183,11 @@ class Run:
     def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
         first = 0
         for name, shape in self.trained.items():
-            found = [tensors.get(f"{key}/{name}") for key in ("left", "right")]
-            if any(matrix is not None for matrix in found):
+            matrices = [tensors.get(f"{key}/{name}") for key in ("left", "right")]
+            if any(matrix is not None for matrix in matrices):
                 left, right = (
                     torch.eye(size, dtype=torch.float64) if matrix is None else matrix.double()
-                    for matrix, size in zip(found, shape, strict=True)
+                    for matrix, size in zip(matrices, shape, strict=True)
                 )
                 where = slice(first, first + shape.numel())
                 yield Side(where, shape, left.to(self.device), right.to(self.device))

@@ -23,8 +23,8 @@ class Forward:
 
     ``rng`` is the state of the generators as it began, if it drew random numbers; ``announced`` the state
     when the batch was announced, if numbers were drawn in between; ``autocast`` the dtype, if it was on;
-    ``modes`` the names of the submodules in training mode, ``buffers`` those that were others by then than
-    after the step before.
+    ``modes`` the names of the submodules in training mode, ``buffers`` those that had changed since the step
+    before.
     """
 
     rng: Tensor | None = None
@@ -66,7 +66,7 @@ class Step:
     """One step: the indices of its batch, and its coefficients as numbers or flat tensors ``[P]``.
 
     ``parts`` are the sizes and weights of the batches that were added up, one after the other, and
-    ``forwards`` how they went through the network. With a number ``kept``, it is no step of an optimizer: the
+    ``forwards`` how they went through the network. With a number ``kept``, it is not an optimizer's step: the
     weights went back (Lookahead) to that part of the way that they had come since the last such step.
     """
 

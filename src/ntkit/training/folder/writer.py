@@ -72,7 +72,7 @@ class RunWriter:
         return torch.equal(as_bytes(p), self._last[name])
 
     def changed_buffers(self) -> dict[str, Tensor]:
-        """Return copies of the buffers that are others than after the last step."""
+        """Return copies of the buffers that differ from those after the last step."""
         return {
             name: _copied(buffer)
             for name, buffer in self._module.named_buffers()
@@ -105,7 +105,7 @@ class RunWriter:
                 self._last[name], self._at[name] = as_bytes(p).clone(), self.steps
 
     def bare_step(self, tensors: dict[str, Tensor], parts: list[Part], more: Json) -> None:
-        """Write a step that will be made again: nothing of it but what is given, and how it went."""
+        """Write a step that will be replayed: nothing of it but what is given, and how it went."""
         more = more | self.passed(tensors, parts)
         self._log.append(tensors, more)
         self.steps += 1
@@ -113,7 +113,7 @@ class RunWriter:
             self._versions[name] = p._version
 
     def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> Json:
-        """Return which batches were used and how they went forward; add what of it are tensors."""
+        """Return which batches were used and how they went forward; add the tensors among it."""
         number = self.steps + 1
         batch = torch.cat([part.batch for part in parts])
         if self._batch is None or not torch.equal(batch, self._batch):
@@ -183,24 +183,24 @@ def _copied(tensor: Tensor) -> Tensor:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[LogWriter]:
     """Yield the log of a new run, to write its beginning; nothing is left behind if that fails."""
-    made = not folder.exists()
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(
-                f"{folder} is not empty, and no run is overwritten. Choose another, or delete it."
+                f"{folder} is not empty, and a run is never overwritten. Choose another, or delete it."
             )
         log = LogWriter(folder / LOG)
     except OSError as error:
-        _remove(folder, made)
+        _remove(folder, is_new)
         raise RunFolderError(
-            f"{folder} cannot be written ({error.strerror}). Choose a folder that can."
+            f"{folder} cannot be written ({error.strerror}). Choose a folder that can be written."
         ) from error
     try:
         yield log
     except (OSError, RunFolderError) as error:
         log.close()
-        _remove(folder, made)
+        _remove(folder, is_new)
         raise RunFolderError(f"{folder} cannot be written ({error}). Choose another.") from error
 
 

@@ -22,10 +22,10 @@ def switching(node: fx.Node, args: tuple, kwargs: dict) -> list[Tensor]:
 
     A kinked operation that is not known here is found by halving: slower, never wrong.
     """
-    found = _TABLE.get(getattr(node.target, "overloadpacket", None))
-    if found is None:
+    signs = _TABLE.get(getattr(node.target, "overloadpacket", None))
+    if signs is None:
         return []
-    return [v.clone() for v in found(arguments(node, args, kwargs))]
+    return [v.clone() for v in signs(arguments(node, args, kwargs))]
 
 
 def _own(bound: Bound) -> list[Tensor]:

@@ -39,23 +39,23 @@ class Structure:
         try:
             graph = trace(net, x)
             recipe = Recipe(net, wanted, graph, cover(graph, frozenset(wanted)))
-            found = cls(recipe, graph)
-            if not found._holds(take(x, slice(0, 1))) or not found._knows(take(x, slice(0, _PROBED))):
+            structure = cls(recipe, graph)
+            if not structure._holds(take(x, slice(0, 1))) or not structure._knows(take(x, slice(0, _PROBED))):
                 return None
         except Exception as error:  # whatever a user's network may raise when traced or batched
             foreign(error, "reading the structure of a network")
             return None
         if sum(net.weights[name].numel() for name in wanted) > _SMALL:
-            return found
+            return structure
         try:
-            return replace(found, together=found._holds_together(take(x, slice(0, 2))))
+            return replace(structure, together=structure._holds_together(take(x, slice(0, 2))))
         except Exception as error:  # the same, for what cannot be batched twice
             foreign(error, "running several steps at once")
-            return found
+            return structure
 
     @property
     def width(self) -> int:
-        """How many numbers one row holds on its way through the network, about."""
+        """About how many numbers one row holds on its way through the network."""
         shapes = (getattr(n.meta.get("tensor_meta"), "shape", None) for n in self.graph.nodes)
         return 1 + sum(shape.numel() for shape in shapes if shape is not None)
 
@@ -97,16 +97,16 @@ class Structure:
         join_index_maps(recipe, {e: f for e, f in place.factors(x, s, rows).items() if f is not None})
         if recipe.formed or not _close(place.outputs(x, s), truth.detach()):
             return False
-        made = place.jacobian(x, s, rows)
+        factors = place.jacobian(x, s, rows)
         for name, gradient in zip(recipe.wanted, gradients, strict=True):
             flat = truth.new_zeros(1, 1, first[name].numel())
-            form(made[name], flat)
+            form(factors[name], flat)
             if not _close(flat, torch.zeros_like(flat) if gradient is None else gradient.reshape(1, 1, -1)):
                 return False
         return True
 
     def _knows(self, x: Batch) -> bool:
-        """Compare outputs of several samples: what a network reads out of one is a constant of its graph."""
+        """Compare outputs of several samples: what a network reads from one is a constant of its graph."""
         net = self.recipe.net
         first, buffers, truth = net.weights, net.buffers, net.outputs(net.weights, x)
         return _close(self.at(first, None, buffers).outputs(x, truth.new_zeros(len(truth))), truth.detach())
@@ -119,12 +119,12 @@ class Structure:
         apart = [self.at(weights, None, buffers) for weights in (first, last)]
         rows = torch.ones_like(net.outputs(first, x).detach())[None]
         both = self.at_once({k: torch.stack([first[k], last[k]]) for k in wanted}, fixed, buffers)
-        found = both.jacobian(x, None, rows.repeat(1, 2, 1))
+        factors = both.jacobian(x, None, rows.repeat(1, 2, 1))
         expected = [place.jacobian(x, None, rows) for place in apart]
         for name in wanted:
             flat = rows.new_zeros(2 * batch_size(x), 1, first[name].numel())
             truth = torch.zeros_like(flat)
-            form(found[name], flat)
+            form(factors[name], flat)
             for part, jacobian in zip(truth.chunk(2), expected, strict=True):
                 form(jacobian[name], part)
             if not _close(flat, truth):

@@ -1,4 +1,4 @@
-"""Derivatives of a network in torch.func, and by ordinary backward passes where that cannot be."""
+"""Derivatives of a network in torch.func, and by ordinary backward passes where that fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Transforms:
-    """Maps and derivatives of a network's functions, row by row from when it is seen that it must be.
+    """Maps and derivatives of a network's functions, row by row once that proves necessary.
 
     A network that branches on values (on what a mask says), reads them out to NumPy or has an
     autograd.Function of the older kind cannot be transformed by torch.func.
@@ -26,7 +26,7 @@ class Transforms:
     transforms = True
 
     def either(self, batched: Callable[[], T], plainly: Callable[[], T]) -> T:
-        """Return the first, in torch.func; the second, by ordinary means, from when that cannot be."""
+        """Return the first, in torch.func; once that fails, the second, by ordinary means."""
         if self.transforms:
             try:
                 return batched()
@@ -49,12 +49,12 @@ class Transforms:
             pull = vjp(lambda w: function(w, x), w)[1]
             return quiet_vmap(pull)(rows)[0]
 
-        made = self.either(lambda: quiet_vmap(one)(x), lambda: truth)
-        if not (made - truth).abs().max() <= 1e-9 * truth.abs().max():
+        jacobians = self.either(lambda: quiet_vmap(one)(x), lambda: truth)
+        if not (jacobians - truth).abs().max() <= 1e-9 * truth.abs().max():
             self.transforms = False
 
     def mapped(self, function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
-        """Return a function applied along axes of its arguments, row by row where there is no vmap of it."""
+        """Return a function applied along axes of its arguments, row by row where vmap cannot."""
 
         def by_row(*args: Any) -> Any:
             dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)

@@ -62,8 +62,8 @@ class _Pieces:
 def query_rule(along: AlongStep, first: Tensor, last: Tensor, share: float) -> QueryRule:
     """Return the rule of a step for each query whose error, which is known, is at most ``share``.
 
-    Nodes are added first. Queries that this does not help are cut at their kinks, where these can be found;
-    then the worst pieces are halved, until each query is good or its pieces are as many as may be.
+    Nodes are added first. Queries that do not improve are cut at their kinks, where these can be found;
+    then the worst pieces are halved, until each query is good or has as many pieces as allowed.
     """
     q = len(first)
     rows = torch.arange(q, device=first.device)
@@ -124,25 +124,27 @@ def _halved(along: AlongStep, pieces: _Pieces, share: float) -> _Pieces:
         split &= pieces.b - pieces.a > 1e-14
         if not split.any():
             break
-        old, kept = pieces.take(split), pieces.take(~split)
+        old, rest = pieces.take(split), pieces.take(~split)
         middle = (old.a + old.b) / 2
         f = along.outputs(old.rows, middle)
         new = _Pieces.new(old.rows, old.a, middle, old.fa, f).join(
             _Pieces.new(old.rows, middle, old.b, f, old.fb)
         )
         # pieces without a kink are good soon; those with one are only to get short
-        pieces = kept.join(_added(along, new, 0.25 * share / counts[new.rows], most=3))
+        pieces = rest.join(_added(along, new, 0.25 * share / counts[new.rows], most=3))
     return pieces
 
 
 def _rule(pieces: _Pieces) -> QueryRule:
     rows, s, shares = [], [], []
     for level, size in enumerate(LEVELS):
-        own = pieces.take(pieces.level == level)
-        nodes, weights = (torch.tensor(v, dtype=own.a.dtype, device=own.a.device) for v in gauss(size))
-        way = own.b - own.a
-        rows.append(own.rows.repeat_interleave(size))
-        s.append((own.a[:, None] + way[:, None] * nodes).reshape(-1))
+        of_level = pieces.take(pieces.level == level)
+        nodes, weights = (
+            torch.tensor(v, dtype=of_level.a.dtype, device=of_level.a.device) for v in gauss(size)
+        )
+        way = of_level.b - of_level.a
+        rows.append(of_level.rows.repeat_interleave(size))
+        s.append((of_level.a[:, None] + way[:, None] * nodes).reshape(-1))
         shares.append((way[:, None] * weights).reshape(-1))
     order = torch.cat(s).argsort(stable=True)
     order = order[torch.cat(rows)[order].argsort(stable=True)]

@@ -1,4 +1,4 @@
-"""Where along a step the outputs of single queries have kinks: units that change their side."""
+"""Where along a step the outputs of single queries have kinks: units that change sides."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def fixed_rule(nodes: Nodes) -> Rule | None:
 class Chooser:
     """Chooses rules for steps, such that the error of each, which is measured, is at most ``share``.
 
-    The error is known, since the true change of the predictions is: nodes are added; a step that this does
-    not help gets a rule for each query, cut at its kinks and halved where it must be.
+    The error is known, since the true change of the predictions is: nodes are added; a step that they do
+    not improve gets a rule for each query, cut at its kinks and halved where it must be.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ _SAME = (
 
 
 def indexed(loader: DataLoader) -> Indexed:
-    """Return a loader that yields ``(indices, batch)``: what `record` wants to know, and the batch as it was.
+    """Return a loader that yields ``(indices, batch)``: what `record` needs to know, and the batch as it was.
 
     Shuffling, workers, collation and samplers are those of the loader; the indices ``[b]`` number the samples
     of its dataset.

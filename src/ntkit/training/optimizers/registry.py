@@ -141,7 +141,7 @@ def register_optimizer(
     Raises
     ------
     NtkitError
-        Something that is no class of optimizers.
+        Something that is not a class of optimizers.
 
     Examples
     --------
@@ -200,8 +200,8 @@ def known_optimizers() -> dict[str, type]:
 def description(optimizer: torch.optim.Optimizer) -> Description:
     """Return the description of an optimizer, looked up by its exact class."""
     kind = type(optimizer)
-    found = _DESCRIPTIONS.get(kind)
-    if found is None:
+    entry = _DESCRIPTIONS.get(kind)
+    if entry is None:
         known = ", ".join(sorted(t.__name__ for t in _DESCRIPTIONS))
         reason = next((_REASONS[t.__name__] for t in kind.__mro__ if t.__name__ in _REASONS), None)
         raise NtkitError(
@@ -210,4 +210,4 @@ def description(optimizer: torch.optim.Optimizer) -> Description:
             f"subclasses: {known}. If a step is linear in the gradients seen so far, given what they were "
             f"divided by, describe it: @ntkit.register_optimizer({kind.__name__})."
         )
-    return found
+    return entry

@@ -21,8 +21,8 @@ class Stepping:
         self, optimizer: torch.optim.Optimizer, description: Description, trained: Mapping[str, Tensor]
     ) -> None:
         self._optimizer, self._description = optimizer, description
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._trained = {name: p for name, p in trained.items() if id(p) in own}
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._trained = {name: p for name, p in trained.items() if id(p) in ids}
         self._names = {id(p): name for name, p in self._trained.items()}
 
     def momentum(self) -> dict[str, Tensor]:
@@ -48,19 +48,19 @@ class Stepping:
 
     def after(self, weight: Callable[[str], Tensor]) -> dict[str, Coefficients]:
         """Return the coefficients of the step by parameter; ``weight`` gives those before it."""
-        made = {}
+        coefficients = {}
         for group in self._optimizer.param_groups:
             for p in group["params"]:
                 name = self._names[id(p)]
                 if name in self._given:
-                    made[name] = self._coefficients(name, group, self._state(p), weight(name))
-        return made
+                    coefficients[name] = self._coefficients(name, group, self._state(p), weight(name))
+        return coefficients
 
     def _coefficients(
         self, name: str, group: Mapping[str, Any], state: Mapping[str, Any], weight: Tensor
     ) -> Coefficients:
-        made = Made(group, state, self._fresh[name], self._noted[name], weight, self._given[name])
-        coefficients = self._description.of(made, name)
+        step = Made(group, state, self._fresh[name], self._noted[name], weight, self._given[name])
+        coefficients = self._description.of(step, name)
         return replace(coefficients, scale=coefficients.scale * self._factors[name])
 
     def _state(self, p: Tensor) -> Mapping[Any, Any]:

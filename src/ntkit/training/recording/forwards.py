@@ -27,7 +27,7 @@ class ForwardWatch:
         self._began: Tensor | None = None
         self._announced: Tensor | None = None
         self.last = Forward()
-        apart: Any = torch.compiler.disable  # hooks are no part of a compiled network
+        apart: Any = torch.compiler.disable  # hooks are not part of a compiled network
         self._hooks = [
             module.register_forward_pre_hook(apart(timed(self._before))),
             module.register_forward_hook(apart(timed(self._after)), always_call=True),

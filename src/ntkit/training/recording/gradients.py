@@ -116,11 +116,11 @@ class Gradients:
         if p.grad.layout != torch.strided:
             return
         if self._copies:
-            kept = self._raw.get(name)
-            if kept is None or kept.shape != p.grad.shape:
+            copy = self._raw.get(name)
+            if copy is None or copy.shape != p.grad.shape:
                 self._raw[name] = p.grad.detach().clone()
             else:
-                kept.copy_(p.grad)
+                copy.copy_(p.grad)
         self._left.add(name)
         self._versions[name] = (id(p.grad), p.grad._version)
 

@@ -32,7 +32,7 @@ def _as_tensor(indices: Any, samples: int | None, what: str) -> Tensor:
     try:
         index = torch.as_tensor(indices).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadTypeError(f"{what} is a {type(indices).__name__} that is no list of indices.") from error
+        raise BadTypeError(f"{what} is a {type(indices).__name__} that is not a list of indices.") from error
     if index.dtype == torch.bool:
         if index.ndim != 1 or (samples is not None and len(index) != samples):
             raise BadValueError(f"{what} is a mask of shape {tuple(index.shape)}, expected ({samples},).")

@@ -1,4 +1,4 @@
-"""Record a training run as it goes: two lines more in an ordinary loop."""
+"""Record a training run as it goes: two more lines in an ordinary loop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def record(
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
-    Written at each step, when it is made: the weights after it (in their own dtype, bit by bit), the
+    Written at each step, when it is made: the weights after it (in their own dtype, bit for bit), the
     indices of its batch, and the coefficients mu, nu, a, b, d, lambda of the step as
 
         g_k = sum_n J(x_n; w_k)^T c_n + lambda w_k,    m_k = mu m_{k-1} + nu g_k,
@@ -69,8 +69,8 @@ def record(
         An average of the weights that the loop keeps, if predictions of it are to be accounted for:
         ``torch.optim.swa_utils.AveragedModel``, or a module with the model's parameters.
     every
-        Write weights and the optimizer's state at each m-th step only; `account` makes the steps between
-        again, bit by bit (each has a checksum), or refuses: so it needs the same machine, threads and
+        Write weights and the optimizer's state at each m-th step only; `account` replays the steps between,
+        bit for bit (each has a checksum), or refuses: it needs the same machine, threads and
         version of torch.
     lookahead
         The number k of a loop that uses Lookahead, w = s + alpha (w - s) after each k-th step, with s the
@@ -258,7 +258,7 @@ class Recording:
             if called:
                 raise NtkitError(
                     f"The closure of step {self.steps} was called twice; a step that evaluates the loss at "
-                    f"several places is no sum over samples."
+                    f"several places is not a sum over samples."
                 )
             called = True
             loss = closure()
@@ -301,7 +301,7 @@ class Recording:
                 raise NtkitError(f"{name!r} has a sparse gradient at {step}; use dense gradients to record.")
             if not self._writer.is_as_it_was(name):
                 raise NtkitError(
-                    f"{name!r} was changed between step {self.steps - 1} and {step} by something else than "
+                    f"{name!r} was changed between step {self.steps - 1} and {step} by something other than "
                     f"the optimizer; such a change belongs to no sample. Start a new recording after it."
                 )
         self._check_still(values=False)
@@ -319,9 +319,9 @@ class Recording:
     def _write(self) -> None:
         if not self._stepped:
             return
-        made, self._made, self._stepped = self._made, {}, set()
+        coefficients, self._made, self._stepped = self._made, {}, set()
         if self._sparse is None:
-            self._writer.step(made, self._parts, self._moved)
+            self._writer.step(coefficients, self._parts, self._moved)
         else:
             self._sparse.step(self._writer, self._parts, self._moved)
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Steps recorded without their weights: what is needed to make them again, and checkpoints in between."""
+"""Steps recorded without their weights: what is needed to replay them, and checkpoints in between."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Checkpointing:
                 "A fused optimizer that unscales gradients itself cannot be replayed; take every=1, or an "
                 "optimizer that is not fused."
             )
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, p in self._trained.items():
-            if id(p) not in own:
+            if id(p) not in ids:
                 continue
             if p.grad is None:
                 self._scalars["ungraded"].append(name)
@@ -58,7 +58,7 @@ class Checkpointing:
             raw = gradients.raw(name)
             factor = None if raw is None else exact_factor(raw, p.grad)
             if factor is None:
-                gradients.factor(name, p.grad.detach())  # refuses what is no factor
+                gradients.factor(name, p.grad.detach())  # refuses what is not a factor
                 self._tensors[f"g/{name}"] = p.grad.detach().cpu().clone().contiguous()
             elif factor != 1.0:
                 self._scalars["factors"][name] = factor

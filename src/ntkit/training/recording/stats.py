@@ -1,4 +1,4 @@
-"""What recording costs: the time inside of it, and the bytes written."""
+"""What recording costs: the time spent in it, and the bytes written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stats:
 
 
 class Stopwatch:
-    """Adds up the time inside the functions that it wraps; inside of one another it counts once."""
+    """Adds up the time inside the functions that it wraps; nested, it counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

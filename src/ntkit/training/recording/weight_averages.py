@@ -26,21 +26,21 @@ class AverageWatch:
                 f"torch.optim.swa_utils.AveragedModel(model)."
             )
         inner = getattr(inner, "_orig_mod", inner)
-        found, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
+        averaged, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
         differ = [
-            n for n in {**wanted, **found} if getattr(found.get(n), "shape", 0) != _shape(wanted.get(n))
+            n for n in {**wanted, **averaged} if getattr(averaged.get(n), "shape", 0) != _shape(wanted.get(n))
         ]
         if differ:
             raise BadValueError(
                 f"`average` has other parameters than the model ({', '.join(differ[:3])}); give the average "
                 f"of this model's weights."
             )
-        if any(found[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
+        if any(averaged[n].data_ptr() == p.data_ptr() for n, p in wanted.items() if p.numel()):
             raise BadValueError("`average` shares its weights with the model; give a copy, or leave it out.")
         self._count = getattr(average, "n_averaged", None)
         self._weights = trained
-        self._average = {name: found[name] for name in trained}
-        self._still = {name: (p, wanted[name]) for name, p in found.items() if name not in trained}
+        self._average = {name: averaged[name] for name in trained}
+        self._still = {name: (p, wanted[name]) for name, p in averaged.items() if name not in trained}
         self._last = flat(self._average)
         self._refused: NtkitError | None = None
 
@@ -66,7 +66,7 @@ class AverageWatch:
         if tau is None:
             self._refused = NtkitError(
                 "`average` moved otherwise than by a part of the way to the weights (one number for all); "
-                "such a change is no average that ntkit can account for. Record without `average`."
+                "such a change is not an average that ntkit can account for. Record without `average`."
             )
             raise self._refused
         return tau
@@ -75,13 +75,11 @@ class AverageWatch:
         """Refuse an average whose frozen parameters are not those of the model."""
         for name, (p, wanted) in self._still.items():
             if not torch.equal(as_bytes(p), as_bytes(wanted)):
-                raise NtkitError(
-                    f"{name!r}, a frozen parameter, is another one in `average` than in the model."
-                )
+                raise NtkitError(f"{name!r}, a frozen parameter, differs between `average` and the model.")
 
 
 class LookaheadWatch:
-    """Measures alpha in w = s + alpha (w' - s), where the loop puts w for w' at each k-th step.
+    """Measures alpha in w = s + alpha (w' - s), where the loop replaces w' by w at each k-th step.
 
     s are the weights as they were when that was done before, or when the recording began (Zhang, Lucas,
     Hinton, Ba, "Lookahead optimizer: k steps forward, 1 step back", Algorithm 1).
@@ -89,7 +87,7 @@ class LookaheadWatch:
 
     def __init__(self, every: int, trained: Mapping[str, Tensor]) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise BadValueError(f"lookahead is {every!r}, expected after how many steps, at least 1.")
+            raise BadValueError(f"lookahead is {every!r}, expected a number of steps, at least 1.")
         self.every, self._trained = every, trained
         self._slow = self._fast = flat(trained)
         self._steps = 0

@@ -1,1 +1,1 @@
-"""Recorded steps made again, in float64 and in the dtype of the training."""
+"""Recorded steps replayed, in float64 and in the dtype of the training."""

@@ -1,4 +1,4 @@
-"""A run of checkpoints: the steps between two of them are made again, bit by bit, when they are asked for."""
+"""A run of checkpoints: the steps between two of them are replayed, bit for bit, when they are asked for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Scale:
 
 
 class CheckpointedRun(Run):
-    """A run that holds its weights at every m-th step; all others are made again by training from there.
+    """A run that holds its weights at every m-th step; all others are replayed by training from there.
 
     Data are those of the run, in its dtype. Each step is checked against the checksum of the recorded one.
     """
@@ -119,13 +119,13 @@ class CheckpointedRun(Run):
                     self._change(parameters, tensors, scalars)
                     for optimizer in optimizers:
                         optimizer.step()
-                found = checksum(parameters[name] for name in self.trained)
-                if found != scalars["crc"]:
+                digest = checksum(parameters[name] for name in self.trained)
+                if digest != scalars["crc"]:
                     raise PathMismatchError(
-                        f"Step {k} of {self.folder} cannot be made again bit by bit from the checkpoint at "
+                        f"Step {k} of {self.folder} cannot be replayed bit for bit from the checkpoint at "
                         f"step {first}. Check that model, `loss`, `train` and `augment` are those of the "
                         f"training, on the same kind of machine, with as many threads and the same torch "
-                        f"({self.manifest['torch']} then); where that cannot be had, record each step "
+                        f"({self.manifest['torch']} then); where that is impossible, record each step "
                         f"(every=1)."
                     )
 
@@ -185,7 +185,7 @@ def open_run(
     data: tuple[Batch, Batch],
     augment: Augment | None,
 ) -> Run:
-    """Return a run, one that makes its steps again if it holds checkpoints only."""
+    """Return a run, one that replays its steps if it holds checkpoints only."""
     run = Run(folder)
     if run.every == 1:
         return run

@@ -1,4 +1,4 @@
-"""Random numbers of a forward pass, drawn once and given again in another precision."""
+"""Random numbers of a forward pass, drawn once and reused in another precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 class Draws:
-    """What the random operations of one forward pass gave, to be given again."""
+    """What the random operations of one forward pass gave, to be reused."""
 
     def __init__(self) -> None:
         self.made: list[tuple[Any, Any]] | None = None
@@ -31,7 +31,7 @@ class Draws:
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """Give it again, in the dtype that is now computed in."""
+        """Return it again, in the dtype of the present computation."""
         assert self.made is not None
         with _Repeating(self.made):
             yield
@@ -51,8 +51,8 @@ class _Noting(TorchDispatchMode):
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if _is_random(func):
-            kept = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
-            self.made.append((func, kept))
+            copies = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
+            self.made.append((func, copies))
         return result
 
 
@@ -67,11 +67,11 @@ class _Repeating(TorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_random(func):
             return func(*args, **kwargs)
-        made, result = next(self._coming, (None, None))
-        if made is None or result is None or made.overloadpacket is not func.overloadpacket:
+        operation, result = next(self._coming, (None, None))
+        if operation is None or result is None or operation.overloadpacket is not func.overloadpacket:
             raise PathMismatchError(
                 f"The network draws other random numbers in float64 ({func}) than in the precision of the "
-                f"training ({made}); ntkit cannot repeat such a step. Train in float64 to account for it."
+                f"training ({operation}); ntkit cannot repeat such a step. Train in float64 instead."
             )
         if func.overloadpacket is aten.native_dropout:
             mask = result[1]

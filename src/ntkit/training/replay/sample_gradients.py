@@ -46,15 +46,15 @@ class Samples:
         per_sample = 8 * 4 * net.total if structure is None else 8 * 8 * structure.width
         size = max(1, self._budget // per_sample)
         for index in torch.arange(len(part.batch), device=c.device).split(size):
-            some, own = take(x, index), c[index]
+            some, slopes = take(x, index), c[index]
             if structure is None:
                 gradients = net.sample_gradients(
-                    w[None], pytree.tree_map(lambda t: t[None], some), own[None]
+                    w[None], pytree.tree_map(lambda t: t[None], some), slopes[None]
                 )[0]
                 yield part.batch[index], lambda a, g=gradients: a @ g.T
             else:
                 weights = net.unflatten(w)
-                jacobian = structure.at(weights, None, net.buffers).jacobian(some, None, own[None])
+                jacobian = structure.at(weights, None, net.buffers).jacobian(some, None, slopes[None])
                 yield part.batch[index], partial(self._contract, jacobian, len(index))
 
     def _contract(self, jacobian: Jacobian, n: int, a: Tensor) -> Tensor:

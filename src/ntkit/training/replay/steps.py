@@ -1,4 +1,4 @@
-"""A recorded step made again: its batches, how they went forward, and the gradient that they gave."""
+"""A recorded step replayed: its batches, how they went forward, and the gradient that they gave."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReplayedBatch(NamedTuple):
 
 
 class Replay:
-    """Makes the batches and gradients of recorded steps again, in float64 and in the dtype of the training.
+    """Replays the batches and gradients of recorded steps, in float64 and in the dtype of the training.
 
     ``data`` is in the dtype of the training; so is what ``augment(x, y)`` is given.
     """
@@ -75,7 +75,7 @@ class Replay:
         return x, y
 
     def mixes(self, step: Step) -> bool:
-        """Whether a step's network is no function of one sample: batch norm, or random numbers."""
+        """Whether a step's network is not a function of one sample: batch norm, or random numbers."""
         return any(f.rng is not None or self._norms & set(f.modes) for f in step.forwards)
 
     def gradient(self, w: Tensor, k: int, step: Step, native: bool = False) -> Tensor:
@@ -94,7 +94,7 @@ class Replay:
                     total += torch.autograd.grad(value, leaf)[0].double()
                 except CheckpointError as error:
                     raise NtkitError(
-                        "The network computes activations anew in its backward pass "
+                        "The network recomputes activations in its backward pass "
                         "(torch.utils.checkpoint), which torch does with the module's own weights only. "
                         "Switch that off for the account: it saves memory, and changes no number."
                     ) from error
@@ -107,12 +107,12 @@ class Replay:
 
     @cached_property
     def _simple(self) -> bool:
-        """Whether steps are no more than small products; convolutions with weights of their own are slow."""
+        """Whether steps are only small products; convolutions with weights of their own are slow."""
         convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.net.module.modules())
         return self.net.batchable and self.augment is None and not self.run.changes_buffers and not convolves
 
     def gradients(self, w: Tensor, first: int, steps: list[Step]) -> Tensor | None:
-        """Return the gradients of steps that are alike, from `first` on, ``[T, P]``; None to do it singly."""
+        """Return the gradients of steps that are alike, from `first` on, ``[T, P]``; None: one by one."""
         if not len(steps[0].batch):
             return None
         self.go_to(first, steps[0].forwards[0])
@@ -122,7 +122,7 @@ class Replay:
             total = self.net.losses(leaf, x, y, [step.loss(self.loss) for step in steps]).sum()
             try:
                 return torch.autograd.grad(total, leaf)[0] if total.requires_grad else None
-            except RuntimeError:  # a backward pass that runs the network again, which is no more mapped
+            except RuntimeError:  # a backward pass that runs the network again, which is not mapped any more
                 return None
 
     def forward(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ class Replay:
         net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
         forward, draws = part.forward, Draws()
         self.go_to(k, forward)
-        given = (part.x, part.y)
+        data = (part.x, part.y)
         with ExitStack() as stack:
             if forward.rng is not None:
                 if native or self.native is self.net:
@@ -141,7 +141,7 @@ class Replay:
                     stack.enter_context(draws.repeated())
             if native:
                 stack.enter_context(autocast(forward.autocast, self.run.device))
-            x, y = given if native else cast(given, torch.float64)
+            x, y = data if native else cast(data, torch.float64)
             outputs = net.raw(w, x)
         if native and forward.autocast is not None:
             with autocast(forward.autocast, self.run.device):

@@ -88,12 +88,12 @@ class StepCheck:
         self.m = c.mu * self.m + c.nu * g
         self.m_native = c.mu * self.m_native + c.nu * g_native
         self.m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
-        made = after - w
-        off = (made - _delta(step, g_native, self.m_native, w)).abs()
+        change = after - w
+        off = (change - _delta(step, g_native, self.m_native, w)).abs()
         allowed = _size(c.a) * g_error + _size(c.b) * self.m_error
-        allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + made.abs())
+        allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + change.abs())
         self._refuse(k, off, _MARGIN * allowed + c.rounding)
-        return made - _delta(step, g, self.m, w)
+        return change - _delta(step, g, self.m, w)
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
         slow, self.slow = self.slow, after
@@ -108,8 +108,8 @@ class StepCheck:
             nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
             moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
             return g, float((moved - g).abs().max())
-        made = self.replay.gradient(w, k, step, native=True)
-        return made, float((made - g).abs().max())
+        native = self.replay.gradient(w, k, step, native=True)
+        return native, float((native - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
         wrong = ~(off <= allowed)
@@ -123,7 +123,7 @@ class StepCheck:
         bounds = np.cumsum(self.net.sizes)
         name = list(self.net.shapes)[int(np.searchsorted(bounds, worst, side="right"))]
         raise PathMismatchError(
-            f"Step {k} of {self.run.folder} is not the step that this model, loss and data make: in {name!r} "
+            f"Step {k} of {self.run.folder} is not the step that this model, loss and data give: in {name!r} "
             f"the recorded change of the weights is {float(off[worst]):.3g} away from the modelled one, "
             f"where rounding explains at most {float(allowed[worst]):.3g} ({int(wrong.sum())} of {len(off)} "
             f"weights are off). Check that `train` holds the inputs and labels of the run in the same order, "
