@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, overload
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -88,7 +89,7 @@ class EmpiricalNTK(Kernel):
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module | Callable[..., Tensor],
         weights: Weights | None = None,
         *,
         outputs: Outputs = "mean",
@@ -104,7 +105,17 @@ class EmpiricalNTK(Kernel):
         self._plans: dict[Any, Plan] = {}
         self._select()
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False) -> Any:
+    @overload
+    def __call__(
+        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: Literal[False] = False
+    ) -> Float[Tensor, "n1 n2 *v"]: ...
+    @overload
+    def __call__(
+        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: Literal[True]
+    ) -> dict[str, Float[Tensor, "n1 n2 *v"]]: ...
+    def __call__(
+        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False
+    ) -> Float[Tensor, "n1 n2 *v"] | dict[str, Float[Tensor, "n1 n2 *v"]]:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
         with exact(self._net.device):
@@ -112,13 +123,13 @@ class EmpiricalNTK(Kernel):
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
                 return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
-            parts = {}
+            parts: dict[str, Tensor] = {}
             for name in recipe.wanted:
                 only = frozenset([name])
                 parts[name] = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
             return parts
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n is made."""
         batch, _ = self._inputs(x, None)
         with exact(self._net.device):
@@ -128,7 +139,7 @@ class EmpiricalNTK(Kernel):
 
     def features(
         self, x: Inputs, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
-    ) -> Tensor:
+    ) -> Float[Tensor, "n o p"]:
         """Return the Jacobian J ``[n, o, P]``, parameters one after the other as in the network.
 
         K(x, x')_op = sum_P J(x)_oP J(x')_pP, with no factor: the mean over outputs is taken by kernels

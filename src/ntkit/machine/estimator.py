@@ -23,6 +23,7 @@ from ntkit.errors import BadValueError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.kernels import FromFunction, KernelLike, as_array, as_kernel
+from ntkit.network import Floats, Values
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -36,7 +37,8 @@ class KernelMachine(BaseEstimator):
 
     kernel: KernelLike
     kernel_: Kernel | None
-    X_fit_: np.ndarray
+    X_fit_: Values
+    dual_coef_: Floats
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
