@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ntkit.finite.project import Projection
 from ntkit.kernel import Kernel
 from ntkit.network import Batch, Inputs, Weights, as_inputs, batch_size, network
 
+Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
+No: TypeAlias = Literal[False]
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
 
 
@@ -106,16 +108,14 @@ class EmpiricalNTK(Kernel):
         self._select()
 
     @overload
-    def __call__(
-        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: Literal[False] = False
-    ) -> Float[Tensor, "n1 n2 *v"]: ...
+    def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: No = ...) -> Block: ...
     @overload
     def __call__(
         self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: Literal[True]
-    ) -> dict[str, Float[Tensor, "n1 n2 *v"]]: ...
+    ) -> dict[str, Block]: ...
     def __call__(
         self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False
-    ) -> Float[Tensor, "n1 n2 *v"] | dict[str, Float[Tensor, "n1 n2 *v"]]:
+    ) -> Block | dict[str, Block]:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
         with exact(self._net.device):

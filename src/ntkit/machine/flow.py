@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from ntkit.machine.solving import stopping
 from ntkit.machine.solving.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.network import Floats, Pair
+
+Given: TypeAlias = ArrayLike | None
+No: TypeAlias = Literal[False]
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,11 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     @overload
     def predict(
-        self,
-        X: ArrayLike,
-        return_std: Literal[False] = False,
-        return_cov: Literal[False] = False,
-        *,
-        t: ArrayLike | None = None,
-        f0: ArrayLike | None = None,
+        self, X: ArrayLike, return_std: No = ..., return_cov: No = ..., *, t: Given = ..., f0: Given = ...
     ) -> Float[Floats, "*t m *o"]: ...
     @overload
     def predict(
-        self, X: ArrayLike, return_std: bool = False, return_cov: bool = False, *, t: ArrayLike | None = None
+        self, X: ArrayLike, return_std: bool = ..., return_cov: bool = ..., *, t: Given = ...
     ) -> Pair: ...
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ntkit.machine.kernels import KernelLike
 from ntkit.network import Floats, Pair
 
 RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
+No: TypeAlias = Literal[False]
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
 
 
@@ -109,9 +110,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         return self
 
     @overload
-    def predict(
-        self, X: ArrayLike, return_std: Literal[False] = False, return_cov: Literal[False] = False
-    ) -> Float[Floats, " m *o"]: ...
+    def predict(self, X: ArrayLike, return_std: No = ..., return_cov: No = ...) -> Float[Floats, " m *o"]: ...
     @overload
     def predict(self, X: ArrayLike, return_std: Literal[True], return_cov: bool = False) -> Pair: ...
     @overload

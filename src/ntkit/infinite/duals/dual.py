@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
 from ntkit.infinite.registry import RuleT, named, registering
 
+Expectations: TypeAlias = tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]
 Numbers = float | Sequence[float] | np.ndarray | Tensor
 
 
@@ -95,9 +96,7 @@ class Dual(ABC):
         """
         return coefficients(self.phi, torch.as_tensor(var, dtype=torch.float64), degree, self.kinks)
 
-    def __call__(
-        self, cov: Numbers, var1: Numbers, var2: Numbers
-    ) -> tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]:
+    def __call__(self, cov: Numbers, var1: Numbers, var2: Numbers) -> Expectations:
         """Return (E[phi(u) phi(v)], E[phi'(u) phi'(v)]) after checking that the three are covariances.
 
         Takes floats, arrays or tensors that broadcast together; plain numbers count as float64. Raises
