@@ -83,9 +83,7 @@ class Kernel(ABC):
         )
 
     def __add__(self, other: Kernel) -> Kernel:
-        if not isinstance(other, Kernel):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        return Sum(self, other)
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented  # pyright: ignore[reportUnnecessaryIsInstance]
 
     def __mul__(self, other: Kernel | float) -> Kernel:
         if isinstance(other, Kernel):

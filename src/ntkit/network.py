@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ Weights = Mapping[str, Tensor]
 Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs] | float"
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
+No: TypeAlias = Literal[False]  # a flag that is left out, in overloads
 Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]  # of any dtype
 Pair: TypeAlias = tuple[Floats, Floats]  # a mean and its spread

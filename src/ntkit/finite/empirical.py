@@ -22,10 +22,9 @@ from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, Weights, as_inputs, batch_size, network
+from ntkit.network import Batch, Inputs, No, Weights, as_inputs, batch_size, network
 
 Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
-No: TypeAlias = Literal[False]
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
 
 

@@ -130,9 +130,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     if TYPE_CHECKING:  # TransformerMixin has it, without a type
 
-        def fit_transform(  # noqa: D102
-            self, X: ArrayLike, y: ArrayLike | None = None, **fit_params: object
-        ) -> Float[Floats, "n m"]: ...
+        def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None, **fit_params: object) -> Floats: ...  # noqa: D102
 
     def transform(self, X: ArrayLike) -> Float[Floats, "n m"]:
         """Return the features ``[n, m]``."""

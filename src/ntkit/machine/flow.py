@@ -22,10 +22,9 @@ from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.descent import descend, descent_filter, flow_filter, integrate
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
-from ntkit.network import Floats, Pair
+from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None
-No: TypeAlias = Literal[False]
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         return_std: bool = False,
         return_cov: bool = False,
         *,
-        t: ArrayLike | None = None,
-        f0: ArrayLike | None = None,
+        t: Given = None,
+        f0: Given = None,
     ) -> Float[Floats, "*t m *o"] | Pair:
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked, is_size
 from ntkit.machine.kernels import KernelLike
-from ntkit.network import Floats, Pair
+from ntkit.network import Floats, No, Pair
 
 RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
-No: TypeAlias = Literal[False]
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
 
 
