@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ntkit.errors import BadValueError
@@ -33,18 +34,18 @@ class Kernel(ABC):
     """
 
     @abstractmethod
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the block of the kernel between two batches (the second is the first if left out)."""
 
     @abstractmethod
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the kernel of each sample with itself."""
 
     def normalized(self) -> Kernel:
         """Return k(x, x') / sqrt(k(x, x) k(x', x')), a cosine: 1 on the diagonal (no unit)."""
         return Normalized(self)
 
-    def compose(self, transform: Callable[[Any], Any]) -> Kernel:
+    def compose(self, transform: Callable[[Any], Inputs]) -> Kernel:
         """Return k(g(x), g(x')) for a transform g of a batch of inputs."""
         return Composed(self, transform)
 
@@ -82,9 +83,7 @@ class Kernel(ABC):
         )
 
     def __add__(self, other: Kernel) -> Kernel:
-        if not isinstance(other, Kernel):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        return Sum(self, other)
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented  # pyright: ignore[reportUnnecessaryIsInstance]
 
     def __mul__(self, other: Kernel | float) -> Kernel:
         if isinstance(other, Kernel):
@@ -103,11 +102,11 @@ class _Pair(Kernel):
     def _combine(self, a: Tensor, b: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the combination of both blocks."""
         return self._checked(self.first(x1, x2), self.second(x1, x2))
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the combination of both diagonals."""
         return self._checked(self.first.diag(x), self.second.diag(x))
 
@@ -144,11 +143,11 @@ class Scaled(Kernel):
             )
         self.kernel, self.factor = kernel, factor
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the scaled block."""
         return self.factor * self.kernel(x1, x2)
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the scaled diagonal."""
         return self.factor * self.kernel.diag(x)
 
@@ -156,14 +155,14 @@ class Scaled(Kernel):
 class Composed(Kernel):
     """k(g(x), g(x')) for a transform g of a batch of inputs."""
 
-    def __init__(self, kernel: Kernel, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, kernel: Kernel, transform: Callable[[Any], Inputs]) -> None:
         self.kernel, self.transform = kernel, transform
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the block of the transformed batches."""
         return self.kernel(self.transform(x1), None if x2 is None else self.transform(x2))
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the diagonal of the transformed batch."""
         return self.kernel.diag(self.transform(x))
 
@@ -177,7 +176,7 @@ class Normalized(Kernel):
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the cosines of two batches."""
         block = self.kernel(x1, x2)
         n1 = self._norms(x1, block.ndim)
@@ -186,7 +185,7 @@ class Normalized(Kernel):
             return block / (n1[:, None, :, None] * n2[None, :, None, :])
         return block / (n1[:, None] * n2[None, :])
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return ones; off the diagonal of outputs, the cosines of a sample's outputs."""
         diag = self.kernel.diag(x)
         if diag.ndim == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ Weights = Mapping[str, Tensor]
 # A batch as it is given: its first axis is the sample.
 Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs] | float"
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
+No: TypeAlias = Literal[False]  # a flag that is left out, in overloads
+Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]  # of any dtype
+Pair: TypeAlias = tuple[Floats, Floats]  # a mean and its spread
 Batch: TypeAlias = "Tensor | tuple[Batch, ...] | dict[str, Batch]"  # the same, checked
 
 
@@ -139,7 +144,7 @@ def network(model: Any, weights: Weights | None = None) -> Network:
     return Network(lambda w, x, _=None: model(w, x), {k: w.detach() for k, w in weights.items()})
 
 
-def copy_of(module: nn.Module) -> Any:
+def copy_of(module: Module) -> Module:
     """Return a copy of a module (a compiled one's original); what it stored of its last call is cut off.
 
     Tensors with a history, such as features stored on ``self``, have no copy of their own.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from jaxtyping import Float
+from torch import Tensor, fx, nn
 
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.faults import foreign
@@ -46,11 +48,11 @@ class ConjugateKernel(Kernel):
     True
     """
 
-    def __init__(self, model: Any, weights: Weights | None = None) -> None:
+    def __init__(self, model: nn.Module | Callable[..., Tensor], weights: Weights | None = None) -> None:
         self.model, self.weights = model, weights
         self._net = network(model, weights)
 
-    def features(self, x: Inputs) -> Tensor:
+    def features(self, x: Inputs) -> Float[Tensor, "n d"]:
         """Return h ``[n, d]``."""
         batch = as_inputs(x, self._net)
         refuse_stateful(self._net.module)
@@ -86,11 +88,11 @@ class ConjugateKernel(Kernel):
         with torch.no_grad():
             return quiet_vmap(one)(batch)
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return h(x1) h(x2)^T."""
         h1 = self.features(x1)
         return h1 @ (h1 if x2 is None else self.features(x2)).T
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return |h(x)|^2."""
         return self.features(x).square().sum(1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -21,8 +22,9 @@ from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, Weights, as_inputs, batch_size, network
+from ntkit.network import Batch, Inputs, No, Weights, as_inputs, batch_size, network
 
+Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
 
 
@@ -88,7 +90,7 @@ class EmpiricalNTK(Kernel):
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module | Callable[..., Tensor],
         weights: Weights | None = None,
         *,
         outputs: Outputs = "mean",
@@ -104,7 +106,15 @@ class EmpiricalNTK(Kernel):
         self._plans: dict[Any, Plan] = {}
         self._select()
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False) -> Any:
+    @overload
+    def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: No = ...) -> Block: ...
+    @overload
+    def __call__(
+        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: Literal[True]
+    ) -> dict[str, Block]: ...
+    def __call__(
+        self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: bool = False
+    ) -> Block | dict[str, Block]:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
         with exact(self._net.device):
@@ -112,13 +122,13 @@ class EmpiricalNTK(Kernel):
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
                 return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
-            parts = {}
+            parts: dict[str, Tensor] = {}
             for name in recipe.wanted:
                 only = frozenset([name])
                 parts[name] = blocks.block(recipe, plan, first, second, self._kind, size.outputs, only)
             return parts
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n matrix is formed."""
         batch, _ = self._inputs(x, None)
         with exact(self._net.device):
@@ -128,7 +138,7 @@ class EmpiricalNTK(Kernel):
 
     def features(
         self, x: Inputs, project: int | None = None, *, seed: int = 0, kind: str = "rademacher"
-    ) -> Tensor:
+    ) -> Float[Tensor, "n o p"]:
         """Return the Jacobian J ``[n, o, P]``, parameters one after the other as in the network.
 
         K(x, x')_op = sum_P J(x)_oP J(x')_pP, with no factor: the mean over outputs is taken by kernels

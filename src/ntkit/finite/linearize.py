@@ -25,6 +25,8 @@ class TaylorNetwork(nn.Module):
     ``network`` holds the weights w that are trained (they start at w_0), ``origin`` the fixed w_0.
     """
 
+    __call__: Callable[..., Tensor]  # nn.Module's
+
     def __init__(self, model: nn.Module, order: int) -> None:
         super().__init__()
         self.network = copy_of(model)

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -185,7 +186,7 @@ class LimitKernel(Kernel):
             self._limit = infinite_width(**{k: v for k, v in params.items() if k not in ("kind", "line")})
         return self._limit
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return the kernel ``[n1, n2]`` between two batches (the second is the first if left out)."""
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
@@ -193,7 +194,7 @@ class LimitKernel(Kernel):
         tiles = self.limit.tiles(self.line)
         return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""
         tiles = self.limit.tiles(self.line)
         return tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]

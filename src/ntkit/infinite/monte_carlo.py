@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -24,10 +25,10 @@ Draw = Callable[[], None]
 class Estimate:
     """Kernels ``[n1, n2]`` averaged over draws of a network, and the standard errors of these means."""
 
-    nngp: Tensor
-    ntk: Tensor
-    nngp_error: Tensor
-    ntk_error: Tensor
+    nngp: Float[Tensor, "n1 n2"]
+    ntk: Float[Tensor, "n1 n2"]
+    nngp_error: Float[Tensor, "n1 n2"]
+    ntk_error: Float[Tensor, "n1 n2"]
     samples: int
 
     def __repr__(self) -> str:

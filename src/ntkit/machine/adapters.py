@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.gaussian_process import kernels as sklearn_kernels
 from torch import Tensor
 
@@ -24,11 +25,11 @@ class FromSklearn(Kernel):
             )
         self.kernel = kernel
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return the block."""
         return _like(self.kernel(_numpy(x1), None if x2 is None else _numpy(x2)), x1)
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the diagonal."""
         return _like(self.kernel.diag(_numpy(x)), x)
 
@@ -81,14 +82,14 @@ class FromGPyTorch(Kernel):
             raise BadTypeError(f"Expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}.")
         self.kernel = kernel
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return the block."""
         first = _tensor(x1)
         with torch.no_grad():
             second = first if x2 is None else _tensor(x2)
             return self.kernel(first, second).to_dense()
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the diagonal."""
         with torch.no_grad():
             return self.kernel(_tensor(x), diag=True)

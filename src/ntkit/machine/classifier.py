@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -22,6 +23,7 @@ from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge import KernelRidge
 from ntkit.machine.solving.losses import loss_of, probabilities
 from ntkit.machine.solving.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
+from ntkit.network import Floats, Values
 
 
 class KernelClassifier(ClassifierMixin, KernelMachine):
@@ -105,12 +107,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         """Find the coefficients."""
         x, y = self._take(X, y)
         check_classification_targets(y)
+        self.classes_: Values
         self.classes_, labels = np.unique(y, return_inverse=True)
         weights = self._weights(sample_weight, x)
         self.n_iter_, self.gradient_norm_ = 1, 0.0
         self.solver_, self.solver_reason_ = "none", "one class only: there is nothing to learn"
         if len(self.classes_) == 1:
-            self.dual_coef_: np.ndarray = np.zeros((len(x), 1))
+            self.dual_coef_ = np.zeros((len(x), 1))
             return self
         kernel = self._kernel_matrix(len(x))
         target = self._targets(labels, kernel.outputs)
@@ -121,21 +124,21 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             self._minimize(kernel, torch.as_tensor(target, device=device), weights)
         return self
 
-    def decision_function(self, X: ArrayLike) -> np.ndarray:
+    def decision_function(self, X: ArrayLike) -> Float[Floats, " m *o"]:
         """Return f, ``[m, o]``; for two classes ``[m]``, positive for the second class."""
         f = self._scores(X)
         if len(self.classes_) == 2:
             return f[:, 0] if f.shape[1] == 1 else f[:, 1] - f[:, 0]
         return f
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> Shaped[Values, " m"]:
         """Return the class of the largest f."""
         f = self.decision_function(X)
         if len(self.classes_) == 1:
             return np.repeat(self.classes_, len(f))
         return self.classes_[(f > 0).astype(int) if f.ndim == 1 else f.argmax(1)]
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_proba(self, X: ArrayLike) -> Float[Floats, "m o"]:
         """Return the probability of each class, ``[m, classes]``.
 
         softmax(f) for the cross entropy; for the squared loss f itself, which estimates a mean of one-hot

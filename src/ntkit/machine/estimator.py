@@ -10,11 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import (
-    _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
-    check_is_fitted,
-    validate_data,
-)
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data  # pyright: ignore[reportPrivateUsage]
 from torch import Tensor
 
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
@@ -23,6 +19,7 @@ from ntkit.errors import BadValueError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.kernels import FromFunction, KernelLike, as_array, as_kernel
+from ntkit.network import Floats, Values
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -36,7 +33,8 @@ class KernelMachine(BaseEstimator):
 
     kernel: KernelLike
     kernel_: Kernel | None
-    X_fit_: np.ndarray
+    X_fit_: Values
+    dual_coef_: Floats
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

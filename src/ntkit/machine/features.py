@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.gaussian_process.kernels import RBF, Matern
@@ -26,6 +28,7 @@ from ntkit.machine.feature_maps import (
 )
 from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
 from ntkit.machine.solving.densities import frequencies
+from ntkit.network import Floats
 
 FOURIER = ("gaussian", "laplacian", "cauchy", "matern")
 KINDS = (*FOURIER, "arccos0", "arccos1", "ntk")
@@ -125,7 +128,11 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.error_ = self.error(x[:CHECKED])
         return self
 
-    def transform(self, X: ArrayLike) -> np.ndarray:
+    if TYPE_CHECKING:  # TransformerMixin has it, without a type
+
+        def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None, **fit_params: object) -> Floats: ...  # noqa: D102
+
+    def transform(self, X: ArrayLike) -> Float[Floats, "n m"]:
         """Return the features ``[n, m]``."""
         check_is_fitted(self)
         return self._features(self._queries(X))

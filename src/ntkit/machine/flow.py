@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
@@ -21,6 +22,9 @@ from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.machine.solving.trajectory import Trajectory
+from ntkit.network import Floats, No, Pair
+
+Given: TypeAlias = ArrayLike | None
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class LearningCurve:
     ``[T]`` is (1/2n) sum (f - y)^2 at each of ``times``.
     """
 
-    times: np.ndarray
-    rates: np.ndarray
-    parts: np.ndarray
-    left: np.ndarray
-    loss: np.ndarray
+    times: Float[Floats, " T"]
+    rates: Float[Floats, " n"]
+    parts: Float[Floats, " n *o"]
+    left: Float[Floats, "T n"]
+    loss: Float[Floats, " T"]
 
 
 class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
@@ -139,19 +143,29 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if isinstance(self.loss, str) and self.loss == "cross_entropy":
             refuse_no_probabilities(self._y)
         self._rates()
-        self.t_ = self._stop(float(times.max())) if self.early_stopping is not None else self.t
+        self.t_: float | Floats = times if np.ndim(self.t) else float(times[0])
+        if self.early_stopping is not None:
+            self.t_ = self._stop(float(times.max()))
         self.dual_coef_ = self._coefficients(self.t_)
         return self
 
+    @overload
+    def predict(
+        self, X: ArrayLike, return_std: No = ..., return_cov: No = ..., *, t: Given = ..., f0: Given = ...
+    ) -> Float[Floats, "*t m *o"]: ...
+    @overload
+    def predict(
+        self, X: ArrayLike, return_std: bool = ..., return_cov: bool = ..., *, t: Given = ...
+    ) -> Pair: ...
     def predict(
         self,
         X: ArrayLike,
         return_std: bool = False,
         return_cov: bool = False,
         *,
-        t: ArrayLike | None = None,
-        f0: ArrayLike | None = None,
-    ) -> Any:
+        t: Given = None,
+        f0: Given = None,
+    ) -> Float[Floats, "*t m *o"] | Pair:
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or

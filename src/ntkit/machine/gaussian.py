@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import MultiOutputMixin, RegressorMixin
@@ -20,6 +21,7 @@ from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import KernelMachine, checked, is_size
 from ntkit.machine.kernels import KernelLike
+from ntkit.network import Floats, No, Pair
 
 RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
@@ -106,7 +108,15 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.log_marginal_likelihood_ = self._evidence(targets, coefficients)
         return self
 
-    def predict(self, X: ArrayLike, return_std: bool = False, return_cov: bool = False) -> Any:
+    @overload
+    def predict(self, X: ArrayLike, return_std: No = ..., return_cov: No = ...) -> Float[Floats, " m *o"]: ...
+    @overload
+    def predict(self, X: ArrayLike, return_std: Literal[True], return_cov: bool = False) -> Pair: ...
+    @overload
+    def predict(self, X: ArrayLike, return_std: bool = False, *, return_cov: Literal[True]) -> Pair: ...
+    def predict(
+        self, X: ArrayLike, return_std: bool = False, return_cov: bool = False
+    ) -> Float[Floats, " m *o"] | Pair:
         """Return the posterior mean of f, ``[m]`` or ``[m, o]``, and with it its deviation or covariance.
 
         ``return_std``: shaped as the mean. ``return_cov``: ``[m, m]``, or ``[m, m, o]``. Both are those of
@@ -126,7 +136,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         cov = (self._block(x, x) - half.T @ half).cpu().numpy()
         return mean, cov if mean.ndim == 1 else np.repeat(cov[..., None], mean.shape[1], 2)
 
-    def sample_y(self, X: ArrayLike, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
+    def sample_y(
+        self, X: ArrayLike, n_samples: int = 1, random_state: int | np.random.RandomState | None = 0
+    ) -> Float[Floats, " m *o"]:
         """Return draws of f from the posterior, ``[m, n_samples]`` or ``[m, o, n_samples]``."""
         mean, cov = self.predict(X, return_cov=True)
         rng = check_random_state(random_state)

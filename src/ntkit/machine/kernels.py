@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
 from torch import Tensor, nn
@@ -49,11 +50,11 @@ class ReLUKernel(Kernel):
         self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
         self._limits: dict[int, Limit] = {}
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the block ``[n1, n2]``."""
         return self._kernel(x1)(x1, x2)
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the kernel of each sample with itself, ``[n]``."""
         return self._kernel(x).diag(x)
 
@@ -87,7 +88,7 @@ class FromFunction(Kernel):
     def __init__(self, function: Callable[..., ArrayLike]) -> None:
         self.function = function
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the block."""
         x2 = x1 if x2 is None else x2
         block = self.function(x1, x2)
@@ -103,7 +104,7 @@ class FromFunction(Kernel):
             )
         return block
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the diagonal, from small square blocks."""
         parts = [self(take(x, s), take(x, s)) for s in chunks(batch_size(x), 64)]
         return torch.cat([torch.diagonal(part).movedim(-1, 0) for part in parts])

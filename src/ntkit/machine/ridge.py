@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
@@ -18,6 +19,7 @@ from ntkit.machine.estimator import KernelMachine, is_size
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solving.solve import Settings, Solved, choose, solve
+from ntkit.network import Floats
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
@@ -125,11 +127,11 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
         return self
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> Float[Floats, " m *o"]:
         """Return f at queries, ``[m]`` or ``[m, o]`` as the targets were."""
         return self._apply(self._queries(X), self.dual_coef_)
 
-    def leave_one_out(self) -> np.ndarray:
+    def leave_one_out(self) -> Float[Floats, " n *o"]:
         """Return y_n - f(x_n) for f fitted without sample n, in closed form: c_n / (K + alpha)^-1_nn.
 
         Shaped as the targets; samples of weight zero are left out.

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum
 from ntkit.errors import BadValueError
+from ntkit.network import Floats
 
 RANGE = (1e-10, 1e4)  # of the mean eigenvalue: where the best penalty is looked for
 
@@ -25,18 +28,18 @@ class RidgePath:
     ``[a, m]`` or ``[a, m, o]``. Made by `KernelRidge.path`.
     """
 
-    alphas: np.ndarray
-    loo: np.ndarray
-    gcv: np.ndarray
-    dual_coef: np.ndarray
-    apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    alphas: Float[Floats, " a"]
+    loo: Float[Floats, " a"]
+    gcv: Float[Floats, " a"]
+    dual_coef: Float[Floats, "a n *o"]
+    apply: Callable[[ArrayLike, np.ndarray], np.ndarray]
 
-    def predict(self, X: np.ndarray) -> np.ndarray:
+    def predict(self, X: ArrayLike) -> Float[Floats, "a m *o"]:
         """Return the predictions of each penalty."""
         a, n = self.dual_coef.shape[:2]
         columns = np.moveaxis(self.dual_coef.reshape(a, n, -1), 0, 1).reshape(n, -1)
         out = self.apply(X, columns)
-        return np.moveaxis(out.reshape(len(X), a, -1), 1, 0).reshape(a, len(X), *self.dual_coef.shape[2:])
+        return np.moveaxis(out.reshape(len(out), a, -1), 1, 0).reshape(a, len(out), *self.dual_coef.shape[2:])
 
 
 def errors(whole: Spectrum, y: Tensor, alpha: float) -> tuple[Tensor, float, float]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
@@ -18,6 +19,7 @@ from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces
 from ntkit.infinite.registry import RuleT, registering
 
+Expectations: TypeAlias = tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]
 Numbers = float | Sequence[float] | np.ndarray | Tensor
 
 
@@ -27,12 +29,14 @@ class Dual(ABC):
     ``dual(cov, var1, var2)`` checks its input and returns E[phi(u) phi(v)] and E[phi'(u) phi'(v)]; the
     methods below take tensors that broadcast together, in float32 or float64, and check nothing.
 
-    ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``. ``traceable`` says
-    that the methods are plain tensor operations, which ``make_fx`` and ``torch.compile`` can follow.
-    Where phi jumps, phi' is the derivative that autograd takes: it does not see the jump.
+    ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``; ``error`` is what a
+    series left out in the last call. ``traceable`` says that the methods are plain tensor operations, which
+    ``make_fx`` and ``torch.compile`` can follow. Where phi jumps, phi' is the derivative that autograd takes:
+    it does not see the jump.
     """
 
     how: str = "closed form"
+    error: float = 0.0
     traceable: bool = True
     kinks: tuple[float, ...] = ()
 
@@ -86,14 +90,14 @@ class Dual(ABC):
         """Return E[phi(u)^2], the value at correlation one."""
         return self.value(var, var, var)
 
-    def hermite(self, degree: int, var: float | Tensor = 1.0) -> Tensor:
+    def hermite(self, degree: int, var: float | Tensor = 1.0) -> Float[Tensor, "*s k"]:
         """Return a_k = E[phi(sqrt(var) z) he_k(z) / sqrt(k!)], k = 0..degree, for a standard normal z.
 
         Then E[phi(u) phi(v)] = sum_k a_k b_k rho^k (Daniely et al. 2016; 3 Lemma III.3.1).
         """
         return coefficients(self.phi, torch.as_tensor(var, dtype=torch.float64), degree, self.kinks)
 
-    def __call__(self, cov: Numbers, var1: Numbers, var2: Numbers) -> tuple[Tensor, Tensor]:
+    def __call__(self, cov: Numbers, var1: Numbers, var2: Numbers) -> Expectations:
         """Return (E[phi(u) phi(v)], E[phi'(u) phi'(v)]) after checking that the three are covariances.
 
         Takes floats, arrays or tensors that broadcast together; plain numbers count as float64. Raises

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
@@ -111,7 +112,7 @@ class PathKernel(Kernel):
         # loss and train are needed for runs of checkpoints only, which `open` refuses without them
         self._request = Request(model, loss, train, None, augment=augment, nodes=nodes, memory=memory)  # pyright: ignore[reportArgumentType]
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Tensor:
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the kernel between two batches (the second is the first if left out)."""
         first = self._inputs(x1)
         second = first if x2 is None else self._inputs(x2)
@@ -133,7 +134,7 @@ class PathKernel(Kernel):
                         total[i, j] += self._kind.view(block.reshape(shape), o)
         return self._finished(total)
 
-    def diag(self, x: Inputs) -> Tensor:
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
         batch = self._inputs(x)
         total: Tensor | None = None

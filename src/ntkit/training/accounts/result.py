@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from ntkit.errors import BadValueError, NtkitError, RunFolderError
@@ -73,15 +74,15 @@ class Account:
         What was asked for as `nodes`, and how many gradients of queries were taken altogether.
     """
 
-    contributions: Tensor
-    by_step: Tensor
-    initial: Tensor
-    decay: Tensor
-    start: Tensor
-    buffers: Tensor
-    rounding: Tensor
-    residual: Tensor
-    prediction: Tensor
+    contributions: Float64[Tensor, "q o n"]
+    by_step: Float64[Tensor, "q o steps"]
+    initial: Float64[Tensor, "q o"]
+    decay: Float64[Tensor, "q o"]
+    start: Float64[Tensor, "q o"]
+    buffers: Float64[Tensor, "q o"]
+    rounding: Float64[Tensor, "q o"]
+    residual: Float64[Tensor, "q o"]
+    prediction: Float64[Tensor, "q o"]
     tol: float
     nodes: Mapping[int, int]
     converged: bool
@@ -114,7 +115,7 @@ class Account:
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
 
-    def by_class(self, labels: Inputs | None) -> Tensor:
+    def by_class(self, labels: Inputs | None) -> Float64[Tensor, "q o classes"]:
         """Return the contributions summed over the training samples of each class, ``[q, o, classes]``.
 
         ``labels [n]`` are the classes of the training samples as whole numbers from 0; their sum over classes
@@ -130,7 +131,7 @@ class Account:
         one_hot = torch.nn.functional.one_hot(classes.long()).to(self.contributions)
         return self.contributions @ one_hot
 
-    def over_time(self, query: int, output: int | None = None) -> Tensor:
+    def over_time(self, query: int, output: int | None = None) -> Float64[Tensor, " steps"]:
         """Return what the batch of each step moved one output of a query by, ``[steps]``: `by_step` of it.
 
         Its running sum is the way of the prediction through training, but for decay, start, buffers and
@@ -138,7 +139,7 @@ class Account:
         """
         return self.by_step[self._query(query), self._output(query, output)]
 
-    def self_influence(self, index: Inputs | None = None) -> Tensor:
+    def self_influence(self, index: Inputs | None = None) -> Float64[Tensor, "q o"]:
         """Return what each query, itself a training sample, contributed to its own prediction, ``[q, o]``.
 
         Parameters

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError
 
+Indices: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[bool] | slice
 
-def as_indices(indices: Any, samples: int | None, what: str) -> Tensor:
+
+def as_indices(indices: Indices, samples: int | None, what: str) -> Tensor:
     """Return the numbers of the samples of a batch, checked; ``what`` names the batch in errors."""
     index = _as_tensor(indices, samples, what)
     if index.numel() == 0:
@@ -24,7 +28,7 @@ def as_indices(indices: Any, samples: int | None, what: str) -> Tensor:
     return index.to(torch.int32 if int(index.max()) < 2**31 else torch.int64)
 
 
-def _as_tensor(indices: Any, samples: int | None, what: str) -> Tensor:
+def _as_tensor(indices: Indices, samples: int | None, what: str) -> Tensor:
     if isinstance(indices, slice):
         if samples is None:
             raise BadValueError(f"{what} is a slice, whose end depends on the data: give `train` to record.")

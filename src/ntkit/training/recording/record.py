@@ -23,7 +23,7 @@ from ntkit.training.optimizers import Coefficients, description
 from ntkit.training.recording.coefficients import Stepping, as_optimizers, trained_parameters
 from ntkit.training.recording.forwards import ForwardWatch
 from ntkit.training.recording.gradients import Gradients, Scaler
-from ntkit.training.recording.indices import as_indices
+from ntkit.training.recording.indices import Indices, as_indices
 from ntkit.training.recording.sparse import Checkpointing
 from ntkit.training.recording.stats import Stats, Stopwatch
 from ntkit.training.recording.weight_averages import AverageWatch, LookaheadWatch
@@ -147,7 +147,7 @@ class Recording:
             raise BadValueError("lookahead= needs the weights of all steps: record with every=1.")
         self._lookahead = None if lookahead is None else LookaheadWatch(lookahead, self._trained)
 
-    def batch(self, indices: Any, weight: float = 1.0) -> None:
+    def batch(self, indices: Indices, weight: float = 1.0) -> None:
         """Say which training samples the next backward pass uses; called again before a step, they add up.
 
         A step that the loop skips (a loss that is not finite, a GradScaler) is forgotten when the next
@@ -168,7 +168,7 @@ class Recording:
         """What recording cost until now: seconds of it and in all, bytes; its ``overhead`` is their ratio."""
         return Stats(self.steps, self._timed.seconds, self._timed.total, self._writer.bytes)
 
-    def _announce(self, indices: Any, weight: float) -> None:
+    def _announce(self, indices: Indices, weight: float) -> None:
         self._write()
         self._synchronize()
         index = as_indices(indices, self._samples, f"The batch of step {self.steps}")
