@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ntkit.report.page import TERMS, Curve, Kernels, Page, Push, Query, Side, render
+from ntkit.report.page import TERMS, Curve, Kernels, Page, Push, PushSide, Query, render
 
 EVIL = "<script>alert('x')</script>\"'&"
 
@@ -18,8 +18,8 @@ def page():
         output="cat",
         truth="cat",
         terms=dict(zip(TERMS, (0.25, 1.0, -0.5, 0.0, 0.0, 1e-16, -2e-12, 0.75), strict=True)),
-        towards=Side((push,), total=3.0, count=2),
-        against=Side((), total=0.0, count=0),
+        towards=PushSide((push,), total=3.0, count=2),
+        against=PushSide((), total=0.0, count=0),
         probabilities=(("cat", 0.75), ("dog", 0.25)),
         by_label=(("cat", 3.0), ("dog", -2.0)),
         picture=np.zeros((4, 4)),
@@ -81,7 +81,7 @@ def test_text_is_escaped_everywhere(page):
         verdict=EVIL,
         output=EVIL,
         truth=EVIL,
-        towards=Side((push, bare), 3.0, 2),
+        towards=PushSide((push, bare), 3.0, 2),
         probabilities=((EVIL, 1.0),),
         by_label=((EVIL, 1.0),),
     )

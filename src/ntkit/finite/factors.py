@@ -105,7 +105,7 @@ class Factor:
         return self.left.transpose(-1, -2) @ self.right
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """The Jacobian of a set of elements of a weight, the sum of the factors of the uses that see it.
 
     ``elements`` is the place of each element of the factors in the flattened weight; None: all, in order.
@@ -115,7 +115,7 @@ class Part(NamedTuple):
     factors: list[Factor]
 
     @classmethod
-    def vector(cls, jacobian: Tensor) -> Part:
+    def vector(cls, jacobian: Tensor) -> WeightPart:
         """Return the Jacobian ``[n, o, *shape]`` of a whole weight, kept dense."""
         return cls(None, [Factor.vector(jacobian)])
 
@@ -147,7 +147,7 @@ def slot_rows(slot: Slot | None, index: slice) -> Slot | None:
     return None if slot is None else slot[index]
 
 
-def form(parts: list[Part], out: Tensor) -> None:
+def form(parts: list[WeightPart], out: Tensor) -> None:
     """Write the Jacobian of one weight, from its factors, into ``out [n, q, size]``."""
     single = len(parts) == 1 and parts[0].elements is None and len(parts[0].factors) == 1
     if single and _formed_in_place(parts[0].factors[0], out):

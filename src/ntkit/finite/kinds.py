@@ -16,7 +16,6 @@ from ntkit.errors import BadValueError
 
 Outputs = Literal["full", "diagonal", "trace", "mean"]
 Panel = tuple[slice, slice]  # outputs, samples
-Shape = tuple[int, ...]
 
 
 class Full:
@@ -27,11 +26,11 @@ class Full:
     gram_equation = "notmps,ntms->onpm"
     crossed_equation = "notms,ntmps->onpm"
 
-    def shape(self, n: int, m: int, o: int) -> Shape:
+    def shape(self, n: int, m: int, o: int) -> tuple[int, ...]:
         """Return the shape that a user gets."""
         return n, m, o, o
 
-    def layout(self, n: int, m: int, o: int) -> Shape:
+    def layout(self, n: int, m: int, o: int) -> tuple[int, ...]:
         """Return the shape that it is computed in."""
         return o, n, o, m
 
@@ -39,7 +38,7 @@ class Full:
         """Bring the result to the user's layout and scale."""
         return out.permute(1, 3, 0, 2)
 
-    def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
+    def block_shape(self, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
         """Return the shape of a block."""
         return o * n, p * m
 
@@ -74,7 +73,7 @@ class Full:
         product = _gram(u.flatten(0, 1), v.flatten(0, 1), u is v)
         return product.reshape(n, o, m, p).permute(1, 0, 3, 2).reshape(o * n, p * m)
 
-    def diagonal_shape(self, n: int, o: int) -> Shape:
+    def diagonal_shape(self, n: int, o: int) -> tuple[int, ...]:
         """Return the shape of each sample with itself."""
         return n, o, o
 
@@ -98,16 +97,16 @@ class Diagonal(Full):
     gram_equation = "notmos,ntms->onm"
     crossed_equation = "notms,ntmos->onm"
 
-    def shape(self, n: int, m: int, o: int) -> Shape:
+    def shape(self, n: int, m: int, o: int) -> tuple[int, ...]:
         return n, m, o
 
-    def layout(self, n: int, m: int, o: int) -> Shape:
+    def layout(self, n: int, m: int, o: int) -> tuple[int, ...]:
         return o, n, m
 
     def view(self, out: Tensor, o: int) -> Tensor:
         return out.permute(1, 2, 0)
 
-    def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
+    def block_shape(self, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
         return o, n, m
 
     def values(self, o: int, p: int) -> int:
@@ -128,7 +127,7 @@ class Diagonal(Full):
     def product(self, u: Tensor, v: Tensor) -> Tensor:
         return torch.bmm(u.transpose(0, 1), v.permute(1, 2, 0))
 
-    def diagonal_shape(self, n: int, o: int) -> Shape:
+    def diagonal_shape(self, n: int, o: int) -> tuple[int, ...]:
         return n, o
 
     def diagonal_panel(self, out: Tensor, samples: slice, q: slice, p: slice) -> Tensor:
@@ -144,16 +143,16 @@ class Trace(Diagonal):
     sums_outputs = True
     crossed_equation = "notms,ntmos->nm"
 
-    def shape(self, n: int, m: int, o: int) -> Shape:
+    def shape(self, n: int, m: int, o: int) -> tuple[int, ...]:
         return n, m
 
-    def layout(self, n: int, m: int, o: int) -> Shape:
+    def layout(self, n: int, m: int, o: int) -> tuple[int, ...]:
         return n, m
 
     def view(self, out: Tensor, o: int) -> Tensor:
         return out
 
-    def block_shape(self, n: int, m: int, o: int, p: int) -> Shape:
+    def block_shape(self, n: int, m: int, o: int, p: int) -> tuple[int, ...]:
         return n, m
 
     def values(self, o: int, p: int) -> int:
@@ -165,7 +164,7 @@ class Trace(Diagonal):
     def product(self, u: Tensor, v: Tensor) -> Tensor:
         return _gram(u.flatten(1), v.flatten(1), u is v)
 
-    def diagonal_shape(self, n: int, o: int) -> Shape:
+    def diagonal_shape(self, n: int, o: int) -> tuple[int, ...]:
         return (n,)
 
     def diagonal_panel(self, out: Tensor, samples: slice, q: slice, p: slice) -> Tensor:

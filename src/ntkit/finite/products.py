@@ -29,7 +29,7 @@ from ntkit.finite.kinds import Kind
 # A byte moved costs about as much time as this many floating-point operations.
 _FLOPS_PER_BYTE = 12
 _FORMED = 2**23  # bytes of Jacobians that are formed at a time: they stay in a cache until their product
-Pairs = Iterable[tuple[Factor, Factor]]
+FactorPairs = Iterable[tuple[Factor, Factor]]
 
 
 def is_single(a: Factor, b: Factor) -> bool:
@@ -37,7 +37,7 @@ def is_single(a: Factor, b: Factor) -> bool:
     return a.sizes[2] == a.sizes[3] == b.sizes[3] == 1 and a.left_has_outputs == b.left_has_outputs
 
 
-def add_products(out: Tensor, pairs: Pairs, kind: Kind, same: bool, tile: int, limit: int) -> None:
+def add_products(out: Tensor, pairs: FactorPairs, kind: Kind, same: bool, tile: int, limit: int) -> None:
     """Add the products of pairs of uses, with about ``limit`` bytes besides the block.
 
     ``same``: both are the Jacobian of the same samples and outputs. ``tile``: samples of a row of
@@ -54,7 +54,7 @@ def add_products(out: Tensor, pairs: Pairs, kind: Kind, same: bool, tile: int, l
             out += _crossed(a, b, kind, limit)
 
 
-def _add_singles(out: Tensor, pairs: Pairs, kind: Kind, same: bool, tile: int) -> None:
+def _add_singles(out: Tensor, pairs: FactorPairs, kind: Kind, same: bool, tile: int) -> None:
     """Add the products of pairs of uses without positions: (g . g') (h . h')."""
     terms: dict[tuple, tuple[Tensor, Tensor, list]] = {}
     for a, b in pairs:
@@ -131,7 +131,7 @@ def cheapest(a: Sizes, b: Sizes, kind: Kind, item: int) -> tuple[str, int]:
     return order, costs[order][0]
 
 
-def add_diagonals(out: Tensor, pairs: Pairs, kind: Kind) -> None:
+def add_diagonals(out: Tensor, pairs: FactorPairs, kind: Kind) -> None:
     """Add the products of each sample with itself: ``[n, o, p]``, ``[n, o]`` or ``[n]``."""
     for a, b in _oriented(pairs):
         n, o, g, t, r, c = a.sizes
@@ -149,7 +149,7 @@ def add_diagonals(out: Tensor, pairs: Pairs, kind: Kind) -> None:
         out += kind.diagonal_product(u, v)
 
 
-def _oriented(pairs: Pairs) -> Iterator[tuple[Factor, Factor]]:
+def _oriented(pairs: FactorPairs) -> Iterator[tuple[Factor, Factor]]:
     """Transpose both uses where needed, so that the outputs are in the left slot of the first."""
     for a, b in pairs:
         yield (a, b) if a.left_has_outputs else (a.swapped(), b.swapped())

@@ -9,7 +9,7 @@ from ntkit.errors import BadValueError
 
 _ROWS = 4096  # rows of the projection that one seed draws: the draw does not depend on any budget
 
-KINDS = ("rademacher", "sparse")
+PROJECTIONS = ("rademacher", "sparse")
 
 
 class Projection:
@@ -22,8 +22,8 @@ class Projection:
     def __init__(self, m: int, seed: int, kind: str) -> None:
         if not isinstance(m, int) or m < 1:
             raise BadValueError(f"project={m!r}; expected the number of projected features, 1 or more.")
-        if kind not in KINDS:
-            raise BadValueError(f"kind={kind!r}; expected one of {KINDS}.")
+        if kind not in PROJECTIONS:
+            raise BadValueError(f"kind={kind!r}; expected one of {PROJECTIONS}.")
         self.m, self.seed, self.kind = m, seed, kind
 
     def block(self, number: int, rows: int, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ntkit.errors import BadTypeError
 from ntkit.finite.factors import Factor
 from ntkit.graph import Arguments
 
-Slot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
+ArgumentSlot = tuple[str, int | None]  # name of the argument, and place in it where it is a list
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Use:
 
     g: Tensor
     args: Arguments
-    slot: Slot
-    batched: frozenset[Slot]
+    slot: ArgumentSlot
+    batched: frozenset[ArgumentSlot]
 
     def tensor(self, name: str, place: int | None = None) -> Tensor:
         """Return an argument with the sample as its first axis, of size 1 if it does not depend on it."""

@@ -29,7 +29,7 @@ from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.kernel import Kernel
 from ntkit.network import Batch, Inputs, Network, as_inputs, network, refuse_stateful, take
 
-Kind = Literal["nngp", "ntk"]
+LimitKind = Literal["nngp", "ntk"]
 
 
 class LimitSettings(TypedDict):
@@ -86,7 +86,7 @@ class Limit:
         """The largest standard error of what has been sampled so far, relative to the largest value."""
         return self.numerics.error
 
-    def kernel(self, kind: Kind, line: str | None = None) -> LimitKernel:
+    def kernel(self, kind: LimitKind, line: str | None = None) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program."""
         kernel = LimitKernel(kind=kind, line=line, **self.settings)  # pyright: ignore[reportArgumentType]
         kernel._limit = self
@@ -162,7 +162,7 @@ class LimitKernel(Kernel):
         self,
         model: nn.Module,
         example: Inputs,
-        kind: Kind = "ntk",
+        kind: LimitKind = "ntk",
         line: str | None = None,
         **settings: Unpack[LimitSettings],
     ) -> None:

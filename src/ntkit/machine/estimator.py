@@ -48,10 +48,10 @@ class KernelMachine(BaseEstimator):
     def __getstate__(self) -> Any:
         # kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough
         state: Any = super().__getstate__()
-        return {k: Made(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
+        return {k: Rebuilt(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
 
     def __setstate__(self, state: Any) -> None:
-        super().__setstate__({k: v.again() if isinstance(v, Made) else v for k, v in state.items()})
+        super().__setstate__({k: v.again() if isinstance(v, Rebuilt) else v for k, v in state.items()})
 
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays, and set the kernel."""
@@ -130,18 +130,20 @@ class KernelMachine(BaseEstimator):
         return np.concatenate(parts)
 
 
-class Made:
+class Rebuilt:
     """A kernel or limit as what builds it and the arguments of that, to be pickled."""
 
     def __init__(self, made: Kernel | Limit) -> None:
         limit = isinstance(made, Limit)
         self.maker: Callable[..., Kernel | Limit] = infinite_width if limit else type(made)
         arguments = made.settings if limit else made.get_params(deep=False)
-        self.arguments = {k: Made(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
+        self.arguments = {k: Rebuilt(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
 
     def again(self) -> Kernel | Limit:
         """Return the kernel or limit again."""
-        return self.maker(**{k: v.again() if isinstance(v, Made) else v for k, v in self.arguments.items()})
+        return self.maker(
+            **{k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
+        )
 
 
 def is_size(value: object) -> bool:

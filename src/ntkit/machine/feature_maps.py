@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ntkit.machine.solving.densities import frequencies
 
 
-class Scaled(nn.Module):
+class ScaledMap(nn.Module):
     """scale x activation, elementwise."""
 
     def __init__(self, name: str, scale: float) -> None:
@@ -36,12 +36,12 @@ def fourier(w: np.ndarray) -> nn.Sequential:
     """
     m = len(w)
     bias = np.repeat([0.0, -np.pi / 2], m)
-    return nn.Sequential(linear(np.concatenate([w, w]), bias), Scaled("cos", (1 / m) ** 0.5))
+    return nn.Sequential(linear(np.concatenate([w, w]), bias), ScaledMap("cos", (1 / m) ** 0.5))
 
 
 def arc_cosine(w: np.ndarray, order: int) -> nn.Sequential:
     """Return sqrt(2 / m) relu(W x) (order 1) or step(W x) (order 0)."""
-    return nn.Sequential(linear(w), Scaled("relu" if order else "step", (2 / len(w)) ** 0.5))
+    return nn.Sequential(linear(w), ScaledMap("relu" if order else "step", (2 / len(w)) ** 0.5))
 
 
 def linear(weight: np.ndarray, bias: np.ndarray | None = None) -> nn.Linear:

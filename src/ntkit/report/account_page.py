@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ntkit.errors import BadValueError
 from ntkit.report.output_folder import write_text
-from ntkit.report.page import TERMS, Page, Push, Query, Side, render
+from ntkit.report.page import TERMS, Page, Push, PushSide, Query, render
 from ntkit.training.accounts.result import Account
 
 Labels = Tensor | np.ndarray | Sequence[object] | None  # one for each sample
@@ -230,10 +230,10 @@ def _query(
     columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
     columns["contributions"] = pushes.sum()
 
-    def side(sign: int) -> Side:
+    def side(sign: int) -> PushSide:
         (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
         strongest = where[(-sign * pushes[where]).argsort(stable=True)][:shown].tolist()
-        return Side(
+        return PushSide(
             tuple(
                 Push(
                     name=samples.name(k, "sample"),

@@ -25,7 +25,7 @@ class Push:
 
 
 @dataclass(frozen=True)
-class Side:
+class PushSide:
     """All that pushed one way: the strongest few, the total of all, and of how many samples."""
 
     shown: tuple[Push, ...]
@@ -51,8 +51,8 @@ class Query:
     verdict: str
     output: str
     terms: Mapping[str, float]
-    towards: Side
-    against: Side
+    towards: PushSide
+    against: PushSide
     truth: str = ""
     probabilities: tuple[tuple[str, float], ...] = ()
     by_label: tuple[tuple[str, float], ...] = ()
@@ -121,4 +121,4 @@ def render(page: Page) -> str:
     return environment().get_template("page.html.jinja").render(page=page, figures=figures, terms=TERMS)
 
 
-__all__ = ["TERMS", "Curve", "Kernels", "Page", "Push", "Query", "Side", "render"]
+__all__ = ["TERMS", "Curve", "Kernels", "Page", "Push", "PushSide", "Query", "render"]

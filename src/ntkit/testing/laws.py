@@ -11,7 +11,7 @@ from ntkit.errors import NtkitError
 from ntkit.kernel import Kernel
 from ntkit.network import Batch, batch_size, take
 
-Law = tuple[str, Tensor, Tensor]  # its name, what the kernel gave, and what it had to give
+Comparison = tuple[str, Tensor, Tensor]  # its name, what the kernel gave, and what it had to give
 
 
 class KernelLawError(NtkitError, AssertionError):
@@ -108,7 +108,7 @@ def _check_shapes(kernel: Kernel, x1: Batch, x2: Batch, whole: Tensor, diagonal:
             )
 
 
-def _laws(kernel: Kernel, x1: Batch, x2: Batch, whole: Tensor, diagonal: Tensor) -> Iterator[Law]:
+def _laws(kernel: Kernel, x1: Batch, x2: Batch, whole: Tensor, diagonal: Tensor) -> Iterator[Comparison]:
     n = batch_size(x1)
     block = kernel(x1, x2)
     yield "itself", kernel(x1, x1), whole

@@ -17,7 +17,7 @@ import ntkit.finite.layers.elementwise
 import ntkit.finite.layers.embedding
 import ntkit.finite.layers.linear
 import ntkit.finite.layers.norm  # noqa: F401  (the rules register themselves)
-from ntkit.finite.rules import RULES, Slot
+from ntkit.finite.rules import RULES, ArgumentSlot
 from ntkit.graph import Graph, is_mutable
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ class Edge:
     """One use: the weight-valued node ``source`` enters the operation ``node`` at ``slot``."""
 
     node: fx.Node
-    slot: Slot
+    slot: ArgumentSlot
     source: fx.Node
     weights: frozenset[str]
     is_view: bool  # source is the weight itself, in another shape or times a number
@@ -113,13 +113,13 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     return Coverage(covered, uncovered, tuple(order))
 
 
-def _slots(node: fx.Node, source: fx.Node) -> list[Slot]:
+def _slots(node: fx.Node, source: fx.Node) -> list[ArgumentSlot]:
     """Return the places at which a node enters an operation, or none if one of them has no rule."""
     if node.target not in RULES:
         return []
     weights, _ = RULES[node.target]  # pyright: ignore
     schema = [a.name for a in node.target._schema.arguments]  # pyright: ignore
-    slots: list[Slot] = []
+    slots: list[ArgumentSlot] = []
     for name, value in [*zip(schema, node.args, strict=False), *node.kwargs.items()]:
         places = list(enumerate(value)) if isinstance(value, (list, tuple)) else [(None, value)]
         for place, item in places:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ntkit.finite.factors import Factor, Part, concatenate
+from ntkit.finite.factors import Factor, WeightPart, concatenate
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
 from ntkit.finite.jacobian.coverage import Coverage, Edge, evaluate
 from ntkit.finite.jacobian.tape import Tapes
@@ -33,7 +33,7 @@ from ntkit.graph import Arguments, Graph, arguments
 from ntkit.network import Batch, Network, Weights, batch_size, take
 
 # The factors of each weight, for each set of its elements that uses see.
-Jacobian = dict[str, list[Part]]
+Jacobian = dict[str, list[WeightPart]]
 _SHORT = 64  # operations of a network whose passes are replayed
 
 
@@ -70,10 +70,10 @@ class Recipe:
         only = frozenset(self.wanted) if only is None else only
         copied = tuple(n for n in self.contracted if n in only)
         if self.by_sample:
-            return {n: [Part.vector(j)] for n, j in _by_sample(self, x, cotangents, copied).items()}
+            return {n: [WeightPart.vector(j)] for n, j in _by_sample(self, x, cotangents, copied).items()}
         edges = [e for e in self.coverage.edges if e.weights & only] if self.graph else []
         factors, copies, _ = batch_factors(self, x, cotangents, edges, copied)
-        jacobian: Jacobian = {name: [Part.vector(copies[name])] for name in copied}
+        jacobian: Jacobian = {name: [WeightPart.vector(copies[name])] for name in copied}
         for name in self.wanted:
             if name in only and name in self.groups:
                 jacobian[name] = self.grouped(name, factors)
@@ -161,7 +161,7 @@ class Recipe:
 
         return outputs
 
-    def grouped(self, name: str, factors: Factors) -> list[Part]:
+    def grouped(self, name: str, factors: Factors) -> list[WeightPart]:
         """Return the Jacobian of a covered weight from the factors of its uses, those alike summed."""
         parts = []
         for group in self.groups.get(name, ()):
@@ -172,7 +172,7 @@ class Recipe:
                     factor = (factor.swapped() if swap else factor).scaled(scale)
                     key = (factor.left_has_outputs, type(factor.left), type(factor.right))
                     alike.setdefault(key, []).append(factor)
-            parts.append(Part(group.elements, [concatenate(f) for f in alike.values()]))
+            parts.append(WeightPart(group.elements, [concatenate(f) for f in alike.values()]))
         return parts
 
     def _formed(self, names: list[str], factors: Factors, n: int, q: int) -> Jacobian:
@@ -198,7 +198,7 @@ class Recipe:
             (pulled,) = quiet_vmap(pull)(cotangent.reshape(n * q, *value.shape))
             for k in wanted:
                 total[k] += pulled[k].reshape(n * q, -1)
-        return {k: [Part.vector(total[k].reshape(n, q, -1))] for k in names}
+        return {k: [WeightPart.vector(total[k].reshape(n, q, -1))] for k in names}
 
 
 class Passes(NamedTuple):

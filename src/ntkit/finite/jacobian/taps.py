@@ -22,7 +22,7 @@ from ntkit.graph import Arguments, is_batched
 Factors = dict[Edge, Factor | None]
 Taps = dict[fx.Node, list[Edge]]
 # Runs an operation; returns its arguments by name, and what it gave.
-Operation = Callable[[fx.Node, tuple, dict], tuple[Arguments, Tensor]]
+TappedOperation = Callable[[fx.Node, tuple, dict], tuple[Arguments, Tensor]]
 
 
 def taps_of(edges: Iterable[Edge]) -> Taps:
@@ -46,7 +46,7 @@ class Tapped:
     ``fixed`` takes the arguments that are the same for all rows, ``moving`` the others.
     """
 
-    run: Operation
+    run: TappedOperation
     zeros: Mapping[str, Tensor]
     fixed: dict[str, Arguments]
     copy: bool  # an operation may write into its arguments later

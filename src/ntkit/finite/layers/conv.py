@@ -14,10 +14,10 @@ from ntkit.finite.rules import Use, rule
 aten = torch.ops.aten
 
 
-Pairs = list[tuple[int, int]]  # zeros before and after, on each spatial axis
+Padding = list[tuple[int, int]]  # zeros before and after, on each spatial axis
 
 
-def patches(x: Tensor, kernel: list[int], stride: list[int], padding: Pairs, dilation: list[int]) -> Tensor:
+def patches(x: Tensor, kernel: list[int], stride: list[int], padding: Padding, dilation: list[int]) -> Tensor:
     """Return ``[n, channels, *kernel, *positions]``: what each position of a convolution sees."""
     d = len(kernel)
     x = F.pad(x, [p for pair in reversed(padding) for p in pair]) if any(map(any, padding)) else x
@@ -28,7 +28,7 @@ def patches(x: Tensor, kernel: list[int], stride: list[int], padding: Pairs, dil
     return x.permute(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d))
 
 
-def _settings(use: Use, d: int) -> tuple[list[int], list[int], Pairs, list[int]]:
+def _settings(use: Use, d: int) -> tuple[list[int], list[int], Padding, list[int]]:
     """Return kernel, stride, padding and dilation, one number for each spatial axis."""
     kernel = list(use.args["weight"].shape[2:])
 

@@ -20,14 +20,14 @@ from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.tiles import Work, sweep_tiles
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import Loss
+from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 
 
 def account(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    loss: Loss,
+    loss: BatchLoss,
     *,
     train: tuple[Inputs, Inputs],
     queries: Inputs,

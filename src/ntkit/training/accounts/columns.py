@@ -11,7 +11,7 @@ from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Step
 from ntkit.training.functional.flat_network import FlatNetwork
-from ntkit.training.integrals.gauss import Rule
+from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
@@ -46,7 +46,7 @@ class SweepInput:
     run: Run
     net: FlatNetwork
     replay: Replay
-    rule: Rule | None
+    rule: QuadratureRule | None
     share: float
     differences: StepVectors
     mixing: frozenset[tuple[tuple[str, ...], ...]] = frozenset()

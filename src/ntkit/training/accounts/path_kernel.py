@@ -21,7 +21,7 @@ from ntkit.training.accounts.checks import check_model, query_network
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
+from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians
 from ntkit.training.integrals.gauss import LEFT
@@ -97,7 +97,7 @@ class PathKernel(Kernel):
         time: Literal["rate", "steps"] = "rate",
         nodes: int | Literal["left"] = 3,
         memory: int | str = "1GiB",
-        loss: Loss | None = None,
+        loss: BatchLoss | None = None,
         train: tuple[Inputs, Inputs] | None = None,
         augment: Augment | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ from ntkit.errors import BadTypeError, BadValueError
 from ntkit.network import Inputs, as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
-from ntkit.training.functional.flat_network import Loss
+from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 
 
@@ -85,7 +85,9 @@ class PathMachine:
     True
     """
 
-    def __init__(self, kernel: PathKernel, loss: Loss, train: tuple[Any, Any], guard: float = 1e-8) -> None:
+    def __init__(
+        self, kernel: PathKernel, loss: BatchLoss, train: tuple[Any, Any], guard: float = 1e-8
+    ) -> None:
         if not isinstance(kernel, PathKernel):
             raise BadTypeError(f"Expected a PathKernel, got {type(kernel).__name__}.")
         if not 0 <= guard < 1:

@@ -19,8 +19,8 @@ from ntkit.training.accounts.columns import SweepInput
 from ntkit.training.accounts.target import Target, head_of
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast
-from ntkit.training.integrals.gauss import Rule
+from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
+from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.integrals.quadrature import Nodes, fixed_rule
 from ntkit.training.replay.checkpointed import open_run
 from ntkit.training.replay.steps import Replay
@@ -32,7 +32,7 @@ class Request:
     """A network, its loss and data, the queries, what of their predictions is asked for, and how exactly."""
 
     model: nn.Module
-    loss: Loss
+    loss: BatchLoss
     train: tuple[Inputs, Inputs]
     queries: Inputs
     target: Target = "outputs"
@@ -53,7 +53,7 @@ class Request:
         return parse_memory(self.memory)
 
     @property
-    def rule(self) -> Rule | None:
+    def rule(self) -> QuadratureRule | None:
         """The quadrature that all steps take, None if each takes its own."""
         return fixed_rule(self.nodes)
 

@@ -15,7 +15,7 @@ from ntkit.training.accounts.columns import Columns, SweepInput
 from ntkit.training.folder.step import Step, Trail
 from ntkit.training.integrals.adaptive import QueryRule
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians, averaged_together
-from ntkit.training.integrals.gauss import Rule
+from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.integrals.quadrature import Chooser
 from ntkit.training.replay.sample_gradients import Samples
 
@@ -204,7 +204,7 @@ class Sweep:
         self.columns.by_step[:, k].add_(shares.sum(1))
 
     def _averaged(
-        self, path: Tensor, rules: list[Rule | QueryRule], first: int, count: bool
+        self, path: Tensor, rules: list[QuadratureRule | QueryRule], first: int, count: bool
     ) -> Callable[[int], Tensor]:
         """Return D of each step of a block, ``[r, P]``."""
         q = batch_size(self.queries)

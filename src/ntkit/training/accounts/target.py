@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError
 from ntkit.network import Batch, batch_size
-from ntkit.training.functional.flat_network import Head, Loss, cast, cast_loss, checked_loss
+from ntkit.training.functional.flat_network import BatchLoss, Head, cast, cast_loss, checked_loss
 
 Target = str | int | Sequence[Any]
 
@@ -21,7 +21,7 @@ _FORMS = (
 )
 
 
-def head_of(target: Target, loss: Loss, labels: Batch | None, final: Tensor) -> tuple[Head | None, Any]:
+def head_of(target: Target, loss: BatchLoss, labels: Batch | None, final: Tensor) -> tuple[Head | None, Any]:
     """Return what is done to the outputs of a query, and what it takes besides them, one for each query.
 
     ``final [q, o]`` are the outputs in the end.
@@ -60,7 +60,7 @@ def _margin(outputs: Tensor, index: Tensor) -> Tensor:
     return both[:, :1] - both[:, 1:]
 
 
-def _losses(loss: Loss) -> Head:
+def _losses(loss: BatchLoss) -> Head:
     def one(outputs: Tensor, labels: Batch) -> Tensor:
         return checked_loss(loss, outputs, labels).reshape(1, 1)
 

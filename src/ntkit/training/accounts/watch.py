@@ -17,7 +17,7 @@ from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.windows import Windows
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import Loss
+from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.gradients import Scaler
 from ntkit.training.recording.record import Recording
@@ -28,7 +28,7 @@ _LEAST = 16  # steps of a window
 def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    loss: Loss,
+    loss: BatchLoss,
     train: tuple[Inputs, Inputs],
     queries: Inputs,
     *,

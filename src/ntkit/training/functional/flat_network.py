@@ -16,7 +16,7 @@ from ntkit.training.folder.run import Run
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import Transforms, backward
 
-Loss = Callable[[Any, Any], Tensor]
+BatchLoss = Callable[[Any, Any], Tensor]
 Head = Callable[[Tensor, Any], Tensor]
 
 VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
@@ -99,7 +99,7 @@ class FlatNetwork(Transforms):
     def _own_buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.buffers.items()}
 
-    def gradient(self, w: Tensor, x: Batch, y: Batch, loss: Loss) -> Tensor:
+    def gradient(self, w: Tensor, x: Batch, y: Batch, loss: BatchLoss) -> Tensor:
         """Return the gradient of the batch loss, ``[P]``, as an ordinary backward pass makes it."""
         with torch.enable_grad():
             leaf = w.detach().to(self.dtype).requires_grad_()
@@ -108,11 +108,11 @@ class FlatNetwork(Transforms):
                 raise NtkitError("The loss does not depend on the weights: was it given detached outputs?")
             return torch.autograd.grad(value, leaf)[0]
 
-    def losses(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[Loss]) -> Tensor:
+    def losses(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[BatchLoss]) -> Tensor:
         """Return the losses ``[T]`` of batches of several steps: ``[T, P], [T, n, ...]``."""
         return _each(losses, self._over(self.raw, w, x, size=self.total), y)
 
-    def cotangents(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[Loss]) -> Tensor:
+    def cotangents(self, w: Tensor, x: Batch, y: Batch, losses: Sequence[BatchLoss]) -> Tensor:
         """Return c_n = d loss / d y_n for batches of several steps: ``[T, P], [T, n, ...] -> [T, n, o]``."""
         raw = self._over(self.raw, w, x, size=self.total)
         with torch.enable_grad():
@@ -151,7 +151,7 @@ class FlatNetwork(Transforms):
         return torch.stack([function(*take(args, i)) for i in range(count)])
 
 
-def checked_loss(loss: Loss, outputs: Any, targets: Batch) -> Tensor:
+def checked_loss(loss: BatchLoss, outputs: Any, targets: Batch) -> Tensor:
     """Return the batch loss, a single finite number."""
     try:
         value = loss(outputs, targets)
@@ -170,12 +170,12 @@ def checked_loss(loss: Loss, outputs: Any, targets: Batch) -> Tensor:
     return value.reshape(())
 
 
-def _each(losses: Sequence[Loss], outputs: Tensor, targets: Batch) -> Tensor:
+def _each(losses: Sequence[BatchLoss], outputs: Tensor, targets: Batch) -> Tensor:
     pairs = (pytree.tree_map(lambda v, t=t: v[t], (outputs, targets)) for t in range(len(losses)))
     return torch.stack([checked_loss(loss, *pair) for loss, pair in zip(losses, pairs, strict=True)])
 
 
-def cast_loss(loss: Loss, dtype: torch.dtype) -> Loss:
+def cast_loss(loss: BatchLoss, dtype: torch.dtype) -> BatchLoss:
     """Return the loss with its own tensors, if it is a module that has some, in a dtype."""
     return copy_of(loss).to(dtype) if isinstance(loss, nn.Module) else loss
 

@@ -14,8 +14,6 @@ from ntkit.graph import Arguments, arguments
 
 aten = torch.ops.aten
 
-Bound = Arguments  # the arguments of an operation by name
-
 
 def switching(node: fx.Node, args: tuple, kwargs: dict) -> list[Tensor]:
     """Return the numbers at whose changes of sign an operation has a kink, none for a smooth one.
@@ -28,28 +26,28 @@ def switching(node: fx.Node, args: tuple, kwargs: dict) -> list[Tensor]:
     return [v.clone() for v in signs(arguments(node, args, kwargs))]
 
 
-def _own(bound: Bound) -> list[Tensor]:
+def _own(bound: Arguments) -> list[Tensor]:
     return [next(v for v in bound.values() if isinstance(v, Tensor))]
 
 
-def _limits(*names: str) -> Callable[[Bound], list[Tensor]]:
-    def differences(bound: Bound) -> list[Tensor]:
+def _limits(*names: str) -> Callable[[Arguments], list[Tensor]]:
+    def differences(bound: Arguments) -> list[Tensor]:
         x = _own(bound)[0]
         return [x - bound[name] for name in names if bound.get(name) is not None]
 
     return differences
 
 
-def _fixed(*limits: float) -> Callable[[Bound], list[Tensor]]:
+def _fixed(*limits: float) -> Callable[[Arguments], list[Tensor]]:
     return lambda bound: [_own(bound)[0] - limit for limit in limits]
 
 
-def _both_sides(bound: Bound) -> list[Tensor]:
+def _both_sides(bound: Arguments) -> list[Tensor]:
     x = _own(bound)[0]
     return [x - bound["lambd"], x + bound["lambd"]]
 
 
-def _windows(bound: Bound) -> list[Tensor]:
+def _windows(bound: Arguments) -> list[Tensor]:
     """Return the differences of the largest value of each window to all others of it."""
     x = bound["self"]
     pair = [_pair(bound[name] or bound["kernel_size"]) for name in ("kernel_size", "stride")]
@@ -75,7 +73,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value[0], value[-1])
 
 
-_TABLE: dict[Any, Callable[[Bound], list[Tensor]]] = {
+_TABLE: dict[Any, Callable[[Arguments], list[Tensor]]] = {
     **dict.fromkeys((aten.relu, aten.relu_, aten.leaky_relu, aten.leaky_relu_, aten.prelu, aten.abs), _own),
     **dict.fromkeys((aten.abs_, aten.elu, aten.elu_, aten.selu, aten.selu_, aten.celu, aten.celu_), _own),
     **dict.fromkeys((aten.hardtanh, aten.hardtanh_), _limits("min_val", "max_val")),

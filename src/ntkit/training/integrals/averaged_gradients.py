@@ -9,18 +9,24 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ntkit.finite.factors import Part, form, weighted_sum
+from ntkit.finite.factors import WeightPart, form, weighted_sum
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.network import Batch, batch_size, take
 from ntkit.training.functional.flat_network import VMAP_LIMIT, FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import backward
-from ntkit.training.integrals.gauss import Rule
+from ntkit.training.integrals.gauss import QuadratureRule
 
 
 def averaged_together(
-    net: FlatNetwork, structure: Structure, x: Batch, starts: Tensor, deltas: Tensor, rule: Rule, out: Tensor
+    net: FlatNetwork,
+    structure: Structure,
+    x: Batch,
+    starts: Tensor,
+    deltas: Tensor,
+    rule: QuadratureRule,
+    out: Tensor,
 ) -> None:
     """Write d f / d w of a batch averaged along steps by one rule into ``out [T, q, o, P]``."""
     q, o, steps, count = batch_size(x), out.shape[2], len(starts), len(rule[0])
@@ -43,7 +49,9 @@ def averaged_together(
     write_sums(jacobian, net, shares[node], step * q + query, node, out.flatten(0, 1))
 
 
-def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: Rule, x: Batch) -> Tensor:
+def averaged_jacobians(
+    net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: QuadratureRule, x: Batch
+) -> Tensor:
     """Return d f / d w of a batch averaged along each of some steps by a rule, ``[T, n, o, P]``."""
     n, steps, count = batch_size(x), len(starts), len(rule[0])
     if steps * count * n * net.total > VMAP_LIMIT:
@@ -63,7 +71,7 @@ def averaged_jacobians(net: FlatNetwork, starts: Tensor, deltas: Tensor, rule: R
     return torch.einsum("s,tsnop->tnop", shares, jacobians.unflatten(0, (steps, count)))
 
 
-def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Batch) -> Tensor:
+def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: QuadratureRule, x: Batch) -> Tensor:
     """Add up the nodes of one step, parameter by parameter, so that little is held or copied."""
     total: Tensor | None = None
     for node, share in zip(*rule, strict=True):
@@ -84,7 +92,7 @@ def _summed(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Batch
     return total
 
 
-def _summed_plainly(net: FlatNetwork, start: Tensor, delta: Tensor, rule: Rule, x: Batch) -> Tensor:
+def _summed_plainly(net: FlatNetwork, start: Tensor, delta: Tensor, rule: QuadratureRule, x: Batch) -> Tensor:
     total: Tensor | None = None
     for node, share in zip(*rule, strict=True):
         w = start + node * delta
@@ -105,7 +113,7 @@ def write_sums(
     begin = 0
     for name, size in zip(net.shapes, net.sizes, strict=True):
         parts = [
-            Part(elements, [weighted_sum(factor, shares, owner, place, len(out)) for factor in factors])
+            WeightPart(elements, [weighted_sum(factor, shares, owner, place, len(out)) for factor in factors])
             for elements, factors in jacobian[name]
         ]
         form(parts, out[:, :, begin : begin + size])

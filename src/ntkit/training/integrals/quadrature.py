@@ -13,14 +13,14 @@ from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.adaptive import QueryRule, query_rule
 from ntkit.training.integrals.along_step import AlongStep
-from ntkit.training.integrals.gauss import LEFT, LEVELS, Rule, gauss
+from ntkit.training.integrals.gauss import LEFT, LEVELS, QuadratureRule, gauss
 
 Nodes = int | Literal["left", "auto"]
 
 _BLOCK = 2**21  # numbers in the weights of a block of steps
 
 
-def fixed_rule(nodes: Nodes) -> Rule | None:
+def fixed_rule(nodes: Nodes) -> QuadratureRule | None:
     """Return the rule that all steps take, None if each takes its own."""
     if nodes == "left":
         return LEFT
@@ -51,14 +51,14 @@ class Chooser:
         much = rows * net.total > _BLOCK // 8
         self._alone = structure is not None and (much or not net.batchable)
 
-    def rules(self, path: Tensor) -> list[Rule | QueryRule]:
+    def rules(self, path: Tensor) -> list[QuadratureRule | QueryRule]:
         """Return the rules of the steps between neighboring weights ``[t + 1, P]``."""
         delta = path.diff(dim=0)
         if self._alone:
             return [self._alone_rule(path[i], delta[i]) for i in range(len(delta))]
         values = self.net.many_outputs(path, self.queries)
         true = values.diff(dim=0)
-        rules: list[Rule | QueryRule] = [LEFT] * len(delta)
+        rules: list[QuadratureRule | QueryRule] = [LEFT] * len(delta)
         left = torch.arange(len(delta))
         level = max(self.level - 1, 0)
         before = torch.full((len(delta),), torch.inf, dtype=path.dtype)
@@ -87,7 +87,7 @@ class Chooser:
         first, last = (self.net.outputs(w, self.queries) for w in (start, start + delta))
         return query_rule(self.along(start, delta), first, last, self.share)
 
-    def _changes(self, start: Tensor, delta: Tensor, rule: Rule) -> Tensor:
+    def _changes(self, start: Tensor, delta: Tensor, rule: QuadratureRule) -> Tensor:
         nodes, weights = (torch.tensor(r, dtype=start.dtype, device=start.device) for r in rule)
         points = start[:, None] + nodes[:, None] * delta[:, None]
         flat = delta[:, None].expand_as(points).reshape(-1, points.shape[-1])

@@ -18,7 +18,7 @@ from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_setting
 from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
-from ntkit.training.functional.flat_network import Loss, checked_loss
+from ntkit.training.functional.flat_network import BatchLoss, checked_loss
 from ntkit.training.recording.record import Recording
 
 _HELD = 2  # segments that are on the disk at the same time
@@ -46,7 +46,7 @@ class CheckpointedRun(Run):
         self,
         folder: str | os.PathLike[str],
         model: nn.Module,
-        loss: Loss,
+        loss: BatchLoss,
         data: tuple[Batch, Batch],
         augment: Augment | None,
     ) -> None:
@@ -181,7 +181,7 @@ def _reopened(folder: Path, device: str, *given: Any) -> CheckpointedRun:
 def open_run(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    loss: Loss,
+    loss: BatchLoss,
     data: tuple[Batch, Batch],
     augment: Augment | None,
 ) -> Run:

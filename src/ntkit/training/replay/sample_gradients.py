@@ -19,7 +19,7 @@ from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import pulled
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
-Product = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
+RowProduct = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
 
 
 class Samples:
@@ -33,12 +33,12 @@ class Samples:
         self._replay, self._budget = replay, budget
         self._structures: dict[Any, Structure | None] = {}
 
-    def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, Product]]:
+    def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, RowProduct]]:
         """Yield the samples of a step, some at a time, with what multiplies rows by their gradients."""
         for part in self._replay.parts(step):
             yield from self._mixed(w, k, part) if mixes else self._apart(w, k, part)
 
-    def _apart(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, Product]]:
+    def _apart(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
         net = self._replay.net
         c = self._replay.cotangents(w, k, part)
         x = cast(part.x, torch.float64)
@@ -69,7 +69,7 @@ class Samples:
             begin += size
         return out
 
-    def _mixed(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, Product]]:
+    def _mixed(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
         net, n = self._replay.net, len(part.batch)
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()

@@ -17,7 +17,7 @@ from ntkit.network import Batch, take
 from ntkit.training.folder.random_state import random_from
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
-from ntkit.training.functional.flat_network import FlatNetwork, Loss, cast, cast_loss, checked_loss
+from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast, cast_loss, checked_loss
 from ntkit.training.replay.draws import Draws
 
 
@@ -42,7 +42,7 @@ class Replay:
         run: Run,
         model: nn.Module,
         data: tuple[Batch, Batch],
-        loss: Loss,
+        loss: BatchLoss,
         augment: Augment | None = None,
     ) -> None:
         self.run, self.data, self.augment = run, data, augment
