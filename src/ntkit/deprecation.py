@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-REMOVED = "0.3"  # the version that knows the old places no more
+REMOVED = "0.2"  # the version that knows the old places no more
 MOVED = {
     "ntkit.infinite.checks": "ntkit.diagnose.definiteness",
     "ntkit.infinite.expressions": "ntkit.infinite.moments.vectors",

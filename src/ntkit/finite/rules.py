@@ -59,7 +59,7 @@ def register_rule(op: torch._ops.OpOverload, *weights: str) -> Callable[[Rule], 
     it returns is compared with autograd before it is used; a rule that raises is named in
     ``k.explain(x)``, and its network contracted.
 
-    .. versionadded:: 0.2
+    .. versionadded:: 0.1.0
 
     Parameters
     ----------
