@@ -8,6 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ntkit
+from ntkit.finite.factors import Factor
+from ntkit.finite.rules import Use
 from ntkit.infinite.duals.homogeneous import Homogeneous
 from ntkit.training.optimizers.registry import Coefficients, Made
 
@@ -193,6 +195,14 @@ def degrees() -> Homogeneous:
 
 
 reveal_type(degrees)
+
+
+@ntkit.register_rule(torch.ops.aten.rot90.default, "self")
+def factor(use: Use) -> Factor | None:
+    return None
+
+
+reveal_type(factor)
 
 
 @ntkit.register_limit_rule(torch.ops.aten.rot90.default)

@@ -178,11 +178,11 @@ def test_loss_as_target(trained):
 @pytest.mark.parametrize(
     ("target", "more", "message"),
     [
-        ("logits", {}, "is none of the 4 outputs"),
-        (4, {}, "is none of the 4 outputs"),
-        ([], {}, "is none of"),
-        (("margin", 0, 9), {}, "is none of"),
-        (True, {}, "is none of"),
+        ("logits", {}, "is not one of the 4 outputs"),
+        (4, {}, "is not one of the 4 outputs"),
+        ([], {}, "is not one of"),
+        (("margin", 0, 9), {}, "is not one of"),
+        (True, {}, "is not one of"),
         ("loss", {}, "give labels="),
         ("loss", {"labels": torch.tensor([1])}, "5 queries but 1 labels"),
     ],
