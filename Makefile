@@ -23,13 +23,13 @@ PINS = pyproject.toml constraints.txt
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
 
-# one thread: the tests' matrices are small, and two threads wait for each other on a machine that has other work
+# two processes of one thread: the tests' matrices are small, and threads wait for each other on a busy machine
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 # the oldest releases that pyproject.toml admits
 floor: $(FLOOR)/test.stamp
-	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 # every Python of this machine that ntkit supports, each in its own .venv-3.N
 matrix:

@@ -44,7 +44,7 @@ class Trajectory:
             return torch.stack([whole.apply(g, rest) for g in filters])
         if not np.isfinite(times).all():
             raise BadValueError(
-                f"t=inf with loss={self.loss!r}: such a flow need not have an end; give a finite t, or "
+                f"t=inf with loss={self.loss!r}: such a flow need not converge; give a finite t, or "
                 f"early_stopping."
             )
         order, loss = np.argsort(times), loss_of(self.loss)
