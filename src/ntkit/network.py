@@ -127,7 +127,7 @@ def network(model: Any, weights: Weights | None = None) -> Network:
         def call(weights: Weights, x: Batch, buffers: Weights | None = None) -> Any:
             buffers = module_buffers(module) if buffers is None else buffers
             args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            return functional_call(module, ({**buffers, **weights},), args, kwargs)
+            return call_with(module, {**buffers, **weights}, args, kwargs)
 
         fixed = None if weights is None else {k: w.detach() for k, w in weights.items()}
         return Network(call, fixed, module)
@@ -142,6 +142,24 @@ def network(model: Any, weights: Weights | None = None) -> Network:
         )
     check_weights(weights)
     return Network(lambda w, x, _=None: model(w, x), {k: w.detach() for k, w in weights.items()})
+
+
+def call_with(module: nn.Module, values: Weights, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Call a module with other weights and buffers, under their first names; it keeps its own.
+
+    Each tensor of each module is swapped once. torch, which ties the names of one tensor, would swap a module
+    that has two names twice, and leave the other tensors in it.
+    """
+    first: dict[int, str] = {}
+    swapped: dict[str, Tensor] = {}
+    for path, m in module.named_modules():
+        for name, tensor in (*m._parameters.items(), *m._buffers.items()):
+            if tensor is not None:
+                name = f"{path}.{name}" if path else name
+                known = first.setdefault(id(tensor), name)
+                if known in values:
+                    swapped[name] = values[known]
+    return functional_call(module, swapped, args, dict(kwargs), tie_weights=False)
 
 
 def copy_of(module: Module) -> Module:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.finite.written_out import WrittenOut
-from ntkit.network import copy_of
+from ntkit.network import call_with, copy_of
 
 
 class TaylorNetwork(nn.Module):
@@ -46,7 +46,7 @@ class TaylorNetwork(nn.Module):
 
         def along(t: Tensor) -> Tensor:
             weights = {k: w + t * step[k] for k, w in start.items()}
-            return functional_call(self.network, ({**weights, **buffers},), args, kwargs)
+            return call_with(self.network, {**weights, **buffers}, args, kwargs)
 
         zero = next(iter(start.values())).new_zeros(())
         with _differentiable():
