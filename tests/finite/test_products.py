@@ -56,6 +56,24 @@ def test_large_symmetric_products_are_done_by_half():
     torch.testing.assert_close(gram(a), a @ a.T, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize(("groups", "channels", "size"), [(2, 4, 3), (4, 8, 1), (3, 3, 2)])
+def test_grouped_convolutions_to_one_pixel(groups, channels, size):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(groups, channels * groups, size, groups=groups), nn.Tanh(), nn.Flatten(),
+        nn.Linear(channels * groups, 3),
+    ).double()  # fmt: skip
+    x = torch.randn(5, groups, size, size, dtype=torch.float64)
+    j = jacobian(model, x)
+    full = torch.einsum("nop,mqp->nmoq", j, j)
+    for outputs, wanted in (("full", full), ("trace", torch.diagonal(full, dim1=2, dim2=3).sum(-1))):
+        for memory in ("1GiB", "2kB"):
+            k = ntkit.EmpiricalNTK(model, outputs=outputs, memory=memory)
+            assert (k(x) - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+            assert (k(x[:2], x) - wanted[:2]).abs().max() <= 1e-10 * wanted.abs().max()
+            assert "conv" in str(k.explain(x))
+
+
 def test_the_cheapest_order_follows_the_shapes():
     few, many = (16, 10, 1, 1024, 64, 576), (16, 10, 1, 16, 512, 4608)
     assert products.cheapest(few, few, FULL, 4)[0] == "features"

@@ -160,7 +160,7 @@ def _positions(out: Tensor, a: Factor, b: Factor, kind: Kind, same: bool, limit:
     order, _ = cheapest(a.sizes, b.sizes, kind, _item(a))
     n, o = a.sizes[:2]
     m, p = b.sizes[:2]
-    if order == "features":
+    if order in ("features", "direct"):  # direct: groups of one position each
         _features(out, a, b, kind)
         return
     if order == "one-sided":
