@@ -20,14 +20,14 @@ from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError
 
 Weights = Mapping[str, Tensor]
 # A batch as it is given: its first axis is the sample.
-Inputs: TypeAlias = "Tensor | np.ndarray | Sequence[Inputs] | Mapping[str, Inputs] | float"
+Inputs: TypeAlias = Tensor | np.ndarray | Sequence["Inputs"] | Mapping[str, "Inputs"] | float | int
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
 No: TypeAlias = Literal[False]  # a flag that is left out, in overloads
 Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]  # of any dtype
 Pair: TypeAlias = tuple[Floats, Floats]  # a mean and its spread
-Batch: TypeAlias = "Tensor | tuple[Batch, ...] | dict[str, Batch]"  # the same, checked
+Batch: TypeAlias = Tensor | tuple["Batch", ...] | dict[str, "Batch"]  # the same, checked
 
 
 @dataclass(frozen=True)
