@@ -154,41 +154,22 @@ def _study_command(name: str) -> Any:
         outcome = run_study(name, config, out or f"out/{name}")
         typer.echo(table(outcome))
 
+    def parameter(name: str, default: object, kind: Any, option: Any) -> inspect.Parameter:
+        place, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]
+        return inspect.Parameter(name, place, default=default, annotation=annotation)
+
     study = declared(name)
+    small = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in study.QUICK.items())
     parameters = [
-        inspect.Parameter(
-            "out",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[str | None, typer.Option(help=f"Output folder. [default: out/{name}]")],
-        ),
-        inspect.Parameter(
-            "quick",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[
-                bool, typer.Option("--quick", help=f"A small one ({_spoken(study.QUICK)}).")
-            ],
-        ),
+        parameter("out", None, str | None, typer.Option(help=f"Output folder. [default: out/{name}]")),
+        parameter("quick", False, bool, typer.Option("--quick", help=f"A small one ({small}).")),
+        *(parameter(each, None, kind, typer.Option(help=text)) for each, kind, text in options(study.Config)),
     ]
-    for field, kind, text in options(study.Config):
-        parameters.append(
-            inspect.Parameter(
-                field,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind, typer.Option(help=text)],
-            )
-        )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = "{1}.\n\n{0}.".format(*about(name))
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name)(command)
     return typer.main.get_command(single)
-
-
-def _spoken(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def main() -> None:

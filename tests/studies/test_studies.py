@@ -3,7 +3,6 @@
 import json
 import sys
 import types
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from ntkit.studies.document import document
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """A study for these tests."""
 

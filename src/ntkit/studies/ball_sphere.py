@@ -10,19 +10,14 @@ step. The nearest training points are those of the largest normalized tangent ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
-
 from ntkit.data.toy import ball_sphere
 from ntkit.studies import plane
+from ntkit.studies.figures import Figures
 from ntkit.studies.study import Claim, Result
 
 QUICK = plane.QUICK
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(plane.PlaneConfig):
     """The paper's numbers; the error against the rate is measured at 32 points."""
 
@@ -44,6 +39,6 @@ def run(config: Config) -> Result:
     return Result(config, claims, arrays)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the paper's Figures 1 and 2, and the errors."""
     return plane.draw_all(result.arrays)

@@ -7,24 +7,21 @@ gradient descent from the same weights: the quadratic one stays with the network
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import mlp
 
 QUICK = {"width": 64, "steps": 120, "samples": 60}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Even against odd digits, as a regression."""
 
@@ -41,14 +38,8 @@ def run(config: Config) -> Result:
     x, q = (t.to(config.device) for t in (data.train_x * 2 - 1, data.held_out_x * 2 - 1))
     y = (data.train_y % 2 * 2.0 - 1.0).to(config.device, torch.float64)[:, None]
     truth = (data.held_out_y % 2 * 2.0 - 1.0).to(config.device)[:, None]
-    plain = nn.Sequential(
-        nn.Linear(64, config.width),
-        nn.GELU(),
-        nn.Linear(config.width, config.width),
-        nn.GELU(),
-        nn.Linear(config.width, 1),
-    )
-    model = ntkit.ntk_parametrize(plain.double().to(config.device), 2**0.5, 0.1, seed=config.seed)
+    plain = mlp(64, config.width, config.width, 1, activation=nn.GELU).double().to(config.device)
+    model = ntkit.ntk_parametrize(plain, 2**0.5, 0.1, seed=config.seed)
     models = {"network": model, "linear": ntkit.linearize(model), "quadratic": ntkit.taylor(model, order=2)}
     losses: dict[str, list[float]] = {name: [] for name in models}
     outputs: dict[str, list[np.ndarray]] = {name: [] for name in models}
@@ -58,60 +49,42 @@ def run(config: Config) -> Result:
         def look(step: int, name=name, each=each) -> None:
             if step % every == 0:
                 with torch.no_grad():
-                    out = each(q)
-                    outputs[name].append(array(out)[:, 0])
+                    outputs[name].append(array(each(q))[:, 0])
                     losses[name].append(float(((each(x) - y) ** 2).mean() / 2))
 
         regression.descend(each, x, y, config.steps, config.rate, look)
     times = np.arange(0, config.steps + 1, every) * config.rate
-    off = {
-        name: np.array(
-            [np.sqrt(((a - b) ** 2).mean()) for a, b in zip(outputs[name], outputs["network"], strict=True)]
-        )
-        for name in ("linear", "quadratic")
-    }
-    size = np.sqrt((np.array(outputs["network"]) ** 2).mean())
-    until = {name: _until(times, off[name], config.far * size) for name in off}
-    accuracy = {
-        name: float(((torch.tensor(o[-1])[:, None] > 0) == (truth.cpu() > 0)).double().mean())
-        for name, o in outputs.items()
-    }
-    return Result(
-        config,
-        claims=(
-            Claim(
-                f"time until it is {config.far:.0%} off: quadratic over linear model",
-                until["quadratic"] / until["linear"],
-                "longer",
-                low=1.0,
-            ),
-            Claim("the same: linear model, in steps x rate", until["linear"]),
-            Claim("distance from the network at the end: linear", float(off["linear"][-1])),
-            Claim("distance from the network at the end: quadratic", float(off["quadratic"][-1])),
-            *(Claim(f"held-out accuracy: {name}", value) for name, value in accuracy.items()),
+    curves = {name: np.array(values) for name, values in outputs.items()}
+    target = curves["network"]
+    off = {name: np.sqrt(((curves[name] - target) ** 2).mean(1)) for name in ("linear", "quadratic")}
+    size = np.sqrt((target**2).mean())
+    until = {name: _until(times, distance, config.far * size) for name, distance in off.items()}
+    longer = until["quadratic"] / until["linear"]
+    right = {name: float(((o[-1] > 0) == array(truth > 0)[:, 0]).mean()) for name, o in curves.items()}
+    claims = (
+        Claim(
+            f"time until it is {config.far:.0%} off: quadratic over linear model", longer, "longer", low=1.0
         ),
-        arrays={
-            "times": times,
-            **{f"loss of {name}": np.array(v) for name, v in losses.items()},
-            **{f"distance of {name}": v for name, v in off.items()},
-        },
+        Claim("the same: linear model, in steps x rate", until["linear"]),
+        Claim("distance from the network at the end: linear", float(off["linear"][-1])),
+        Claim("distance from the network at the end: quadratic", float(off["quadratic"][-1])),
+        *(Claim(f"held-out accuracy: {name}", value) for name, value in right.items()),
     )
+    arrays = {f"loss of {name}": v for name, v in losses.items()}
+    arrays |= {f"distance of {name}": v for name, v in off.items()}
+    return Result(config, claims, {"times": times, **arrays})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the losses, and the distances from the network."""
     a = result.arrays
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = panels(9, 3.8, columns=2)
     for name, color in (("network", BLUE), ("linear", ORANGE), ("quadratic", GREEN)):
         left.semilogy(a["times"], a[f"loss of {name}"], color=color, label=name)
         if name != "network":
             right.semilogy(a["times"][1:], a[f"distance of {name}"][1:], color=color, label=name)
-    left.set(xlabel="time (steps × rate)", ylabel="training loss (half mean square)")
-    right.set(xlabel="time (steps × rate)", ylabel="distance from the network, held out (rms)")
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+    finish(left, xlabel="time (steps × rate)", ylabel="training loss (half mean square)")
+    finish(right, xlabel="time (steps × rate)", ylabel="distance from the network, held out (rms)")
     return {"The network and its Taylor polynomials in training": drawn}
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ from ntkit.report.page import Curve, Kernels, Page, render
 from ntkit.studies.demo_config import QUICK as QUICK
 from ntkit.studies.demo_config import Config
 from ntkit.studies.environment import versions
+from ntkit.studies.figures import Figures
 from ntkit.studies.study import Claim, Result
+from ntkit.studies.training import mlp, step
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.result import Account
 from ntkit.training.recording.record import record
@@ -60,7 +64,7 @@ def _run(config: Config) -> Demo:
     data = digits(config.samples, seed=config.seed, dtype=getattr(torch, config.dtype))
     data = replace(data, **{k: v.to(config.device) for k, v in vars(data).items() if isinstance(v, Tensor)})
     model = network(config)
-    subset = _by_class(data.train_y, config.subset)
+    subset = data.train_y[: config.subset].argsort(stable=True)
     before = EmpiricalNTK(model)(data.train_x[subset])
     folder = Scratch("demo")
     curves = train(model, data, config, folder.path / "run")
@@ -68,14 +72,9 @@ def _run(config: Config) -> Demo:
     after = EmpiricalNTK(model)(data.train_x[subset])
 
     chosen, verdicts = choose_queries(model, data, config)
-    a = account(
-        folder.path / "run",
-        model,
-        nn.CrossEntropyLoss(),
-        train=(data.train_x, data.train_y),
-        queries=data.held_out_x[chosen],
-        tol=config.tol,
-    )
+    samples, queries = (data.train_x, data.train_y), data.held_out_x[chosen]
+    loss = nn.CrossEntropyLoss()
+    a = account(folder.path / "run", model, loss, train=samples, queries=queries, tol=config.tol)
     accounted = time.perf_counter()
 
     page = account_page(
@@ -84,7 +83,7 @@ def _run(config: Config) -> Demo:
         classes=CLASSES,
         train=data.train_x,
         names=[f"training digit {int(i)}" for i in data.train_index],
-        queries=data.held_out_x[chosen],
+        queries=queries,
         query_names=[f"digit {int(data.held_out_index[i])}" for i in chosen],
         truth=data.held_out_y[chosen],
         verdicts=verdicts,
@@ -144,36 +143,24 @@ def leave(result: Demo, folder: Path) -> None:
 
 def network(config: Config) -> nn.Sequential:
     """Return the untrained network: 64 pixels, one hidden layer, 10 logits."""
-    activation = {
-        "gelu": nn.GELU,
-        "tanh": nn.Tanh,
-        "silu": nn.SiLU,
-        "softplus": nn.Softplus,
-        "sigmoid": nn.Sigmoid,
-        "relu": nn.ReLU,
-    }[config.activation]
+    known = (nn.GELU, nn.Tanh, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.ReLU)
+    activation = {each.__name__.lower(): each for each in known}[config.activation]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = nn.Sequential(
-            nn.Linear(SIDE * SIDE, config.hidden), activation(), nn.Linear(config.hidden, len(CLASSES))
-        )
+        model = mlp(SIDE * SIDE, config.hidden, len(CLASSES), activation=activation)
     return model.to(config.device, getattr(torch, config.dtype))
 
 
 def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer that the configuration names."""
-    rate, decay = config.rate, config.weight_decay
-    match config.optimizer:
-        case "sgd":
-            return torch.optim.SGD(model.parameters(), rate, weight_decay=decay)
-        case "momentum":
-            return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
-        case "nesterov":
-            return torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
-        case "adam":
-            return torch.optim.Adam(model.parameters(), rate, weight_decay=decay)
-        case "adamw":
-            return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
+    make: Callable[..., torch.optim.Optimizer] = {
+        "sgd": torch.optim.SGD,
+        "momentum": partial(torch.optim.SGD, momentum=0.9),
+        "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }[config.optimizer]
+    return make(model.parameters(), config.rate, weight_decay=config.weight_decay)
 
 
 def train(model: nn.Module, data: Digits, config: Config, folder: Path) -> tuple[Curve, ...]:
@@ -188,9 +175,7 @@ def train(model: nn.Module, data: Digits, config: Config, folder: Path) -> tuple
         for _ in range(config.epochs):
             for batch in torch.randperm(config.samples, generator=order).split(config.batch):
                 run.batch(batch)
-                opt.zero_grad()
-                cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
-                opt.step()
+                step(opt, cross_entropy(model(data.train_x[batch]), data.train_y[batch]))
             history.append(_measure(model, data))
             done(1)
             if not np.isfinite(history[-1]).all():
@@ -235,57 +220,49 @@ def choose_queries(model: nn.Module, data: Digits, config: Config) -> tuple[Tens
     by_margin = [i for i in margin.argsort(stable=True).tolist() if right[i]]
     doubtful = by_margin[: count // 3]
     sure = by_margin[len(doubtful) :][::-1]
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
     turns = []  # the first of each class, then the second of each, ...
     for i in sure:
         label = int(data.held_out_y[i])
-        seen[label] = seen.get(label, -1) + 1
         turns.append((seen[label], label, i))
+        seen[label] += 1
     plain = [i for _, _, i in sorted(turns)][: count - len(wrong) - len(doubtful)]
     verdicts = ["right"] * len(plain) + ["doubtful"] * len(doubtful) + ["wrong"] * len(wrong)
     return torch.tensor(plain + doubtful + wrong), verdicts
 
 
-def figure(result: Demo) -> Mapping[str, Figure]:
+def figure(result: Demo) -> Figures:
     """Draw the README's picture: three predictions with their digits, the kernel before and after."""
     page, shown = result.page, 5
     picked = [next((q for q in page.queries if q.verdict == v), None) for v in ("right", "doubtful", "wrong")]
     queries = [query for query in picked if query is not None]
     fig = Figure(figsize=(11, 1.45 * len(queries) + 3.6), layout="constrained", facecolor="white")
-    panels: Any = fig.subfigures(2, 1, height_ratios=(1.45 * len(queries), 3.6))
-    top, (_, bottom, _) = panels[0], panels[1].subfigures(1, 3, width_ratios=(0.12, 0.76, 0.12))
+    halves: Any = fig.subfigures(2, 1, height_ratios=(1.45 * len(queries), 3.6))
+    top, (_, bottom, _) = halves[0], halves[1].subfigures(1, 3, width_ratios=(0.12, 0.76, 0.12))
     top.suptitle(
         "Training digits that pushed most towards (blue) and against (orange) the predicted class, in logits",
         fontsize=12,
     )
-    axes = top.subplots(
-        len(queries), 2 * shown + 3, width_ratios=[1.5, 0.2, *[1] * shown, 0.2, *[1] * shown], squeeze=False
-    )
+    widths = [1.5, 0.2, *[1] * shown, 0.2, *[1] * shown]
+    axes = top.subplots(len(queries), 2 * shown + 3, width_ratios=widths, squeeze=False)
     for row, query in zip(axes, queries, strict=True):
         for ax in row:
             ax.set_axis_off()
         title = f"{query.verdict}: a {query.truth}\npredicted {query.output}"
-        for ax, side, color in (
-            (row[2:], query.towards, BLUE),
-            (row[3 + shown :], query.against, ORANGE),
-        ):
+        for ax, side, color in ((row[2:], query.towards, BLUE), (row[3 + shown :], query.against, ORANGE)):
             for cell, push in zip(ax, side.shown[:shown], strict=False):
                 if push.picture is not None:
                     cell.set_axis_on()
-                    draw_picture(
-                        push.picture, cell, title=f"{push.contribution:+.2f}".replace("-", "−"), color=color
-                    )
+                    amount = f"{push.contribution:+.2f}".replace("-", "−")
+                    draw_picture(push.picture, cell, title=amount, color=color)
         if query.picture is not None:
             row[0].set_axis_on()
             draw_picture(query.picture, row[0], title=title)
     if page.kernels is not None:
-        bottom.suptitle(
-            "What the network sees as similar: its tangent kernel, digits ordered by class", fontsize=12
-        )
-        axes = bottom.subplots(1, 2)
-        plots.kernel_pair(
-            page.kernels.before, page.kernels.after, page.kernels.labels, list(axes), unit="cosine"
-        )
+        title = "What the network sees as similar: its tangent kernel, digits ordered by class"
+        bottom.suptitle(title, fontsize=12)
+        before, after, labels = page.kernels.before, page.kernels.after, page.kernels.labels
+        plots.kernel_pair(before, after, labels, list(bottom.subplots(1, 2)), unit="cosine")
     return {"overview": fig}
 
 
@@ -327,8 +304,3 @@ def _facts(
         ("batch", str(config.batch)),
         ("seed", str(config.seed)),
     )
-
-
-def _by_class(labels: Tensor, count: int) -> Tensor:
-    """Return the first ``count`` samples, ordered by class."""
-    return labels[:count].argsort(stable=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ntkit.studies.study import StudyConfig, option
@@ -12,7 +11,6 @@ QUICK: dict[str, Any] = {"samples": 500, "epochs": 6, "hidden": 32, "subset": 60
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in RATES.items())
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """The demo: a network with one hidden layer learns real digits and is accounted for."""
 

@@ -8,23 +8,19 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 
 QUICK = {"samples": 60, "dimension": 6, "seeds": 10, "widths": (2, 4, 6, 8, 10, 15, 25, 40, 60, 90, 200, 500)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Gaussian inputs, a linear target with noise."""
 
@@ -51,71 +47,50 @@ def run(config: Config) -> Result:
             x, test = (torch.randn(m, d, generator=draw, dtype=torch.float64) for m in (n, 1000))
             w = torch.randn(d, generator=draw, dtype=torch.float64) / d**0.5
             y = x @ w + config.noise * torch.randn(n, generator=draw, dtype=torch.float64)
+            x_here, test_here = x.to(config.device), test.to(config.device)
             for i, width in enumerate(config.widths):
-                plain = nn.Sequential(
-                    nn.Linear(d, width, bias=False), nn.ReLU(), nn.Linear(width, 1, bias=False)
-                )
-                model = ntkit.ntk_parametrize(plain.double(), 2**0.5, 0.0, seed=config.seed + s).to(
-                    config.device
-                )
+                layers = nn.Linear(d, width, bias=False), nn.ReLU(), nn.Linear(width, 1, bias=False)
+                plain = nn.Sequential(*layers).double()
+                model = ntkit.ntk_parametrize(plain, 2**0.5, 0.0, seed=config.seed + s).to(config.device)
                 for name, params in (("all weights", None), ("last layer", "last")):
                     kernel = ntkit.EmpiricalNTK(model, params=params)
-                    errors[name][i, s] = _error(
-                        kernel, x.to(config.device), y, test.to(config.device), test @ w, config.ridge
-                    )
+                    gram, cross = (kernel(*t).cpu() for t in ((x_here,), (test_here, x_here)))
+                    errors[name][i, s] = _error(gram, cross, y, test @ w, config.ridge)
                 done(1)
     curves = {name: np.median(e, axis=1) for name, e in errors.items()}
     widths = np.array(config.widths)
     thresholds = {"all weights": n / (d + 1), "last layer": float(n)}
     claims = []
     for name, curve in curves.items():
-        peak = int(
-            np.argmax(curve[widths >= 0.3 * thresholds[name]]) + np.argmax(widths >= 0.3 * thresholds[name])
-        )
+        peak = int(np.argmax(np.where(widths >= 0.3 * thresholds[name], curve, -np.inf)))
+        place, height = widths[peak] / thresholds[name], curve[peak] / curve[-1]
         claims += [
-            Claim(
-                f"{name}: width at the peak over the threshold",
-                widths[peak] / thresholds[name],
-                "1",
-                low=0.5,
-                high=2.0,
-            ),
-            Claim(
-                f"{name}: error at the peak over that of the widest", curve[peak] / curve[-1], "> 1", low=1.5
-            ),
+            Claim(f"{name}: width at the peak over the threshold", place, "1", low=0.5, high=2.0),
+            Claim(f"{name}: error at the peak over that of the widest", height, "> 1", low=1.5),
         ]
-    return Result(
-        config,
-        tuple(claims),
-        arrays={"widths": widths, **{k: np.ascontiguousarray(v) for k, v in errors.items()}},
-        numbers={"thresholds": thresholds},
-    )
+    return Result(config, claims, {"widths": widths, **errors}, {"thresholds": thresholds})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the test error against the width."""
     a = result.arrays
-    drawn = Figure(figsize=(7, 4.2), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(7, 4.2)
     for name, color in (("all weights", BLUE), ("last layer", ORANGE)):
         ax.loglog(a["widths"], np.median(a[name], axis=1), "o-", color=color, ms=4, label=f"kernel of {name}")
         low, high = np.quantile(a[name], [0.25, 0.75], axis=1)
         ax.fill_between(a["widths"], low, high, color=color, alpha=0.2, lw=0)
         ax.axvline(result.numbers["thresholds"][name], color=color, ls=":", lw=1.2)
-    ax.set(
+    finish(
+        ax,
         xlabel="width (dotted: as many weights as samples)",
         ylabel="test error (mean square), median of draws",
+        grid="both",
     )
-    ax.grid(alpha=0.3, which="both")
-    ax.legend(frameon=False)
     return {"Test error against the width": drawn}
 
 
-def _error(
-    kernel: ntkit.EmpiricalNTK, x: Tensor, y: Tensor, test: Tensor, truth: Tensor, ridge: float
-) -> float:
-    gram = kernel(x).cpu()
+def _error(gram: Tensor, cross: Tensor, y: Tensor, truth: Tensor, ridge: float) -> float:
     alpha = max(ridge * float(gram.diagonal().mean()), 1e-14)
     values, vectors = torch.linalg.eigh(gram)
     weights = vectors @ ((vectors.T @ y) / (values.clamp_min(0) + alpha))
-    return float(((kernel(test, x).cpu() @ weights - truth) ** 2).mean())
+    return float(((cross @ weights - truth) ** 2).mean())

@@ -7,21 +7,17 @@ trailing ones mostly noise: the test error falls, has a minimum, and rises again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
-from matplotlib.figure import Figure
 
 import ntkit
 from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.machine.kernels import ReLUKernel
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 100, "repeats": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """A smooth function on the sphere with noise on its labels."""
 
@@ -55,62 +51,35 @@ def run(config: Config) -> Result:
     noisy, best = curves["noise"], int(np.argmin(curves["noise"][:-1]))
     energy = np.cumsum(np.mean(parts, 0), axis=1)
     energy /= energy[:, -1:]
-    tenth = config.samples // 10
-    return Result(
-        config,
-        claims=(
-            Claim(
-                "test error at the best time over that at the end", noisy[best] / noisy[-1], "< 1", high=0.9
-            ),
-            Claim("best time", float(times[best])),
-            Claim(
-                "stopped by validation: test error over that at the end",
-                np.mean(stopped) / noisy[-1],
-                "< 1",
-                high=1.0,
-            ),
-            Claim(
-                "without noise: least test error over that at the end",
-                min(curves["none"]) / curves["none"][-1],
-                "1",
-            ),
-            Claim(
-                "part of the function in the leading tenth of components",
-                energy[0, tenth - 1],
-                "most",
-                low=0.5,
-            ),
-            Claim("part of the noise there", energy[1, tenth - 1], "a tenth", high=0.2),
-        ),
-        arrays={
-            "times": times,
-            "with noise": noisy,
-            "without noise": curves["none"],
-            "energy": energy,
-            "rates": np.ascontiguousarray(rates),
-        },
+    function, noise = energy[:, config.samples // 10 - 1]
+    by_validation, least = np.mean(stopped) / noisy[-1], min(curves["none"]) / curves["none"][-1]
+    claims = (
+        Claim("test error at the best time over that at the end", noisy[best] / noisy[-1], "< 1", high=0.9),
+        Claim("best time", float(times[best])),
+        Claim("stopped by validation: test error over that at the end", by_validation, "< 1", high=1.0),
+        Claim("without noise: least test error over that at the end", least, "1"),
+        Claim("part of the function in the leading tenth of components", function, "most", low=0.5),
+        Claim("part of the noise there", noise, "a tenth", high=0.2),
     )
+    arrays = {"times": times, "with noise": noisy, "without noise": curves["none"]}
+    return Result(config, claims, {**arrays, "energy": energy, "rates": rates})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the test error over time, and where function and noise are."""
     a = result.arrays
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = panels(9, 3.8, columns=2)
     for name, color in (("with noise", ORANGE), ("without noise", BLUE)):
         left.loglog(a["times"], a[name][:-1], color=color, label=name)
         left.axhline(a[name][-1], color=color, ls=":", lw=1)
     left.plot([], [], ":", color=INK, label="at the end")
-    left.set(xlabel="training time", ylabel="test error (mean square)")
+    finish(left, xlabel="training time", ylabel="test error (mean square)")
     for row, (name, color) in enumerate((("function", BLUE), ("noise", ORANGE))):
         right.semilogx(np.arange(1, a["energy"].shape[1] + 1), a["energy"][row], color=color, label=name)
     twin = right.twinx()
     twin.loglog(np.arange(1, len(a["rates"]) + 1), 1 / a["rates"], color=GREEN, lw=1)
     twin.set_ylabel("time to learn the component, 1 / λ", color=GREEN)
-    right.set(xlabel="leading components", ylabel="part of the labels in them")
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+    finish(right, xlabel="leading components", ylabel="part of the labels in them")
     return {"Test error over time, and what is learned when": drawn}
 
 

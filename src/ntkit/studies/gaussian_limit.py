@@ -7,24 +7,20 @@ from two kernels (Section IV.3): its 10, 50 and 90 % quantiles are drawn beside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import norm
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Widths 50, 500 and 1,000 (the paper: 50 and 1,000)."""
 
@@ -42,10 +38,8 @@ def run(config: Config) -> Result:
     angles = torch.linspace(-torch.pi, torch.pi, config.angles)
     points = regression.circle(angles)
     flow = ntkit.GradientFlow(regression.limit(2, 3), t=config.steps * config.rate)
-    mean, std = flow.fit(x.double().numpy(), y[:, 0].double().numpy()).predict(
-        points.double().numpy(), return_std=True
-    )
-    mean, std = np.ravel(mean), np.ravel(std)
+    flow.fit(x.double().numpy(), y[:, 0].double().numpy())
+    mean, std = map(np.ravel, flow.predict(points.double().numpy(), return_std=True))
     low, high = mean + norm.ppf(0.1) * std, mean + norm.ppf(0.9) * std
     x, y, points = (t.to(config.device) for t in (x, y, points))
     functions, inside, off = {}, {}, {}
@@ -53,7 +47,7 @@ def run(config: Config) -> Result:
         for width in config.widths:
             drawn = []
             for s in range(config.networks):
-                model = regression.network(2, width, 3, config.seed + s, device=config.device)
+                model = regression.network(2, width, 3, config.seed + s, config.device)
                 regression.descend(model, x, y, config.steps, config.rate)
                 with torch.no_grad():
                     drawn.append(array(model(points)[:, 0]))
@@ -63,47 +57,29 @@ def run(config: Config) -> Result:
             off[width] = float(np.abs(np.median(functions[width], 0) - mean).mean() / std.mean())
     claims = []
     for width in config.widths:
-        barred = width >= 300
-        claims.append(
-            Claim(
-                f"share inside the limit's 10-90 % band, width {width}",
-                inside[width],
-                "0.80" if barred else "good",
-                low=0.65 if barred else None,
-                high=0.95 if barred else None,
-            )
-        )
-        claims.append(
-            Claim(f"mean distance of the medians in standard deviations, width {width}", off[width])
-        )
-    return Result(
-        config,
-        tuple(claims),
-        arrays={
-            "angles": array(angles),
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "x": array(torch.atan2(x[:, 1], x[:, 0])),
-            "y": array(y[:, 0]),
-            **{f"width {w}": f for w, f in functions.items()},
-        },
-    )
+        paper, least, most = ("0.80", 0.65, 0.95) if width >= 300 else ("good", None, None)
+        share = f"share inside the limit's 10-90 % band, width {width}"
+        claims += [
+            Claim(share, inside[width], paper, low=least, high=most),
+            Claim(f"mean distance of the medians in standard deviations, width {width}", off[width]),
+        ]
+    arrays = {"angles": angles, "mean": mean, "low": low, "high": high}
+    arrays |= {"x": torch.atan2(x[:, 1], x[:, 0]), "y": y[:, 0]}
+    return Result(config, claims, arrays | {f"width {w}": f for w, f in functions.items()})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the quantiles of the networks beside those of the limit."""
     a = result.arrays
     widths = [name for name in a if name.startswith("width")]
-    drawn = Figure(figsize=(4.2 * len(widths), 3.8), layout="constrained")
-    for ax, name in zip(drawn.subplots(1, len(widths), sharey=True, squeeze=False)[0], widths, strict=True):
-        ax.fill_between(
-            a["angles"], a["low"], a["high"], color=BLUE, alpha=0.25, lw=0, label="limit, 10-90 %"
-        )
-        ax.plot(a["angles"], a["mean"], color=BLUE, label="limit, median")
+    drawn, axes = panels(4.2 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
+    angles, band = a["angles"], {"color": BLUE, "alpha": 0.25, "lw": 0}
+    for ax, name in zip(axes[0], widths, strict=True):
+        ax.fill_between(angles, a["low"], a["high"], label="limit, 10-90 %", **band)
+        ax.plot(angles, a["mean"], color=BLUE, label="limit, median")
         for q, style in ((0.1, ":"), (0.5, "-"), (0.9, ":")):
             label = "networks, 10, 50, 90 %" if q == 0.5 else None
-            ax.plot(a["angles"], np.quantile(a[name], q, axis=0), style, color=ORANGE, lw=1.3, label=label)
+            ax.plot(angles, np.quantile(a[name], q, axis=0), style, color=ORANGE, lw=1.3, label=label)
         ax.plot(a["x"], a["y"], "o", color=INK, ms=5, label="training points")
         ax.set(title=name, xlabel="angle")
         ax.grid(alpha=0.3)

@@ -7,20 +7,15 @@ are looked at along the normal of the line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
-
 from ntkit.data.toy import half_plane
 from ntkit.studies import plane
+from ntkit.studies.figures import Figures
 from ntkit.studies.study import Claim, Result
 
 NORMAL = (0.6, 0.8)
 QUICK = plane.QUICK
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(plane.PlaneConfig):
     """The paper's numbers; the error against the rate is measured at 32 points."""
 
@@ -44,6 +39,6 @@ def run(config: Config) -> Result:
     return Result(config, claims, arrays)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the paper's Figures 4 and 5, and the errors."""
     return plane.draw_all(result.arrays)

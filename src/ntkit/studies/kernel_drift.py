@@ -8,23 +8,19 @@ kernel starts near the limit and stays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Widths 500 and 2,000 (the paper: 500 and 10,000)."""
 
@@ -52,66 +48,43 @@ def run(config: Config) -> Result:
         for width in config.widths:
             rows = []
             for s in range(config.seeds):
-                model = regression.network(2, width, 3, config.seed + s, device=config.device)
+                model = regression.network(2, width, 3, config.seed + s, config.device)
                 kernel = ntkit.EmpiricalNTK(model)
                 before, start = kernel(x).double().cpu(), kernel(pivot, circle)[0]
                 regression.descend(model, x, y, config.steps, config.rate)
                 after, end = kernel(x).double().cpu(), kernel(pivot, circle)[0]
-                moved, off = (
-                    regression.relative(after - before, before),
-                    regression.relative(before - limit, limit),
-                )
-                rows.append((moved, off, array(start), array(end)))
+                moved = regression.relative(after - before, before)
+                rows.append((moved, regression.relative(before - limit, limit), array(start), array(end)))
                 done(1)
             drift[width] = [f[0] for f in rows]
             distance[width] = [f[1] for f in rows]
             curves[width] = np.stack([np.stack(f[2:]) for f in rows])
-    means = [float(np.mean(drift[w])) for w in config.widths]
     narrow, wide = config.widths[0], config.widths[-1]
-    paper = config.widths == Config.widths
-    return Result(
-        config,
-        claims=(
-            Claim(f"relative change of the kernel, width {narrow}", means[0], "moves"),
-            Claim(f"relative change of the kernel, width {wide}", means[-1], "hardly moves"),
-            Claim("ratio of the two", means[0] / means[-1], "> 1", low=2.0),
-            Claim(
-                f"distance to the limit at the start, width {narrow}",
-                float(np.mean(distance[narrow])),
-                high=0.15 if paper else 0.4,
-            ),
-            Claim(
-                f"distance to the limit at the start, width {wide}",
-                float(np.mean(distance[wide])),
-                high=0.08 if paper else 0.15,
-            ),
-        ),
-        arrays={
-            "angles": np.linspace(-np.pi, np.pi, config.angles),
-            "limit": array(limit_circle),
-            **{f"width {w}": c for w, c in curves.items()},
-        },
-        numbers={"drift": drift, "distance": distance},
-        notes=(f"The wide network has width {wide} here, 10,000 in the paper.",) if wide < 10_000 else (),
+    moved, off = ([float(np.mean(values[w])) for w in (narrow, wide)] for values in (drift, distance))
+    bars = (0.15, 0.08) if config.widths == Config.widths else (0.4, 0.15)
+    claims = (
+        Claim(f"relative change of the kernel, width {narrow}", moved[0], "moves"),
+        Claim(f"relative change of the kernel, width {wide}", moved[1], "hardly moves"),
+        Claim("ratio of the two", moved[0] / moved[1], "> 1", low=2.0),
+        Claim(f"distance to the limit at the start, width {narrow}", off[0], high=bars[0]),
+        Claim(f"distance to the limit at the start, width {wide}", off[1], high=bars[1]),
     )
+    arrays = {"angles": np.linspace(-np.pi, np.pi, config.angles), "limit": limit_circle}
+    arrays |= {f"width {w}": c for w, c in curves.items()}
+    notes = (f"The wide network has width {wide} here, 10,000 in the paper.",) if wide < 10_000 else ()
+    return Result(config, claims, arrays, {"drift": drift, "distance": distance}, notes)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the kernel on the circle before and after training, for each width."""
-    widths = [name for name in result.arrays if name.startswith("width")]
-    drawn = Figure(figsize=(4.5 * len(widths), 3.8), layout="constrained")
-    for ax, name in zip(drawn.subplots(1, len(widths), sharey=True, squeeze=False)[0], widths, strict=True):
+    a = result.arrays
+    widths = [name for name in a if name.startswith("width")]
+    drawn, axes = panels(4.5 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], widths, strict=True):
         for k, (color, label) in enumerate(((ORANGE, "before"), (BLUE, "after training"))):
-            for i, curve in enumerate(result.arrays[name][:, k]):
-                ax.plot(
-                    result.arrays["angles"],
-                    curve,
-                    color=color,
-                    lw=1,
-                    alpha=0.8,
-                    label=label if not i else None,
-                )
-        ax.plot(result.arrays["angles"], result.arrays["limit"], "--", color=INK, lw=1.5, label="limit")
+            for i, curve in enumerate(a[name][:, k]):
+                ax.plot(a["angles"], curve, color=color, lw=1, alpha=0.8, label=None if i else label)
+        ax.plot(a["angles"], a["limit"], "--", color=INK, lw=1.5, label="limit")
         ax.set(title=name, xlabel="angle γ between x and x0")
         ax.grid(alpha=0.3)
     ax.legend(frameon=False)

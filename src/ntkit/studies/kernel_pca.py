@@ -9,26 +9,23 @@ less the wider they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.pictures import pictures
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"samples": 128, "widths": (50, 200), "time": 40.0}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """The paper's numbers, with widths up to 1,000 instead of 10,000."""
 
@@ -72,7 +69,7 @@ def run(config: Config) -> Result:
     x32, second32 = x.float().to(config.device), second.float().to(config.device)
     with progress("training (networks)", len(config.widths)) as done:
         for width in config.widths:
-            model = regression.network(d, width, 3, config.seed, device=config.device)
+            model = regression.network(d, width, 3, config.seed, config.device)
             with torch.no_grad():
                 target = model(x32)[:, 0] + second32 / 2
             g, h = [], []
@@ -89,83 +86,54 @@ def run(config: Config) -> Result:
             along[width], across[width] = np.array(g), np.array(h)
             done(1)
     predicted = np.exp(-values[1] * times * rate) / 2
-    wide, leaks = config.widths[-1], [float(across[w][-1]) for w in config.widths]
+    wide, leaks = config.widths[-1], {w: float(across[w][-1]) for w in config.widths}
+    share = float(along[wide][-1] / predicted[-1])
+    apart = float(np.abs(values / spectrum[:3] - 1).max())
+    falls = leaks[wide] / leaks[config.widths[0]]
+    at = f"at t = {config.time:g}, width"
     asserted = config.data == "mnist"
-    off = abs(along[wide][-1] / predicted[-1] - 1)
+    least, most = (0.035, 0.065) if asserted else (None, None)
+    low, high = (0.85, 1.15) if asserted and wide >= 1000 else (None, None)
+    along_it = f"part along the component {at} {wide}, relative to the limit"
     claims = (
-        Claim(
-            "largest eigenvalue of K / N",
-            float(values[0]),
-            "0.0457",
-            low=0.035 if asserted else None,
-            high=0.065 if asserted else None,
-        ),
+        Claim("largest eigenvalue of K / N", float(values[0]), "0.0457", low=least, high=most),
         Claim("second eigenvalue", float(values[1]), "0.00108"),
         Claim("third eigenvalue", float(values[2]), "0.00078"),
-        Claim(
-            "power iteration against Lanczos, largest relative difference",
-            float(np.abs(values / spectrum[:3] - 1).max()),
-            high=1e-6,
-        ),
-        Claim(
-            f"part along the component at t = {config.time:g}, width {wide}, relative to the limit",
-            float(along[wide][-1] / predicted[-1]),
-            "exp(-λ t) / 2",
-            low=0.85 if asserted and wide >= 1000 else None,
-            high=1.15 if asserted and wide >= 1000 else None,
-        ),
-        *(
-            Claim(f"leak across it at t = {config.time:g}, width {w}", float(across[w][-1]), "0")
-            for w in config.widths
-        ),
+        Claim("power iteration against Lanczos, largest relative difference", apart, high=1e-6),
+        Claim(along_it, share, "exp(-λ t) / 2", low=low, high=high),
+        *(Claim(f"leak across it {at} {w}", leak, "0") for w, leak in leaks.items()),
         Claim(
             "leak of the widest over that of the narrowest",
-            leaks[-1] / leaks[0],
+            falls,
             "falls with width",
             high=1.0 if asserted else None,
         ),
     )
     scores = lanczos[1][:, ::-1][:, 1:3] * n**0.5
-    return Result(
-        config,
-        claims,
-        arrays={
-            "spectrum": np.ascontiguousarray(spectrum),
-            "scores": scores,
-            "labels": array(data.train_y),
-            "times": times * rate,
-            "predicted": predicted,
-            **{f"along {w}": v for w, v in along.items()},
-            **{f"across {w}": v for w, v in across.items()},
-        },
-        numbers={"off": float(off)},
-        notes=(
-            "The paper's second and third eigenvalue are about half of those measured here on raw pixels; "
-            "its normalization of the pictures is not stated.",
-        ),
+    arrays = {"spectrum": spectrum, "scores": scores, "labels": data.train_y}
+    arrays |= {"times": times * rate, "predicted": predicted}
+    arrays |= {f"along {w}": v for w, v in along.items()} | {f"across {w}": v for w, v in across.items()}
+    notes = (
+        "The paper's second and third eigenvalue are about half of those measured here on raw pixels; "
+        "its normalization of the pictures is not stated.",
     )
+    return Result(config, claims, arrays, {"off": abs(share - 1)}, notes)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the digits along two components, and the two parts of the distance over time."""
     a = result.arrays
-    first = Figure(figsize=(6, 5), layout="constrained")
-    ax = first.subplots()
+    first, ax = panels(6, 5)
     shown = ax.scatter(*a["scores"].T, c=a["labels"], cmap="tab10", s=0)
     for (u, v), label in zip(a["scores"], a["labels"], strict=True):
         ax.text(u, v, str(label), fontsize=6, color=shown.cmap(shown.norm(label)), ha="center", va="center")
-    ax.set(xlabel="second component", ylabel="third component")
-    ax.grid(alpha=0.3)
-    second = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = second.subplots(1, 2)
+    finish(ax, xlabel="second component", ylabel="third component")
+    second, (left, right) = panels(9, 3.8, columns=2)
     widths = [name.removeprefix("along ") for name in a if name.startswith("along")]
     for width, color in zip(widths, (ORANGE, GREEN, BLUE), strict=False):
         left.plot(a["times"], a[f"along {width}"], color=color, label=f"width {width}")
         right.plot(a["times"], a[f"across {width}"], color=color, label=f"width {width}")
     left.plot(a["times"], a["predicted"], "--", color=INK, label="exp(-λ t) / 2")
-    left.set(xlabel="time", ylabel="distance along the component")
-    right.set(xlabel="time", ylabel="distance across it")
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+    finish(left, xlabel="time", ylabel="distance along the component")
+    finish(right, xlabel="time", ylabel="distance across it")
     return {"Digits along two components of the kernel": first, "Training along one component": second}

@@ -10,23 +10,19 @@ which learn one neuron: the rich one, alpha small, finds it, and the lazy one do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, GREEN, ORANGE
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import slope, step
 
 QUICK = {"alphas": (8.0, 16.0, 32.0), "steps": 300, "rich_steps": 1500, "width": 40}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """A two-layer network that learns one neuron."""
 
@@ -71,58 +67,30 @@ def run(config: Config) -> Result:
             _, outputs = _flow(_model(config, nn.ReLU), x, y, alpha, 0.05, config.rich_steps, test)
             errors.append(float(((outputs[-1] - truth[:, 0]) ** 2).mean() / (truth**2).mean()))
             done(1)
-    log = np.log(config.alphas)
-
-    def slope(values: list[float]) -> float:
-        return float(np.polyfit(log, np.log(values), 1)[0])
-
-    return Result(
-        config,
-        claims=(
-            Claim(
-                "distance of the weights from the start: slope in alpha",
-                slope(moved),
-                "-1",
-                low=-1.2,
-                high=-0.8,
-            ),
-            Claim("distance from the linearized weights: slope", slope(apart), "-2", low=-2.4, high=-1.6),
-            Claim("distance of the functions: slope", slope(functions), "-1", low=-1.3, high=-0.7),
-            Claim(
-                "test error, lazy over rich",
-                errors[-1] / min(errors[:-1]),
-                "> 1",
-                low=2.0,
-            ),
-        ),
-        arrays={
-            "alphas": np.array(config.alphas),
-            "moved": np.array(moved),
-            "apart": np.array(apart),
-            "functions": np.array(functions),
-            "rich alphas": np.array(config.rich_alphas),
-            "errors": np.array(errors),
-        },
+    by_start, by_weights, by_functions = (slope(config.alphas, v) for v in (moved, apart, functions))
+    claims = (
+        Claim("distance of the weights from the start: slope in alpha", by_start, "-1", low=-1.2, high=-0.8),
+        Claim("distance from the linearized weights: slope", by_weights, "-2", low=-2.4, high=-1.6),
+        Claim("distance of the functions: slope", by_functions, "-1", low=-1.3, high=-0.7),
+        Claim("test error, lazy over rich", errors[-1] / min(errors[:-1]), "> 1", low=2.0),
     )
+    arrays = {"alphas": config.alphas, "moved": moved, "apart": apart, "functions": functions}
+    return Result(config, claims, {**arrays, "rich alphas": config.rich_alphas, "errors": errors})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the distances against alpha, and the test error."""
     a = result.arrays
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = panels(9, 3.8, columns=2)
     for name, text, color in (
         ("moved", "weights from their start", BLUE),
         ("functions", "functions from the linearized", GREEN),
         ("apart", "weights from the linearized", ORANGE),
     ):
         left.loglog(a["alphas"], a[name], "o-", color=color, label=text)
-    left.set(xlabel="scale α", ylabel="largest distance until the end")
-    left.legend(frameon=False)
     right.semilogx(a["rich alphas"], a["errors"], "o-", color=BLUE)
-    right.set(xlabel="scale α", ylabel="test error / mean square of the target")
-    for ax in (left, right):
-        ax.grid(alpha=0.3, which="both")
+    finish(left, xlabel="scale α", ylabel="largest distance until the end", grid="both")
+    finish(right, xlabel="scale α", ylabel="test error / mean square of the target", grid="both")
     return {"Distances and test error against the scale": drawn}
 
 
@@ -141,12 +109,10 @@ def _flow(
     with torch.no_grad():
         start, start_q = model(x), model(q)
     weights, outputs = [], []
-    for step in range(steps + 1):
-        if step % (steps // 20) == 0 or step == steps:
+    for i in range(steps + 1):
+        if i % (steps // 20) == 0 or i == steps:
             weights.append(torch.cat([p.detach().reshape(-1) for p in parameters]))
             with torch.no_grad():
                 outputs.append(alpha * (model(q) - start_q)[:, 0])
-        optimizer.zero_grad()
-        (nn.functional.mse_loss(alpha * (model(x) - start), y) / (2 * alpha**2)).backward()
-        optimizer.step()
+        step(optimizer, nn.functional.mse_loss(alpha * (model(x) - start), y) / (2 * alpha**2))
     return torch.stack(weights), torch.stack(outputs)

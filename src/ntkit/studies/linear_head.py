@@ -7,21 +7,18 @@ errors has linearly separable features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.display.axes import BLUE
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.figures import Figures, finish, panels
+from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import seeded, step
 
 QUICK = {"samples": 40, "steps": 200}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """A convolutional network on small pictures with two labels."""
 
@@ -36,39 +33,31 @@ def run(config: Config) -> Result:
     x = torch.randn(config.samples, 1, config.side, config.side, generator=draw, dtype=torch.float64)
     y = torch.where(x.mean((1, 2, 3)) > x[:, :, : config.side // 2].mean((1, 2, 3)), 1.0, -1.0)[:, None]
     x, y = x.to(config.device), y.to(config.device, torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         body = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.GELU(), nn.Flatten())
         head = nn.Linear(6 * config.side**2, 1)
     model = nn.Sequential(body, head).to(config.device, torch.float64)
     before = _off(model, head, x)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(config.steps):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
+        step(optimizer, nn.functional.mse_loss(model(x), y))
     product, outputs = _product(model, head, x), model(x).detach()
     right = float(((outputs > 0) == (y > 0)).double().mean())
     separable = float(((product > 0) == (y > 0)).double().mean())
-    return Result(
-        config,
-        claims=(
-            Claim("largest |<phi(x), a> - N(x)|, at the start", before, "0", high=1e-12),
-            Claim("largest |<phi(x), a> - N(x)|, trained", _off(model, head, x), "0", high=1e-12),
-            Claim("accuracy of the trained network", right, low=1.0),
-            Claim("accuracy of the plane <phi(x), a> = 0", separable, "100 %", low=1.0),
-        ),
-        arrays={"outputs": array(outputs), "product": array(product)},
+    claims = (
+        Claim("largest |<phi(x), a> - N(x)|, at the start", before, "0", high=1e-12),
+        Claim("largest |<phi(x), a> - N(x)|, trained", _off(model, head, x), "0", high=1e-12),
+        Claim("accuracy of the trained network", right, low=1.0),
+        Claim("accuracy of the plane <phi(x), a> = 0", separable, "100 %", low=1.0),
     )
+    return Result(config, claims, {"outputs": outputs, "product": product})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the product with the features against the network."""
-    drawn = Figure(figsize=(4.4, 4), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(4.4, 4)
     ax.plot(result.arrays["outputs"], result.arrays["product"], ".", color=BLUE)
-    ax.set(xlabel="network N(x)", ylabel="⟨φ(x), a⟩", aspect="equal")
-    ax.grid(alpha=0.3)
+    finish(ax, xlabel="network N(x)", ylabel="⟨φ(x), a⟩", aspect="equal")
     return {"The network and the product with its features": drawn}
 
 

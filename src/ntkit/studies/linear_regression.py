@@ -8,23 +8,20 @@ step holds exactly, for minibatches too; the normalized kernel is the cosine.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 import ntkit
 from ntkit.display.axes import BLUE, ORANGE
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.figures import Figures, finish, panels
+from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import train_recorded
 
 QUICK = {"samples": 64, "steps": 50}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Noisy linear data, learned from zero."""
 
@@ -55,27 +52,21 @@ def run(config: Config) -> Result:
     cosine = cosine_similarity(q[:, None], x[None], dim=-1)
     off = float((kernel(q, x) - q @ x.T).abs().max())
     off_cosine = float((kernel.normalized()(q, x) - cosine).abs().max())
-    return Result(
-        config,
-        claims=(
-            Claim("error of Eq. 9 / movement, all points in a step", errors["all"], "0", high=1e-12),
-            Claim("error of Eq. 9 / movement, minibatches", errors["minibatches"], high=1e-12),
-            Claim("largest |K(x, x') - <x, x'>|", off, "0", high=1e-12),
-            Claim("largest |normalized K - cosine|", off_cosine, "0", high=1e-12),
-        ),
-        arrays={"similarity": array(q[0] @ x.T), **{k: array(v) for k, v in shares.items()}},
+    claims = (
+        Claim("error of Eq. 9 / movement, all points in a step", errors["all"], "0", high=1e-12),
+        Claim("error of Eq. 9 / movement, minibatches", errors["minibatches"], high=1e-12),
+        Claim("largest |K(x, x') - <x, x'>|", off, "0", high=1e-12),
+        Claim("largest |normalized K - cosine|", off_cosine, "0", high=1e-12),
     )
+    return Result(config, claims, {"similarity": q[0] @ x.T, **shares})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw what each sample contributed to one prediction against its inner product with the query."""
-    drawn = Figure(figsize=(6, 4), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(6, 4)
     for name, color in (("all", BLUE), ("minibatches", ORANGE)):
-        ax.scatter(result.arrays["similarity"], np.asarray(result.arrays[name]), s=6, color=color, label=name)
-    ax.set(xlabel="inner product of sample and query", ylabel="contribution of the sample")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+        ax.scatter(result.arrays["similarity"], result.arrays[name], s=6, color=color, label=name)
+    finish(ax, xlabel="inner product of sample and query", ylabel="contribution of the sample")
     return {"What each sample contributed to one prediction": drawn}
 
 
@@ -85,11 +76,7 @@ def _account(
     model = nn.Linear(x.shape[1], 1, bias=False).double().to(config.device)
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), config.rate)
-    with ntkit.record(folder, model, optimizer, train=(x, y)) as run:
-        for _ in range(config.steps):
-            index = torch.randperm(len(x), generator=draw)[:size].sort().values
-            run.batch(index)
-            optimizer.zero_grad()
-            nn.functional.mse_loss(model(x[index]), y[index]).backward()
-            optimizer.step()
+    orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
+    batches = (order[:size].sort().values for order in orders)
+    train_recorded(folder, model, optimizer, nn.MSELoss(), (x, y), batches)
     return ntkit.account(folder, model, nn.MSELoss(), train=(x, y), queries=q, nodes="left")

@@ -7,22 +7,20 @@ and Figure 1, after Yang). Single draws are off by width^(-1/2), whatever the ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.figures import Figures, finish, panels
+from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import slope
 
 QUICK = {"widths": (32, 128, 512), "draws": 6}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Networks of four kinds on a few random inputs."""
 
@@ -54,11 +52,9 @@ class Recurrent(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.take, self.keep, self.out = (
-            nn.Linear(3, width),
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, 1),
-        )
+        self.take = nn.Linear(3, width)
+        self.keep = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one number for each sequence ``[n, t, 3]``."""
@@ -100,62 +96,41 @@ KINDS: dict[str, Callable[[int], nn.Module]] = {
 
 def run(config: Config) -> Result:
     """Draw networks of each kind and width, and compare their moments with the limit's."""
-    draw = torch.Generator().manual_seed(config.seed)
+    draws, draw = config.draws, torch.Generator().manual_seed(config.seed)
     x = torch.randn(config.inputs, 4, 3, generator=draw, dtype=torch.float64).to(config.device)
     single, mean, slopes, scaled = {}, {}, {}, {}
     with progress("drawing networks (kinds x widths)", len(KINDS) * len(config.widths)) as done:
         for name, make in KINDS.items():
-            limit = ntkit.infinite_width(
-                make(config.widths[0]).double().to(config.device), x[:1], 2**0.5, 0.1
-            )
-            exact = limit.nngp(x).cpu()
+            model = make(config.widths[0]).double().to(config.device)
+            exact = ntkit.infinite_width(model, x[:1], 2**0.5, 0.1).nngp(x).cpu()
             single[name], mean[name] = [], []
             for width in config.widths:
                 model = make(width).double().to(config.device)
-                estimate = ntkit.monte_carlo(
-                    model, config.draws, x, sigma_w=2**0.5, sigma_b=0.1, seed=config.seed
-                )
-                spread = estimate.nngp_error.cpu() * config.draws**0.5
+                estimate = ntkit.monte_carlo(model, draws, x, sigma_w=2**0.5, sigma_b=0.1, seed=config.seed)
+                spread = estimate.nngp_error.cpu() * draws**0.5
                 bias = estimate.nngp.cpu() - exact
                 single[name].append(float((spread**2 + bias**2).sum().sqrt() / exact.norm()))
                 mean[name].append(float(bias.norm() / exact.norm()))
                 scaled[name] = float((bias.abs() / (estimate.nngp_error.cpu() + 1e-12 * exact.abs())).max())
                 done(1)
-            slopes[name] = float(np.polyfit(np.log(config.widths), np.log(single[name]), 1)[0])
-    wide = config.widths[-1]
-    return Result(
-        config,
-        claims=(
-            *(
-                Claim(f"{n}: slope of a draw's error in width", s, "-1/2", low=-0.7, high=-0.3)
-                for n, s in slopes.items()
-            ),
-            *(Claim(f"{n}: error of a draw, width {wide}", single[n][-1], "→ 0") for n in KINDS),
-            *(
-                Claim(f"{n}: mean of {config.draws} draws off by standard errors", s, high=5.0)
-                for n, s in scaled.items()
-            ),
-        ),
-        arrays={
-            "widths": np.array(config.widths),
-            **{f"{n}, one draw": np.array(v) for n, v in single.items()},
-            **{f"{n}, mean": np.array(v) for n, v in mean.items()},
-            "inputs": array(x),
-        },
-    )
+            slopes[name] = slope(config.widths, single[name])
+    wide, off = config.widths[-1], f"mean of {draws} draws off by standard errors"
+    steep = "slope of a draw's error in width"
+    claims = [Claim(f"{n}: {steep}", s, "-1/2", low=-0.7, high=-0.3) for n, s in slopes.items()]
+    claims += [Claim(f"{n}: error of a draw, width {wide}", e[-1], "→ 0") for n, e in single.items()]
+    claims += [Claim(f"{n}: {off}", s, high=5.0) for n, s in scaled.items()]
+    arrays = {f"{n}, one draw": v for n, v in single.items()} | {f"{n}, mean": v for n, v in mean.items()}
+    return Result(config, claims, {"widths": config.widths, **arrays, "inputs": x})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the errors of single draws, and of their means."""
     a = result.arrays
-    drawn = Figure(figsize=(6, 4.2), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(6, 4.2)
     for i, name in enumerate(KINDS):
-        ax.loglog(a["widths"], a[f"{name}, one draw"], "o-", color=f"C{i}", label=f"{name}, one draw")
-        ax.loglog(
-            a["widths"], a[f"{name}, mean"], ":", color=f"C{i}", lw=1.3, label=f"{name}, mean of the draws"
-        )
-    ax.set(xlabel="width n", ylabel="error of (1/n) h(x) · h(x′), relative")
-    ax.grid(alpha=0.3, which="both")
+        one, mean = a[f"{name}, one draw"], a[f"{name}, mean"]
+        ax.loglog(a["widths"], one, "o-", color=f"C{i}", label=f"{name}, one draw")
+        ax.loglog(a["widths"], mean, ":", color=f"C{i}", lw=1.3, label=f"{name}, mean of the draws")
+    finish(ax, xlabel="width n", ylabel="error of (1/n) h(x) · h(x′), relative", grid="both")
     ax.legend(frameon=False, fontsize=7, ncols=2)
     return {"Moments of the program's vectors against the limit": drawn}

@@ -10,13 +10,11 @@ left-end rule beside it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
@@ -24,7 +22,9 @@ from ntkit.compute.progress import progress
 from ntkit.data.parity import two_peaks
 from ntkit.data.toy import ball_sphere, half_plane
 from ntkit.display.axes import BLUE, ORANGE
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import mlp, seeded, train_recorded
 
 QUICK = {"samples": 48, "steps": 80, "queries": 6}
 
@@ -36,7 +36,6 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Small smooth networks, minibatches."""
 
@@ -66,36 +65,25 @@ def run(config: Config) -> Result:
                 exact[i, j], left[i, j] = _residuals(config, make, train, x[cut:].to(config.device))
                 done(1)
     claims = []
-    for j, name in enumerate(OPTIMIZERS):
+    for name, by_exact, by_left in zip(OPTIMIZERS, exact.max(0), left.max(0), strict=True):
         claims += [
-            Claim(
-                f"{name}: residual of the exact account / movement, worst task",
-                exact[:, j].max(),
-                high=config.tol,
-            ),
-            Claim(f"{name}: residual of the left-end rule / movement, worst task", left[:, j].max()),
+            Claim(f"{name}: residual of the exact account / movement, worst task", by_exact, high=config.tol),
+            Claim(f"{name}: residual of the left-end rule / movement, worst task", by_left),
         ]
-    return Result(
-        config,
-        tuple(claims),
-        arrays={"exact": exact, "left": left},
-        numbers={"tasks": list(tasks), "optimizers": list(OPTIMIZERS)},
-    )
+    numbers = {"tasks": list(tasks), "optimizers": list(OPTIMIZERS)}
+    return Result(config, claims, {"exact": exact, "left": left}, numbers)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the residuals of both rules."""
     a, n = result.arrays, result.numbers
-    drawn = Figure(figsize=(3.1 * len(n["tasks"]), 3.6), layout="constrained")
-    for i, (ax, task) in enumerate(
-        zip(drawn.subplots(1, len(n["tasks"]), sharey=True), n["tasks"], strict=True)
-    ):
-        where = np.arange(len(n["optimizers"]))
+    drawn, axes = panels(3.1 * len(n["tasks"]), 3.6, columns=len(n["tasks"]), sharey=True)
+    where = np.arange(len(n["optimizers"]))
+    for i, (ax, task) in enumerate(zip(axes, n["tasks"], strict=True)):
         ax.bar(where - 0.2, a["left"][i], 0.38, color=ORANGE, label="left end of each step")
         ax.bar(where + 0.2, np.maximum(a["exact"][i], 1e-17), 0.38, color=BLUE, label="exact account")
-        ax.set_yscale("log")
+        ax.set(yscale="log", title=task)
         ax.set_xticks(where, n["optimizers"], rotation=30)
-        ax.set_title(task)
         ax.grid(alpha=0.3, axis="y")
     drawn.axes[0].set_ylabel("largest residual / movement")
     ax.legend(frameon=False, fontsize=8)
@@ -108,21 +96,15 @@ def _residuals(
     train: tuple[Tensor, Tensor],
     queries: Tensor,
 ) -> tuple[float, float]:
-    x, y = train
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        layers = (nn.Linear(x.shape[1], 10), nn.GELU(), nn.Linear(10, 10), nn.GELU(), nn.Linear(10, 1))
-    model = nn.Sequential(*layers).to(config.device, torch.float64)
+    x = train[0]
+    with seeded(config.seed):
+        model = mlp(x.shape[1], 10, 10, 1, activation=nn.GELU).to(config.device, torch.float64)
     optimizer = make(list(model.parameters()))
     draw = torch.Generator().manual_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        with ntkit.record(f"{folder}/run", model, optimizer, train=train) as run:
-            for _ in range(config.steps):
-                index = torch.randperm(len(x), generator=draw)[: config.batch]
-                run.batch(index)
-                optimizer.zero_grad()
-                nn.functional.mse_loss(model(x[index]), y[index]).backward()
-                optimizer.step()
+        orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
+        batches = (order[: config.batch] for order in orders)
+        train_recorded(f"{folder}/run", model, optimizer, nn.MSELoss(), train, batches)
         account = partial(ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=train, queries=queries)
         accounts = [account(tol=config.tol), account(nodes="left")]
     exact, left = (a.relative_residual for a in accounts)

@@ -11,32 +11,24 @@ a property of the structure and what is a lottery of seeds is in the rates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkit.compute.progress import progress
 from ntkit.data.parity import filled, peaks
 from ntkit.display.axes import BLUE, GREEN, ORANGE
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import seeded, step
 
-QUICK = {
-    "channels": (16,),
-    "seeds": 3,
-    "training_peaks": (10,),
-    "steps": 1500,
-    "long_seeds": 0,
-    "variants": False,
-}
+QUICK = dict(channels=(16,), seeds=3, training_peaks=(10,), steps=1500, long_seeds=0, variants=False)
+STATISTICS = {"median": np.median, "best": min}  # over seeds
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """The sweep at p = 32, and the paper's p = 128 for r = 16."""
 
@@ -69,9 +61,7 @@ class Structure(nn.Module):
         self.kernel = kernel
 
         def level() -> nn.Module:
-            middle = [
-                layer for _ in range(more) for layer in (nn.Conv1d(r, r, 3, padding=1, bias=bias), nn.ReLU())
-            ]
+            middle = [m for _ in range(more) for m in (nn.Conv1d(r, r, 3, padding=1, bias=bias), nn.ReLU())]
             first, last = nn.Conv1d(1, r, kernel, stride=2, bias=bias), nn.Conv1d(r, 1, 1, bias=bias)
             return nn.Sequential(first, nn.ReLU(), *middle, last)
 
@@ -107,11 +97,8 @@ def prefixes(x: Tensor) -> Tensor:
 
 def run(config: Config) -> Result:
     """Check the structure set by hand, sweep the trained ones, and measure in and out of domain."""
-    hand = by_hand(config.long)
-    random = (
-        torch.rand(2000, config.long, generator=torch.Generator().manual_seed(config.seed)) < 0.5
-    ).float()
-    exact = _error(hand, random)
+    draw = torch.Generator().manual_seed(config.seed)
+    exact = _error(by_hand(config.long), (torch.rand(2000, config.long, generator=draw) < 0.5).float())
     settings = _settings(config)
     table: dict[str, list[dict[int, float]]] = {}
     with progress("training (networks)", sum(s[3] for s in settings)) as done:
@@ -122,16 +109,14 @@ def run(config: Config) -> Result:
                 tests = {c: _error(model, peaks(200, p, c, 10_000 + c)) for c in config.test_peaks if c <= p}
                 table[name].append(tests)
                 done(1)
-    best = config.training_peaks[-1]
-    claims = [Claim(f"error of the structure set by hand, p = {config.long}, r = 2", exact, "0", high=0.0)]
+    best, furthest = config.training_peaks[-1], max(c for c in config.test_peaks if c <= config.p)
     wide = f"r = {max(config.channels)}, {best} peaks"
-    claims.append(
-        Claim(f"{wide}: best of {config.seeds} seeds, MSE", _least(table[wide], best), "converges", high=1e-5)
-    )
-    furthest = max(c for c in config.test_peaks if c <= config.p)
-    claims.append(
-        Claim(f"{wide}: the same on {furthest} peaks", _least(table[wide], furthest), "1e-7", high=1e-5)
-    )
+    near, far = (min(tests[count] for tests in table[wide]) for count in (best, furthest))
+    claims = [
+        Claim(f"error of the structure set by hand, p = {config.long}, r = 2", exact, "0", high=0.0),
+        Claim(f"{wide}: best of {config.seeds} seeds, MSE", near, "converges", high=1e-5),
+        Claim(f"{wide}: the same on {furthest} peaks", far, "1e-7", high=1e-5),
+    ]
     for name, found in table.items():
         paper = "0" if "r = 2," in name or "r = 4," in name else "all"
         if "wider" in name:
@@ -141,42 +126,25 @@ def run(config: Config) -> Result:
         solved = sum(tests[max(tests)] <= 1e-5 for tests in found)
         low = 1 if name.startswith("p =") else None
         claims.append(Claim(f"{name}: seeds that found it, of {len(found)}", solved, paper, low=low))
-    names = list(table)
-    errors = np.array(
-        [[np.median([t.get(c, np.nan) for t in table[n]]) for c in config.test_peaks] for n in names]
+    errors = [[[t.get(c, np.nan) for t in found] for c in config.test_peaks] for found in table.values()]
+    arrays = {how: [[each(e) for e in row] for row in errors] for how, each in STATISTICS.items()}
+    notes = (
+        "That r >= 8 always and r < 8 never converges is not reproduced as stated: it is a lottery of seeds "
+        "whose odds grow with r.",
     )
-    best_errors = np.array(
-        [[min(t.get(c, np.nan) for t in table[n]) for c in config.test_peaks] for n in names]
-    )
-    return Result(
-        config,
-        tuple(claims),
-        arrays={"median": errors, "best": best_errors, "peaks": np.array(config.test_peaks)},
-        numbers={
-            "names": names,
-            "errors": {n: [{str(k): v for k, v in t.items()} for t in table[n]] for n in names},
-        },
-        notes=(
-            "That r >= 8 always and r < 8 never converges is not reproduced as stated: it is a lottery of "
-            "seeds whose odds grow with r.",
-        ),
-    )
+    numbers = {"names": list(table), "errors": table}
+    return Result(config, claims, {**arrays, "peaks": config.test_peaks}, numbers, notes)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the error against the number of peaks, best seed and median."""
     names, a = result.numbers["names"], result.arrays
-    drawn = Figure(figsize=(8.5, 0.32 * len(names) + 1.6), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(8.5, 0.32 * len(names) + 1.6)
     rows = np.arange(len(names))
     for i, (count, color) in enumerate(zip(a["peaks"], (BLUE, ORANGE, GREEN), strict=False)):
-        y = rows + 0.2 * (i - 1)
-        ax.plot(
-            np.maximum(a["best"][:, i], 1e-16), y, "o", color=color, ms=5, label=f"{count} peaks, best seed"
-        )
-        ax.plot(
-            np.maximum(a["median"][:, i], 1e-16), y, "|", color=color, ms=10, label=f"{count} peaks, median"
-        )
+        for how, marker, size, text in (("best", "o", 5, "best seed"), ("median", "|", 10, "median")):
+            shown, label = np.maximum(a[how][:, i], 1e-16), f"{count} peaks, {text}"
+            ax.plot(shown, rows + 0.2 * (i - 1), marker, color=color, ms=size, label=label)
     ax.set_yticks(rows, names)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="mean squared error over all prefixes (1e-16: zero)")
@@ -194,23 +162,19 @@ def _settings(config: Config) -> list[tuple[str, int, dict, int, int]]:
         for c in config.training_peaks
     ]
     r, c = max(config.channels), config.training_peaks[-1]
-    settings += (
-        []
-        if not config.variants
-        else [
+    if config.variants:
+        settings += [
             (f"own weights in each level, r = {r}", config.p, {"r": r, "shared": False}, config.seeds, c),
             (f"wider kernel, r = {r}", config.p, {"r": r, "kernel": 3}, config.seeds, c),
             (f"more layers, r = {r}", config.p, {"r": r, "more": 1}, config.seeds, c),
         ]
-    )
     if config.long_seeds:
         settings.append((f"p = {config.long}, r = 16", config.long, {"r": 16}, config.long_seeds, c))
     return settings
 
 
 def _train(config: Config, p: int, options: dict, count: int, seed: int) -> Structure:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = Structure(p, **options)
         for name, w in model.named_parameters():
             if name.endswith("bias"):
@@ -226,10 +190,7 @@ def _train(config: Config, p: int, options: dict, count: int, seed: int) -> Stru
             which = torch.randint(len(x), (config.batch,))
             k = torch.randint(1, p + 1, (config.batch,))
             window = k[:, None] + torch.arange(p)
-            optimizer.zero_grad()
-            loss = functional.mse_loss(model(padded[which[:, None], window]), y[which, k - 1])
-            loss.backward()
-            optimizer.step()
+            step(optimizer, functional.mse_loss(model(padded[which[:, None], window]), y[which, k - 1]))
     return model
 
 
@@ -243,7 +204,3 @@ def _error(model: Structure, x: Tensor) -> float:
         out = model(every.flatten(0, 1)).reshape(part.shape)
         total += float(((out - filled(part).to(device)) ** 2).sum())
     return total / x.numel()
-
-
-def _least(found: list[dict[int, float]], count: int) -> float:
-    return min(tests[count] for tests in found)

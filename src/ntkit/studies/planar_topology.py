@@ -11,33 +11,24 @@ self-attention or a global-context block, trained alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkit.compute.progress import progress
 from ntkit.data.shapes import OUTSIDE, branched, crossings, parity
 from ntkit.errors import BadValueError
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import seeded, step
 
 Architecture = Literal["unet", "unet-mse", "local", "gap", "attention", "context"]
-QUICK = {
-    "size": 32,
-    "shapes": 300,
-    "tests": 60,
-    "epochs": 25,
-    "channels": 8,
-    "architectures": ("unet", "local"),
-}
+QUICK = dict(size=32, shapes=300, tests=60, epochs=25, channels=8, architectures=("unet", "local"))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Pictures of 64 x 64 (the paper: 10,000 of 128 x 128)."""
 
@@ -46,7 +37,7 @@ class Config(StudyConfig):
     tests: int = option(200, "Test shapes, and shapes of each kind outside of the domain.", low=8, high=10**5)
     epochs: int = option(20, "Passes over the shapes.", low=1, high=10_000)
     other_epochs: int = option(
-        3, "Passes of all networks but the U-Net with cross entropy.", low=1, high=10_000
+        3, "Passes of all networks but the U-Net with cross entropy.", low=1, high=10**4
     )
     channels: int = option(12, "Channels at the finest scale.", low=1, high=512)
     rate: float = option(4e-3, "Learning rate of Adam, at its largest.", low=1e-6, high=1.0)
@@ -108,10 +99,8 @@ class Context(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weigh, self.mix = (
-            nn.Conv2d(channels, 1, 1),
-            nn.Sequential(nn.Linear(channels, channels), nn.ReLU()),
-        )
+        self.weigh = nn.Conv2d(channels, 1, 1)
+        self.mix = nn.Sequential(nn.Linear(channels, channels), nn.ReLU())
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,10 +124,8 @@ class Attention(nn.Module):
         line = torch.linspace(-1, 1, small.shape[-1], device=x.device, dtype=x.dtype)
         grid = torch.stack(torch.meshgrid(line, line, indexing="ij"))[None].expand(len(x), -1, -1, -1)
         tokens = (small + self.place(grid)).flatten(2).transpose(1, 2)
-        mixed = (
-            self.attend(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(small.shape)
-        )
-        return x + functional.interpolate(mixed, scale_factor=4.0)
+        mixed, _ = self.attend(tokens, tokens, tokens, need_weights=False)
+        return x + functional.interpolate(mixed.transpose(1, 2).reshape(small.shape), scale_factor=4.0)
 
 
 def build(name: str, channels: int) -> nn.Module:
@@ -173,71 +160,46 @@ def run(config: Config) -> Result:
     exact = float((parity(crossings(shapes)) == shapes).mean())
     inside, fill = scores[first]["in domain"], float(y.mean())
     outside = {where: scores[first][where] for where in OUTSIDE}
-    full = not config.changed
-    return Result(
-        config,
-        claims=(
-            Claim(f"{first}: IoU in domain", inside, "99.80 %", low=0.97 if full else 0.6),
-            Claim("part of the picture that shapes fill, mean", fill, low=0.15),
-            *(
-                Claim(f"{first}: IoU, {where}", v, "fails" if where != "several shapes" else "")
-                for where, v in outside.items()
-            ),
-            Claim(
-                f"{first}: mean IoU out of domain, less that in domain",
-                float(np.mean(list(outside.values()))) - inside,
-                "< 0",
-                high=-0.05,
-            ),
-            *(
-                Claim(f"{name}: IoU in domain", s["in domain"], "impossible" if name == "local" else "")
-                for name, s in scores.items()
-                if name != first
-            ),
-            Claim("parity of the crossings, pixels that are right", exact, "all", low=1.0),
-        ),
-        arrays=pictures,
-        numbers={
-            "scores": scores,
-            "weights": {n: _weights(build(n, config.channels)) for n in config.architectures},
-        },
-        notes=(
-            f"{config.shapes:,} shapes of {config.size} x {config.size} and {config.epochs} epochs here; "
-            "10,000 of 128 x 128 and 150 epochs in the paper. Adam stands for Ranger. All networks but the "
-            f"first are trained for {config.other_epochs} epochs.",
-        )
-        if config.shapes < 10_000
-        else (),
+    less = float(np.mean(list(outside.values()))) - inside
+    claims = [
+        Claim(f"{first}: IoU in domain", inside, "99.80 %", low=0.6 if config.changed else 0.97),
+        Claim("part of the picture that shapes fill, mean", fill, low=0.15),
+    ]
+    for where, score in outside.items():
+        claims.append(Claim(f"{first}: IoU, {where}", score, "" if where == "several shapes" else "fails"))
+    claims.append(Claim(f"{first}: mean IoU out of domain, less that in domain", less, "< 0", high=-0.05))
+    for name in config.architectures[1:]:
+        paper = "impossible" if name == "local" else ""
+        claims.append(Claim(f"{name}: IoU in domain", scores[name]["in domain"], paper))
+    claims.append(Claim("parity of the crossings, pixels that are right", exact, "all", low=1.0))
+    note = (
+        f"{config.shapes:,} shapes of {config.size} x {config.size} and {config.epochs} epochs here; "
+        "10,000 of 128 x 128 and 150 epochs in the paper. Adam stands for Ranger. All networks but the "
+        f"first are trained for {config.other_epochs} epochs."
     )
+    weights = {n: _weights(build(n, config.channels)) for n in config.architectures}
+    numbers = {"scores": scores, "weights": weights}
+    return Result(config, claims, pictures, numbers, (note,) if config.shapes < 10_000 else ())
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw boundaries, answers and shapes, in the domain and where the network fails."""
     a = result.arrays
-    drawn = Figure(figsize=(2.2 * len(a) * 2 / 1.6, 5), layout="constrained")
-    axes = drawn.subplots(3, 2 * len(a))
-    for j, (where, triple) in enumerate(a.items()):
-        for k in range(2):
-            for i, title in enumerate(("boundary", "network", "shape")):
-                ax = axes[i][2 * j + k]
-                ax.imshow(triple[i][k], cmap="gray_r", vmin=0, vmax=1)
-                ax.set(xticks=[], yticks=[])
-                if 2 * j + k == 0:
-                    ax.set_ylabel(title)
-            axes[0][2 * j + k].set_title(where if k == 0 else "", fontsize=9, loc="left")
+    drawn, axes = panels(2.2 * len(a) * 2 / 1.6, 5, 3, 2 * len(a))
+    for row, kind in enumerate(("boundary", "network", "shape")):
+        axes[row][0].set_ylabel(kind)
+        for ax, picture in zip(axes[row], (p for triple in a.values() for p in triple[row]), strict=True):
+            ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+    for ax, where in zip(axes[0][::2], a, strict=True):
+        ax.set_title(where, fontsize=9, loc="left")
     scores = result.numbers["scores"]
-    bars = Figure(figsize=(8, 3.8), layout="constrained")
-    ax = bars.subplots()
-    places = list(a)
+    bars, ax = panels(8, 3.8)
+    places, width = np.arange(len(a)), 0.8 / len(scores)
     for i, (name, row) in enumerate(scores.items()):
-        width = 0.8 / len(scores)
-        ax.bar(
-            np.arange(len(places)) + width * (i - len(scores) / 2 + 0.5),
-            [row[p] for p in places],
-            width,
-            label=name,
-        )
-    ax.set_xticks(np.arange(len(places)), places)
+        shift = width * (i - len(scores) / 2 + 0.5)
+        ax.bar(places + shift, [row[where] for where in a], width, label=name)
+    ax.set_xticks(places, list(a))
     ax.set(ylabel="intersection over union, mean", ylim=(0, 1))
     ax.legend(frameon=False, ncols=3, fontsize=8)
     return {"In the domain, and where it fails": drawn, "Networks compared": bars}
@@ -262,8 +224,7 @@ def _tensors(pair: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, 
 
 
 def _train(config: Config, name: str, x: Tensor, y: Tensor, epochs: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = build(name, config.channels).to(config.device).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), config.rate)
     steps = epochs * -(-len(x) // config.batch)
@@ -277,12 +238,9 @@ def _train(config: Config, name: str, x: Tensor, y: Tensor, epochs: int) -> nn.M
                 edges = edges.contiguous(memory_format=torch.channels_last)
                 out = model(edges)
                 if name.endswith("mse"):
-                    loss = functional.mse_loss(torch.sigmoid(out), shapes)
+                    step(optimizer, functional.mse_loss(torch.sigmoid(out), shapes))
                 else:
-                    loss = functional.binary_cross_entropy_with_logits(out, shapes)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                    step(optimizer, functional.binary_cross_entropy_with_logits(out, shapes))
                 schedule.step()
                 done(1)
     return model.eval()

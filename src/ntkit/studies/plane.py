@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -15,22 +15,15 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import StudyConfig, array, option
+from ntkit.studies.training import mlp, seeded, slope, step
 from ntkit.training.integrals.quadrature import Nodes
 
-QUICK = {
-    "samples": 128,
-    "steps": 800,
-    "rate": 0.05,
-    "seeds": 1,
-    "rates": (0.025, 0.05),
-    "queries": 8,
-    "nearest": 20,
-}
+QUICK = dict(samples=128, steps=800, rate=0.05, seeds=1, rates=(0.025, 0.05), queries=8, nearest=20)
 SIDE = 1.2  # of the square that is looked at
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlaneConfig(StudyConfig):
     """Points in the plane with two labels, learned by gradient descent on all of them."""
 
@@ -85,29 +78,23 @@ def investigate(
         "along": array(along),
         "by_kernel": by_kernel,
         "by_distance": by_distance,
-        **errors,
     }
-    return numbers, arrays
+    return numbers, arrays | errors
 
 
-def draw_all(a: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+def draw_all(a: Mapping[str, np.ndarray]) -> Figures:
     """Draw data and prediction, the errors, and the neighbors along the direction."""
     return {
         "Training points and prediction": draw_predictions(a["x"], a["y"], a["prediction"]),
         "Error against the learning rate": draw_errors(a),
-        "Nearest training points": draw_neighbors(
-            a["x"], a["y"], a["along"], a["by_kernel"], a["by_distance"]
-        ),
+        "Nearest training points": draw_neighbors(a),
     }
 
 
 def network(config: PlaneConfig, seed: int) -> nn.Sequential:
     """Return N(x; w) = W1 GELU(W2 GELU(W3 x + b3) + b2) + b1 with PyTorch's initialization."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        r = config.width
-        model = nn.Sequential(nn.Linear(2, r), nn.GELU(), nn.Linear(r, r), nn.GELU(), nn.Linear(r, 1))
-    return model.to(config.device, torch.float64)
+    with seeded(seed):
+        return mlp(2, config.width, config.width, 1, activation=nn.GELU).to(config.device, torch.float64)
 
 
 def train(
@@ -117,24 +104,13 @@ def train(
     model = network(config, seed)
     optimizer = torch.optim.SGD(model.parameters(), rate)
     steps = round(config.steps * config.rate / rate)
-    everyone = range(len(x))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
-
-    with progress(f"training at rate {rate:g} (steps)", steps) as done:
-        if folder is None:
-            for _ in range(steps):
-                step()
-                done(1)
-        else:
-            with ntkit.record(folder, model, optimizer, train=(x, y)) as run:
-                for _ in range(steps):
-                    run.batch(everyone)
-                    step()
-                    done(1)
+    recording = nullcontext() if folder is None else ntkit.record(folder, model, optimizer, train=(x, y))
+    with recording as run, progress(f"training at rate {rate:g} (steps)", steps) as done:
+        for _ in range(steps):
+            if run is not None:
+                run.batch(range(len(x)))
+            step(optimizer, nn.functional.mse_loss(model(x), y))
+            done(1)
     return model
 
 
@@ -154,16 +130,7 @@ def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str,
             for nodes in errors:
                 a = ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q, nodes=nodes)
                 errors[nodes].append(float(a.residual.abs().max() / a.prediction.abs().max()))
-    return {
-        "rates": np.array(config.rates),
-        "left": np.array(errors["left"]),
-        "exact": np.array(errors[3]),
-    }
-
-
-def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the slope of log y against log x; not a number where there is only one point."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else float("nan")
+    return {"rates": np.array(config.rates), "left": np.array(errors["left"]), "exact": np.array(errors[3])}
 
 
 def queries(config: PlaneConfig) -> Tensor:
@@ -193,15 +160,13 @@ def purity(nearest: np.ndarray, labels: np.ndarray) -> float:
     return float(np.maximum(share, 1 - share).mean())
 
 
-def separability(
-    x: np.ndarray, y: np.ndarray, held_out_x: np.ndarray, held_out_y: np.ndarray
-) -> tuple[float, float]:
+def separability(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> tuple[float, float]:
     """Return the accuracy of a linear SVM with a hard margin on the points it learned from, and on others."""
     scale = np.abs(x).max(0)
     scale[scale == 0] = 1
     svm = LinearSVC(C=1e8, dual=False, tol=1e-8, max_iter=20_000)  # pyright: ignore[reportArgumentType]
     svm.fit(x / scale, y)
-    return float(svm.score(x / scale, y)), float(svm.score(held_out_x / scale, held_out_y))
+    return float(svm.score(x / scale, y)), float(svm.score(test_x / scale, test_y))
 
 
 def features(model: nn.Module, x: Tensor) -> np.ndarray:
@@ -217,21 +182,14 @@ def grid(side: int = 61) -> Tensor:
 
 def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure:
     """Draw the training points, and the prediction over the square."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(9, 4.2, columns=2)
     _points(left, x, y)
     left.set_title("training points")
     side = round(len(values) ** 0.5)
     bound = np.abs(values).max()
-    shown = right.imshow(
-        values.reshape(side, side),
-        origin="lower",
-        extent=(-SIDE, SIDE) * 2,
-        cmap="PuOr",
-        vmin=-bound,
-        vmax=bound,
-    )
-    right.contour(values.reshape(side, side), [0], origin="lower", extent=(-SIDE, SIDE) * 2, colors="k")
+    place = {"origin": "lower", "extent": (-SIDE, SIDE) * 2}
+    shown = right.imshow(values.reshape(side, side), cmap="PuOr", vmin=-bound, vmax=bound, **place)
+    right.contour(values.reshape(side, side), [0], colors="k", **place)
     right.set_title("prediction of the trained network (black: 0)")
     figure.colorbar(shown, ax=right, shrink=0.85)
     return figure
@@ -239,24 +197,19 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
 
 def draw_errors(errors: Mapping[str, np.ndarray]) -> Figure:
     """Draw the errors of Eq. 9 and of the exact account against the learning rate."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = panels(6, 4)
     ax.loglog(errors["rates"], errors["left"], "o-", color=ORANGE, label="Eq. 9 (left end of each step)")
     ax.loglog(errors["rates"], errors["exact"], "s-", color=BLUE, label="exact account (3 Gauss nodes)")
-    ax.set(xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    finish(ax, xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
     return figure
 
 
-def draw_neighbors(
-    x: np.ndarray, y: np.ndarray, along: np.ndarray, by_kernel: np.ndarray, by_distance: np.ndarray
-) -> Figure:
+def draw_neighbors(a: Mapping[str, np.ndarray]) -> Figure:
     """Draw the nearest training points of points along a ray: by normalized NTK above, by distance below."""
-    figure = Figure(figsize=(2.3 * len(along), 5), layout="constrained")
-    axes = figure.subplots(2, len(along), squeeze=False)
-    for row, (name, nearest) in enumerate((("normalized NTK", by_kernel), ("distance", by_distance))):
-        for ax, point, index in zip(axes[row], along, nearest, strict=True):
+    x, y, along = a["x"], a["y"], a["along"]
+    figure, axes = panels(2.3 * len(along), 5, 2, len(along), squeeze=False)
+    for row, (name, key) in enumerate((("normalized NTK", "by_kernel"), ("distance", "by_distance"))):
+        for ax, point, index in zip(axes[row], along, a[key], strict=True):
             ax.scatter(*x.T, s=2, color="0.85")
             _points(ax, x[index], y[index])
             ax.plot(*point, "k*", ms=10)

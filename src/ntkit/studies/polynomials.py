@@ -8,21 +8,18 @@ beats both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ntkit.display.axes import BLUE, GREEN, ORANGE
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import step
 
 QUICK = {"dimension": 15, "neurons": 40, "samples": 3000, "steps": 1500}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """N neurons between d and d^2, and many samples, so that the error is that of approximation."""
 
@@ -61,38 +58,29 @@ def run(config: Config) -> Result:
         }
         left[name]["network"] = _train(config, neurons, x, y, test, truth) / size
     random, tangent, network = ([left[t][k] for t in targets] for k in (*maps, "network"))
-    return Result(
-        config,
-        claims=(
-            Claim("random features, degree 1: error left", random[0], "0", high=0.15),
-            Claim("random features, degree 2", random[1], "1", low=0.5),
-            Claim("tangent features, degree 1", tangent[0], "0", high=0.15),
-            Claim("tangent features, degree 2", tangent[1], "0", high=0.35),
-            Claim("tangent features, degree 3", tangent[2], "1", low=0.6),
-            Claim(
-                "one neuron: trained network over tangent features", network[3] / tangent[3], "< 1", high=1.0
-            ),
-            Claim("one neuron: random features", random[3]),
-            Claim("one neuron: tangent features", tangent[3]),
-            Claim("one neuron: network", network[3], "0"),
-        ),
-        arrays={"left": np.array([random, tangent, network])},
-        numbers={"targets": list(targets)},
+    over = network[3] / tangent[3]
+    claims = (
+        Claim("random features, degree 1: error left", random[0], "0", high=0.15),
+        Claim("random features, degree 2", random[1], "1", low=0.5),
+        Claim("tangent features, degree 1", tangent[0], "0", high=0.15),
+        Claim("tangent features, degree 2", tangent[1], "0", high=0.35),
+        Claim("tangent features, degree 3", tangent[2], "1", low=0.6),
+        Claim("one neuron: trained network over tangent features", over, "< 1", high=1.0),
+        Claim("one neuron: random features", random[3]),
+        Claim("one neuron: tangent features", tangent[3]),
+        Claim("one neuron: network", network[3], "0"),
     )
+    return Result(config, claims, {"left": [random, tangent, network]}, {"targets": list(targets)})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw what each model leaves of each target."""
-    drawn = Figure(figsize=(7, 3.8), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(7, 3.8)
     names = result.numbers["targets"]
-    for i, (kind, color) in enumerate(
-        (("random features", ORANGE), ("tangent features", GREEN), ("trained network", BLUE))
-    ):
-        ax.bar(
-            np.arange(len(names)) + 0.27 * (i - 1), result.arrays["left"][i], 0.25, color=color, label=kind
-        )
-    ax.set_xticks(np.arange(len(names)), names)
+    places, colors = np.arange(len(names)), (ORANGE, GREEN, BLUE)
+    for i, kind in enumerate(("random features", "tangent features", "trained network")):
+        ax.bar(places + 0.27 * (i - 1), result.arrays["left"][i], 0.25, color=colors[i], label=kind)
+    ax.set_xticks(places, names)
     ax.set(ylabel="error left / variance of the target")
     ax.axhline(1, color="0.5", lw=1)
     ax.grid(alpha=0.3, axis="y")
@@ -119,20 +107,16 @@ def _fit(z: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> float:
 
 
 def _train(config: Config, neurons: Tensor, x: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> float:
-    first, second = (
-        neurons.float().clone().requires_grad_(),
-        torch.zeros(len(neurons), device=x.device).requires_grad_(),
-    )
+    first = neurons.float().clone().requires_grad_()
+    second = torch.zeros(len(neurons), device=x.device).requires_grad_()
     bias = torch.zeros((), device=x.device).requires_grad_()
     optimizer = torch.optim.Adam([first, second, bias], 1e-2)
     order = torch.Generator().manual_seed(config.seed)
     x32, y32 = x.float(), y.float()
-    for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / config.steps)
+    for i in range(config.steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / config.steps)
         index = torch.randint(len(x), (config.batch,), generator=order).to(x.device)
-        optimizer.zero_grad()
-        nn.functional.mse_loss(torch.relu(x32[index] @ first.T) @ second + bias, y32[index]).backward()
-        optimizer.step()
+        step(optimizer, nn.functional.mse_loss(torch.relu(x32[index] @ first.T) @ second + bias, y32[index]))
     with torch.no_grad():
         out = torch.relu(test.float() @ first.T) @ second + bias
     return float(np.mean((array(out) - array(truth)) ** 2))

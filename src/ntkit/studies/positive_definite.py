@@ -8,23 +8,21 @@ of degree p has a kernel that is a polynomial of x . x', whose rank is bounded w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.diagnose.definiteness import definiteness, harmonics, sphere
 from ntkit.display.axes import BLUE, GREEN, ORANGE
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"points": 40}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Random points of the unit sphere."""
 
@@ -59,46 +57,30 @@ def run(config: Config) -> Result:
     x = sphere(config.points, d, seed=config.seed).to(config.device)
     claims, spectra = [], {}
     for name, function in ACTIVATIONS.items():
-        model = (
-            nn.Sequential(nn.Linear(d, 4), Elementwise(function), nn.Linear(4, 1)).double().to(config.device)
-        )
+        model = nn.Sequential(nn.Linear(d, 4), Elementwise(function), nn.Linear(4, 1))
+        model.to(config.device, torch.float64)
         kernel = ntkit.infinite_width(model, x[:1], sigma_w=2**0.5, sigma_b=config.beta).ntk
         ends = definiteness(kernel, x)
         spectra[name] = np.linalg.eigvalsh(array(kernel(x)))[::-1]
+        most, ratio = harmonics(d, 2), ends.smallest / ends.rounding
         if function is square_and_line:
-            most = harmonics(d, 2)
+            rank = f"{name}: rank on {config.points} points"
             claims += [
-                Claim(
-                    f"{name}: rank on {config.points} points",
-                    ends.rank,
-                    f"at most {most}",
-                    low=most,
-                    high=most,
-                ),
-                Claim(
-                    f"{name}: smallest eigenvalue / rounding",
-                    abs(ends.smallest) / ends.rounding,
-                    "0",
-                    high=1.0,
-                ),
+                Claim(rank, ends.rank, f"at most {most}", low=most, high=most),
+                Claim(f"{name}: smallest eigenvalue / rounding", abs(ratio), "0", high=1.0),
             ]
         else:
             claims += [
                 Claim(f"{name}: smallest eigenvalue", ends.smallest, "> 0"),
-                Claim(
-                    f"{name}: smallest eigenvalue / rounding", ends.smallest / ends.rounding, "> 1", low=1.0
-                ),
+                Claim(f"{name}: smallest eigenvalue / rounding", ratio, "> 1", low=1.0),
             ]
-    return Result(config, tuple(claims), {k: np.ascontiguousarray(v) for k, v in spectra.items()})
+    return Result(config, claims, spectra)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the spectra."""
-    drawn = Figure(figsize=(6.5, 4), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(6.5, 4)
     for (name, values), color in zip(result.arrays.items(), (BLUE, GREEN, ORANGE), strict=True):
         ax.semilogy(np.arange(1, len(values) + 1), np.maximum(values, 1e-18), ".-", color=color, label=name)
-    ax.set(xlabel="rank", ylabel="eigenvalue of the NTK (no unit)", ylim=(1e-17, None))
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    finish(ax, xlabel="rank", ylabel="eigenvalue of the NTK (no unit)", ylim=(1e-17, None))
     return {"Eigenvalues on the sphere": drawn}

@@ -7,23 +7,20 @@ the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import slope
 
 QUICK = {"sizes": (64, 256, 1024), "repeats": 2}
 KINDS = ("gaussian", "laplacian", "cauchy", "matern", "arccos0", "arccos1", "ntk")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Gaussian inputs in a few dimensions."""
 
@@ -43,76 +40,50 @@ def run(config: Config) -> Result:
     with progress("drawing features (settings)", len(settings)) as done:
         for i, (kind, how) in enumerate(settings):
             for j, m in enumerate(config.sizes):
-                rows = [
-                    ntkit.RandomFeatures(kind, m, config.seed + s, draw=how, lengthscale=2.0)
-                    .fit(x)
-                    .error_.relative
-                    for s in range(config.repeats)
-                ]
-                table[i, j] = np.sqrt(np.mean(np.square(rows)))
+                seeds = range(config.seed, config.seed + config.repeats)
+                maps = [ntkit.RandomFeatures(kind, m, s, draw=how, lengthscale=2.0).fit(x) for s in seeds]
+                table[i, j] = np.sqrt(np.mean(np.square([each.error_.relative for each in maps])))
             done(1)
     slopes = {
-        f"{kind}, {how}": float(np.polyfit(np.log(config.sizes), np.log(row), 1)[0])
-        for (kind, how), row in zip(settings, table, strict=True)
+        f"{kind}, {how}": slope(config.sizes, row) for (kind, how), row in zip(settings, table, strict=True)
     }
     y = np.sin(x.sum(1)) + 0.1 * draw.normal(size=config.samples)
     exact = ntkit.KernelRidge(_gaussian, alpha=0.1).fit(x, y).predict(test)
     apart = []
     for m in config.sizes:
         features = ntkit.RandomFeatures("gaussian", m, config.seed, lengthscale=2.0).fit(x)
-        ridge = Ridge(alpha=0.1, fit_intercept=False).fit(features.transform(x), y)
-        apart.append(
-            float(
-                np.sqrt(np.mean((ridge.predict(features.transform(test)) - exact) ** 2) / np.mean(exact**2))
-            )
-        )
+        predicted = Ridge(alpha=0.1, fit_intercept=False).fit(features.transform(x), y)
+        predicted = predicted.predict(features.transform(test))
+        apart.append(float(np.sqrt(np.mean((predicted - exact) ** 2) / np.mean(exact**2))))
     claims = [
         Claim(f"{name}: slope of the error in m", value, "-1/2", low=-0.65, high=-0.35)
         for name, value in slopes.items()
         if name.endswith("iid")
     ]
-    gaussian = settings.index(("gaussian", "iid"))
+    last, most = dict(zip(settings, table[:, -1], strict=True)), config.sizes[-1]
     for how in ("orthogonal", "sobol"):
-        row = table[settings.index(("gaussian", how)), -1] / table[gaussian, -1]
-        claims.append(
-            Claim(f"error of {how} over independent draws, m = {config.sizes[-1]}", row, "", high=1.0)
-        )
-    claims.append(
-        Claim(
-            f"ridge on {config.sizes[-1]} features against the kernel's, relative",
-            apart[-1],
-            "small",
-            high=0.2,
-        )
-    )
-    return Result(
-        config,
-        tuple(claims),
-        arrays={"sizes": np.array(config.sizes), "errors": table, "apart": np.array(apart)},
-        numbers={"settings": [f"{kind}, {how}" for kind, how in settings], "slopes": slopes},
-    )
+        ratio = last["gaussian", how] / last["gaussian", "iid"]
+        claims.append(Claim(f"error of {how} over independent draws, m = {most}", ratio, high=1.0))
+    off = f"ridge on {most} features against the kernel's, relative"
+    claims.append(Claim(off, apart[-1], "small", high=0.2))
+    arrays = {"sizes": config.sizes, "errors": table, "apart": apart}
+    return Result(config, claims, arrays, {"settings": list(slopes), "slopes": slopes})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the errors against the number of features."""
     a = result.arrays
-    drawn = Figure(figsize=(10, 4), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = panels(10, 4, columns=2)
     for i, (name, row) in enumerate(zip(result.numbers["settings"], a["errors"], strict=True)):
         left.loglog(a["sizes"], row, "o-", ms=3, lw=1.2, color=f"C{i}", label=name)
-    left.loglog(
-        a["sizes"],
-        a["errors"][0, 0] * (a["sizes"] / a["sizes"][0]) ** -0.5,
-        ":",
-        color="0.4",
-        label="∝ m^-1/2",
+    line = a["errors"][0, 0] * (a["sizes"] / a["sizes"][0]) ** -0.5
+    left.loglog(a["sizes"], line, ":", color="0.4", label="∝ m^-1/2")
+    finish(
+        left, xlabel="features m", ylabel="error of the kernel (Frobenius, relative)", grid="both", fontsize=7
     )
-    left.set(xlabel="features m", ylabel="error of the kernel (Frobenius, relative)")
-    left.legend(frameon=False, fontsize=7)
     right.loglog(a["sizes"], a["apart"], "o-", color=BLUE)
-    right.set(xlabel="features m", ylabel="ridge on features against the kernel's (relative rms)")
-    for ax in (left, right):
-        ax.grid(alpha=0.3, which="both")
+    ylabel = "ridge on features against the kernel's (relative rms)"
+    finish(right, xlabel="features m", ylabel=ylabel, grid="both")
     return {"Error against the number of features": drawn}
 
 

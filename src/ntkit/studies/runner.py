@@ -59,8 +59,7 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
             for suffix in ("png", "svg"):
                 figure.savefig(folder / f"{_slug(title)}.{suffix}", dpi=150, facecolor="white")
         if result.arrays:
-            arrays = {key: np.ascontiguousarray(value) for key, value in result.arrays.items()}
-            save_file(arrays, folder / "arrays.safetensors")
+            save_file(dict(result.arrays), folder / "arrays.safetensors")
         record = numbers(name, result, seconds, {title: f"{_slug(title)}.png" for title in figures})
         source, title = about(name)
         page = StudyPage(
@@ -127,18 +126,7 @@ def finished(name: str, config: StudyConfig, folder: Path) -> Json | None:
 
 def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> Json:
     """Return what ``result.json`` holds; a number that is not finite stands there as text."""
-    claims = [
-        {
-            "what": c.what,
-            "paper": c.paper,
-            "measured": _finite(c.measured),
-            "bar": c.bar,
-            "low": c.low,
-            "high": c.high,
-            "holds": c.holds,
-        }
-        for c in result.claims
-    ]
+    claims = [_finite(asdict(c) | {"bar": c.bar, "holds": c.holds}) for c in result.claims]
     return {
         "kind": kind(name),
         "study": name,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ntkit.errors import BadTypeError, BadValueError
 
@@ -26,12 +35,16 @@ def option(
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What every study can be told."""
+    """What every study can be told; the class of a study's own options is a frozen dataclass, too."""
 
     seed: int = option(0, "Seed of all that is drawn.", low=0, high=2**31 - 1)
     device: str = option("cpu", "Where to compute: cpu or cuda.")
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -145,20 +158,24 @@ class Claim:
 class Result:
     """What a study found.
 
-    ``arrays`` is what its figures draw; ``numbers`` is anything else worth keeping, as JSON has it; ``notes``
-    says what was scaled down, what was not reproduced, and why.
+    ``arrays`` is what its figures draw, given as arrays, tensors or lists; ``numbers`` is anything else worth
+    keeping, as JSON has it; ``notes`` says what was scaled down, what was not reproduced, and why.
     """
 
     config: StudyConfig
-    claims: tuple[Claim, ...]
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    claims: Sequence[Claim]
+    arrays: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", tuple(self.claims))
+        object.__setattr__(self, "arrays", {name: array(values) for name, values in self.arrays.items()})
+
 
 def array(value: Any) -> np.ndarray:
-    """Return a tensor or a nested list as an array of the CPU."""
+    """Return a tensor or a nested list as a contiguous array of the CPU."""
     import numpy as np
     import torch
 
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)

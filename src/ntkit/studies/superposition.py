@@ -9,12 +9,9 @@ digits make up the prediction, and when in training they did.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -22,12 +19,13 @@ import ntkit
 from ntkit.data.digits import CLASSES, SIDE, digits
 from ntkit.display import plots
 from ntkit.display.axes import draw_picture
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import mlp, seeded, train_recorded
 
 QUICK = {"samples": 200, "epochs": 4, "queries": 6}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """A network with one hidden layer on scikit-learn's digits."""
 
@@ -42,31 +40,17 @@ class Config(StudyConfig):
 def run(config: Config) -> Result:
     """Train, account, and ask how few training digits make up a prediction, and how early."""
     data = digits(config.samples, seed=config.seed)
-    x, y, q, truth = (
-        t.to(config.device)
-        for t in (
-            data.train_x,
-            data.train_y,
-            data.held_out_x[: config.queries],
-            data.held_out_y[: config.queries],
-        )
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = nn.Sequential(
-            nn.Linear(SIDE**2, config.hidden), nn.GELU(), nn.Linear(config.hidden, len(CLASSES))
-        )
+    x, y = data.train_x.to(config.device), data.train_y.to(config.device)
+    q, truth = (t[: config.queries].to(config.device) for t in (data.held_out_x, data.held_out_y))
+    with seeded(config.seed):
+        model = mlp(SIDE**2, config.hidden, len(CLASSES), activation=nn.GELU)
     model.to(config.device, torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     draw = torch.Generator().manual_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        with ntkit.record(f"{folder}/run", model, optimizer, train=(x, y)) as run:
-            for _ in range(config.epochs):
-                for index in torch.randperm(len(x), generator=draw).split(config.batch):
-                    run.batch(index)
-                    optimizer.zero_grad()
-                    cross_entropy(model(x[index]), y[index]).backward()
-                    optimizer.step()
+        epochs = (torch.randperm(len(x), generator=draw) for _ in range(config.epochs))
+        batches = (index for order in epochs for index in order.split(config.batch))
+        train_recorded(f"{folder}/run", model, optimizer, cross_entropy, (x, y), batches)
         a = ntkit.account(f"{folder}/run", model, cross_entropy, train=(x, y), queries=q)
     predicted = a.prediction.argmax(1)
     rows = torch.arange(len(q))
@@ -74,41 +58,36 @@ def run(config: Config) -> Result:
     share = pushes.abs().sort(dim=1, descending=True).values.cumsum(1) / pushes.abs().sum(1, keepdim=True)
     half = (share < 0.5).sum(1) + 1
     by_class = a.by_class(data.train_y)[rows, predicted]
-    own = (by_class.argmax(1) == predicted).double().mean()
+    own = float((by_class.argmax(1) == predicted).double().mean())
     against = by_class.scatter(1, predicted[:, None], 0.0).sum(1)
     early = steps[:, : steps.shape[1] // 5].sum(1) / steps.sum(1)
     top = pushes.topk(6, dim=1).indices
     like = (data.train_y[top] == predicted[:, None]).double().mean()
-    return Result(
-        config,
-        claims=(
-            Claim("residual of the account / movement", a.relative_residual, "exact", high=1e-8),
-            Claim(
-                "digits of the predicted class push most towards it, share of queries", float(own), low=0.9
-            ),
-            Claim("strongest six digits that have the predicted label", float(like), "similar", low=0.9),
-            Claim("sum of the contributions of all other classes, mean", float(against.mean()), high=0.0),
-            Claim(
-                "digits that make half of all pushes, median share", float(half.double().median()) / len(x)
-            ),
-            Claim("part of the movement made in the first fifth of training, median", float(early.median())),
-            Claim("accuracy on the queries", float((predicted == truth.cpu()).double().mean())),
-        ),
-        arrays={
-            "queries": array(q[: config.shown]).reshape(-1, SIDE, SIDE),
-            "top": array(x[top[: config.shown].flatten()]).reshape(-1, 6, SIDE, SIDE),
-            "pushes": array(pushes.gather(1, top))[: config.shown],
-            "classes": np.stack([_through_time(a, i, int(predicted[i])) for i in range(config.shown)]),
-            "predicted": array(predicted[: config.shown]),
-        },
+    few = float(half.double().median()) / len(x)
+    claims = (
+        Claim("residual of the account / movement", a.relative_residual, "exact", high=1e-8),
+        Claim("digits of the predicted class push most towards it, share of queries", own, low=0.9),
+        Claim("strongest six digits that have the predicted label", float(like), "similar", low=0.9),
+        Claim("sum of the contributions of all other classes, mean", float(against.mean()), high=0.0),
+        Claim("digits that make half of all pushes, median share", few),
+        Claim("part of the movement made in the first fifth of training, median", float(early.median())),
+        Claim("accuracy on the queries", float((predicted == truth.cpu()).double().mean())),
     )
+    shown = slice(config.shown)
+    arrays = {
+        "queries": q[shown].reshape(-1, SIDE, SIDE),
+        "top": x[top[shown].flatten()].reshape(-1, 6, SIDE, SIDE),
+        "pushes": pushes.gather(1, top)[shown],
+        "classes": [_through_time(a, i, int(predicted[i])) for i in range(config.shown)],
+        "predicted": predicted[shown],
+    }
+    return Result(config, claims, arrays)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw some queries, the digits that pushed most, and the way of the prediction."""
     a, count = result.arrays, len(result.arrays["queries"])
-    drawn = Figure(figsize=(11, 1.9 * count), layout="constrained")
-    axes = drawn.subplots(count, 8, squeeze=False, width_ratios=[1.2, *[1] * 6, 3])
+    drawn, axes = panels(11, 1.9 * count, count, 8, squeeze=False, width_ratios=[1.2, *[1] * 6, 3])
     for i, row in enumerate(axes):
         draw_picture(a["queries"][i], row[0], title=f"predicted {a['predicted'][i]}")
         for ax, picture, push in zip(row[1:7], a["top"][i], a["pushes"][i], strict=True):

@@ -7,30 +7,28 @@ network trained with weight decay, of the order of d.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
 from ntkit.machine.kernels import ReLUKernel
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import seeded, slope, step
 
 QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """The least number of samples for a test error below the threshold, as the dimension grows."""
 
     dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200)
     threshold: float = option(
-        0.3, "Test error (mean square; 1 is chance) that counts as learned.", low=0.0, high=1.0
+        0.3, "Test error (mean square; 1 is chance) that counts as learned.", low=0, high=1
     )
     grid: float = option(1.35, "Factor between the numbers of samples that are tried.", low=1.01, high=10.0)
     width: int = option(200, "Width of the network.", low=8, high=10_000)
@@ -52,45 +50,30 @@ def run(config: Config) -> Result:
             needed["NTK"].append(_needed(config, d, x, test, lambda a, b, k=kernel: _kernel(k, a, b)))
             needed["network"].append(_needed(config, d, x, test, lambda a, b: _network(config, a, b)))
             done(1)
-    log_d = np.log(config.dimensions)
-    slopes = {name: float(np.polyfit(log_d, np.log(n), 1)[0]) for name, n in needed.items()}
+    fast, slow = (slope(config.dimensions, needed[name]) for name in ("NTK", "network"))
     ratio = needed["NTK"][-1] / needed["network"][-1]
-    full = len(config.dimensions) > 3
-    return Result(
-        config,
-        claims=(
-            Claim("four ReLUs, largest |f - x1 x2|", exact, "0", high=0.0),
-            Claim("samples of the NTK: growth d^p, p", slopes["NTK"], "2", low=1.5 if full else None),
-            Claim(
-                "samples of the network: growth d^p, p", slopes["network"], "1", high=1.5 if full else None
-            ),
-            Claim(
-                f"samples of the NTK over those of the network, d = {config.dimensions[-1]}",
-                ratio,
-                "> 1",
-                low=1.0,
-            ),
-        ),
-        arrays={"dimensions": np.array(config.dimensions), **{k: np.array(v) for k, v in needed.items()}},
-        notes=(
-            "The network is trained by Adam with weight decay, which stands for the norm of the theorem.",
-        ),
+    over = f"samples of the NTK over those of the network, d = {config.dimensions[-1]}"
+    bar = 1.5 if len(config.dimensions) > 3 else None
+    claims = (
+        Claim("four ReLUs, largest |f - x1 x2|", exact, "0", high=0.0),
+        Claim("samples of the NTK: growth d^p, p", fast, "2", low=bar),
+        Claim("samples of the network: growth d^p, p", slow, "1", high=bar),
+        Claim(over, ratio, "> 1", low=1.0),
     )
+    note = "The network is trained by Adam with weight decay, which stands for the norm of the theorem."
+    return Result(config, claims, {"dimensions": config.dimensions, **needed}, notes=(note,))
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the samples needed against the dimension."""
     a = result.arrays
-    drawn = Figure(figsize=(5.5, 4), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(5.5, 4)
     for name, color in (("NTK", ORANGE), ("network", BLUE)):
         ax.loglog(a["dimensions"], a[name], "o-", color=color, label=name)
     for power, start in ((2, a["NTK"][0]), (1, a["network"][0])):
         line = start * (a["dimensions"] / a["dimensions"][0]) ** float(power)
         ax.loglog(a["dimensions"], line, ":", color="0.5", label=f"∝ d{'²' if power == 2 else ''}")
-    ax.set(xlabel="dimension d", ylabel="samples for the test error")
-    ax.grid(alpha=0.3, which="both")
-    ax.legend(frameon=False)
+    finish(ax, xlabel="dimension d", ylabel="samples for the test error", grid="both")
     return {"Samples needed for a product of two coordinates": drawn}
 
 
@@ -116,20 +99,16 @@ def _kernel(kernel: ReLUKernel, x: Tensor, test: Tensor) -> float:
 
 
 def _network(config: Config, x: Tensor, test: Tensor) -> float:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = nn.Sequential(
-            nn.Linear(x.shape[1], config.width, bias=False), nn.ReLU(), nn.Linear(config.width, 1)
-        )
+    with seeded(config.seed):
+        first = nn.Linear(x.shape[1], config.width, bias=False)
+        model = nn.Sequential(first, nn.ReLU(), nn.Linear(config.width, 1))
     x, test = x.to(config.device), test.to(config.device)
     model.to(config.device)
     y = x[:, :2].prod(1)[:, None]
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / config.steps)
-        optimizer.zero_grad()
+    for i in range(config.steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / config.steps)
         norm = sum(p.square().sum() for p in model.parameters())
-        (nn.functional.mse_loss(model(x), y) + config.decay * norm).backward()
-        optimizer.step()
+        step(optimizer, nn.functional.mse_loss(model(x), y) + config.decay * norm)
     with torch.no_grad():
         return float(((model(test)[:, 0] - test[:, :2].prod(1)) ** 2).mean())

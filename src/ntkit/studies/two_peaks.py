@@ -8,12 +8,8 @@ those that share exactly one peak; a t-SNE of the tangent features shows three g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
@@ -21,12 +17,13 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.data.parity import two_peaks
 from ntkit.display.axes import BLUE, ORANGE
+from ntkit.studies.figures import Figures, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import mlp, seeded, step
 
 QUICK = {"p": 16, "samples": 60, "steps": 5000, "seeds": 1}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """The paper's numbers."""
 
@@ -54,24 +51,20 @@ def run(config: Config) -> Result:
     features = array(kernel.features(x)[:, 0])
     chart = TSNE(random_state=config.seed, perplexity=min(30.0, len(x) / 4)).fit_transform(features)
     bar = 0.95 if config.changed else 0.999
-    return Result(
-        config,
-        claims=(
-            Claim(f"accuracy on all {len(x)}, worst of {config.seeds}", min(right), "100 %", low=bar),
-            Claim(f"accuracy on all {len(x)}, best of {config.seeds}", max(right), "100 %"),
-            Claim("nearest sequences that share exactly one peak", share, "yes", low=0.99),
-            Claim("the same for a random sequence", chance),
-        ),
-        arrays={"chart": chart, "label": array(y).reshape(-1), "first": array(x.argmax(1))},
-        numbers={"accuracies": right},
+    claims = (
+        Claim(f"accuracy on all {len(x)}, worst of {config.seeds}", min(right), "100 %", low=bar),
+        Claim(f"accuracy on all {len(x)}, best of {config.seeds}", max(right), "100 %"),
+        Claim("nearest sequences that share exactly one peak", share, "yes", low=0.99),
+        Claim("the same for a random sequence", chance),
     )
+    arrays = {"chart": chart, "label": y.reshape(-1), "first": x.argmax(1)}
+    return Result(config, claims, arrays, {"accuracies": right})
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the t-SNE of the tangent features, by label and by the place of the first peak."""
     chart, label, first = (result.arrays[name] for name in ("chart", "label", "first"))
-    drawn = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    drawn, (left, right) = panels(9, 4.2, columns=2)
     for value, color in ((1, BLUE), (0, ORANGE)):
         left.scatter(*chart[label == value].T, s=4, color=color, label=f"label {value}")
     left.legend(frameon=False)
@@ -83,17 +76,13 @@ def figure(result: Result) -> Mapping[str, Figure]:
 
 
 def _train(config: Config, x: Tensor, y: Tensor, seed: int) -> nn.Sequential:
-    r = config.width
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layers = (nn.Linear(config.p, r), nn.GELU(), nn.Linear(r, r), nn.GELU(), nn.Linear(r, 1))
+    with seeded(seed):
+        model = mlp(config.p, config.width, config.width, 1, activation=nn.GELU)
         index = torch.randperm(len(x))[: config.samples]
-    model = nn.Sequential(*layers).to(config.device, torch.float64)
+    model.to(config.device, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), config.rate)
     with progress("training (steps)", config.steps) as done:
         for _ in range(config.steps):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(model(x[index]), y[index]).backward()
-            optimizer.step()
+            step(optimizer, nn.functional.mse_loss(model(x[index]), y[index]))
             done(1)
     return model

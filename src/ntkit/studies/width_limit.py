@@ -8,24 +8,22 @@ Theorem 2.4; Ravikumar, Section 5.1). The slopes are fitted to means over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from torch import Tensor
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.data.digits import digits
 from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
+from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import slope
 
 QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(StudyConfig):
     """Even against odd digits, as a regression."""
 
@@ -43,15 +41,13 @@ def run(config: Config) -> Result:
     y = (data.train_y % 2 * 2.0 - 1.0).to(config.device)[:, None].to(x)
     limit = regression.limit(64, 2).ntk
     exact, cross = limit(x.cpu()), limit(q.cpu(), x.cpu())
-    t = config.steps * config.rate
     found: dict[str, list[list[float]]] = {name: [] for name in ("start", "drift", "own", "limit")}
     with progress("training (networks)", len(config.widths) * config.seeds) as done:
         for width in config.widths:
-            rows: dict[str, list[float]] = {name: [] for name in found}
+            for values in found.values():
+                values.append([])
             for s in range(config.seeds):
-                model = regression.network(
-                    64, width, 2, config.seed + s, device=config.device, dtype=torch.float64
-                )
+                model = regression.network(64, width, 2, config.seed + s, config.device, torch.float64)
                 kernel = ntkit.EmpiricalNTK(model)
                 before, before_q = kernel(x), kernel(q, x)
                 with torch.no_grad():
@@ -61,56 +57,30 @@ def run(config: Config) -> Result:
                     trained = model(q)[:, 0]
                 expected = f0_q + _flow(before, before_q, y[:, 0] - f0, config.rate, config.steps)
                 analytic = f0_q.cpu() + _flow(exact, cross, (y[:, 0] - f0).cpu(), config.rate, config.steps)
-                rows["start"].append(regression.relative(before.cpu() - exact, exact))
-                rows["drift"].append(regression.relative(kernel(x) - before, before))
-                rows["own"].append(regression.relative(trained - expected, expected))
-                rows["limit"].append(regression.relative(trained.cpu() - analytic, analytic))
+                found["start"][-1].append(regression.relative(before.cpu() - exact, exact))
+                found["drift"][-1].append(regression.relative(kernel(x) - before, before))
+                found["own"][-1].append(regression.relative(trained - expected, expected))
+                found["limit"][-1].append(regression.relative(trained.cpu() - analytic, analytic))
                 done(1)
-            for name, values in rows.items():
-                found[name].append(values)
     means = {name: np.array(values).mean(1) for name, values in found.items()}
-    slopes = {name: float(np.polyfit(np.log(config.widths), np.log(v), 1)[0]) for name, v in means.items()}
-    return Result(
-        config,
-        claims=(
-            Claim(
-                "kernel at the start against the limit: slope in width",
-                slopes["start"],
-                "-1/2",
-                low=-0.7,
-                high=-0.35,
-            ),
-            Claim(
-                "change of the kernel in training: slope", slopes["drift"], "-1 to -1/2", low=-1.2, high=-0.4
-            ),
-            Claim(
-                "network against its own kernel machine: slope",
-                slopes["own"],
-                "-1 to -1/2",
-                low=-1.3,
-                high=-0.4,
-            ),
-            Claim(
-                "network against the limit's kernel machine: slope",
-                slopes["limit"],
-                "-1/2",
-                low=-0.8,
-                high=-0.3,
-            ),
-            Claim(
-                f"network against its own kernel machine, width {config.widths[-1]}", float(means["own"][-1])
-            ),
-        ),
-        arrays={"widths": np.array(config.widths), **{k: np.array(v) for k, v in found.items()}},
-        numbers={"slopes": slopes, "time": t},
+    slopes = {name: slope(config.widths, v) for name, v in means.items()}
+    start, drift, own, of_limit = slopes.values()
+    widest = f"network against its own kernel machine, width {config.widths[-1]}"
+    claims = (
+        Claim("kernel at the start against the limit: slope in width", start, "-1/2", low=-0.7, high=-0.35),
+        Claim("change of the kernel in training: slope", drift, "-1 to -1/2", low=-1.2, high=-0.4),
+        Claim("network against its own kernel machine: slope", own, "-1 to -1/2", low=-1.3, high=-0.4),
+        Claim("network against the limit's kernel machine: slope", of_limit, "-1/2", low=-0.8, high=-0.3),
+        Claim(widest, float(means["own"][-1])),
     )
+    numbers = {"slopes": slopes, "time": config.steps * config.rate}
+    return Result(config, claims, {"widths": config.widths, **found}, numbers)
 
 
-def figure(result: Result) -> Mapping[str, Figure]:
+def figure(result: Result) -> Figures:
     """Draw the four distances against the width."""
     a = result.arrays
-    drawn = Figure(figsize=(6.5, 4.4), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = panels(6.5, 4.4)
     for name, text, color in (
         ("start", "kernel at the start against the limit", BLUE),
         ("drift", "change of the kernel in training", ORANGE),
@@ -119,15 +89,12 @@ def figure(result: Result) -> Mapping[str, Figure]:
     ):
         ax.loglog(a["widths"], a[name].mean(1), "o-", color=color, label=text)
         ax.loglog(a["widths"], a[name], ".", ms=3, color=color, alpha=0.5)
-    ax.set(xlabel="width", ylabel="relative distance")
-    ax.grid(alpha=0.3, which="both")
+    finish(ax, xlabel="width", ylabel="relative distance", grid="both")
     ax.legend(frameon=False, fontsize=8)
     return {"Distances against the width": drawn}
 
 
-def _flow(
-    kernel: torch.Tensor, cross: torch.Tensor, gap: torch.Tensor, rate: float, steps: int
-) -> torch.Tensor:
+def _flow(kernel: Tensor, cross: Tensor, gap: Tensor, rate: float, steps: int) -> Tensor:
     """Return what so many steps at this rate make of the gap at other inputs, by the kernel machine."""
     flow = ntkit.GradientFlow("precomputed", t=rate * steps, learning_rate=rate)
     return torch.as_tensor(flow.fit(array(kernel), array(gap)).predict(array(cross)))
