@@ -27,11 +27,10 @@ def check_model(run: Run, model: nn.Module) -> Network:
     model_shapes = {name: p.shape for name, p in model.named_parameters()}
     if model_shapes != run.shapes:
         differ = [n for n in {**run.shapes, **model_shapes} if run.shapes.get(n) != model_shapes.get(n)]
-        shapes = ", ".join(
-            f"{n}: recorded {tuple(run.shapes[n]) if n in run.shapes else 'none'}, "
-            f"given {tuple(model_shapes[n]) if n in model_shapes else 'none'}"
-            for n in differ[:5]
-        )
+        first = [
+            (n, *(tuple(s[n]) if n in s else "none" for s in (run.shapes, model_shapes))) for n in differ
+        ]
+        shapes = ", ".join(f"{name}: recorded {a}, given {b}" for name, a, b in first[:5])
         raise PathMismatchError(
             f"The model differs from the one that the run in {run.folder} was recorded with. Parameters that "
             f"differ: {shapes}. Build the model as for the training."

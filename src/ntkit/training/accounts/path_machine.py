@@ -97,17 +97,9 @@ class PathMachine:
     def expand(self, queries: Inputs, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:
         """Return the predictions of queries as expansions in the path kernel."""
         diagonal = self.kernel.__sklearn_clone__().set_params(outputs="diagonal")
-        a = account(
-            self.kernel.folder,
-            self.kernel.model,
-            self.loss,
-            train=self.train,
-            queries=queries,
-            tol=tol,
-            nodes=nodes,
-            memory=self.kernel.memory,
-            augment=self.kernel.augment,
-        )
+        k, how = self.kernel, {"tol": tol, "nodes": nodes}
+        how |= {"memory": k.memory, "augment": k.augment}
+        a = account(k.folder, k.model, self.loss, train=self.train, queries=queries, **how)
         x = as_inputs(self.train[0], network(self.kernel.model), "train x")
         kernel = diagonal(queries, x).permute(0, 2, 1).cpu()
         size = (diagonal.diag(queries)[:, :, None] * diagonal.diag(x).T[None]).sqrt().cpu()

@@ -180,19 +180,13 @@ class Account:
     def summary(self) -> str:
         """Return the identity with its numbers, the largest over queries and outputs of each column."""
         moved = float((self.prediction - self.initial).abs().max())
-        columns = {
-            "initial": self.initial,
-            "contributions": self.contributions.sum(-1),
-            **{name: getattr(self, name) for name in ("decay", "start", "buffers", "rounding", "residual")},
-        }
+        columns = {"prediction": self.prediction, "= initial": self.initial}
+        columns["+ contributions"] = self.contributions.sum(-1)
+        columns |= {f"+ {name}": getattr(self, name) for name in (*COLUMNS, "residual")}
         q, o, n = self.contributions.shape
         lines = [
             f"Account of {q} queries x {o} outputs over {n} samples, {self.steps} steps ({self.rule})",
-            f"  {'prediction':<16}largest {float(self.prediction.abs().max()):.6g}",
-            *(
-                f"  {'= ' if name == 'initial' else '+ '}{name:<14}largest {float(value.abs().max()):.6g}"
-                for name, value in columns.items()
-            ),
+            *(f"  {name:<16}largest {float(column.abs().max()):.6g}" for name, column in columns.items()),
             f"residual / movement: {self.relative_residual:.3g} "
             f"({'within' if self.converged else 'NOT within'} {self.tol:.3g}; movement {moved:.6g})",
             "What happened in this run, exactly; not what would have happened without a sample.",
@@ -204,12 +198,8 @@ class Account:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the account into one safetensors file, in one go; an older file is replaced."""
-        metadata = {
-            "format": FORMAT,
-            "account": json.dumps(
-                {name: getattr(self, name) for name in _SCALARS} | {"nodes": dict(self.nodes)}
-            ),
-        }
+        scalars = {name: getattr(self, name) for name in _SCALARS} | {"nodes": dict(self.nodes)}
+        metadata = {"format": FORMAT, "account": json.dumps(scalars)}
         tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
         try:
             write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
@@ -245,14 +235,10 @@ class Account:
         import xarray
 
         units = {"units": "unit of the network's output"}
-        arrays = {
-            name: (
-                ("query", "output", *_LAST.get(name, ())),
-                getattr(self, name).numpy().copy(),
-                units,
-            )
-            for name in _tensors()
-        }
+        arrays = {}
+        for name in _tensors():
+            axes = ("query", "output", *_LAST.get(name, ()))
+            arrays[name] = axes, getattr(self, name).numpy().copy(), units
         attributes = {
             "identity": "prediction = initial + contributions.sum('sample') + decay + start + buffers + "
             "rounding + residual",
@@ -302,17 +288,9 @@ def balanced(
             RuntimeWarning,
             stacklevel=warn_at,
         )
-    return Account(
-        **terms,
-        contributions=contributions,
-        by_step=by_step,
-        initial=initial,
-        residual=residual,
-        prediction=prediction,
-        tol=tol,
-        nodes=dict(sorted(Counter(columns.nodes.tolist()).items())),
-        converged=converged,
-        steps=len(columns.nodes),
-        rule=rule if isinstance(rule, str) else f"{rule} nodes",
-        spent=columns.spent,
-    )
+    nodes = dict(sorted(Counter(columns.nodes.tolist()).items()))
+    name = rule if isinstance(rule, str) else f"{rule} nodes"
+    tensors = terms | {"contributions": contributions, "by_step": by_step, "initial": initial}
+    tensors |= {"residual": residual, "prediction": prediction}
+    scalars: Json = {"tol": tol, "nodes": nodes, "converged": converged, "steps": len(columns.nodes)}
+    return Account(**tensors, **scalars, rule=name, spent=columns.spent)

@@ -75,9 +75,8 @@ class PartStore:
             return None
         try:
             tensors, metadata = read_tensors(data)
-            whole = metadata["format"] == FORMAT and metadata["sha256"] == _digest(
-                tensors, metadata["scalars"]
-            )
+            digest = _digest(tensors, metadata["scalars"])
+            whole = metadata["format"] == FORMAT and metadata["sha256"] == digest
         except (KeyError, ValueError) as error:
             raise self._damaged(path) from error
         if not whole:

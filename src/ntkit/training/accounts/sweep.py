@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkit.files import Json
 from ntkit.network import Batch, batch_size
 from ntkit.training.accounts.columns import Columns, SweepInput
-from ntkit.training.folder.step import Step, Trail
+from ntkit.training.folder.step import Step
 from ntkit.training.integrals.adaptive import QueryRule
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians, averaged_together
 from ntkit.training.integrals.gauss import QuadratureRule
@@ -108,11 +108,9 @@ class Sweep:
     def _block(self, first: int, steps: list[Step], count: bool) -> None:
         path, run, net = self.path, self.path.run, self.path.net
         average, sums = path.average, self.columns
-        trail: Trail = run if average is None else average
-        weights = torch.stack([run.weights(k) for k in range(first, first + len(steps) + 1)])
-        along = weights
-        if average is not None:
-            along = torch.stack([trail.weights(k) for k in range(first, first + len(steps) + 1)])
+        places = range(first, first + len(steps) + 1)
+        weights = torch.stack([run.weights(k) for k in places])
+        along = weights if average is None else torch.stack([average.weights(k) for k in places])
         if run.changes_buffers:
             before = self._at(first, along[0])
             net.take_buffers(run.buffers(first + 1))
@@ -138,10 +136,9 @@ class Sweep:
             self.mu_next = c.mu
             if not count:
                 continue
+            both = (c.a, pulled), (c.nu, self.remembered)
             directions = [
-                (factor, direction)
-                for factor, direction in ((c.a, pulled), (c.nu, self.remembered))
-                if direction is not None and not _is_zero(factor)
+                (f, direction) for f, direction in both if direction is not None and not _is_zero(f)
             ]
             if gradients is None:
                 self._contribute(w, first + t, steps[t], directions)
@@ -187,16 +184,16 @@ class Sweep:
         scale = step.coefficients.scale
         if not directions:
             return
-        number: float | None = None
-        if len(directions) == 1 and not any(isinstance(v, Tensor) for v in (directions[0][0], scale)):
-            number, a = float(directions[0][0]) * float(scale), directions[0][1]  # pyright: ignore
+        (factor, a), *others = directions
+        number = 1.0
+        if not others and not isinstance(factor, Tensor) and not isinstance(scale, Tensor):
+            number = float(factor) * float(scale)
         else:
-            (factor, direction), *others = directions
-            a = direction * (factor * scale)
+            a = a * (factor * scale)
             for factor, direction in others:
                 a.add_(direction * (factor * scale))
         for index, product in self._samples.products(w, k, step, self.path.mixes(step)):
-            self._add(k, index, product(a).mul_(-1.0 if number is None else -number))
+            self._add(k, index, product(a).mul_(-number))
 
     def _add(self, k: int, samples: Tensor, shares: Tensor) -> None:
         """Add what samples contributed at step k, ``[r, n]``."""
@@ -271,9 +268,8 @@ class Sweep:
             steps = [run.step(end - 1)]
             size = len(steps[0].batch)
             most = limit // max(1, self.path.net.total * max(self.rows * nodes, size))
-            most = (
-                1 if run.changes_buffers or not self.path.net.batchable or self.path.mixes(steps[0]) else most
-            )
+            if run.changes_buffers or not self.path.net.batchable or self.path.mixes(steps[0]):
+                most = 1
             while len(steps) < most and end - len(steps) > first:
                 step = run.step(end - len(steps) - 1)
                 alike = len(step.batch) == size and step.forwards[0].modes == steps[0].forwards[0].modes

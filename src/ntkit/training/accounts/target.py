@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError
-from ntkit.network import Batch, batch_size
+from ntkit.network import Batch, batch_size, take
 from ntkit.training.functional.flat_network import BatchLoss, Head, cast, cast_loss, checked_loss
 
 Target = str | int | Sequence[Any]
@@ -65,9 +64,7 @@ def _losses(loss: BatchLoss) -> Head:
         return checked_loss(loss, outputs, labels).reshape(1, 1)
 
     def head(outputs: Tensor, labels: Batch) -> Tensor:
-        singles = [
-            pytree.tree_map(lambda t, i=i: t[i : i + 1], (outputs, labels)) for i in range(len(outputs))
-        ]
-        return torch.cat([one(*single) for single in singles])
+        places = (slice(i, i + 1) for i in range(len(outputs)))
+        return torch.cat([one(outputs[place], take(labels, place)) for place in places])
 
     return head

@@ -15,7 +15,7 @@ from ntkit.compute.threads import threads
 from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.network import Batch, batch_size, take
-from ntkit.training.accounts.columns import Columns, SweepInput
+from ntkit.training.accounts.columns import COLUMNS, Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep
 
@@ -37,31 +37,23 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     budget = work.budget // work.jobs
     q = batch_size(x)
     size = min(budget // (8 * 6 * max(1, path.net.total) * o), -(-q // work.jobs))
-    tiles = torch.arange(q).split(max(1, size))
-    store = (
-        None if work.keep is None else PartStore(work.keep, {**key, "tile": max(1, size), "budget": budget})
-    )
+    size = max(1, size)
+    tiles = list(enumerate(torch.arange(q).split(size)))
+    store = None if work.keep is None else PartStore(work.keep, {**key, "tile": size, "budget": budget})
     if work.jobs > 1 and len(tiles) > 1:
         import joblib
 
-        count = max(1, torch.get_num_threads() // work.jobs)
-        done = joblib.Parallel(n_jobs=work.jobs)(
-            joblib.delayed(_elsewhere)(path, x, tile, budget, store, number, count)
-            for number, tile in enumerate(tiles)
-        )
-        return together(list(done))  # pyright: ignore[reportArgumentType]
+        count, work_of = max(1, torch.get_num_threads() // work.jobs), joblib.delayed(_elsewhere)
+        works = (work_of(path, x, tile, budget, store, number, count) for number, tile in tiles)
+        return together(list(joblib.Parallel(n_jobs=work.jobs)(works)))  # pyright: ignore[reportArgumentType]
     with progress("Accounting", path.run.steps * len(tiles)) as step:
-        return together(
-            [_tile(path, x, tile, budget, store, number, step) for number, tile in enumerate(tiles)]
-        )
+        return together([_tile(path, x, tile, budget, store, number, step) for number, tile in tiles])
 
 
 def together(parts: list[Columns]) -> Columns:
     """Return the sums of several tiles as those of one."""
-    sums = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("contributions", "by_step", "decay", "start", "buffers", "rounding")
-    }
+    names = ("contributions", "by_step", *COLUMNS)
+    sums = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     nodes = torch.stack([part.nodes for part in parts]).amax(0)
     return Columns(**sums, nodes=nodes, spent=sum(part.spent for part in parts))
 

@@ -43,13 +43,11 @@ def settings_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[Json]]
 
 def names_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, str]) -> list[Json]:
     """Return the class of each optimizer and the names of the parameters in its groups."""
-    return [
-        {
-            "class": f"{type(o).__module__}.{type(o).__qualname__}",
-            "groups": [[names[id(p)] for p in group["params"]] for group in o.param_groups],
-        }
-        for o in optimizers
-    ]
+    about = []
+    for o in optimizers:
+        groups = [[names[id(p)] for p in group["params"]] for group in o.param_groups]
+        about.append({"class": f"{type(o).__module__}.{type(o).__qualname__}", "groups": groups})
+    return about
 
 
 def rebuilt(
@@ -136,9 +134,8 @@ def _neighbors(value: Tensor) -> Iterable[Tensor]:
     yield value
     low, high = value, value
     for _ in range(4):
-        low, high = (
-            torch.nextafter(v, torch.full_like(v, to)) for v, to in ((low, -torch.inf), (high, torch.inf))
-        )
+        low = torch.nextafter(low, torch.full_like(low, -torch.inf))
+        high = torch.nextafter(high, torch.full_like(high, torch.inf))
         yield low
         yield high
 

@@ -62,13 +62,14 @@ class Run:
         cached = max(8, _KEPT // (1 + self.log.size // len(self.log)))
         self._record = lru_cache(maxsize=cached)(self.log.read)
         self._step = lru_cache(maxsize=max(1, cached // 4))(self._read_step)
-        wanted = {f"w/{name}" for name in parameters} | {
+        wanted = [f"w/{name}" for name in parameters] + [
             f"buffer/{name}" for name in self.manifest["buffers"]
-        }
-        if not wanted <= set(self.start):
+        ]
+        lacking = sorted(set(wanted) - set(self.start))
+        if lacking:
             raise RunFolderError(
-                f"{self.folder / MANIFEST} and {LOG} are of different runs: the log lacks "
-                f"{sorted(wanted - set(self.start))[:3]}. Restore both from one copy."
+                f"{self.folder / MANIFEST} and {LOG} are of different runs: the log lacks {lacking[:3]}. "
+                f"Restore both from one copy."
             )
 
     def __enter__(self) -> Run:
@@ -104,24 +105,16 @@ class Run:
         return self._buffers(k)
 
     def _buffers(self, k: int) -> dict[str, Tensor]:
-        changed = self._record(k)[1].get("buffers_at", {})
-        buffers = {}
-        for name in self.manifest["buffers"]:
-            at = changed.get(name, 0)
-            buffers[name] = self._record(at)[0][f"buffer/{name}"]
-        return buffers
+        changed = dict.fromkeys(self.manifest["buffers"], 0) | self._record(k)[1].get("buffers_at", {})
+        return {name: self._record(at)[0][f"buffer/{name}"] for name, at in changed.items()}
 
     def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
         """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
         taus = [self._record(k + 1)[1]["average"] for k in range(self.steps)]
         end, last = ({}, {}) if self._end is None else self._end
         taus.append(last.get("average", 0.0))  # killed: what the last step moved is not known
-        start, stop = (
-            self._flat(lambda name, t=tensors: t[f"v/{name}"])
-            if any(k.startswith("v/") for k in tensors)
-            else None
-            for tensors in (self.start, end)
-        )
+        ends = (_named(tensors, "v/") for tensors in (self.start, end))
+        start, stop = (self._flat(tensors.__getitem__) if tensors else None for tensors in ends)
         return taus, start, stop
 
     def step(self, k: int) -> Step:
@@ -136,18 +129,13 @@ class Run:
         def gather(key: str, default: float) -> float | Tensor:
             values: list[Any] = []
             for name in self.trained:
-                if f"{key}/{name}" in tensors:
-                    values.append(tensors[f"{key}/{name}"].double())
-                elif name in coefficients:
-                    values.append(coefficients[name].get(key, default))
-                else:
-                    values.append(default)
+                number = coefficients.get(name, {}).get(key, default)
+                values.append(tensors.get(f"{key}/{name}", number))
             if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
                 return values[0]
-            by_name = dict(zip(self.trained, values, strict=True))
-            return self._flat(
-                lambda name: torch.as_tensor(by_name[name], dtype=torch.float64).expand(self.trained[name])
-            )
+            wide = [torch.as_tensor(value, dtype=torch.float64) for value in values]
+            by_name = dict(zip(self.trained, wide, strict=True))
+            return self._flat(lambda name: by_name[name].expand(self.trained[name]))
 
         defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
         values: Json = {key: gather(key, value) for key, value in defaults.items()}
@@ -168,26 +156,21 @@ class Run:
         parts = tuple((size, weight) for size, weight in scalars.get("parts", [[len(batch), 1.0]]))
         modes = self._record(scalars["modes_at"])[1]["modes"]
         casts = scalars.get("autocast", [None] * len(parts))
-        forwards = tuple(
-            Forward(
-                tensors.get(f"rng/{i}"),
-                tensors.get(f"announced/{i}"),
-                casts[i],
-                tuple(modes[i]),
-                _named(tensors, f"forward/{i}/"),
-            )
-            for i in range(len(parts))
-        )
-        return batch, parts, forwards
+        forwards = []
+        for i in range(len(parts)):
+            rng, announced = tensors.get(f"rng/{i}"), tensors.get(f"announced/{i}")
+            buffers = _named(tensors, f"forward/{i}/")
+            forwards.append(Forward(rng, announced, casts[i], tuple(modes[i]), buffers))
+        return batch, parts, tuple(forwards)
 
     def _sides(self, tensors: dict[str, Tensor]) -> Iterator[Side]:
         first = 0
         for name, shape in self.trained.items():
             matrices = [tensors.get(f"{key}/{name}") for key in ("left", "right")]
             if any(matrix is not None for matrix in matrices):
+                both = zip(matrices, shape, strict=True)
                 left, right = (
-                    torch.eye(size, dtype=torch.float64) if matrix is None else matrix.double()
-                    for matrix, size in zip(matrices, shape, strict=True)
+                    torch.eye(n).double() if matrix is None else matrix.double() for matrix, n in both
                 )
                 where = slice(first, first + shape.numel())
                 yield Side(where, shape, left.to(self.device), right.to(self.device))

@@ -73,11 +73,9 @@ class RunWriter:
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Return copies of the buffers that differ from those after the last step."""
-        return {
-            name: _copied(buffer)
-            for name, buffer in self._module.named_buffers()
-            if not torch.equal(as_bytes(buffer), self._buffers[name])
-        }
+        buffers = self._module.named_buffers()
+        changed = {name: b for name, b in buffers if not torch.equal(as_bytes(b), self._buffers[name])}
+        return {name: b.detach().cpu().clone().contiguous() for name, b in changed.items()}
 
     def step(self, made: Mapping[str, Coefficients], parts: list[Part], more: Json) -> None:
         """Write a step, just made."""
@@ -92,12 +90,8 @@ class RunWriter:
                 elif value != getattr(Coefficients, key):
                     scalars[name][key] = float(value)
         more = more | {"coefficients": scalars} | self.passed(tensors, parts)
-        at = {}
-        for name, p in self._trained.items():
-            if self.is_as_it_was(name):
-                at[name] = self._at[name]
-            else:
-                tensors[f"w/{name}"] = p.detach()
+        at = {name: self._at[name] for name in self._trained if self.is_as_it_was(name)}
+        tensors |= {f"w/{name}": p.detach() for name, p in self._trained.items() if name not in at}
         self._log.append(tensors, {"at": at, **more})
         self.steps += 1
         for name, p in self._trained.items():
@@ -109,8 +103,7 @@ class RunWriter:
         more = more | self.passed(tensors, parts)
         self._log.append(tensors, more)
         self.steps += 1
-        for name, p in self._trained.items():
-            self._versions[name] = p._version
+        self._versions = {name: p._version for name, p in self._trained.items()}
 
     def passed(self, tensors: dict[str, Tensor], parts: list[Part]) -> Json:
         """Return which batches were used and how they went forward; add the tensors among it."""
@@ -156,28 +149,20 @@ class RunWriter:
         self._log.close()
 
     def _manifest(self, status: str) -> Json:
-        done = status != "recording"
+        done, parameters = status != "recording", {}
+        for name, p in self._module.named_parameters():
+            dtype = str(p.dtype).removeprefix("torch.")
+            parameters[name] = {"shape": list(p.shape), "dtype": dtype, "trained": name in self._trained}
         return {
             "ntkit": __version__,
             "torch": torch.__version__,
             "status": status,
             "steps": self.steps if done else None,
             "log_bytes": self._log.length if done else None,
-            "parameters": {
-                name: {
-                    "shape": list(p.shape),
-                    "dtype": str(p.dtype).removeprefix("torch."),
-                    "trained": name in self._trained,
-                }
-                for name, p in self._module.named_parameters()
-            },
+            "parameters": parameters,
             "buffers": [name for name, _ in self._module.named_buffers()],
             **self._about,
         }
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone().contiguous()
 
 
 @contextmanager

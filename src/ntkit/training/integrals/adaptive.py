@@ -54,9 +54,8 @@ class _Pieces:
         return _Pieces(**{name: value[index] for name, value in vars(self).items()})
 
     def join(self, other: _Pieces) -> _Pieces:
-        return _Pieces(
-            **{name: torch.cat([value, getattr(other, name)]) for name, value in vars(self).items()}
-        )
+        both = {name: torch.cat([value, getattr(other, name)]) for name, value in vars(self).items()}
+        return _Pieces(**both)
 
 
 def query_rule(along: AlongStep, first: Tensor, last: Tensor, share: float) -> QueryRule:
@@ -127,9 +126,8 @@ def _halved(along: AlongStep, pieces: _Pieces, share: float) -> _Pieces:
         old, rest = pieces.take(split), pieces.take(~split)
         middle = (old.a + old.b) / 2
         f = along.outputs(old.rows, middle)
-        new = _Pieces.new(old.rows, old.a, middle, old.fa, f).join(
-            _Pieces.new(old.rows, middle, old.b, f, old.fb)
-        )
+        new = _Pieces.new(old.rows, old.a, middle, old.fa, f)
+        new = new.join(_Pieces.new(old.rows, middle, old.b, f, old.fb))
         # pieces without a kink are good soon; those with one are only to get short
         pieces = rest.join(_added(along, new, 0.25 * share / counts[new.rows], most=3))
     return pieces
@@ -139,9 +137,7 @@ def _rule(pieces: _Pieces) -> QueryRule:
     rows, s, shares = [], [], []
     for level, size in enumerate(LEVELS):
         of_level = pieces.take(pieces.level == level)
-        nodes, weights = (
-            torch.tensor(v, dtype=of_level.a.dtype, device=of_level.a.device) for v in gauss(size)
-        )
+        nodes, weights = (of_level.a.new_tensor(v) for v in gauss(size))
         way = of_level.b - of_level.a
         rows.append(of_level.rows.repeat_interleave(size))
         s.append((of_level.a[:, None] + way[:, None] * nodes).reshape(-1))

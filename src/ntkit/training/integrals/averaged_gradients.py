@@ -40,12 +40,8 @@ def averaged_together(
     eye = torch.eye(o, dtype=starts.dtype, device=starts.device)
     rows = eye[:, None].expand(o, steps * count * q, o)
     jacobian = structure.at_once(weights, fixed, net.buffers).jacobian(x, None, rows)
-    step, node, query = (
-        v.flatten()
-        for v in torch.meshgrid(
-            *(torch.arange(size, device=starts.device) for size in (steps, count, q)), indexing="ij"
-        )
-    )
+    places = (torch.arange(size, device=starts.device) for size in (steps, count, q))
+    step, node, query = (v.flatten() for v in torch.meshgrid(*places, indexing="ij"))
     write_sums(jacobian, net, shares[node], step * q + query, node, out.flatten(0, 1))
 
 
@@ -56,10 +52,8 @@ def averaged_jacobians(
     n, steps, count = batch_size(x), len(starts), len(rule[0])
     if steps * count * n * net.total > VMAP_LIMIT:
         ways = _summed, _summed_plainly
-        sums = [
-            net.either(*(partial(way, net, *step, rule, x) for way in ways))
-            for step in zip(starts, deltas, strict=True)
-        ]
+        both = zip(starts, deltas, strict=True)
+        sums = [net.either(*(partial(way, net, *step, rule, x) for way in ways)) for step in both]
         return torch.stack(sums) if steps > 1 else sums[0][None]
     nodes, shares = (starts.new_tensor(v) for v in rule)
 

@@ -45,9 +45,8 @@ class Chooser:
         self.share, self.budget = share, budget
         self.level = 1
         rows = batch_size(queries)
-        self.together = max(
-            1, min(32, _BLOCK // (8 * max(net.total, 1)), _BLOCK // max(1, rows * net.total // 8))
-        )
+        by_block = min(_BLOCK // (8 * max(net.total, 1)), _BLOCK // max(1, rows * net.total // 8))
+        self.together = max(1, min(32, by_block))
         much = rows * net.total > _BLOCK // 8
         self._alone = structure is not None and (much or not net.batchable)
 

@@ -72,14 +72,9 @@ class LightningRecorder(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if self._watch is None or not self._watch.watches(trainer.train_dataloader):
             self._watch = SamplerWatch(trainer.train_dataloader)
-        self.run = record(
-            self.folder,
-            network,
-            optimizers[0] if len(optimizers) == 1 else optimizers,
-            train=self.train,
-            scaler=scaler,
-            average=self.average,
-        ).__enter__()
+        optimizer = optimizers[0] if len(optimizers) == 1 else optimizers
+        watched = {"train": self.train, "scaler": scaler, "average": self.average}
+        self.run = record(self.folder, network, optimizer, **watched).__enter__()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int

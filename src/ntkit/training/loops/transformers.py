@@ -147,6 +147,5 @@ def _counts_items(model: nn.Module) -> bool:
 def collated(dataset: Any, collate: Any, label: str = "labels") -> tuple[dict[str, Tensor], Tensor]:
     """Return a whole dataset as `ntkit.account` wants it: named inputs and labels, collated as one batch."""
     batch = dict(collate([dataset[i] for i in range(len(dataset))]))
-    return {name: torch.as_tensor(v) for name, v in batch.items() if name != label}, torch.as_tensor(
-        batch[label]
-    )
+    inputs = {name: torch.as_tensor(v) for name, v in batch.items() if name != label}
+    return inputs, torch.as_tensor(batch[label])

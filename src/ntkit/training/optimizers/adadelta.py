@@ -2,7 +2,7 @@
 
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer, usual
 
 
 @register_optimizer(torch.optim.Adadelta, before=("acc_delta",))
@@ -11,8 +11,4 @@ def adadelta(made: Made) -> Coefficients:
     group, eps = made.group, float(made.group["eps"])
     square = made.state["square_avg"].detach().double()
     steps = torch.zeros_like(square) if made.fresh else made.before["acc_delta"].double()
-    return Coefficients(
-        a=float(group["lr"]) * ((steps + eps) / (square + eps)).sqrt(),
-        decay=float(group["weight_decay"]),
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    return Coefficients(a=float(group["lr"]) * ((steps + eps) / (square + eps)).sqrt(), **usual(group))

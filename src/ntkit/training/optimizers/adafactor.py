@@ -23,8 +23,6 @@ def adafactor(made: Made) -> Coefficients:
         return float(t.double().norm()) / t.numel() ** 0.5
 
     alpha = max(eps2, size(made.weight)) * min(rate, 1 / float(state["step"]) ** 0.5)
-    return Coefficients(
-        a=float(alpha / max(1.0, size(inverse * gradient) / group["d"])) * inverse,
-        d=1 - float(1 - rate * float(group["weight_decay"])),
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    a = float(alpha / max(1.0, size(inverse * gradient) / group["d"])) * inverse
+    d = 1 - float(1 - rate * float(group["weight_decay"]))
+    return Coefficients(a=a, d=d, scale=-1.0 if group["maximize"] else 1.0)

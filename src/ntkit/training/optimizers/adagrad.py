@@ -2,7 +2,7 @@
 
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer, usual
 
 
 @register_optimizer(torch.optim.Adagrad)
@@ -10,8 +10,4 @@ def adagrad(made: Made) -> Coefficients:
     """Write w -= rate / (1 + (t - 1) lr_decay) g / (sqrt(sum) + eps), with the sum as recorded."""
     group, state = made.group, made.state
     rate = float(group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"]))
-    return Coefficients(
-        a=rate / (state["sum"].detach().double().sqrt() + group["eps"]),
-        decay=float(group["weight_decay"]),
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    return Coefficients(a=rate / (state["sum"].detach().double().sqrt() + group["eps"]), **usual(group))

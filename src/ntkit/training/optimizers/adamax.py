@@ -2,7 +2,7 @@
 
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer, usual
 
 
 @register_optimizer(torch.optim.Adamax, buffer="exp_avg")
@@ -11,10 +11,5 @@ def adamax(made: Made) -> Coefficients:
     group, state = made.group, made.state
     beta1 = float(group["betas"][0])
     step = state["step"] if group["capturable"] else float(state["step"])
-    return Coefficients(
-        mu=0.0 if made.fresh else beta1,
-        nu=1 - beta1,
-        b=float(group["lr"] / (1 - beta1**step)) / state["exp_inf"].detach().double(),
-        decay=float(group["weight_decay"]),
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    b = float(group["lr"] / (1 - beta1**step)) / state["exp_inf"].detach().double()
+    return Coefficients(mu=0.0 if made.fresh else beta1, nu=1 - beta1, b=b, **usual(group))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer, usual
 
 
 @register_optimizer(torch.optim.ASGD, before=("eta",))
@@ -11,9 +11,4 @@ def asgd(made: Made) -> Coefficients:
     group, state = made.group, made.state
     first = torch.tensor(float(group["lr"]), dtype=state["eta"].dtype)
     eta = float(first if made.fresh else made.before["eta"])
-    return Coefficients(
-        a=eta,
-        d=float(group["lambd"]) * eta,
-        decay=float(group["weight_decay"]),
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    return Coefficients(a=eta, d=float(group["lambd"]) * eta, **usual(group))

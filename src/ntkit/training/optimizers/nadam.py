@@ -2,6 +2,7 @@
 
 import torch
 
+from ntkit.training.optimizers.adam import momentum_and_decay
 from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
 
 
@@ -12,19 +13,12 @@ def nadam(made: Made) -> Coefficients:
     w -= rate ((1 - mu_t) / (1 - p_t) g + mu_{t+1} / (1 - p_t mu_{t+1}) m) / den
     """
     group, state = made.group, made.state
-    rate, (beta1, beta2), decay = group["lr"], group["betas"], float(group["weight_decay"])
+    rate, (beta1, beta2) = group["lr"], group["betas"]
     step, product = state["step"], state["mu_product"]
     if not group["capturable"]:  # else all in the precision of these tensors
         step, product = float(step), float(product)
     now, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
     divisor = state["exp_avg_sq"].detach().double().div(float(1 - beta2**step)).sqrt() + group["eps"]
-    decoupled = bool(group["decoupled_weight_decay"])
-    return Coefficients(
-        mu=0.0 if made.fresh else float(beta1),
-        nu=1 - float(beta1),
-        a=float(rate * (1 - now) / (1 - product)) / divisor,
-        b=float(rate * ahead / (1 - product * ahead)) / divisor,
-        d=1 - float(1 - rate * decay) if decoupled else 0.0,
-        decay=0.0 if decoupled else decay,
-        scale=-1.0 if group["maximize"] else 1.0,
-    )
+    a = float(rate * (1 - now) / (1 - product)) / divisor
+    b = float(rate * ahead / (1 - product * ahead)) / divisor
+    return Coefficients(a=a, b=b, **momentum_and_decay(made, beta1, rate, group["decoupled_weight_decay"]))

@@ -187,6 +187,11 @@ def register_optimizer(
     return register
 
 
+def usual(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the coefficients that most optimizers of torch share: L2 decay, and the sign of ``maximize``."""
+    return {"decay": float(group["weight_decay"]), "scale": -1.0 if group["maximize"] else 1.0}
+
+
 def of_torch(*names: str) -> tuple[type, ...]:
     """Return the optimizers of these names that the installed torch has."""
     return tuple(getattr(torch.optim, name) for name in names if hasattr(torch.optim, name))

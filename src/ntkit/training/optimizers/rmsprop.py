@@ -1,10 +1,8 @@
 """RMSprop: the gradient divided by its root mean square or standard deviation, then momentum."""
 
-from typing import Any
-
 import torch
 
-from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer
+from ntkit.training.optimizers.registry import Coefficients, Made, register_optimizer, usual
 
 
 @register_optimizer(torch.optim.RMSprop, buffer="momentum_buffer")
@@ -16,10 +14,6 @@ def rmsprop(made: Made) -> Coefficients:
         square = square.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
     inverse = 1 / (square.sqrt().double() + group["eps"])
     rate, momentum = float(group["lr"]), float(group["momentum"])
-    shared: dict[str, Any] = {
-        "decay": float(group["weight_decay"]),
-        "scale": -1.0 if group["maximize"] else 1.0,
-    }
     if momentum == 0:
-        return Coefficients(a=rate * inverse, **shared)
-    return Coefficients(mu=0.0 if made.fresh else momentum, nu=inverse, b=rate, **shared)
+        return Coefficients(a=rate * inverse, **usual(group))
+    return Coefficients(mu=0.0 if made.fresh else momentum, nu=inverse, b=rate, **usual(group))

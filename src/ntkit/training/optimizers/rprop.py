@@ -10,7 +10,5 @@ def rprop(made: Made) -> Coefficients:
     """Write w -= size sign(g) as size / abs(g) g; a gradient that turned round moves nothing."""
     used = made.state["prev"].detach().double().abs()
     size = made.state["step_size"].detach().double()
-    return Coefficients(
-        a=torch.where(used > 0, size / used, 0.0),
-        scale=-1.0 if made.group["maximize"] else 1.0,
-    )
+    scale = -1.0 if made.group["maximize"] else 1.0
+    return Coefficients(a=torch.where(used > 0, size / used, 0.0), scale=scale)

@@ -35,16 +35,11 @@ class Stepping:
         states = {name: self._state(p) for name, p in self._trained.items()}
         self._fresh = {name: all(v is None for v in state.values()) for name, state in states.items()}
         scale = getattr(self._optimizer, "grad_scale", None)  # set by a GradScaler for fused optimizers
-        self._given = {
-            name: p.grad.detach() / scale if scale is not None else p.grad.detach().clone()
-            for name, p in self._trained.items()
-            if p.grad is not None
-        }
+        given = {name: p.grad.detach() for name, p in self._trained.items() if p.grad is not None}
+        self._given = {name: g.clone() if scale is None else g / scale for name, g in given.items()}
         self._factors = {name: gradients.factor(name, g) for name, g in self._given.items()}
-        self._noted = {
-            name: {k: state[k].detach().clone() for k in self._description.before if k in state}
-            for name, state in states.items()
-        }
+        before = self._description.before
+        self._noted = {n: {k: s[k].detach().clone() for k in before if k in s} for n, s in states.items()}
 
     def after(self, weight: Callable[[str], Tensor]) -> dict[str, Coefficients]:
         """Return the coefficients of the step by parameter; ``weight`` gives those before it."""

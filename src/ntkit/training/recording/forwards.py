@@ -64,11 +64,8 @@ class ForwardWatch:
         if self._announced is not None and not torch.equal(self._announced, began):
             forward.announced = self._announced
         kind = self._device.type
-        forward.autocast = (
-            str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
-            if torch.is_autocast_enabled(kind)
-            else None
-        )
+        dtype = str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+        forward.autocast = dtype if torch.is_autocast_enabled(kind) else None
 
     def _modes(self) -> tuple[str, ...]:
         return tuple(name for name, m in self._module.named_modules() if m.training)

@@ -138,11 +138,8 @@ class Gradients:
 
         A GradScaler unscales without a trace, so with one the answer is no.
         """
-        return (
-            self._scaler is None
-            and name in self._left
-            and self._versions[name] == (id(gradient), gradient._version)
-        )
+        same = name in self._left and self._versions[name] == (id(gradient), gradient._version)
+        return self._scaler is None and same
 
     def parts(self) -> list[Part]:
         """Return the batches whose gradients the coming step uses."""

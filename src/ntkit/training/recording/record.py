@@ -138,9 +138,8 @@ class Recording:
         self._net = network(self._module)
         self._names = {id(p): name for name, p in self._module.named_parameters()}
         self._trained = trained_parameters(self._optimizers, self._names)
-        self._stepping = {
-            id(o): Stepping(o, d, self._trained) for o, d in zip(self._optimizers, described, strict=True)
-        }
+        both = zip(self._optimizers, described, strict=True)
+        self._stepping = {id(o): Stepping(o, d, self._trained) for o, d in both}
         self._samples, self._hash = self._read(train)
         self._average = None if average is None else AverageWatch(average, self._module, self._trained)
         if lookahead is not None and every > 1:
@@ -192,14 +191,8 @@ class Recording:
         }
         self._made: dict[str, Coefficients] = {}
         self._stepped: set[int] = set()  # those of the optimizers that made their part of the present step
-        self._hooks = [
-            hook
-            for o in self._optimizers
-            for hook in (
-                o.register_step_pre_hook(timed(self._before)),
-                o.register_step_post_hook(timed(self._after)),
-            )
-        ]
+        self._hooks = [o.register_step_pre_hook(timed(self._before)) for o in self._optimizers]
+        self._hooks += [o.register_step_post_hook(timed(self._after)) for o in self._optimizers]
         return self
 
     def __exit__(

@@ -27,9 +27,8 @@ class AverageWatch:
             )
         inner = getattr(inner, "_orig_mod", inner)
         averaged, wanted = dict(inner.named_parameters()), dict(model.named_parameters())
-        differ = [
-            n for n in {**wanted, **averaged} if getattr(averaged.get(n), "shape", 0) != _shape(wanted.get(n))
-        ]
+        names = {**wanted, **averaged}
+        differ = [n for n in names if getattr(averaged.get(n), "shape", 0) != _shape(wanted.get(n))]
         if differ:
             raise BadValueError(
                 f"`average` has other parameters than the model ({', '.join(differ[:3])}); give the average "

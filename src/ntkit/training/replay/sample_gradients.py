@@ -48,9 +48,8 @@ class Samples:
         for index in torch.arange(len(part.batch), device=c.device).split(size):
             some, slopes = take(x, index), c[index]
             if structure is None:
-                gradients = net.sample_gradients(
-                    w[None], pytree.tree_map(lambda t: t[None], some), slopes[None]
-                )[0]
+                single = pytree.tree_map(lambda t: t[None], some)
+                gradients = net.sample_gradients(w[None], single, slopes[None])[0]
                 yield part.batch[index], lambda a, g=gradients: a @ g.T
             else:
                 weights = net.unflatten(w)

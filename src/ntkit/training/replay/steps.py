@@ -50,11 +50,8 @@ class Replay:
         same = run.dtype == torch.float64
         self.native = self.net if same else FlatNetwork(model, run, run.dtype)
         self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, run.dtype)
-        self._norms = {
-            name
-            for name, m in self.net.module.named_modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        }
+        norm = nn.modules.batchnorm._BatchNorm
+        self._norms = {name for name, m in self.net.module.named_modules() if isinstance(m, norm)}
 
     def parts(self, step: Step) -> Iterator[ReplayedBatch]:
         """Yield the batches of a step, their data in the dtype of the training."""
