@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ntkit.errors import BadValueError
 
-LADDER = tuple(
-    10.0**k for k in range(-13, -5)
-)  # of the mean diagonal; float32 kernels need their own rounding
+LADDER = tuple(10.0**k for k in range(-13, -5))  # of the mean diagonal; float32 needs its own rounding
 SMALL = 64  # rows up to which all eigenvalues cost nothing
 
 
@@ -125,9 +123,8 @@ def cholesky(matrix: Tensor, shift: float = 0.0, what: str = "kernel matrix") ->
         factor = _factor(work)
         del work
         # a pivot that is rounding only would pass as positive, and its solution would be noise
-        if factor is not None and float(factor.diagonal().min()) ** 2 > torch.finfo(
-            torch.float64
-        ).eps * float(diagonal.max()):
+        rounding = torch.finfo(torch.float64).eps * float(diagonal.max())
+        if factor is not None and float(factor.diagonal().min()) ** 2 > rounding:
             if jitter:
                 warnings.warn(
                     f"The {what} is singular to rounding: {jitter:.1e} ({relative:.0e} of its mean "

@@ -13,9 +13,7 @@ from torch import Tensor
 from ntkit.compute.matrix import Matrix
 from ntkit.errors import BadValueError
 
-ROUNDING = (
-    50  # units of rounding of the largest eigenvalue, times sqrt(n), that a zero eigenvalue may be off by
-)
+ROUNDING = 50  # units of the largest eigenvalue's rounding, times sqrt(n), that a zero one may be off by
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     n = matrix.n
     if not 0 < k < n:
-        raise BadValueError(
-            f"k={k}; Lanczos gives between 1 and {n - 1} eigenvalues of {n}. Take all by eigh."
-        )
+        raise BadValueError(f"k={k}; Lanczos gives 1 to {n - 1} eigenvalues of {n}. Take all by eigh.")
     like = matrix.diag()
 
     def product(v: np.ndarray) -> np.ndarray:

@@ -32,11 +32,7 @@ class Digits:
 
 
 def digits(
-    samples: int | None = None,
-    *,
-    held_out: int = 450,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
+    samples: int | None = None, *, held_out: int = 450, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Digits:
     """Return real handwritten digits, split with every class in its proportion.
 
@@ -65,9 +61,7 @@ def digits(
     pixels, labels = load_digits(return_X_y=True)
     least, total = len(CLASSES), len(labels)
     if not least <= held_out <= total - least:
-        raise BadValueError(
-            f"held_out is {held_out}; expected {least} to {total - least} of the {total} digits."
-        )
+        raise BadValueError(f"held_out is {held_out}; expected {least} to {total - least} of {total} digits.")
     most = total - held_out
     if samples is not None and not least <= samples <= most:
         raise BadValueError(

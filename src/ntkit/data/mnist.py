@@ -92,14 +92,9 @@ def fashion_mnist(
 def _drawn(arrays: dict, samples: int | None, held_out: int | None, seed: int, dtype: torch.dtype) -> Digits:
     train = _draw(len(arrays["y_train"]), samples, seed, "samples")
     test = _draw(len(arrays["y_test"]), held_out, seed, "held_out")
-    return Digits(
-        _pictures(arrays["x_train"], train, dtype),
-        _labels(arrays["y_train"], train),
-        _pictures(arrays["x_test"], test, dtype),
-        _labels(arrays["y_test"], test),
-        torch.tensor(train),
-        torch.tensor(test),
-    )
+    train_x, test_x = (_pictures(arrays[f"x_{k}"], i, dtype) for k, i in (("train", train), ("test", test)))
+    train_y, test_y = (_labels(arrays[f"y_{k}"], i) for k, i in (("train", train), ("test", test)))
+    return Digits(train_x, train_y, test_x, test_y, torch.tensor(train), torch.tensor(test))
 
 
 def _draw(total: int, count: int | None, seed: int, name: str) -> np.ndarray:

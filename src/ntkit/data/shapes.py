@@ -181,9 +181,8 @@ def _several(draw: np.random.Generator, size: int) -> np.ndarray:
     drawn = np.zeros((size, size), bool)
     for row in (0, 1):
         for column in (0, 1):
-            drawn[row * half : (row + 1) * half, column * half : (column + 1) * half] = _branched(
-                draw, half, 0.2
-            )
+            quarter = np.s_[row * half : (row + 1) * half, column * half : (column + 1) * half]
+            drawn[quarter] = _branched(draw, half, 0.2)
     return drawn
 
 

@@ -106,10 +106,8 @@ class Limit:
         return lines[name]
 
     def __repr__(self) -> str:
-        rows = [
-            f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)",
-            str(self.program),
-        ]
+        head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
+        rows = [head, str(self.program)]
         if self.numerics.error:
             rows.append(
                 f"note: sampled at {self.numerics.count} points, standard error up to "
@@ -213,10 +211,8 @@ class LimitKernel(Kernel):
 
     def __repr__(self) -> str:
         line = f" of line {self.line}" if self.line else ""
-        return (
-            f"LimitKernel({self.kind}{line} of {type(self.model).__name__}, "
-            f"{self.get_params()['parameterization']} parameterization)"
-        )
+        laws = f"{self.get_params()['parameterization']} parameterization"
+        return f"LimitKernel({self.kind}{line} of {type(self.model).__name__}, {laws})"
 
 
 def infinite_width(

@@ -34,12 +34,10 @@ class Estimate:
     def __repr__(self) -> str:
         """Show the number of draws, and how far the means may be off."""
         n1, n2 = self.nngp.shape
+        kernels = (("nngp", self.nngp, self.nngp_error), ("ntk", self.ntk, self.ntk_error))
         errors = [
             f"{name} up to {mean.abs().max().item():.4g}, standard error up to {error.max().item():.1e}"
-            for name, mean, error in (
-                ("nngp", self.nngp, self.nngp_error),
-                ("ntk", self.ntk, self.ntk_error),
-            )
+            for name, mean, error in kernels
         ]
         return f"Estimate from {self.samples} draws, {n1} x {n2} pairs: {'; '.join(errors)}"
 
@@ -108,9 +106,7 @@ def monte_carlo(
     tensor(True)
     """
     if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 2:
-        raise BadValueError(
-            f"samples={samples!r}; a standard error takes a whole number of draws, at least 2."
-        )
+        raise BadValueError(f"samples={samples!r}; standard errors take a whole number of draws, at least 2.")
     if parameterization not in ("ntk", "standard"):
         raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
     if not isinstance(model, nn.Module):

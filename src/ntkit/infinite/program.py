@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
@@ -29,7 +29,6 @@ from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     views,
 )
 from ntkit.infinite.moments.expression import walk
-from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Gain, Line, Vector, behind
 from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
@@ -110,18 +109,14 @@ def _inputs(net: Network, graph: Graph, example: Batch, reading: Reading) -> dic
         else:
             env[node] = Known(leaves[place], _leaf(place, tuple(leaves[place].shape)))
             sizes = "x".join(map(str, leaves[place].shape[1:])) or "one number"
-            reading.lines.append(
-                Entry(f"x{place + 1}" if len(leaves) > 1 else "x", "Input", f"data ({sizes})", "")
-            )
+            line = f"x{place + 1}" if len(leaves) > 1 else "x"
+            reading.lines.append(Entry(line, "Input", f"data ({sizes})", ""))
             place += 1
     return env
 
 
 def _leaf(place: int, shape: tuple[int, ...]) -> Coefficient:
-    def of(side: SideValues) -> Tensor:
-        return pytree.tree_leaves(side.x)[place].unsqueeze(1)
-
-    return Coefficient(shape, of)
+    return Coefficient(shape, lambda side: pytree.tree_leaves(side.x)[place].unsqueeze(1))
 
 
 def _operation(reading: Reading, op: Operation, args: tuple, kwargs: dict) -> object:
@@ -151,9 +146,8 @@ def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> obje
     """Return what a rule makes of an operation; an error in it is told with the rule's name."""
 
     def refuse(what: str) -> NtkitError:
-        return reading.unknown(
-            f"{_derived(args)} The rule {what}; mend it, or leave such arguments out.".strip()
-        )
+        rest = f"The rule {what}; mend it, or leave such arguments out."
+        return reading.unknown(f"{_derived(args)} {rest}".strip())
 
     with named(rule, refuse) as name:
         result = rule(reading, *args, **kwargs)

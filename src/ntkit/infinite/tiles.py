@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
@@ -95,10 +94,8 @@ class Tiles:
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
         blocks = tuple(_room(n1, n2, self.numerics) for _ in range(1 if last else 1 + ntk))
-        corners = [
-            (i, j) for i in range(0, n1, rows) for j in range(0, n2, columns) if i <= j or not symmetric
-        ]
-
+        every = ((i, j) for i in range(0, n1, rows) for j in range(0, n2, columns))
+        corners = [(i, j) for i, j in every if i <= j or not symmetric]
         sides = _Sides(self.numerics, self.budget // 4)
 
         def fill(corner: Corner, compiled: Tile | None = None) -> None:
@@ -146,10 +143,8 @@ class Tiles:
         n = batch_size(x)
         with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
-            parts = [
-                kernels(PairSide(take(x, slice(i, i + rows)), self.numerics).itself, self.value, ntk)
-                for i in range(0, n, rows)
-            ]
+            sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))
+            parts = [kernels(side.itself, self.value, ntk) for side in sides]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def bytes(self, x: Batch, ntk: bool) -> tuple[int, int]:
@@ -182,10 +177,7 @@ class Tiles:
                 pairs = Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk)
                 return kernels(pairs, self.value, ntk)[-1 if last else 0 :]
 
-            example = [
-                pytree.tree_map(lambda t, n=n: t.expand(n, *t.shape[1:]).contiguous(), x)
-                for n in (rows, columns)
-            ]
+            example = [take(x, torch.zeros(n, dtype=torch.long)) for n in (rows, columns)]
             with torch.no_grad():
                 graph = make_fx(tile)(*example)
                 if all(node.target is not _PAD for node in graph.graph.nodes):
@@ -195,9 +187,8 @@ class Tiles:
                     compiled = torch.compile(graph, dynamic=False, options=FUSION)
                     compiled(*example)
             except (RuntimeError, OSError, ImportError) as error:  # no compiler, or one that fails
-                warnings.warn(
-                    f"torch.compile failed; ntkit continues without it: {error}", RuntimeWarning, stacklevel=2
-                )
+                text = f"torch.compile failed; ntkit continues without it: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
                 self.plain = False
                 return None
             self._compiled[key] = compiled

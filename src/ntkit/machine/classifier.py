@@ -200,13 +200,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             )
         matrix = kernel.gram.to("cpu", self.precision_).numpy()
         if self.early_stopping:
-            flow = GradientFlow(
-                "precomputed",
-                loss=self.loss,
-                early_stopping="validation",
-                validation_fraction=self.validation_fraction,
-                random_state=self.random_state,
-            ).fit(matrix, target)
+            flow = GradientFlow("precomputed", loss=self.loss, early_stopping="validation")
+            flow.set_params(validation_fraction=self.validation_fraction, random_state=self.random_state)
+            flow.fit(matrix, target)
             self.dual_coef_, self.t_ = flow.dual_coef_, flow.t_
             self.solver_, self.solver_reason_ = "flow", f"early stopping at t = {flow.t_:.3g}"
             return

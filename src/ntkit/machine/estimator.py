@@ -141,9 +141,8 @@ class Rebuilt:
 
     def again(self) -> Kernel | Limit:
         """Return the kernel or limit again."""
-        return self.maker(
-            **{k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
-        )
+        arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
+        return self.maker(**arguments)
 
 
 def is_size(value: object) -> bool:

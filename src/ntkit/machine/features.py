@@ -189,7 +189,6 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             features = NTKFeatures(d, m, self.depth, self.sigma_w, self.sigma_b, self.draw, self.seed)
             return nn.Sequential(features)
         if self.kind in FOURIER:
-            return fourier(
-                frequencies(self.kind, d, m // 2, self.draw, self.seed, self.nu) / self.lengthscale
-            )
+            w = frequencies(self.kind, d, m // 2, self.draw, self.seed, self.nu)
+            return fourier(w / self.lengthscale)
         return arc_cosine(frequencies("gaussian", d, m, self.draw, self.seed), int(self.kind[-1]))

@@ -176,9 +176,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
         if self._started != (f0 is not None):
-            raise BadValueError(
-                "Give f0 both to fit and to predict: the start on training samples and queries."
-            )
+            raise BadValueError("Give f0 to fit and to predict: the start on training samples and queries.")
         x = self._queries(X)
         if t is None:
             t = self.t_
@@ -209,18 +207,11 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         times = _times(t)
         values = self._spectrum.values.flip(0)
         parts = (self._spectrum.vectors.T @ (self._y - self._f0)).flip(0)
-        left = torch.stack(
-            [1 - values * self._trajectory.filter(values, float(time), len(values)) for time in times]
-        )
+        n = len(parts)
+        left = torch.stack([1 - values * self._trajectory.filter(values, float(time), n) for time in times])
         loss = torch.stack([(factor[:, None] * parts).square().sum() for factor in left])
-        n, numpy = len(parts), lambda a: a.cpu().numpy()
-        return LearningCurve(
-            times,
-            numpy(values) / n,
-            numpy(parts).reshape(n, *self._shape),
-            numpy(left),
-            numpy(loss) / (2 * n),
-        )
+        tensors = values / n, parts.reshape(n, *self._shape), left, loss / (2 * n)
+        return LearningCurve(times, *(t.cpu().numpy() for t in tensors))
 
     @property
     def min_eigenvalue_(self) -> float:
@@ -276,16 +267,14 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
             held_out = self.validation_fraction, self.random_state
             errors = stopping.validation(self._trajectory, training, times, *held_out)
         else:
-            raise BadValueError(
-                f"early_stopping={self.early_stopping!r}; expected None, 'validation' or 'loo'."
-            )
+            raise BadValueError(f"early_stopping={self.early_stopping!r}; give None, 'validation' or 'loo'.")
         self.stopping_times_, self.stopping_errors_ = times, errors
         return float(times[int(np.argmin(errors))]) if largest > 0 else 0.0
 
     def _closed(self) -> None:
         if self.loss != "squared":
             raise BadValueError(
-                f"Only the squared loss has a closed form in the eigenbasis, not {self.loss!r}."
+                f"Only the squared loss has a closed form in eigenvectors, not {self.loss!r}."
             )
 
     def _prior(self) -> Kernel:
@@ -310,9 +299,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if self._started:
             raise BadValueError("With f0 given there is one network, not an ensemble with a spread.")
         prior = self._prior()
-        a = self._spectrum.apply(
-            self._trajectory.filter(self._spectrum.values, t, len(self._y)), self._block(self.X_fit_, X)
-        ).T
+        filtered = self._trajectory.filter(self._spectrum.values, t, len(self._y))
+        a = self._spectrum.apply(filtered, self._block(self.X_fit_, X)).T
         train, cross = checked(prior(self.X_fit_)).to(a), checked(prior(X, self.X_fit_)).to(a)
         if full:
             cov = checked(prior(X)).to(a) + a @ train @ a.T - a @ cross.T - cross @ a.T

@@ -207,19 +207,14 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         def loss(logs: np.ndarray) -> float:
             whole = spectrum(checked(kernel(logs)(self.X_fit_)))
             at = y.to(whole.values)
-            return -(
-                best_noise(whole, at)[1] if self.noise == "ml" else evidence(whole, at, float(self.noise))
+            return (
+                -best_noise(whole, at)[1] if self.noise == "ml" else -evidence(whole, at, float(self.noise))
             )
 
         reach = np.log(REACH)
-        minimum = minimize(
-            loss,
-            start,
-            method="Nelder-Mead",
-            bounds=[(s - reach, s + reach) for s in start],
-            options={"xatol": 1e-2, "fatol": 1e-2 * max(1, y.shape[0] / 100)},
-        )
-        return kernel(minimum.x)
+        bounds = [(s - reach, s + reach) for s in start]
+        options = {"xatol": 1e-2, "fatol": 1e-2 * max(1, y.shape[0] / 100)}
+        return kernel(minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options).x)
 
 
 def evidence(whole: Spectrum, y: Tensor, noise: float) -> float:

@@ -102,9 +102,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         weights = self._weights(sample_weight, x)
         self._kept = np.arange(len(x)) if weights is None else np.flatnonzero(weights)
         self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
-        self.solver_, self.solver_reason_ = choose(
-            self.solver, len(self._kept), parse_memory(self.memory), self._reason()
-        )
+        budget = parse_memory(self.memory)
+        self.solver_, self.solver_reason_ = choose(self.solver, len(self._kept), budget, self._reason())
         if chosen and self.solver_ != "eigen":
             raise BadValueError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
         dense = None

@@ -58,9 +58,7 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     """Return the penalty of least leave-one-out or GCV error: the best of a grid, refined."""
     scale = float(whole.values.mean())
     if scale == 0:
-        raise BadValueError(
-            "The kernel matrix is zero: no penalty is better than another. Give another kernel."
-        )
+        raise BadValueError("The kernel matrix is zero: all penalties are alike. Give another kernel.")
     which = {"loo": 1, "gcv": 2}[score]
 
     def error(log: float) -> float:
@@ -72,9 +70,8 @@ def best_alpha(whole: Spectrum, y: Tensor, score: str) -> float:
     best = int(np.flatnonzero(values <= values.min() * (1 + 1e-9) + 1e-300)[-1])
     if best in (0, len(grid) - 1):
         return float(scale * np.exp(grid[best]))
-    minimum: Any = minimize_scalar(
-        error, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-3}
-    )
+    bounds = (grid[best - 1], grid[best + 1])
+    minimum: Any = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-3})
     return float(scale * np.exp(minimum.x if minimum.fun <= values[best] else grid[best]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -17,9 +18,8 @@ from ntkit.report.page import TERMS, Page, Push, PushSide, Query, render
 from ntkit.training.accounts.result import Account
 
 Labels = Tensor | np.ndarray | Sequence[object] | None  # one for each sample
-Pictures = (
-    Tensor | np.ndarray | Sequence[object] | tuple[Tensor, ...] | dict[str, Tensor] | None
-)  # the inputs
+Pictures = Tensor | np.ndarray | Sequence[object] | tuple[Tensor, ...] | dict[str, Tensor] | None  # inputs
+POINTS = 200  # of the way of a prediction through training
 
 
 class PageOptions(TypedDict, total=False):
@@ -149,16 +149,15 @@ def account_page(
         if values is not None and len(values) != count:
             raise BadValueError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
     outputs = [str(i) for i in range(o)] if classes is None else list(map(str, classes))
-    samples = _Samples(labels, outputs if o > 1 else None, train, names, picture)
-    asked = _Samples(truth, outputs if o > 1 else None, queries, query_names, picture)
+    known = outputs if o > 1 else None
+    samples = _Samples(_plain(labels), known, train, names, picture)
+    asked = _Samples(_plain(truth), known, queries, query_names, picture)
+    words = [None] * q if verdicts is None else verdicts
     return Page(
         title=title,
         lead=lead,
         facts=tuple(facts),
-        queries=tuple(
-            _query(account, i, outputs, samples, asked, None if verdicts is None else verdicts[i], shown)
-            for i in range(q)
-        ),
+        queries=tuple(_query(account, i, outputs, samples, asked, words[i], shown) for i in range(q)),
         residual=float(account.residual.abs().max()),
         relative_residual=account.relative_residual,
         tolerance=account.tol,
@@ -168,19 +167,15 @@ def account_page(
     )
 
 
+@dataclass(frozen=True)
 class _Samples:
     """What is known of some samples: labels, names, pictures."""
 
-    def __init__(
-        self,
-        labels: Labels,
-        classes: Sequence[str] | None,
-        inputs: Pictures,
-        names: Sequence[str] | None,
-        picture: tuple[int, ...] | None,
-    ) -> None:
-        self.labels = None if labels is None else _plain(labels)
-        self.classes, self.inputs, self.names, self.shape = classes, inputs, names, picture
+    labels: list[Any] | None
+    classes: Sequence[str] | None
+    inputs: Pictures
+    names: Sequence[str] | None
+    shape: tuple[int, ...] | None
 
     def name(self, i: int, kind: str) -> str:
         return f"{kind} {i}" if self.names is None else str(self.names[i])
@@ -208,7 +203,9 @@ class _Samples:
         return (x if within else (x - low) / max(high - low, 1e-12)).numpy()
 
 
-def _plain(labels: Tensor | np.ndarray | Sequence[object]) -> list[Any]:
+def _plain(labels: Labels) -> list[Any] | None:
+    if labels is None:
+        return None
     values = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
     return [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
 
@@ -216,7 +213,7 @@ def _plain(labels: Tensor | np.ndarray | Sequence[object]) -> list[Any]:
 def _query(
     a: Account,
     i: int,
-    outputs: Sequence[str],
+    outputs: list[str],
     samples: _Samples,
     asked: _Samples,
     verdict: str | None,
@@ -233,20 +230,14 @@ def _query(
     def side(sign: int) -> PushSide:
         (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
         strongest = where[(-sign * pushes[where]).argsort(stable=True)][:shown].tolist()
-        return PushSide(
-            tuple(
-                Push(
-                    name=samples.name(k, "sample"),
-                    label=samples.label(k),
-                    contribution=float(pushes[k]),
-                    picture=samples.picture(k),
-                )
-                for k in strongest
-            ),
-            total=float(pushes[where].sum()),
-            count=len(where),
-        )
+        pushed = [
+            Push(samples.name(k, "sample"), samples.label(k), float(pushes[k]), samples.picture(k))
+            for k in strongest
+        ]
+        return PushSide(tuple(pushed), total=float(pushes[where].sum()), count=len(where))
 
+    running = torch.cat([a.initial[i, output, None], a.by_step[i, output]]).cumsum(0)
+    seen = torch.linspace(0, len(running) - 1, min(POINTS, len(running))).round().long()
     truth = asked.label(i)
     if verdict is None:
         verdict = ("right" if truth == outputs[output] else "wrong") if truth and several else ""
@@ -266,12 +257,5 @@ def _query(
         probabilities=tuple(zip(outputs, logits.softmax(0).tolist(), strict=True)) if several else (),
         by_label=tuple(by_label.items()) if len(by_label) <= 20 else (),
         picture=asked.picture(i),
-        over_time=tuple(float(v) for v in _running(a, i, output)),
+        over_time=tuple(running[seen].tolist()),
     )
-
-
-def _running(a: Account, i: int, output: int, points: int = 200) -> Tensor:
-    """Return the running sum of the contributions over the steps, at so many of them."""
-    total = torch.cat([a.initial[i, output, None], a.by_step[i, output]]).cumsum(0)
-    where = torch.linspace(0, len(total) - 1, min(points, len(total))).round().long()
-    return total[where]

@@ -37,9 +37,8 @@ def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int |
     moved = np.concatenate([[0.0], np.cumsum(np.asarray(account.over_time(query, output)))])
     ax.plot(float(account.initial[query, output]) + moved, color=BLUE, lw=1.6)
     ax.axhline(float(account.prediction[query, output]), color=INK, ls=":", lw=1)
-    ax.set(
-        xlabel="step", ylabel="initial + contributions until then", title=f"query {query}, output {output}"
-    )
+    ax.set(xlabel="step", ylabel="initial + contributions until then")
+    ax.set(title=f"query {query}, output {output}")
     plain_axes(ax)
     return ax
 

@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ntkit.errors import NtkitError
-from ntkit.files import write_atomically
+from ntkit.files import Json, write_atomically
 
 MARKER = "result.json"
 
@@ -83,17 +83,23 @@ def _swap(part: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def read_record(folder: Path, kind: str) -> Json | None:
+    """Return what the ``result.json`` of a folder says, None where it is not an output of this kind."""
+    try:
+        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("kind") == kind else None
+
+
 def _refuse_foreign(target: Path, kind: str) -> None:
     """Refuse to replace a file, or a folder that holds anything but an earlier result."""
     if not os.path.lexists(target):
         return
-    try:
+    with suppress(OSError):
         if target.is_dir() and not any(target.iterdir()):
             return
-        record = json.loads((target / MARKER).read_text(encoding="utf-8")) if target.is_dir() else None
-    except (OSError, ValueError):
-        record = None
-    if not isinstance(record, dict) or record.get("kind") != kind:
+    if read_record(target, kind) is None:
         raise NtkitError(
             f"{target} exists and is not an earlier output of {kind!r}, so it is not replaced. Choose "
             f"another folder, or remove this one yourself."

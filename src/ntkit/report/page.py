@@ -111,13 +111,10 @@ def render(page: Page) -> str:
         figures["curve"] = inline_svg(plots.learning_curve(page.curves), "curve")
     if page.kernels is not None:
         k = page.kernels
-        figures["kernels"] = inline_svg(
-            plots.kernel_pair(k.before, k.after, k.labels, unit="cosine of the tangent kernel"), "kernels"
-        )
-        figures["spectra"] = inline_svg(
-            plots.spectra({"before training": k.spectrum_before, "after training": k.spectrum_after}),
-            "spectra",
-        )
+        pair = plots.kernel_pair(k.before, k.after, k.labels, unit="cosine of the tangent kernel")
+        spectra = {"before training": k.spectrum_before, "after training": k.spectrum_after}
+        figures["kernels"] = inline_svg(pair, "kernels")
+        figures["spectra"] = inline_svg(plots.spectra(spectra), "spectra")
     return environment().get_template("page.html.jinja").render(page=page, figures=figures, terms=TERMS)
 
 

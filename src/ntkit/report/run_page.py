@@ -13,7 +13,7 @@ from torch import nn
 
 from ntkit.errors import BadTypeError, BadValueError
 from ntkit.network import Batch, batch_size, take
-from ntkit.report.account_page import explain
+from ntkit.report.account_page import PageOptions, explain
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.result import Account
 from ntkit.training.integrals.quadrature import Nodes
@@ -63,17 +63,10 @@ def explain_run(
     train: Any = _call(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
-    x, truth, names = _queries(queries, (train[0], train[1]))
+    pair = train[0], train[1]
+    x, truth, names = _queries(queries, pair)
     a = account(
-        folder,
-        network,
-        _loss(loss),
-        train=(train[0], train[1]),
-        queries=x,
-        tol=tol,
-        nodes=nodes,
-        memory=memory,
-        jobs=jobs,
+        folder, network, _loss(loss), train=pair, queries=x, tol=tol, nodes=nodes, memory=memory, jobs=jobs
     )
     facts = (
         ("run", str(folder)),
@@ -88,18 +81,9 @@ def explain_run(
         f"The training recorded in {folder} was taken apart: each prediction below is the sum of what every "
         f"single training sample added to it."
     )
-    page = explain(
-        a,
-        out,
-        labels=labels,
-        train=train[0],
-        queries=x,
-        truth=truth,
-        query_names=names,
-        facts=facts,
-        lead=lead,
-    )
-    return a, page
+    options: PageOptions = {"labels": labels, "train": train[0], "facts": facts, "lead": lead}
+    options |= {"queries": x, "truth": truth, "query_names": names}
+    return a, explain(a, out, **options)
 
 
 def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, list[str] | None]:
@@ -108,9 +92,7 @@ def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, li
         index = torch.tensor([int(part) for part in text.split(",")])
         n = batch_size(train[0])
         if int(index.max()) >= n:
-            raise BadValueError(
-                f"--queries {text} names sample {int(index.max())}; the data has {n}, from 0 on."
-            )
+            raise BadValueError(f"--queries {text} names sample {int(index.max())} of {n}, counted from 0.")
         y = train[1]
         labels = y[index] if isinstance(y, torch.Tensor) and y.numel() == len(y) else None
         return take(train[0], index), labels, [f"training sample {i}" for i in index.tolist()]

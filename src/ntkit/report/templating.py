@@ -12,21 +12,10 @@ from ntkit.display.numbers import number, percent, picture, plain, polyline, sho
 @cache
 def environment() -> Environment:
     """Return the templates with their filters; everything that is not `Markup` is escaped."""
+    loader = PackageLoader("ntkit.report", "templates")
     environment = Environment(
-        loader=PackageLoader("ntkit.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        signed=signed,
-        short=short,
-        plain=plain,
-        tiny=tiny,
-        number=number,
-        picture=picture,
-        polyline=polyline,
-        percent=percent,
-    )
+    for each in (signed, short, plain, tiny, number, picture, polyline, percent):
+        environment.filters[each.__name__] = each
     return environment

@@ -59,12 +59,10 @@ def run(config: Config) -> Result:
     off = {name: np.sqrt(((curves[name] - target) ** 2).mean(1)) for name in ("linear", "quadratic")}
     size = np.sqrt((target**2).mean())
     until = {name: _until(times, distance, config.far * size) for name, distance in off.items()}
-    longer = until["quadratic"] / until["linear"]
+    longer, off_by = until["quadratic"] / until["linear"], f"{config.far:.0%} off"
     right = {name: float(((o[-1] > 0) == array(truth > 0)[:, 0]).mean()) for name, o in curves.items()}
     claims = (
-        Claim(
-            f"time until it is {config.far:.0%} off: quadratic over linear model", longer, "longer", low=1.0
-        ),
+        Claim(f"time until it is {off_by}: quadratic over linear model", longer, "longer", low=1.0),
         Claim("the same: linear model, in steps x rate", until["linear"]),
         Claim("distance from the network at the end: linear", float(off["linear"][-1])),
         Claim("distance from the network at the end: quadratic", float(off["quadratic"][-1])),

@@ -117,15 +117,9 @@ def _run(config: Config) -> Demo:
             "seconds": {"training": trained - begin, "account": accounted - trained},
             "curves": {curve.name + " " + curve.panel: list(curve.values) for curve in curves},
             "queries": [
-                {
-                    "name": query.name,
-                    "verdict": query.verdict,
-                    "label": query.truth,
-                    "predicted": query.output,
-                    "probability": max(p for _, p in query.probabilities),
-                    "terms": dict(query.terms),
-                }
-                for query in page.queries
+                {"name": q.name, "verdict": q.verdict, "label": q.truth, "predicted": q.output}
+                | {"probability": max(p for _, p in q.probabilities), "terms": dict(q.terms)}
+                for q in page.queries
             ],
         },
         account=a,

@@ -18,6 +18,7 @@ from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 
+WIDTHS = (2, 3, 4, 6, 8, 9, 10, 11, 13, 16, 25, 40, 70, 120, 160, 200, 240, 320, 600, 1500, 4000)
 QUICK = {"samples": 60, "dimension": 6, "seeds": 10, "widths": (2, 4, 6, 8, 10, 15, 25, 40, 60, 90, 200, 500)}
 
 
@@ -27,11 +28,7 @@ class Config(StudyConfig):
     samples: int = option(200, "Training points.", low=4, high=5000)
     dimension: int = option(20, "Dimension of the inputs.", low=1, high=1000)
     noise: float = option(0.5, "Standard deviation of the labels' noise; the target's is one.", low=0.0)
-    widths: tuple[int, ...] = option(
-        (2, 3, 4, 6, 8, 9, 10, 11, 13, 16, 25, 40, 70, 120, 160, 200, 240, 320, 600, 1500, 4000),
-        "Widths.",
-        low=1,
-    )
+    widths: tuple[int, ...] = option(WIDTHS, "Widths.", low=1)
     ridge: float = option(1e-7, "Ridge, relative to the mean diagonal.", low=0.0)
     seeds: int = option(10, "Networks and draws of the data of each width.", low=1, high=1000)
 
@@ -80,12 +77,8 @@ def figure(result: Result) -> Figures:
         low, high = np.quantile(a[name], [0.25, 0.75], axis=1)
         ax.fill_between(a["widths"], low, high, color=color, alpha=0.2, lw=0)
         ax.axvline(result.numbers["thresholds"][name], color=color, ls=":", lw=1.2)
-    finish(
-        ax,
-        xlabel="width (dotted: as many weights as samples)",
-        ylabel="test error (mean square), median of draws",
-        grid="both",
-    )
+    xlabel, ylabel = "width (dotted: as many weights as samples)", "test error (mean square), median of draws"
+    finish(ax, xlabel=xlabel, ylabel=ylabel, grid="both")
     return {"Test error against the width": drawn}
 
 

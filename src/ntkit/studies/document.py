@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
 from ntkit.files import Json, write_atomically
-from ntkit.report.output_folder import MARKER
-from ntkit.studies.catalog import STUDIES
+from ntkit.report.output_folder import read_record
+from ntkit.studies.catalog import STUDIES, kind
 
 _MARKS = {True: "yes", False: "**no**", None: ""}
 
@@ -25,7 +24,8 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
         When no study has left its folder there.
     """
     source, target = Path(results), Path(page)
-    records = {name: record for name in STUDIES if (record := _record(source / name)) is not None}
+    read = {name: read_record(source / name, kind(name)) for name in STUDIES}
+    records = {name: record for name, record in read.items() if record is not None}
     if not records:
         raise NtkitError(f"There is no study below {source}. Run them first: ntkit study all --out {source}")
     pictures = target.with_suffix("")
@@ -35,14 +35,6 @@ def document(results: str | os.PathLike[str], page: str | os.PathLike[str]) -> P
     text = "\n\n".join([_head(records, lacking), *sections]) + "\n"
     write_atomically(target, text.encode())
     return target
-
-
-def _record(folder: Path) -> Json | None:
-    try:
-        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("kind") == f"ntkit study {folder.name}" else None
 
 
 def _head(records: dict[str, Json], lacking: list[str]) -> str:

@@ -37,10 +37,8 @@ def run(config: Config) -> Result:
     draw = torch.Generator().manual_seed(config.seed)
     x = torch.randn(config.samples, 2, generator=draw).to(config.device)
     y = (x[:, 0] * x[:, 1])[:, None]
-    pivot, circle = (
-        regression.circle(a).to(config.device)
-        for a in (torch.zeros(1), torch.linspace(-torch.pi, torch.pi, config.angles))
-    )
+    pivot = regression.circle(torch.zeros(1)).to(config.device)
+    circle = regression.circle(torch.linspace(-torch.pi, torch.pi, config.angles)).to(config.device)
     exact = regression.limit(2, 3).ntk
     limit, limit_circle = exact(x.cpu().double()), exact(pivot.cpu().double(), circle.cpu().double())[0]
     drift, distance, curves = {}, {}, {}

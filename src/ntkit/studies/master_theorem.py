@@ -86,12 +86,8 @@ class Transpose(nn.Module):
         return x.transpose(1, 2)
 
 
-KINDS: dict[str, Callable[[int], nn.Module]] = {
-    "MLP": mlp,
-    "CNN": cnn,
-    "RNN": Recurrent,
-    "attention": Attention,
-}
+Make = Callable[[int], nn.Module]
+KINDS: dict[str, Make] = {"MLP": mlp, "CNN": cnn, "RNN": Recurrent, "attention": Attention}
 
 
 def run(config: Config) -> Result:

@@ -127,12 +127,9 @@ def _build(name: str, config: Config, side: int, seed: int, times: int) -> nn.Mo
         c = times * config.channels
         body = [nn.Conv2d(1, c, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU()]
         places = (-(-side // 2)) ** 2
-        head = (
-            [nn.Flatten(), nn.Linear(places * c, 10)]
-            if name == "CNN, flattened"
-            else [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10)]
-        )
-        return nn.Sequential(*body, *head).to(config.device, torch.float64)
+        pool, size = ([], places * c) if name == "CNN, flattened" else ([nn.AdaptiveAvgPool2d(1)], c)
+        head = nn.Flatten(), nn.Linear(size, 10)
+        return nn.Sequential(*body, *pool, *head).to(config.device, torch.float64)
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:

@@ -91,17 +91,15 @@ def draw_all(a: Mapping[str, np.ndarray]) -> Figures:
     }
 
 
-def network(config: PlaneConfig, seed: int) -> nn.Sequential:
-    """Return N(x; w) = W1 GELU(W2 GELU(W3 x + b3) + b2) + b1 with PyTorch's initialization."""
-    with seeded(seed):
-        return mlp(2, config.width, config.width, 1, activation=nn.GELU).to(config.device, torch.float64)
-
-
 def train(
     config: PlaneConfig, x: Tensor, y: Tensor, seed: int, rate: float, folder: str | None = None
 ) -> nn.Module:
-    """Train by full-batch gradient descent for ``steps * config.rate / rate`` steps; record into a folder."""
-    model = network(config, seed)
+    """Train by full-batch gradient descent for ``steps * config.rate / rate`` steps; record into a folder.
+
+    The network is N(x; w) = W1 GELU(W2 GELU(W3 x + b3) + b2) + b1 with PyTorch's initialization.
+    """
+    with seeded(seed):
+        model = mlp(2, config.width, config.width, 1, activation=nn.GELU).to(config.device, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), rate)
     steps = round(config.steps * config.rate / rate)
     recording = nullcontext() if folder is None else ntkit.record(folder, model, optimizer, train=(x, y))

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
 from ntkit.files import Json
-from ntkit.report.output_folder import MARKER, fresh_folder
+from ntkit.report.output_folder import MARKER, fresh_folder, read_record
 from ntkit.report.study_page import StudyPage, render_study
 from ntkit.studies.catalog import STUDIES, about, configure, kind, module
 from ntkit.studies.environment import peak_memory, versions
@@ -103,25 +103,17 @@ def table(outcome: Outcome) -> str:
     for c in record["claims"]:
         measured = number(c["measured"]) if isinstance(c["measured"], float | int) else c["measured"]
         rows.append((c["what"], c["paper"], measured, c["bar"], marks[c["holds"]]))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    notes = [f"note: {note}" for note in record["notes"]]
-    return "\n".join(
-        [*lines, *notes, f"report: {outcome.folder / 'report.html'} ({record['seconds']:.0f} s)"]
-    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += [f"note: {note}" for note in record["notes"]]
+    return "\n".join([*lines, f"report: {outcome.folder / 'report.html'} ({record['seconds']:.0f} s)"])
 
 
 def finished(name: str, config: StudyConfig, folder: Path) -> Json | None:
     """Return what a folder holds of this study with this configuration and these versions, if it does."""
-    try:
-        record = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    record = read_record(folder, kind(name))
     wanted = json.loads(json.dumps({"config": asdict(config), "versions": versions()}))
-    same = isinstance(record, dict) and record.get("kind") == kind(name)
-    return record if same and all(record.get(key) == value for key, value in wanted.items()) else None
+    return record if record is not None and all(record.get(k) == v for k, v in wanted.items()) else None
 
 
 def numbers(name: str, result: Result, seconds: float, figures: dict[str, str]) -> Json:

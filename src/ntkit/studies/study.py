@@ -6,16 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    cast,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, Literal, dataclass_transform, get_args, get_origin, get_type_hints
 
 from ntkit.errors import BadTypeError, BadValueError
 
@@ -76,11 +67,12 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
     kinds = get_type_hints(config)
     rows = []
     for each in fields(config):
-        kind, default = kinds[each.name], each.default
+        kind: Any = kinds[each.name]
+        default: Any = each.default
         if get_origin(kind) is tuple:
             each_kind = get_args(kind)[0]
             kind = list[str if get_origin(each_kind) is Literal else each_kind]  # type: ignore[misc]
-            default = ", ".join(map(str, cast(tuple, each.default)))
+            default = ", ".join(map(str, default))
         shown = "" if default is None else f" [default: {default}]"
         rows.append((each.name, kind | None, f"{each.metadata['help']}{shown}"))
     return rows

@@ -109,9 +109,8 @@ def _moments(p: Piece, mean: Tensor, sd: Tensor) -> list[Tensor]:
         z = ((p.high - mean) / sd).clamp(-60, 60)
         density = torch.exp(p.rate * p.high - z * z / 2)
         beta = (p.high - shifted) / sd
-        inner = torch.exp((p.rate * (mean + shifted) / 2).clamp(max=p.rate * p.high)) * _cdf(
-            beta.clamp(-60, 60)
-        )
+        inner = torch.exp((p.rate * (mean + shifted) / 2).clamp(max=p.rate * p.high))
+        inner = inner * _cdf(beta.clamp(-60, 60))
         tail = 0.5 * torch.special.erfcx((-beta / math.sqrt(2)).clamp(min=0)) * density
         moments = [torch.where(beta < 0, tail, inner)]
         ends.append((p.high, -density / math.sqrt(2 * math.pi)))

@@ -29,9 +29,8 @@ class Aligned:
         tensors = [v for v in values if not isinstance(v, float | int)]
         wides = [v.canonical() for v in tensors if isinstance(v, Wide)]
         self.rank = max(len(sizes_of(v)) for v in tensors)
-        wides = [
-            Wide(w.pieces, w.shape, w.channels, ((),) * (self.rank - len(w.dims)) + w.dims) for w in wides
-        ]
+        dims = [((),) * (self.rank - len(w.dims)) + w.dims for w in wides]
+        wides = [Wide(w.pieces, w.shape, w.channels, d) for w, d in zip(wides, dims, strict=True)]
         self.channels = self._channels(wides)
         self.frame = [self._dimension(d, wides, tensors) for d in range(self.rank)]
         self.shape = tuple(s for dim in self.frame for s in dim if s > 0)
@@ -119,15 +118,13 @@ class Aligned:
         if fixed and known.example.numel() == 1:
             return [float(known.example)] * len(self.bounds)
         shape = self._positions(sizes)
-        return [Coefficient(shape, lambda side: known.numbers.value(side).reshape(-1, *shape))] * len(
-            self.bounds
-        )
+        numbers_of = Coefficient(shape, lambda side: known.numbers.value(side).reshape(-1, *shape))
+        return [numbers_of] * len(self.bounds)
 
     def _positions(self, sizes: Shape) -> Shape:
         """Return the positions of numbers: those of the frame, or ones where they broadcast."""
-        return tuple(
-            s if size != 1 else 1 for size, dim in zip(sizes, self.frame, strict=True) for s in dim if s > 0
-        )
+        both = zip(sizes, self.frame, strict=True)
+        return tuple(s if size != 1 else 1 for size, dim in both for s in dim if s > 0)
 
     def raw(self, known: Known) -> Raw:
         """Return numbers of a sample that differ from channel to channel as a vector."""
@@ -153,9 +150,7 @@ class Aligned:
         for d, dim in enumerate(self.frame):
             if -1 in dim:
                 if len(dim) > 1 or t.shape[d] not in (1, width):
-                    raise self.read.refuse(
-                        f"the parameter {weight.name!r} meets channels that were flattened."
-                    )
+                    raise self.read.refuse(f"the parameter {weight.name!r} meets flattened channels.")
                 channels.append(d)
             else:
                 shape += [s if t.shape[d] != 1 else 1 for s in dim]

@@ -44,15 +44,13 @@ def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     if any(x < 0 for x in first.dims[dim]):
         return read.write("Concat", f"channels of {text}", _channels(read, values, dim))
     template = _hollow(first, dim)
-    wides = [
-        v if isinstance(v, Wide) else combine(read, [v, template], lambda x, _: total(x)) for v in values
-    ]
-    sizes = [w.sizes[dim] for w in wides]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    parts = [
-        padded(read, w, dim, start, sum(sizes) - start - size)
-        for w, start, size in zip(wides, starts, sizes, strict=True)
-    ]
+    wides, start, parts = [], 0, []
+    for v in values:
+        wides.append(v if isinstance(v, Wide) else combine(read, [v, template], lambda x, _: total(x)))
+    whole = sum(w.sizes[dim] for w in wides)
+    for w in wides:
+        parts.append(padded(read, w, dim, start, whole - start - w.sizes[dim]))
+        start += w.sizes[dim]
     return read.write("Concat", f"positions of {text}", combine(read, parts, total))
 
 

@@ -149,12 +149,7 @@ def _many(value: PerAxis, rank: int) -> Shape:
 
 
 def convolved(
-    read: Reading,
-    x: Operand,
-    layer: Parameters,
-    window: Window,
-    groups: int,
-    upsample: Shape | None = None,
+    read: Reading, x: Operand, layer: Parameters, window: Window, groups: int, upsample: Shape | None = None
 ) -> Wide:
     """Return the line of a convolution, of a transposed one with ``upsample`` zeros between the pixels."""
     rank, (weight, bias), out = len(window.kernel), layer, int(upsample is not None)
@@ -272,10 +267,8 @@ def conv_transpose(
     kernel = _kernel(read, weight)
     rank = len(kernel)
     padding, extra, dilation = (_many(v, rank) for v in (padding, extra, dilation))
-    sides = tuple(
-        (d * (k - 1) - p, d * (k - 1) - p + o)
-        for d, k, p, o in zip(dilation, kernel, padding, extra, strict=True)
-    )
+    each = zip(dilation, kernel, padding, extra, strict=True)
+    sides = tuple((d * (k - 1) - p, d * (k - 1) - p + o) for d, k, p, o in each)
     window = Window(kernel, (1,) * rank, sides, dilation)
     return convolved(read, x, (weight, bias), window, groups, upsample=_many(stride, rank))
 

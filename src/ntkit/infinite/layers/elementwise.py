@@ -24,9 +24,8 @@ _UNTAGGED = ("leaky_relu", "leaky_relu_", "celu_", "elu_", "hardsigmoid_", "hard
 
 def is_pointwise(op: object) -> bool:
     """Return whether an operation is a function of single numbers."""
-    return torch.Tag.pointwise in getattr(op, "tags", ()) or op in [
-        getattr(aten, n).default for n in _UNTAGGED
-    ]
+    untagged = [getattr(aten, name).default for name in _UNTAGGED]
+    return torch.Tag.pointwise in getattr(op, "tags", ()) or op in untagged
 
 
 def function(read: Reading, op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Wide:

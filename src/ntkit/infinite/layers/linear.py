@@ -78,9 +78,8 @@ def matrix_of(read: Reading, weight: Weight, out: int, fan_in: int) -> tuple[Wei
     start = t.storage_offset() // row if transposed else t.storage_offset() % row
     read.use(weight.name, "transposed in a product" if transposed else "in a product")
     law = read.laws.matrix(weight, fan_in, read.path)
-    return WeightMatrix(weight.name, transposed, (start, prod(t.shape[1:])), law), rows_of(
-        t[(slice(None), *(0,) * (t.ndim - 1))]
-    )
+    matrix = WeightMatrix(weight.name, transposed, (start, prod(t.shape[1:])), law)
+    return matrix, rows_of(t[(slice(None), *(0,) * (t.ndim - 1))])
 
 
 @rule(aten.linear.default)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ntkit.infinite.layers.alignment import combine
 from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
-from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient
@@ -48,10 +47,8 @@ def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float,
     inverse = Coefficient(shape, second)
     shifted = centered and not all(e.centered for _, e in a.pieces)
 
-    def of(e: Expression) -> Expression:
-        return multiple(total(e, scale(average, -1)) if shifted else e, inverse)
-
-    return read.write("Norm", f"{text}({read.name(a)})", a.map(of))
+    value = a.map(lambda e: multiple(total(e, scale(average, -1)) if shifted else e, inverse))
+    return read.write("Norm", f"{text}({read.name(a)})", value)
 
 
 def affine(read: Reading, a: Wide, weight: Affine, bias: Affine, dim: int | None) -> Wide:
@@ -152,9 +149,6 @@ def batch_norm(
             "limit is that of the network at its start: call reset_running_stats() first."
         )
     factor, shift = float((var[0] + eps).rsqrt()), float(mean[0])
-
-    def of(e: Expression) -> Expression:
-        return multiple(total(e, -shift), factor)
-
-    value = read.write("Norm", f"batch_norm({read.name(a)})   (running statistics)", a.map(of))
+    value = a.map(lambda e: multiple(total(e, -shift), factor))
+    value = read.write("Norm", f"batch_norm({read.name(a)})   (running statistics)", value)
     return affine(read, value, weight, bias, 1)

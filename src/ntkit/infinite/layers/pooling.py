@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import pixels, refactored
-from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Function
 from ntkit.infinite.moments.positions import Move, Shape, expand
 from ntkit.infinite.moments.vectors import expanded
@@ -52,11 +51,8 @@ def _maximum(
         return pooled(expand(t, a.shape), rank, lambda picture: _first(op(picture, *args)))
 
     function = Function(name, maximum, None, False)
-
-    def of(e: Expression) -> Expression:
-        return replace(read.apply(function, expanded(e, a.shape)), shape=after)
-
-    wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", a.map(of, after))
+    wide = a.map(lambda e: replace(read.apply(function, expanded(e, a.shape)), shape=after), after)
+    wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide)
     wide = refactored(read, wide, wide.sizes)
     return wide if len(op._schema.returns) == 1 else (wide, None)
 
@@ -70,12 +66,7 @@ def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def _on_pixels(
-    kind: Callable[..., Outcome],
-    op: torch._ops.OpOverload,
-    rank: int,
-    read: Reading,
-    a: Wide,
-    *args: object,
+    kind: Callable[..., Outcome], op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, *args: object
 ) -> Outcome:
     """Pool the last ``rank`` dimensions of a vector ``[1, channels, *pixels]``."""
     if any(x < 0 for dim in a.dims[-rank:] for x in dim):

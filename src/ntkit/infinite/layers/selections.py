@@ -29,9 +29,7 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
     dim %= len(a.dims)
     axes = a.dims[dim]
     if len(axes) > 1:
-        raise read.refuse(
-            "it selects from a dimension in which channels or positions were flattened together."
-        )
+        raise read.refuse("it selects from a dimension where channels or positions were flattened together.")
     if not axes:
         return _dropped(a, dim) if drop else a
     if axes[0] >= 0:

@@ -50,10 +50,8 @@ class Apply(Expression):
     def local(self) -> bool:
         """Whether a position depends on the same position of the basis only."""
         inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
-        moving = (
-            not e.function.local if isinstance(e, Apply) else isinstance(e, Moved | Mixed) for e in inside
-        )
-        return not any(moving)
+        functions = (e.function.local for e in inside if isinstance(e, Apply))
+        return all(functions) and not any(isinstance(e, Moved | Mixed) for e in inside)
 
     @cached_property
     def factors(self) -> tuple[Expression, Expression] | None:

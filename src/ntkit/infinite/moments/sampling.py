@@ -128,9 +128,8 @@ def _sample(
     draws = JointDraws(pairs, u, v, need)
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for chunk in chunks(draws.count, draws.chunk):
-        parts = [
-            _ordered(draws, order, chunk, derive) for order in ([(0, 1)] if draws.alone else [(0, 1), (1, 0)])
-        ]
+        orders = [(0, 1)] if draws.alone else [(0, 1), (1, 0)]
+        parts = [_ordered(draws, order, chunk, derive) for order in orders]
         for values, part in zip(means, zip(*parts, strict=True), strict=True):
             total = add(part)
             if total is not None:
@@ -163,14 +162,10 @@ def _product(draws: JointDraws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
         blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
         draws.numerics.note(blocks)
         return blocks.mean(0)
-    a, b = (
-        t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape))
-        for t, e in zip((a, b), draws.vectors, strict=True)
-    )
-    size = count // BLOCKS
-    blocks = torch.stack(
-        [torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in zip(a.split(size), b.split(size), strict=True)]
-    )
+    both, size = zip((a, b), draws.vectors, strict=True), count // BLOCKS
+    a, b = (t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape)) for t, e in both)
+    pairs = zip(a.split(size), b.split(size), strict=True)
+    blocks = torch.stack([torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in pairs])
     draws.numerics.note(blocks)
     scale = _correction(draws, 0, a, chunk)[:, :, None] * _correction(draws, 1, b, chunk)[:, None, :]
     return blocks.mean(0) * scale

@@ -36,9 +36,8 @@ def slopes(side: SideValues, u: Apply, jumps: bool) -> dict[Expression, Tensor]:
     g = _random(u)
     if jumps and g is not None:
         std = side.variance(g).sqrt()
-        result[g] = torch.where(
-            std > 0, series[u][..., 1] / std.clamp(min=torch.finfo(std.dtype).tiny), result[g]
-        )
+        safe = std.clamp(min=torch.finfo(std.dtype).tiny)
+        result[g] = torch.where(std > 0, series[u][..., 1] / safe, result[g])
     return result
 
 
@@ -101,9 +100,8 @@ def _expansions(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
     variance = side.numerics.zeros(*shape) if g is None else side.variance(g).expand(shape)
     average = None if g is None else side.mean(g)
     grid = places(variance).movedim(-1, 0)
-    ends: dict[Expression, Tensor] = {
-        b: grid.new_full(grid.shape, b.average) for b in u.basis if isinstance(b, Vector)
-    }
+    vectors = (b for b in u.basis if isinstance(b, Vector))
+    ends: dict[Expression, Tensor] = {b: grid.new_full(grid.shape, b.average) for b in vectors}
     if g is not None:
         ends[g] = grid if average is None else grid + average
     at = at_draws(u, ends, lambda value: value, side, derive=True)

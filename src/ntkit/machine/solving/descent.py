@@ -34,19 +34,19 @@ def descent_filter(values: Tensor, t: float, n: int, rate: float, momentum: floa
     """
     if t == float("inf"):
         return flow_filter(values, t, n)
-    steps = round(t / rate)
-    if abs(steps * rate - t) > 1e-6 * max(rate, t):
-        raise BadValueError(
-            f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
-        )
     lam = values.cpu().numpy() / n
     step = np.zeros((len(lam), 3, 3))
-    step[:, 0] = np.stack(
-        [1 - rate * lam, np.full_like(lam, rate * momentum), np.full_like(lam, rate / n)], 1
-    )
-    step[:, 1] = np.stack([-lam, np.full_like(lam, momentum), np.full_like(lam, 1 / n)], 1)
+    step[:, 0, 0], step[:, 0, 1], step[:, 0, 2] = 1 - rate * lam, rate * momentum, rate / n
+    step[:, 1, 0], step[:, 1, 1], step[:, 1, 2] = -lam, momentum, 1 / n
     step[:, 2, 2] = 1
-    return torch.as_tensor(np.linalg.matrix_power(step, steps)[:, 0, 2]).to(values)
+    return torch.as_tensor(np.linalg.matrix_power(step, _steps(t, rate))[:, 0, 2]).to(values)
+
+
+def _steps(t: float, rate: float) -> int:
+    steps = round(t / rate)
+    if abs(steps * rate - t) > 1e-6 * max(rate, t):
+        raise BadValueError(f"t={t} is not a whole number of steps x learning_rate={rate}.")
+    return steps
 
 
 def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[float]) -> Tensor:
@@ -71,9 +71,8 @@ def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[f
         return (-torch.einsum("nop,nm->nomp", hessian, gram_).reshape(n * o, n * o) / n).numpy()
 
     options: Any = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
-    solution = solve_ivp(
-        slope, (0.0, times[-1]), np.zeros(n * o), t_eval=times, rtol=1e-8, atol=1e-10 / n, **options
-    )
+    options |= {"t_eval": times, "rtol": 1e-8, "atol": 1e-10 / n}
+    solution = solve_ivp(slope, (0.0, times[-1]), np.zeros(n * o), **options)
     if not solution.success:
         raise NtkitError(f"The gradient flow could not be integrated to t={times[-1]}: {solution.message}")
     return torch.as_tensor(solution.y.T.reshape(len(times), n, o).copy()).to(gram)
@@ -85,11 +84,7 @@ def descend(
     """Return the coefficients ``[T, n, o]`` after t / rate explicit steps, at rising times."""
     c, v, done, coefficients = torch.zeros_like(y), torch.zeros_like(y), 0, []
     for t in times:
-        steps = round(t / rate)
-        if abs(steps * rate - t) > 1e-6 * max(rate, t):
-            raise BadValueError(
-                f"t={t} is not a whole number of steps of learning_rate={rate}; t = steps x rate."
-            )
+        steps = _steps(t, rate)
         for _ in range(steps - done):
             v = momentum * v - loss.gradient(f0 + gram @ c, y) / len(y)
             c = c + rate * v

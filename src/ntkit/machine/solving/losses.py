@@ -58,10 +58,8 @@ def loss_of(loss: str | Function) -> Loss:
             f = f.detach().requires_grad_()
             return torch.autograd.grad(value(f, y).sum(), f)[0]
 
-    def one(f: Tensor, y: Tensor) -> Tensor:
-        return loss(f[None], y[None]).sum()
-
-    return Loss(value, gradient, torch.func.vmap(torch.func.hessian(one)))
+    hessian = torch.func.hessian(lambda f, y: loss(f[None], y[None]).sum())
+    return Loss(value, gradient, torch.func.vmap(hessian))
 
 
 def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:

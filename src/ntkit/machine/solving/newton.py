@@ -146,9 +146,8 @@ def lbfgs(problem: Problem, tol: float, max_iter: int) -> Optimum:
         t = torch.as_tensor(v).to(scale).reshape(shape)
         f = function(t)
         gradient = problem.weights[:, None] * problem.loss.gradient(f, problem.y)
-        value = (
-            problem.weights * problem.loss.value(f, problem.y)
-        ).sum() + problem.alpha / 2 * t.square().sum()
+        value = (problem.weights * problem.loss.value(f, problem.y)).sum()
+        value = value + problem.alpha / 2 * t.square().sum()
         slope = scale * (whole.vectors.T @ gradient.reshape(shape)) + problem.alpha * t
         return float(value), slope.cpu().numpy().ravel()
 

@@ -76,9 +76,8 @@ def solve(
         coefficients[low.pivots.to(b.device)] = nystrom(low, b, shift)
         return Solved(coefficients)
     low = pivoted_cholesky(matrix, how.rank or max(1, min(n // 4, int(10 * n**0.5))), how.seed)
-    solution = conjugate_gradients(
-        matrix, b, shift, precondition=low_rank_inverse(low, shift), tol=how.tol, max_iter=how.max_iter
-    )
+    inverse = low_rank_inverse(low, shift)
+    solution = conjugate_gradients(matrix, b, shift, precondition=inverse, tol=how.tol, max_iter=how.max_iter)
     if not solution.converged:
         warnings.warn(
             f"Conjugate gradients stopped at a relative residual of {float(solution.residual.max()):.1e} "

@@ -29,11 +29,7 @@ def times(rates: Tensor, limit: float, learning_rate: float | None) -> np.ndarra
 
 
 def validation(
-    trajectory: Trajectory,
-    training: Training,
-    times: np.ndarray,
-    fraction: float,
-    random_state: int | None,
+    trajectory: Trajectory, training: Training, times: np.ndarray, fraction: float, random_state: int | None
 ) -> np.ndarray:
     """Return the mean loss of a fraction of the samples, held out, at each time."""
     n = len(training[1])

@@ -149,9 +149,7 @@ def account(
 @torch.no_grad()
 def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
     if average and not run.averaged:
-        raise BadValueError(
-            f"{run.folder} was recorded without an average of the weights: record with average=."
-        )
+        raise BadValueError(f"{run.folder} was recorded without an average of weights: record with average=.")
     if average and run.changes_buffers:
         raise BadValueError(
             "The buffers of the network changed in this run; those of its average are not recorded. Account "

@@ -60,11 +60,9 @@ def _margin(outputs: Tensor, index: Tensor) -> Tensor:
 
 
 def _losses(loss: BatchLoss) -> Head:
-    def one(outputs: Tensor, labels: Batch) -> Tensor:
-        return checked_loss(loss, outputs, labels).reshape(1, 1)
-
     def head(outputs: Tensor, labels: Batch) -> Tensor:
-        places = (slice(i, i + 1) for i in range(len(outputs)))
-        return torch.cat([one(outputs[place], take(labels, place)) for place in places])
+        places = [slice(i, i + 1) for i in range(len(outputs))]
+        losses = [checked_loss(loss, outputs[place], take(labels, place)) for place in places]
+        return torch.cat([each.reshape(1, 1) for each in losses])
 
     return head

@@ -135,12 +135,8 @@ class LogReader:
         fd = self._file.fileno()
         magic, stored_number, length, crc = _HEADER.unpack(os.pread(fd, _HEADER.size, start))
         payload = self._bytes(start + _HEADER.size, length)
-        if (
-            magic != _MAGIC
-            or stored_number != number
-            or len(payload) != length
-            or _crc(number, payload) != crc
-        ):
+        stored = magic, stored_number, len(payload), _crc(number, payload)
+        if stored != (_MAGIC, number, length, crc):
             raise self._broken(f"fails its checksum in record {number}")
         try:
             tensors, metadata = read_tensors(payload)

@@ -51,9 +51,7 @@ def names_of(optimizers: Iterable[torch.optim.Optimizer], names: Mapping[int, st
 
 
 def rebuilt(
-    described: list[Json],
-    settings: list[list[Json]],
-    parameters: Mapping[str, nn.Parameter],
+    described: list[Json], settings: list[list[Json]], parameters: Mapping[str, nn.Parameter]
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers of the classes described, over the parameters of a copy of the network."""
     optimizers = []

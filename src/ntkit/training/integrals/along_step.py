@@ -51,11 +51,8 @@ class AlongStep:
         """Return d outputs / d s, ``[m, o]``."""
         if self._place is not None:
             return self._by_rows(self._place.slopes, rows, s)
-
-        def one(x: Batch, s: Tensor) -> Tensor:
-            return self._net.slope(lambda s: self._one(x, s), s)
-
-        return self._by_rows(self._net.mapped(one), rows, s)
+        one = self._net.mapped(lambda x, s: self._net.slope(lambda at: self._one(x, at), s))
+        return self._by_rows(one, rows, s)
 
     def switches(self, rows: Tensor, s: Tensor) -> Tensor:
         """Return the numbers ``[m, u]`` at whose changes of sign the outputs have a kink."""

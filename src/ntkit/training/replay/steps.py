@@ -84,9 +84,7 @@ class Replay:
                 leaf = w.detach().to(net.dtype).requires_grad_()
                 _, value = self.forward(leaf, k, part, native)
                 if not value.requires_grad:
-                    raise NtkitError(
-                        "The loss does not depend on the weights: was it given detached outputs?"
-                    )
+                    raise NtkitError("The loss does not depend on the weights: was it given detached output?")
                 try:
                     total += torch.autograd.grad(value, leaf)[0].double()
                 except CheckpointError as error:
