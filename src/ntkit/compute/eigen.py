@@ -44,6 +44,38 @@ class Spectrum:
         return torch.where(self.values + shift > 0, 1 / (self.values + shift).clamp_min(1e-300), 0.0)
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """A + shift by the spectrum of A: what a `Cholesky` says of it, zero on the null space."""
+
+    whole: Spectrum
+    shift: float
+    jitter: float = 0.0
+
+    @property
+    def condition(self) -> float:
+        """The condition number; infinite for a singular matrix."""
+        low, high = float(self.whole.values[0]) + self.shift, float(self.whole.values[-1]) + self.shift
+        return high / low if low > 0 else float("inf")
+
+    @property
+    def min_eigenvalue(self) -> float:
+        """The smallest eigenvalue of A itself, as it was computed."""
+        return self.whole.raw
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Return (A + shift)^-1 b for columns ``[n, r]``."""
+        return self.whole.apply(self.whole.inverse(self.shift), b)
+
+    def half(self, b: Tensor) -> Tensor:
+        """Return columns whose inner products are those of b in (A + shift)^-1."""
+        return self.whole.inverse(self.shift).sqrt()[:, None] * (self.whole.vectors.T @ b)
+
+    def inverse_diagonal(self) -> Tensor:
+        """Return the diagonal of (A + shift)^-1."""
+        return self.whole.vectors.square() @ self.whole.inverse(self.shift)
+
+
 def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum:
     """Return all eigenvalues and eigenvectors of a positive semi-definite matrix, in float64.
 
@@ -87,7 +119,9 @@ def leading(matrix: Matrix, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """
     n = matrix.n
     if not 0 < k < n:
-        raise BadValueError(f"k={k}; Lanczos gives 1 to {n - 1} eigenvalues of {n}. Take all by eigh.")
+        raise BadValueError(
+            f"k={k}; Lanczos gives between 1 and {n - 1} eigenvalues of {n}. Take all by eigh."
+        )
     like = matrix.diag()
 
     def product(v: np.ndarray) -> np.ndarray:

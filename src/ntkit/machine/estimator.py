@@ -13,6 +13,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data  # pyright: ignore[reportPrivateUsage]
 from torch import Tensor
 
+from ntkit.compute.cholesky import Cholesky
+from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.errors import BadValueError
@@ -128,6 +130,27 @@ class KernelMachine(BaseEstimator):
             block = self._block(X[s], self.X_fit_)
             parts.append((block @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
         return np.concatenate(parts)
+
+
+class FactoredMachine(KernelMachine):
+    """An estimator that solves with its kernel matrix by a factor, None where a solver has none."""
+
+    _factor: Cholesky | Shifted | None
+
+    @property
+    def jitter_(self) -> float:
+        """What Cholesky added to the diagonal besides the penalty or the noise."""
+        return 0.0 if self._factor is None else self._factor.jitter
+
+    @property
+    def condition_(self) -> float:
+        """The condition number of the kernel matrix with the penalty or noise; NaN without a factor."""
+        return float("nan") if self._factor is None else self._factor.condition
+
+    @property
+    def min_eigenvalue_(self) -> float:
+        """The smallest eigenvalue of the kernel matrix; NaN without a factor."""
+        return float("nan") if self._factor is None else self._factor.min_eigenvalue
 
 
 class Rebuilt:

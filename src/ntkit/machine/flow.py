@@ -14,10 +14,10 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ntkit.compute.eigen import spectrum
+from ntkit.compute.eigen import Shifted, spectrum
 from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import KernelMachine, checked
+from ntkit.machine.estimator import FactoredMachine, checked
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
@@ -43,7 +43,7 @@ class LearningCurve:
     loss: Float[Floats, " T"]
 
 
-class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
+class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     """Training a network whose tangent kernel stays constant: the function at any time, in closed form.
 
         dw/dt = -grad of (1/2n) sum_n (f(x_n) - y_n)^2
@@ -139,6 +139,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
         self._f0 = torch.as_tensor(start.reshape(len(x), -1)).to(self._gram_)
         self._spectrum = spectrum(self._gram_, self.precision_)
+        self._factor = Shifted(self._spectrum, 0.0)
         times = _times(self.t)
         if isinstance(self.loss, str) and self.loss == "cross_entropy":
             refuse_no_probabilities(self._y)
@@ -176,7 +177,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
         if self._started != (f0 is not None):
-            raise BadValueError("Give f0 to fit and to predict: the start on training samples and queries.")
+            raise BadValueError("Give f0 both to fit and to predict, of training samples and of queries.")
         x = self._queries(X)
         if t is None:
             t = self.t_
@@ -212,16 +213,6 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, KernelMachine):
         loss = torch.stack([(factor[:, None] * parts).square().sum() for factor in left])
         tensors = values / n, parts.reshape(n, *self._shape), left, loss / (2 * n)
         return LearningCurve(times, *(t.cpu().numpy() for t in tensors))
-
-    @property
-    def min_eigenvalue_(self) -> float:
-        """The smallest eigenvalue of the kernel matrix."""
-        return self._spectrum.raw
-
-    @property
-    def condition_(self) -> float:
-        """The condition number of the kernel matrix; infinite where it is singular."""
-        return self._spectrum.condition
 
     @property
     def _trajectory(self) -> Trajectory:

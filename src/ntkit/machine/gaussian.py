@@ -12,14 +12,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky, cholesky
-from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.errors import BadValueError
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import KernelMachine, checked, is_size
+from ntkit.machine.estimator import FactoredMachine, checked, is_size
 from ntkit.machine.kernels import KernelLike
 from ntkit.network import Floats, No, Pair
 
@@ -27,7 +26,7 @@ RANGE = (1e-10, 1e2)  # of the mean diagonal: where the noise is looked for
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
 
 
-class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
+class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     """Gaussian process regression: y = f(x) + noise, f ~ GP(0, k).
 
         mean = K_*X (K + s^2)^-1 y,    cov = K_** - K_*X (K + s^2)^-1 K_X*
@@ -98,14 +97,15 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         gram = self._gram()
         targets = targets.to(gram)
         if self.noise == "ml" or self.noise == 0:
-            self._factor: Cholesky | Spectrum = spectrum(gram, self.precision_)
-            self.noise_ = best_noise(self._factor, targets)[0] if self.noise == "ml" else 0.0
+            whole = spectrum(gram, self.precision_)
+            self.noise_ = best_noise(whole, targets)[0] if self.noise == "ml" else 0.0
+            factor = Shifted(whole, self.noise_)
         else:
             self.noise_ = float(self.noise)
-            self._factor = cholesky(gram, self.noise_)
-        coefficients = self._solve(targets)
+            factor = cholesky(gram, self.noise_)
+        coefficients, self._factor = factor.solve(targets), factor
         self.dual_coef_ = coefficients.cpu().numpy().reshape(y.shape)
-        self.log_marginal_likelihood_ = self._evidence(targets, coefficients)
+        self.log_marginal_likelihood_ = self._evidence(factor, targets, coefficients)
         return self
 
     @overload
@@ -129,7 +129,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         if not return_std and not return_cov:
             return mean
         prior = self._diag(x) if return_std else None
-        half = self._half(self._block(self.X_fit_, x))
+        assert self._factor is not None
+        half = self._factor.half(self._block(self.X_fit_, x))
         if prior is not None:
             std = (prior - half.square().sum(0)).clamp_min(0).sqrt().cpu().numpy()
             return mean, std if mean.ndim == 1 else np.repeat(std[:, None], mean.shape[1], 1)
@@ -148,41 +149,11 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, KernelMachine):
         draws = means[..., None] + np.einsum("mk,kos->mos", root, rng.normal(size=(*means.shape, n_samples)))
         return draws.reshape(*mean.shape, n_samples)
 
-    @property
-    def jitter_(self) -> float:
-        """What Cholesky added to the diagonal besides the noise."""
-        return getattr(self._factor, "jitter", 0.0)
-
-    @property
-    def condition_(self) -> float:
-        """The condition number of K + s^2."""
-        if isinstance(self._factor, Cholesky):
-            return self._factor.condition
-        low, high = (float(v) + self.noise_ for v in self._factor.values[[0, -1]])
-        return high / low if low > 0 else float("inf")
-
-    @property
-    def min_eigenvalue_(self) -> float:
-        """The smallest eigenvalue of K."""
-        return self._factor.raw if isinstance(self._factor, Spectrum) else self._factor.min_eigenvalue
-
-    def _solve(self, b: Tensor) -> Tensor:
-        if isinstance(self._factor, Cholesky):
-            return self._factor.solve(b)
-        return self._factor.apply(self._factor.inverse(self.noise_), b)
-
-    def _half(self, b: Tensor) -> Tensor:
-        """Return columns whose inner products are those in (K + s^2)^-1."""
-        check_is_fitted(self)
-        if isinstance(self._factor, Cholesky):
-            return self._factor.half(b)
-        return self._factor.inverse(self.noise_).sqrt()[:, None] * (self._factor.vectors.T @ b)
-
-    def _evidence(self, y: Tensor, c: Tensor) -> float:
-        if isinstance(self._factor, Spectrum):
-            return evidence(self._factor, y, self.noise_)
+    def _evidence(self, factor: Cholesky | Shifted, y: Tensor, c: Tensor) -> float:
+        if isinstance(factor, Shifted):
+            return evidence(factor.whole, y, self.noise_)
         fit = float((y * c).sum())
-        return -0.5 * (fit + y.shape[1] * (self._factor.logdet + len(y) * np.log(2 * np.pi)))
+        return -0.5 * (fit + y.shape[1] * (factor.logdet + len(y) * np.log(2 * np.pi)))
 
     def _scales(self, y: Tensor) -> Kernel:
         """Return the kernel with the parameters that maximize the evidence."""

@@ -10,19 +10,18 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ntkit.compute.cholesky import Cholesky
-from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError
-from ntkit.machine.estimator import KernelMachine, is_size
+from ntkit.machine.estimator import FactoredMachine, is_size
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solving.solve import Settings, Solved, choose, solve
 from ntkit.network import Floats
 
 
-class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
+class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     """Kernel ridge regression: least squares in the space of a kernel, with a penalty.
 
         f = argmin sum_n w_n |y_n - f(x_n)|^2 + alpha |f|^2,    f(x) = sum_n c_n k(x, x_n)
@@ -120,7 +119,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
             self.alpha_ = float(self.alpha)
             how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)
             solved = solve(matrix, dense, self._targets, self.alpha_, how, self.precision_)
-        self._solved = solved
+        self._solved, self._factor = solved, solved.factor
         self.residual_ = None if solved.residual is None else float(solved.residual.max())
         self.n_iter_ = solved.iterations or 1
         self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
@@ -157,28 +156,6 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         spread = spread.reshape(len(alphas), *self.dual_coef_.shape)
         return RidgePath(alphas, loo, gcv, spread, lambda X, columns: self._apply(self._queries(X), columns))
 
-    @property
-    def jitter_(self) -> float:
-        """What Cholesky added to the diagonal besides alpha."""
-        return getattr(self._solved.factor, "jitter", 0.0)
-
-    @property
-    def condition_(self) -> float:
-        """The condition number of K + alpha; NaN for the iterative solvers."""
-        factor = self._solved.factor
-        if isinstance(factor, Spectrum):
-            low, high = float(factor.values[0]) + self.alpha_, float(factor.values[-1]) + self.alpha_
-            return high / low if low > 0 else float("inf")
-        return float("nan") if factor is None else factor.condition
-
-    @property
-    def min_eigenvalue_(self) -> float:
-        """The smallest eigenvalue of K; NaN for the iterative solvers."""
-        factor = self._solved.factor
-        if isinstance(factor, Spectrum):
-            return factor.raw
-        return float("nan") if factor is None else factor.min_eigenvalue
-
     def _reason(self) -> str:
         """Return why all eigenvalues are wanted, if they are."""
         if self.alpha == 0:
@@ -187,8 +164,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
 
     def _choose(self, dense: Tensor) -> tuple[float, Solved]:
         whole = spectrum(dense, self.precision_)
-        alpha = best_alpha(whole, self._targets, str(self.alpha))
-        return alpha, Solved(whole.apply(whole.inverse(alpha), self._targets), whole)
+        factor = Shifted(whole, best_alpha(whole, self._targets, str(self.alpha)))
+        return factor.shift, Solved(factor.solve(self._targets), factor)
 
     def _system(self) -> Tensor:
         """Return the kernel matrix of the samples that count, times the roots of their weights."""
@@ -200,19 +177,17 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, KernelMachine):
         return gram[counted][:, counted] * root[:, None] * root
 
     def _spectrum(self) -> Spectrum:
-        factor = self._solved.factor
-        return factor if isinstance(factor, Spectrum) else spectrum(self._system(), self.precision_)
+        factor = self._factor
+        return factor.whole if isinstance(factor, Shifted) else spectrum(self._system(), self.precision_)
 
     def _inverse_diagonal(self) -> Tensor:
-        if isinstance(self._solved.factor, Cholesky):
-            return self._solved.factor.inverse_diagonal()
-        whole = self._spectrum()
-        if self.alpha_ == 0 and float(whole.values[0]) == 0:
+        factor = self._factor or Shifted(self._spectrum(), self.alpha_)
+        if isinstance(factor, Shifted) and factor.shift == 0 and float(factor.whole.values[0]) == 0:
             raise BadValueError(
                 "Leave-one-out and GCV errors at alpha=0 need a kernel matrix of full rank, this one is "
                 "singular; give alpha > 0."
             )
-        return whole.vectors.square() @ whole.inverse(self.alpha_)
+        return factor.inverse_diagonal()
 
     def _spread(self, solution: Tensor) -> np.ndarray:
         """Return coefficients of all samples from the solution of those that count."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkit.compute.cg import conjugate_gradients, low_rank_inverse
 from ntkit.compute.cholesky import Cholesky, cholesky
-from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.eigen import Shifted, spectrum
 from ntkit.compute.matrix import Matrix
 from ntkit.compute.nystrom import nystrom
 from ntkit.compute.pivoted import pivoted_cholesky
@@ -37,7 +37,7 @@ class Solved:
     """Coefficients ``[n, r]``, zero outside the pivots of Nystrom, and what the solver says of itself."""
 
     coefficients: Tensor
-    factor: Cholesky | Spectrum | None = None
+    factor: Cholesky | Shifted | None = None
     residual: Tensor | None = None
     iterations: int | None = None
 
@@ -61,14 +61,11 @@ def solve(
     matrix: Matrix, dense: Tensor | None, b: Tensor, shift: float, how: Settings, precision: torch.dtype
 ):
     """Solve (A + shift) c = b for columns ``[n, r]`` with the solver that ``how`` names."""
-    if how.solver == "cholesky":
+    if how.solver in ("cholesky", "eigen"):
         assert dense is not None
-        factor = cholesky(dense, shift)
+        exact = how.solver == "cholesky"
+        factor = cholesky(dense, shift) if exact else Shifted(spectrum(dense, precision), shift)
         return Solved(factor.solve(b), factor)
-    if how.solver == "eigen":
-        assert dense is not None
-        whole = spectrum(dense, precision)
-        return Solved(whole.apply(whole.inverse(shift), b), whole)
     n = matrix.n
     if how.solver == "nystrom":
         low = pivoted_cholesky(matrix, how.rank or max(1, min(n, int(10 * n**0.5))), how.seed)
