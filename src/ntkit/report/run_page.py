@@ -92,7 +92,9 @@ def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, li
         index = torch.tensor([int(part) for part in text.split(",")])
         n = batch_size(train[0])
         if int(index.max()) >= n:
-            raise BadValueError(f"--queries {text} names sample {int(index.max())} of {n}, counted from 0.")
+            raise BadValueError(
+                f"--queries {text} names sample {int(index.max())}; the data has {n}, from 0 on."
+            )
         y = train[1]
         labels = y[index] if isinstance(y, torch.Tensor) and y.numel() == len(y) else None
         return take(train[0], index), labels, [f"training sample {i}" for i in index.tolist()]
