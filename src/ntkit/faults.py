@@ -55,7 +55,7 @@ def _is_own(error: Exception) -> bool:
     return ours and (_strict.get() or isinstance(error, _OWN))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return an error's class and the beginning of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160] if text else ''}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -11,11 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch._decomp import get_decompositions
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+    make_fx,
+)
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NotPerSampleError
-from ntkit.network import Batch, Network, Weights, take
+from ntkit.inputs import Batch, take
+from ntkit.network import Network, Weights
 
 aten = torch.ops.aten
 
@@ -40,6 +48,10 @@ def _embedding_bag(
     scale = keep if per_sample_weights is None else keep * per_sample_weights.unsqueeze(-1)
     bag = (rows * scale).sum(0, keepdim=True)
     return (bag / keep.sum().clamp(min=1) if mode == 1 else bag), offsets, offsets, offsets
+
+
+# Whether, in this trace, a value decided what is in the graph.
+_decided: ContextVar[bool] = ContextVar("decided", default=False)
 
 
 def _attention(
@@ -68,6 +80,12 @@ def _attention(
     if attn_mask is not None:
         is_bool = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+        empty = (~attn_mask if is_bool else attn_mask == -torch.inf).all(-1, keepdim=True)
+        _decided.set(True)
+        with disable_proxy_modes_tracing():
+            some = bool(empty.any())
+        if some:  # a query that sees nothing gives zero
+            return torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
     return torch.softmax(scores, -1) @ value
 
 
@@ -77,6 +95,13 @@ _WRITTEN_OUT = {
     aten.embedding_bag.default: _embedding_bag,
     aten.embedding_bag.padding_idx: _embedding_bag,
     aten.scaled_dot_product_attention.default: _attention,
+}
+
+# Composite operations whose result may be a view, though their schemas do not say so.
+_MAY_VIEW = {
+    *(aten.reshape, aten.contiguous, aten.flatten, aten.to, aten.type_as, aten.reshape_as, aten.narrow),
+    *(aten.movedim, aten.chunk, aten.unsafe_chunk, aten.meshgrid, aten.atleast_2d, aten.ravel, aten.einsum),
+    *(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout),
 }
 
 Arguments = dict[str, Any]  # of an operation, by the names in its schema
@@ -95,6 +120,8 @@ class Graph:
     inputs: frozenset[fx.Node]  # placeholders of the sample's inputs
     paths: dict[str, str]  # node -> path of the user's module that it came from
     mutates: bool  # some operation works in place
+    decided: bool = False  # by a value of the sample: whether some query of attention sees nothing
+    reads: tuple[str, ...] = ()  # where a tensor's values went to Python while it was traced: constants of it
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -143,22 +170,142 @@ def trace(net: Network, x: Batch) -> Graph:
     Raises whatever torch raises where the network cannot be traced (a branch on its data), and
     `NotPerSampleError` where it holds an operation that is random or mixes the samples of a batch.
     """
-    x = take(x, slice(0, 1))
-    weights = {name: w.detach().clone().requires_grad_() for name, w in net.weights.items()}
+    x = pytree.tree_map(torch.clone, take(x, slice(0, 1)))
+    weights = {
+        name: w.detach().clone().requires_grad_(w.is_floating_point()) for name, w in net.weights.items()
+    }
     buffers = {name: b.clone() for name, b in net.buffers.items()}
     paths: dict[str, str] = {}
+    reads = _Reads()
+
+    def outputs(weights: Weights, buffers: Weights, x: Batch) -> Tensor:
+        with reads:
+            return net.outputs(weights, x, buffers)
+
     with _quiet_tracing(net, x), _module_paths(net.module, paths):
-        traced = make_fx(
-            lambda w, b, x: net.outputs(w, x, b), pre_dispatch=True, decomposition_table=_WRITTEN_OUT
-        )(weights, buffers, x)
+        make = make_fx(outputs, pre_dispatch=True, decomposition_table=_WRITTEN_OUT)
+        token = _decided.set(False)
+        try:
+            traced = make(weights, buffers, x)
+            decided = _decided.get()
+        finally:
+            _decided.reset(token)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
     names = dict(zip(placeholders, leaves, strict=False))
     inputs = frozenset(placeholders[len(leaves) :])
+    moving = _moving(traced.graph.nodes, inputs)
+    read = [f"{name} in {paths.get(node) or 'the model'}" for name, node in reads.seen if node in moving]
+    _purify(traced.graph)
     mutates = any(n.op == "call_function" and is_mutable(n) for n in traced.graph.nodes)
-    graph = Graph(traced, names, inputs, paths, mutates)
+    traced.recompile()
+    graph = Graph(traced, names, inputs, paths, mutates, decided, tuple(dict.fromkeys(read)))
     refuse_random(graph)
     return graph
+
+
+def _moving(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:
+    """Return the names of the nodes that depend on the inputs."""
+    moving = {node.name for node in inputs}
+    for node in nodes:
+        if any(source.name in moving for source in node.all_input_nodes):
+            moving.add(node.name)
+    return moving
+
+
+class _Reads(TorchFunctionMode):
+    """Gives the values of tensors to Python while tracing, and notes of which nodes they are.
+
+    What Python does with them is not seen: it is a constant of the graph.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str]] = []
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Read the values outside the trace."""
+        if func not in _READING:
+            return func(*args, **(kwargs or {}))
+        mode = get_proxy_mode()
+        for t in pytree.tree_leaves((args, kwargs)):
+            if mode is not None and isinstance(t, Tensor):
+                slot = get_proxy_slot(t, mode.tracer, None)
+                if slot is not None:
+                    self.seen.append((func.__name__, slot.proxy.node.name))
+        with disable_proxy_modes_tracing():
+            return func(*args, **(kwargs or {}))
+
+
+# The ways of tensors' values to Python.
+_READING = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__),
+    *(Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__contains__, Tensor.is_nonzero),
+    *(torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
+}
+
+
+def _purify(graph: fx.Graph) -> None:
+    """Leave out what nothing depends on, and let operations give new values instead of working in place.
+
+    An operation in place has a twin that gives a new value, which takes the place of the old one from there
+    on, unless the old one shares its memory with another value. Else, where vmap would run it row by row, it
+    copies what its twin gives.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not is_mutable(node):
+            continue
+        twin, old = _twin(node.target), node.args[0]
+        if twin is None or not isinstance(old, fx.Node):
+            continue
+        if not _shares_memory(old) and not any(_shares_memory(n) for n in old.users if n is not node):
+            node.target = twin
+            if _meta(node) == _meta(old):
+                old.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+                continue
+            node.target = _in_place(twin)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(_in_place(twin).name(), "FuncTorchBatched"):
+            with graph.inserting_before(node):
+                value = graph.call_function(twin, node.args, node.kwargs)
+            value.meta = dict(node.meta)
+            node.target, node.args, node.kwargs = aten.copy_.default, (old, value), {}
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not is_mutable(node):
+            graph.erase_node(node)
+
+
+def _twin(op: Any) -> torch._ops.OpOverload | None:
+    """Return the operation that gives a new value where this one writes into its first argument."""
+    if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
+        return None
+    name = op._schema.name.removeprefix("aten::")[:-1]
+    twin = getattr(getattr(aten, name, None), op._overloadname, None)
+    same = twin is not None and [a.name for a in twin._schema.arguments] == [
+        a.name for a in op._schema.arguments
+    ]
+    return twin if same else None
+
+
+def _in_place(twin: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    return getattr(getattr(aten, twin._schema.name.removeprefix("aten::") + "_"), twin._overloadname)
+
+
+def _meta(node: fx.Node) -> tuple:
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "shape", None), getattr(meta, "dtype", None)
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Return whether a node's value may be a view of another's."""
+    if node.op != "call_function":
+        return node.op == "get_attr"
+    returns = getattr(getattr(node.target, "_schema", None), "returns", None)
+    if returns is None or getattr(node.target, "__name__", "") == "getitem":
+        return True
+    unsaid = getattr(node.target, "overloadpacket", None) in _MAY_VIEW
+    return unsaid or any(r.alias_info is not None for r in returns)
 
 
 def is_mutable(node: fx.Node) -> bool:
@@ -181,7 +328,8 @@ def arguments(node: fx.Node, args: tuple, kwargs: dict) -> Arguments:
 
 
 def refuse_random(graph: Graph) -> None:
-    """Refuse operations that draw random numbers or use the statistics of the batch."""
+    """Refuse operations that draw random numbers or use the statistics of the batch (not of a weight)."""
+    moving = _moving(graph.nodes, graph.inputs)
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -189,7 +337,11 @@ def refuse_random(graph: Graph) -> None:
         bound = arguments(node, node.args, node.kwargs)
         op = node.target.overloadpacket
         training = bound.get("training", bound.get("train", False)) is True
-        if op in (aten.batch_norm, aten.native_batch_norm, aten.cudnn_batch_norm) and training:
+        if (
+            op in (aten.batch_norm, aten.native_batch_norm, aten.cudnn_batch_norm)
+            and training
+            and node in moving
+        ):
             raise NotPerSampleError(
                 f"{where} normalizes by the statistics of the batch: its output for one sample depends on "
                 f"the others. Call model.eval(), with track_running_stats=True."

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ntkit.errors import BadValueError
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
 
 
 class Kernel(ABC):

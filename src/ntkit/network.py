@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, Literal, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
+from ntkit.faults import foreign
+from ntkit.inputs import Batch, Bundle, Inputs, Picked, as_batch, batch_size
 
 Weights = Mapping[str, Tensor]
-# A batch as it is given: its first axis is the sample.
-Inputs: TypeAlias = Tensor | np.ndarray | Sequence["Inputs"] | Mapping[str, "Inputs"] | float | int
-T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
 No: TypeAlias = Literal[False]  # a flag that is left out, in overloads
 Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]  # of any dtype
 Pair: TypeAlias = tuple[Floats, Floats]  # a mean and its spread
-Batch: TypeAlias = Tensor | tuple["Batch", ...] | dict[str, "Batch"]  # the same, checked
+_OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has
+_CONTAINERS = {list, dict, set, OrderedDict}
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 @dataclass(frozen=True)
 class Network:
     """A network as ``call(weights, x)``: weights by name, the first axis of every input the sample.
 
-    ``x`` is one tensor, a tuple (positional inputs) or a dict (named inputs).
+    ``x`` is one tensor, a tuple (positional inputs), a dict (named inputs) or a `Bundle` of whatever else.
+    Complex weights appear as pairs of reals, ``[..., 2]``.
     """
 
     call: Callable[..., Any]  # call(weights, x, buffers=None)
     fixed: dict[str, Tensor] | None = None
     module: nn.Module | None = None
+    select: str | int | None = None  # of outputs that are a dict or a tuple
+    counted: tuple[str, ...] | None = None  # the weights that are asked about; None: all
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are now, detached."""
         if self.fixed is not None or self.module is None:
             return self.fixed or {}
-        return {name: w.detach() for name, w in self.module.named_parameters()}
+        return {name: _real(w.detach()) for name, w in self.module.named_parameters()}
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -55,13 +66,56 @@ class Network:
 
     def outputs(self, weights: Weights, x: Batch, buffers: Weights | None = None) -> Tensor:
         """Return the outputs of a batch as ``[n, o]``; further axes are flattened into o."""
-        y = self.call(weights, x, buffers)
+        return self._rows(self.call(weights, x, buffers), batch_size(x))
+
+    def direct(self, x: Batch, leaves: Weights | None = None) -> Tensor:
+        """Return the outputs ``[n, o]`` of the user's own module, not of a function made of it.
+
+        It gets copies of the inputs, and keeps its buffers; weights other than its own are to be `lent` to
+        it. By ``leaves`` (see there) the result can be differentiated.
+        """
+        x = pytree.tree_map(torch.clone, x)
+        try:
+            if self.module is None:
+                y = self.call({**self.weights, **(leaves or {})}, x)
+            else:
+                args, kwargs = _call_arguments(x)
+                with untouched(self.module), _users_device(), _noting_draws(self.module):
+                    y = self.module(*args, **kwargs)
+        except (NtkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            foreign(error, "running a network")
+            raise BadValueError(
+                f"The network does not take the inputs {_shapes(x)} (the first axis is the sample): it "
+                f"raised {type(error).__name__}: {error}. Give inputs of the shapes and dtypes "
+                f"that it is made for."
+            ) from error
+        return self._rows(y, batch_size(x))
+
+    def leaves(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the tensors by which `direct` can be differentiated: a module's own parameters."""
+        if self.module is None:
+            return {name: self.weights[name].detach().requires_grad_() for name in names}
+        own = dict(self.module.named_parameters())
+        return {name: own[name].requires_grad_() for name in names}
+
+    def _rows(self, y: Any, n: int) -> Tensor:
+        """Return what the network gave as ``[n, o]``, checked."""
+        if self.select is not None:
+            y = _selected(y, self.select)
         if not isinstance(y, Tensor):
             raise BadTypeError(
-                f"The network returned {type(y).__name__}, ntkit needs one tensor whose first axis is "
-                f"the sample. Wrap it in a module that returns the tensor that you mean."
+                f"The network returned {_described(y)}, ntkit needs one tensor whose first axis is the "
+                f"sample. Say with select= which part it is, or wrap the network in a module that returns it."
             )
-        n = batch_size(x)
+        if y.is_nested or y.layout is not torch.strided:
+            raise BadTypeError("The network returned a nested or sparse tensor; return a dense one.")
+        if not y.is_floating_point():
+            raise BadTypeError(
+                f"The network returned {y.dtype}, ntkit needs real floating-point outputs; return the "
+                f"scores, or for complex ones their real and imaginary parts (torch.view_as_real)."
+            )
         if y.ndim == 0 and n == 1:
             return y.reshape(1, 1)
         if y.ndim == 0 or y.shape[0] != n:
@@ -71,6 +125,8 @@ class Network:
                 f"The network returned shape {tuple(y.shape)} for {n} samples; the first axis must be "
                 f"the sample. Return one output row per sample."
             )
+        if y.numel() == 0:
+            raise BadValueError(f"The network returned no outputs, shape {tuple(y.shape)}.")
         return y.reshape(n, -1)
 
     def sample(self, weights: Weights, x: Batch) -> Tensor:
@@ -79,8 +135,14 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """The dtype of the weights that count."""
         return self._first.dtype
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """The floating dtypes of all weights and buffers, that of the weights that count first."""
+        tensors = {**self.weights, **self.buffers}.values()
+        return list(dict.fromkeys([self.dtype, *(t.dtype for t in tensors if t.is_floating_point())]))
 
     @property
     def device(self) -> torch.device:
@@ -90,23 +152,209 @@ class Network:
     def signature(self) -> tuple:
         """Return what a trace of the network depends on besides values: its modules, flags, settings, ties.
 
-        A module that was replaced, or whose printed settings changed, has another signature; an attribute
-        of the user's own that no ``repr`` shows is not seen.
+        Settings are the attributes of all modules that are numbers, names, flags or functions, or lists and
+        dicts of them; what a tensor or an object of another kind holds is not seen here.
         """
         if self.module is None:
             return ()
-        modules = tuple((id(m), m.training) for m in self.module.modules())
-        ties = tuple(id(p) for _, p in self.module.named_parameters(remove_duplicate=False))
-        return modules, ties, repr(self.module)
+        modules = tuple((id(m), m.training, *_settings(m)) for m in self.module.modules())
+        ties = tuple(
+            (id(p), p.requires_grad) for _, p in self.module.named_parameters(remove_duplicate=False)
+        )
+        return modules, ties
 
     @property
     def _first(self) -> Tensor:
         if self.fixed is not None or self.module is None:
-            return next(iter((self.fixed or {}).values()))
-        return next(self.module.parameters())
+            weights = self.fixed or {}
+            return weights[self.counted[0]] if self.counted else next(iter(weights.values()))
+        if self.counted:
+            path, _, name = self.counted[0].rpartition(".")
+            return _real(self.module.get_submodule(path)._parameters[name].detach())  # pyright: ignore
+        trained = (p for p in self.module.parameters() if p.requires_grad)
+        return _real(next(trained, next(self.module.parameters())).detach())
 
 
-def network(model: Any, weights: Weights | None = None) -> Network:
+def _real(w: Tensor) -> Tensor:
+    """Return a weight as it is differentiated: a complex one as pairs of reals, one of inference copied."""
+    if w.is_inference():
+        with torch.inference_mode(False):
+            w = w.clone()
+    return torch.view_as_real(w) if w.is_complex() else w
+
+
+def real_gradient(g: Tensor) -> Tensor:
+    """Return autograd's gradient of a leaf as that of its real numbers: dense, complex ones as pairs."""
+    g = g.to_dense() if g.layout is not torch.strided else g
+    return torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
+
+
+def _call_arguments(x: Batch) -> tuple[tuple, dict[str, Any]]:
+    value: Any = x.value if isinstance(x, Bundle) else x
+    return ((), value) if isinstance(value, dict) else (value if type(value) is tuple else (value,), {})
+
+
+def _shapes(x: Batch) -> str:
+    shapes = pytree.tree_map(lambda t: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}", x)
+    return str(shapes.value if isinstance(shapes, Bundle) else shapes)
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    for name, value in vars(module).items():
+        if name in _OF_TORCH:
+            continue
+        if isinstance(value, _PLAIN):
+            yield name, value
+        elif isinstance(value, (list, tuple, set, dict)) and len(value) <= 64:
+            items = value.items() if isinstance(value, dict) else value
+            parts = (i if isinstance(i, tuple) else (i,) for i in items)
+            yield name, tuple(tuple(p if isinstance(p, _PLAIN) else id(p) for p in part) for part in parts)
+        elif not isinstance(value, Tensor):
+            yield name, id(value)
+
+
+def _described(y: Any) -> str:
+    if isinstance(y, Mapping):
+        return f"a {type(y).__name__} with {[str(k) for k in y]}"
+    if isinstance(y, (tuple, list)):
+        return f"a {type(y).__name__} of {', '.join(type(part).__name__ for part in y)}"
+    return f"a {type(y).__name__}"
+
+
+def _selected(y: Any, select: str | int) -> Any:
+    try:
+        if isinstance(y, Mapping) or (isinstance(y, (tuple, list)) and isinstance(select, int)):
+            return y[select]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return getattr(y, str(select))
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise BadValueError(
+            f"select={select!r}: the network returned {_described(y)}. Name one of its parts."
+        ) from error
+
+
+_users: ContextVar[torch.device | None] = ContextVar("the user's default device", default=None)
+
+
+@contextmanager
+def no_default_device() -> Iterator[None]:
+    """Let new tensors be on the CPU, those of the user's network excepted."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        yield
+        return
+    token = _users.set(device)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _users.reset(token)
+
+
+def _users_device() -> AbstractContextManager[Any]:
+    device = _users.get()
+    return nullcontext() if device is None else torch.device(device)
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Put back what a call of a module changes: attributes, what lists and dicts among them hold, buffers."""
+    before = [(vars(m), dict(vars(m))) for m in module.modules()]
+    held = [
+        (v, v.copy() if v else None)
+        for _, attributes in before
+        for v in attributes.values()
+        if type(v) in _CONTAINERS
+    ]
+    buffers = [(b, b._version, b.clone()) for b in module.buffers() if not b.is_inference()]
+    weights = [(name, p, p._version) for name, p in module.named_parameters() if not p.is_inference()]
+    try:
+        yield
+        for name, p, version in weights:
+            if p._version != version:
+                raise NotPerSampleError(
+                    f"The network writes into its parameter {name!r} when it is called: it is another one at "
+                    f"each call. Let it make a new tensor of it instead."
+                )
+    finally:
+        for now, attributes in before:
+            if not _alike(now, attributes):
+                now.clear()
+                now.update(attributes)
+        for container, copied in held:
+            if container if copied is None else not _alike(container, copied):
+                container.clear()
+                if copied is not None:
+                    container.extend(copied) if isinstance(container, list) else container.update(copied)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+_draws: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def may_draw(module: nn.Module | None) -> bool:
+    """Return whether a network may draw from Python's or NumPy's state, as far as its calls have shown."""
+    return module is not None and _draws.get(module, True)
+
+
+@contextmanager
+def _noting_draws(module: nn.Module) -> Iterator[None]:
+    if module in _draws:
+        yield
+        return
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]
+    yield
+    now = np.random.get_state(legacy=False)["state"]
+    same = now["pos"] == before[1]["pos"] and np.array_equal(now["key"], before[1]["key"])
+    _draws[module] = not (same and random.getstate() == before[0])
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Return whether two containers hold the same objects, in the same order."""
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(map(is_, a.values(), b.values())) and list(a) == list(b)
+    return all(map(is_, a, b))
+
+
+@contextmanager
+def lent(module: nn.Module | None, weights: Weights | None) -> Iterator[None]:
+    """Lend a module other values for its weights; the tensors themselves stay, for whoever knows them."""
+    if weights is None or module is None:
+        yield
+        return
+    own = {name: (p, p.data) for name, p in module.named_parameters()}
+    try:
+        for name, (p, _) in own.items():
+            p.data = torch.view_as_complex(weights[name]) if p.is_complex() else weights[name]
+        yield
+    finally:
+        for p, data in own.values():
+            p.data = data
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside of what runs it in parallel or compiled; refuse one that cannot be read."""
+    while True:
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            module = module.module
+        elif isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
+            module = original
+        else:
+            break
+    for name, m in module.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise BadTypeError(
+                f"{name or 'the model'} is compiled by torch.jit ({type(m).__name__}), whose operations "
+                f"ntkit cannot read. Give the torch.nn.Module that it was made of."
+            )
+    return module
+
+
+def network(model: Any, weights: Weights | None = None, select: str | int | None = None) -> Network:
     """Return the pure function behind a module, or behind ``f(weights, x)`` and its weights.
 
     A module keeps its training flags and is read as it is at each call (train it, and its kernel
@@ -114,34 +362,48 @@ def network(model: Any, weights: Weights | None = None) -> Network:
     their first name.
     """
     if isinstance(model, nn.Module):
-        module = getattr(model, "_orig_mod", model)
+        module = unwrapped(model)
         known = dict(module.named_parameters())
         if weights is not None:
-            if set(weights) != set(known):
-                raise BadValueError(
-                    f"weights must name the parameters of the module; unknown: "
-                    f"{sorted(set(weights) - set(known))}, missing: {sorted(set(known) - set(weights))}."
-                )
-        check_weights(known if weights is None else weights)
+            check_names(weights, known)
+            for name, w in known.items():
+                if isinstance(weights[name], Tensor) and weights[name].shape != w.shape:
+                    raise BadValueError(
+                        f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the module's is "
+                        f"{tuple(w.shape)}."
+                    )
+        trained = {k: w for k, w in known.items() if w.requires_grad} or known
+        check_weights(known if weights is None else weights, trained)
+        complex_ones = [name for name, w in known.items() if w.is_complex()]
 
         def call(weights: Weights, x: Batch, buffers: Weights | None = None) -> Any:
             buffers = module_buffers(module) if buffers is None else buffers
-            args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            return call_with(module, {**buffers, **weights}, args, kwargs)
+            whole = {name: torch.view_as_complex(weights[name]) for name in complex_ones}
+            with untouched(module), _users_device():
+                return call_with(module, {**buffers, **weights, **whole}, *_call_arguments(x))
 
-        fixed = None if weights is None else {k: w.detach() for k, w in weights.items()}
-        return Network(call, fixed, module)
+        fixed = None if weights is None else {k: _real(w.detach()) for k, w in weights.items()}
+        return Network(call, fixed, module, select)
     if not callable(model):
         raise BadTypeError(
             f"Expected a torch.nn.Module or a function f(weights, x), got {type(model).__name__}."
         )
+    if isinstance(model, type):
+        raise BadTypeError(f"Expected a torch.nn.Module, got the class {model.__name__}; make one of it.")
     if weights is None:
         raise BadTypeError(
             "A function as a network needs its weights: pass a dict of tensors as `weights`, with "
             "f(weights, x) -> outputs."
         )
-    check_weights(weights)
-    return Network(lambda w, x, _=None: model(w, x), {k: w.detach() for k, w in weights.items()})
+    check_weights(weights, weights)
+    complex_names = [name for name, w in weights.items() if w.is_complex()]
+
+    def function(w: Weights, x: Batch, _: Any = None) -> Any:
+        value = x.value if isinstance(x, Bundle) else x
+        with _users_device():
+            return model({**w, **{k: torch.view_as_complex(w[k]) for k in complex_names}}, value)
+
+    return Network(function, {k: _real(w.detach()) for k, w in weights.items()}, None, select)
 
 
 def call_with(module: nn.Module, values: Weights, args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -167,7 +429,7 @@ def copy_of(module: Module) -> Module:
 
     Tensors with a history, such as features stored on ``self``, have no copy of their own.
     """
-    module = getattr(module, "_orig_mod", module)
+    module = unwrapped(module)  # pyright: ignore[reportAssignmentType]
     memo: dict[int, Any] = {}
     for m in module.modules():
         for value in pytree.tree_leaves({k: v for k, v in vars(m).items() if k != "_modules"}):
@@ -181,8 +443,21 @@ def module_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: b.clone() for name, b in module.named_buffers()}
 
 
-def check_weights(weights: Weights) -> None:
-    """Refuse weights that are not real floating-point tensors of one dtype and one device."""
+def check_names(weights: Weights, known: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not named as the parameters of a module are."""
+    if not isinstance(weights, Mapping):
+        raise BadTypeError(f"weights is a {type(weights).__name__}, expected a dict of tensors by name.")
+    if set(weights) != set(known):
+        raise BadValueError(
+            f"weights must name the parameters of the module; unknown: "
+            f"{sorted(map(str, set(weights) - set(known)))}, missing: {sorted(set(known) - set(weights))}."
+        )
+
+
+def check_weights(weights: Weights, counted: Weights) -> None:
+    """Refuse weights on several devices, or of which those that count are not of one floating dtype."""
+    if not isinstance(weights, Mapping):
+        raise BadTypeError(f"weights is a {type(weights).__name__}, expected a dict of tensors by name.")
     if not weights:
         raise BadValueError("The network has no parameters, so it has no tangent kernel.")
     for name, w in weights.items():
@@ -191,75 +466,30 @@ def check_weights(weights: Weights) -> None:
                 f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
                 f"module once before giving it to ntkit."
             )
-        if not w.is_floating_point():
+    for name in counted:
+        w = weights[name]
+        if w.is_inference():
             raise BadValueError(
-                f"Weight {name!r} has dtype {w.dtype}; tangent kernels need real floating-point "
-                f"weights. Turn it into a buffer, or leave it out of `weights`."
+                f"Weight {name!r} was made in inference mode, which autograd cannot differentiate. Make the "
+                f"network, or load its weights, outside of torch.inference_mode()."
             )
-    for what in ("dtype", "device"):
-        seen = {str(getattr(w, what)) for w in weights.values()}
-        if len(seen) > 1:
+        if not w.is_floating_point() and not w.is_complex():
             raise BadValueError(
-                f"The weights have mixed {what}s {sorted(seen)}; bring the network to one with model.to(...)."
+                f"Weight {name!r} has dtype {w.dtype}; tangent kernels need floating-point weights. Turn it "
+                f"into a buffer, or leave it out of `weights`."
             )
-
-
-def as_inputs(x: Inputs, net: Network, what: str = "x") -> Batch:
-    """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype.
-
-    Arrays and lists are converted (floating ones to the network's dtype); tensors of another
-    floating dtype are refused, since a silent cast would hide a mistake.
-    """
-
-    def leaf(value: object) -> Tensor:
-        if isinstance(value, Tensor):
-            t = value.detach()
-            if t.is_floating_point() and t.dtype != net.dtype:
-                raise BadValueError(
-                    f"{what} has dtype {t.dtype} but the network {net.dtype}; convert one of them, "
-                    f"for instance {what}.to({net.dtype})."
-                )
-            if t.device != net.device:
-                raise BadValueError(f"{what} is on {t.device}, the network on {net.device}; move one.")
-        else:
-            try:
-                t = torch.as_tensor(np.array(value) if not np.isscalar(value) else value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise BadTypeError(
-                    f"{what} is a {type(value).__name__} that torch cannot read as a tensor: {error}"
-                ) from error
-            t = t.to(net.device, net.dtype if t.is_floating_point() else None)
-        if t.ndim == 0:
-            raise BadValueError(f"{what} is a single number; its first axis must be the sample.")
-        if t.shape[0] == 0:
-            raise BadValueError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
-        if t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
-            rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
+    seen = {"device": {str(w.device) for w in weights.values()}}
+    seen["dtype"] = {str(weights[name].dtype.to_real()) for name in counted}
+    for what, values in seen.items():
+        if len(values) > 1:
             raise BadValueError(
-                f"{what} holds NaN or infinite values in sample(s) {rows[:10]}; clean or drop them."
+                f"The weights have mixed {what}s {sorted(values)}; bring them to one with model.to(...)."
             )
-        return t
-
-    if isinstance(x, dict):
-        batch: Batch = {key: leaf(value) for key, value in x.items()}
-    elif isinstance(x, tuple):
-        batch = tuple(leaf(value) for value in x)
-    else:
-        batch = leaf(x)
-    sizes = {t.shape[0] for t in pytree.tree_leaves(batch)}
-    if len(sizes) != 1:
-        raise BadValueError(f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}.")
-    return batch
 
 
-def batch_size(x: Inputs) -> int:
-    """Return the number of samples of a batch."""
-    return pytree.tree_leaves(x)[0].shape[0]
-
-
-def take(x: T, index: slice | int | list[int] | Tensor) -> T:
-    """Return some samples of a batch, by a slice or a tensor of indices."""
-    return pytree.tree_map(lambda t: t[index], x)
+def as_inputs(x: Inputs, net: Network, what: str = "x", picked: Picked = None) -> Batch:
+    """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype."""
+    return as_batch(x, net.dtypes, net.device, what, picked)
 
 
 def refuse_stateful(module: nn.Module | None) -> None:
@@ -282,6 +512,16 @@ def refuse_stateful(module: nn.Module | None) -> None:
             raise NotPerSampleError(
                 f"{where} drops at random (p={m.p}) in training mode: the network is not a function of "
                 f"its input. Call model.eval(), or set p=0."
+            )
+
+
+def refuse_complex(net: Network, what: str) -> None:
+    """Refuse a network with complex weights for what needs real ones."""
+    for name, p in net.module.named_parameters() if net.module is not None else ():
+        if p.is_complex() and p.requires_grad:
+            raise BadValueError(
+                f"Weight {name!r} has dtype {p.dtype}. {what} needs real weights: hold it as a pair of reals "
+                f"(torch.view_as_real), and make the complex one in forward (torch.view_as_complex)."
             )
 
 

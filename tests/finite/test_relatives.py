@@ -85,7 +85,7 @@ def test_conjugate_kernel_is_the_last_weights_part():
         torch.testing.assert_close(k(x, x[:2]), part(x, x[:2]), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(k.diag(x), part.diag(x), rtol=1e-12, atol=1e-12)
     model, x = build("a branch on the data")
-    with pytest.raises(ntkit.NtkitError, match="cannot be traced"):
+    with pytest.raises(ntkit.NtkitError, match="branches on them"):
         ntkit.ConjugateKernel(model)(x)
 
 

@@ -47,8 +47,26 @@ def test_a_rule_that_raises_is_named(model):
     token = _strict.set(False)
     try:
         k = ntkit.EmpiricalNTK(model)
-        torch.testing.assert_close(k(x), truth(model, x), rtol=1e-10, atol=1e-12)
+        with pytest.warns(UserWarning, match=r"broken raised KeyError.*contraction instead") as told:
+            torch.testing.assert_close(k(x), truth(model, x), rtol=1e-10, atol=1e-12)
+        assert "in broken" in str(told[0].message)  # its traceback
         assert "broken raised KeyError" in str(k.explain(x))
+    finally:
+        _strict.reset(token)
+
+
+def test_only_the_weights_that_a_raising_rule_serves_leave_structure(model):
+    right = RULES[OP][1]
+    ntkit.register_rule(OP, "weight", "bias")(
+        lambda use: broken(use) if use.slot[0] == "bias" else right(use)
+    )
+    x = torch.randn(5, 3, dtype=torch.float64)
+    token = _strict.set(False)
+    try:
+        k = ntkit.EmpiricalNTK(model)
+        with pytest.warns(UserWarning, match="contraction instead"):
+            torch.testing.assert_close(k(x), truth(model, x), rtol=1e-10, atol=1e-12)
+        assert [row.way for row in k.explain(x).rows] == ["structure", "contraction"] * 2
     finally:
         _strict.reset(token)
 

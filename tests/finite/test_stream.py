@@ -26,7 +26,7 @@ def test_parts_come_as_the_backward_pass_gets_to_them(monkeypatch):
     model, x = build("TransformerEncoderLayer")
     k = ntkit.EmpiricalNTK(model)
     k(x)
-    ((recipe, size),) = k._recipes.values()
+    (((recipe, size),),) = k._recipes.values()
     assert recipe.streams
     parts: list[dict] = []
     recipe.stream(x, torch.eye(size.outputs, dtype=torch.float64), parts.append)

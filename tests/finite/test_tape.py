@@ -31,7 +31,7 @@ def test_the_third_call_gives_what_the_first_gave(name):
 
 
 def _recipe(k):
-    ((recipe, _),) = k._recipes.values()
+    (((recipe, _),),) = k._recipes.values()
     return recipe
 
 

@@ -16,7 +16,7 @@ from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.kinds import Kind, Panel
 from ntkit.finite.products import Sizes, add_diagonals, add_products, cheapest
 from ntkit.finite.project import Projection
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 
 _GRADIENTS = 8  # of the largest value, that a backward pass holds at a time
 
@@ -38,7 +38,7 @@ def measure(recipe: Recipe, x: Batch) -> Measure:
     """Measure one sample of a batch."""
     one = take(x, slice(0, 1))
     with torch.no_grad():
-        o = recipe.net.outputs(recipe.net.weights, one).shape[1]
+        o = recipe.net.direct(one).shape[1]
     cotangents = torch.ones(min(o, 2), o, dtype=recipe.net.dtype, device=recipe.net.device)
     jacobian = recipe.jacobian(one, cotangents)  # of two outputs: whether they can go together shows here
     item = cotangents.element_size()

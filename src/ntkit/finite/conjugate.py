@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.faults import foreign
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.coverage import cover
 from ntkit.finite.jacobian.proof import check_samples, sample_pair
+from ntkit.finite.jacobian.rounding import tolerance
 from ntkit.graph import arguments, is_batched, trace
+from ntkit.inputs import Batch, Inputs, Picked
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, Weights, as_inputs, network, refuse_stateful
+from ntkit.network import Weights, as_inputs, network, refuse_stateful
 
 
 class ConjugateKernel(Kernel):
@@ -26,12 +29,14 @@ class ConjugateKernel(Kernel):
 
     ``[n1, n2]``, a sum over features with no factor: it is the part of the tangent kernel that the last
     layer's weight contributes (mean over outputs), and divided by the width it tends to the NNGP kernel of
-    the layers below. Where the last layer has positions (tokens, pixels), h holds all of them.
+    the layers below. Where the last layer has positions (tokens, pixels), h holds all of them. ``inputs``
+    and ``select`` are those of `EmpiricalNTK`.
 
     Raises
     ------
     NtkitError
-        A network that cannot be traced, or whose last operation is fed by several tensors.
+        A network that cannot be traced, that branches on its samples' values, or whose last operation is fed
+        by several tensors.
 
     References
     ----------
@@ -48,15 +53,26 @@ class ConjugateKernel(Kernel):
     True
     """
 
-    def __init__(self, model: nn.Module | Callable[..., Tensor], weights: Weights | None = None) -> None:
-        self.model, self.weights = model, weights
-        self._net = network(model, weights)
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Tensor],
+        weights: Weights | None = None,
+        *,
+        inputs: Picked = None,
+        select: str | int | None = None,
+    ) -> None:
+        self.model, self.weights, self.inputs, self.select = model, weights, inputs, select
+        self._net = network(model, weights, select)
 
     def features(self, x: Inputs) -> Float[Tensor, "n d"]:
         """Return h ``[n, d]``."""
-        batch = as_inputs(x, self._net)
+        batch = as_inputs(x, self._net, "x", self.inputs)
+        with undisturbed(self._net), torch.no_grad():
+            return self._features(batch)
+
+    def _features(self, batch: Batch) -> Tensor:
         refuse_stateful(self._net.module)
-        check_samples(self._net, sample_pair(batch))
+        _, lowest = check_samples(self._net, sample_pair(batch))
         try:
             graph = trace(self._net, batch)
         except NtkitError:
@@ -70,28 +86,37 @@ class ConjugateKernel(Kernel):
         last = cover(graph, frozenset(self._net.weights)).order[-1][0]
         features: dict[str, Tensor] = {}
 
-        def one(sample: Batch) -> Tensor:
+        def one(sample: Batch) -> tuple[Tensor, Tensor]:
             def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:
                 for name, value in arguments(node, args, kwargs).items():
                     if is_batched(value):
                         features[name] = value
                 return node.target(*args, **kwargs)  # pyright: ignore
 
-            graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
+            outputs = graph.run(self._net.weights, self._net.buffers, sample, {last: keep})
             if len(features) != 1:
                 raise BadValueError(
                     f"The last operation with weights, {last.target}, is fed by {len(features)} tensors; the "
                     f"conjugate kernel needs one, the features."
                 )
-            return next(iter(features.values())).reshape(-1)
+            return outputs, next(iter(features.values())).reshape(-1)
 
-        with torch.no_grad():
-            return quiet_vmap(one)(batch)
+        outputs, rows = quiet_vmap(one)(batch)
+        truth = self._net.direct(batch)
+        if (outputs - truth).abs().max() > tolerance(lowest) * truth.abs().max():
+            raise NtkitError(
+                f"The network does not run the same operations for all samples of the batch: it reads values "
+                f"({', '.join(graph.reads) or 'of a sample'}) and branches on them. Give samples that go the "
+                f"same way, or make a module of the layers below the last one; its outputs are features."
+            )
+        return rows
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return h(x1) h(x2)^T."""
         h1 = self.features(x1)
-        return h1 @ (h1 if x2 is None else self.features(x2)).T
+        h2 = h1 if x2 is None else self.features(x2)
+        with undisturbed(self._net):
+            return h1 @ h2.T
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return |h(x)|^2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, overload
 
@@ -11,21 +12,31 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, parse_memory
-from ntkit.compute.precision import exact
-from ntkit.errors import BadValueError
+from ntkit.compute.surroundings import undisturbed
+from ntkit.errors import BadValueError, NotPerSampleError
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
-from ntkit.finite.jacobian.proof import last_layer, prove
+from ntkit.finite.jacobian.proof import by_sample, differing, last_layer, prove
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
+from ntkit.inputs import Batch, Inputs, Picked, batch_size, drawn_rows, take
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, No, Weights, as_inputs, batch_size, network
+from ntkit.network import Network, No, Weights, as_inputs, check_weights, network
 
 Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
+_KEPT = 16  # recipes, of the last kinds of inputs
+_TRACES = 4  # samples at which a network is read, before it goes sample by sample
+_DRAWN_ROWS = 8  # samples whose outputs are compared at each call
 Params = str | Sequence[str] | nn.Module | nn.Parameter | None
+
+
+def _from(x: Batch, row: int) -> Batch:
+    """Return a batch that begins with one of its samples."""
+    n = batch_size(x)
+    return take(x, [(row + i) % n for i in range(n)]) if row else x
 
 
 class EmpiricalNTK(Kernel):
@@ -54,21 +65,32 @@ class EmpiricalNTK(Kernel):
     memory : str or int
         Bytes to work in besides the result, such as ``"2GiB"``; chunks are chosen to fit. The result
         does not depend on it, rounding apart.
+    inputs : optional
+        What of an item of a ``DataLoader`` or ``Dataset`` goes into the network: a place (0), a name
+        (``"input_ids"``), a list of them, or a function of the item; targets must not.
+    select : str or int, optional
+        Which part of outputs that are a dict, a tuple or an object, such as ``"logits"``.
+    check : {"rows", "all"}
+        The samples whose outputs are compared at each call with the network's own: 8, drawn from what
+        the batch holds, or all. All are compared the first time, and where a network reads values.
 
     Raises
     ------
     NotPerSampleError
         Train-mode batch norm, active dropout, an output that mixes samples.
     NtkitError
-        NaN in the inputs, mixed dtypes or devices, unknown names, complex or integer weights.
+        NaN in the inputs, mixed dtypes or devices, unknown names, integer weights.
 
     Notes
     -----
     No unit but that of outputs squared over weights squared; no parameterization is applied: this is
     the network as it is. Weights used by linear maps, convolutions, norms, embeddings and elementwise
     operations are never expanded to Jacobians: their structure gives the kernel. All other weights go
-    through Jacobian contraction. What is found is compared with autograd once for a model and its
-    shapes. ``k.explain(x)`` says which weight went which way.
+    through Jacobian contraction. What is found is compared with autograd through the module itself once
+    for a model and its shapes, and with the module's outputs at each call; where they differ, it is read
+    again, and if need be each sample goes through the module by itself. Complex weights count as pairs of
+    reals. ``k.explain(x)`` says which weight went which way. Neither the module nor torch's settings
+    around the call matter or change (autocast, inference mode, random states).
 
     References
     ----------
@@ -96,15 +118,20 @@ class EmpiricalNTK(Kernel):
         outputs: Outputs = "mean",
         params: Params = None,
         memory: str | int = "2GiB",
+        inputs: Picked = None,
+        select: str | int | None = None,
+        check: Literal["rows", "all"] = "rows",
     ) -> None:
         self._kind = kind_of(outputs)
         self.model, self.outputs, self.params, self.memory = model, outputs, params, memory
-        self.weights = weights
-        self._net = network(model, weights)
+        self.weights, self.inputs, self.select, self.check = weights, inputs, select, check
+        if check not in ("rows", "all"):
+            raise BadValueError(f"check={check!r}; expected 'rows' or 'all'.")
+        self._net = network(model, weights, select)
         self._budget = parse_memory(memory)
-        self._recipes: dict[Any, tuple[Recipe, Measure]] = {}
+        self._recipes: dict[Any, list[tuple[Recipe, Measure]]] = {}
         self._plans: dict[Any, Plan] = {}
-        self._select()
+        self._counting()
 
     @overload
     def __call__(self, x1: Inputs, x2: Inputs | None = None, *, per_parameter: No = ...) -> Block: ...
@@ -117,8 +144,8 @@ class EmpiricalNTK(Kernel):
     ) -> Block | dict[str, Block]:
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
-        with exact(self._net.device):
-            recipe, size = self._recipe(first)
+        with undisturbed(self._net):
+            recipe, size = self._recipe(first, second)
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
                 return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
@@ -131,7 +158,7 @@ class EmpiricalNTK(Kernel):
     def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``; no n x n matrix is formed."""
         batch, _ = self._inputs(x, None)
-        with exact(self._net.device):
+        with undisturbed(self._net):
             recipe, size = self._recipe(batch)
             plan = self._plan(recipe, size, batch, None)
             return blocks.diagonal(recipe, plan, batch, self._kind, size.outputs)
@@ -148,7 +175,7 @@ class EmpiricalNTK(Kernel):
         """
         projection = None if project is None else Projection(project, seed, kind)
         batch, _ = self._inputs(x, None)
-        with exact(self._net.device):
+        with undisturbed(self._net):
             recipe, size = self._recipe(batch)
             plan = self._plan(recipe, size, batch, None)
             return blocks.features(recipe, plan, batch, size.outputs, projection)
@@ -172,16 +199,16 @@ class EmpiricalNTK(Kernel):
                 "or 'mean'."
             )
         first, second = self._inputs(x1, x2)
-        with exact(self._net.device):
-            recipe, size = self._recipe(first)
+        with undisturbed(self._net):
+            recipe, size = self._recipe(first, second)
             plan = self._plan(recipe, size, first, second)
             return tangent_operator(recipe, plan, first, second, self._kind, size.outputs, self)
 
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
         """Return the chunks, bytes and floating-point operations of ``k(x1, x2)``, before it runs."""
         first, second = self._inputs(x1, x2)
-        with exact(self._net.device):
-            return self._plan(*self._recipe(first), first, second)
+        with undisturbed(self._net):
+            return self._plan(*self._recipe(first, second), first, second)
 
     def explain(self, x: Inputs) -> Explanation:
         """Return a table of each parameter's uses, rule or fallback, order of summation, FLOPs, bytes.
@@ -189,7 +216,7 @@ class EmpiricalNTK(Kernel):
         The figures are those of ``k(x)``; print it, or read its ``rows``.
         """
         batch, _ = self._inputs(x, None)
-        with exact(self._net.device):
+        with undisturbed(self._net):
             recipe, size = self._recipe(batch)
             return explain(recipe, size, self._plan(recipe, size, batch, None), self._kind)
 
@@ -201,10 +228,10 @@ class EmpiricalNTK(Kernel):
         return self._plans[key]
 
     def _inputs(self, x1: Inputs, x2: Inputs | None) -> tuple[Batch, Batch | None]:
-        first = as_inputs(x1, self._net, "x1")
+        first = as_inputs(x1, self._net, "x1", self.inputs)
         if x2 is None:
             return first, None
-        second = as_inputs(x2, self._net, "x2")
+        second = as_inputs(x2, self._net, "x2", self.inputs)
         one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (first, second))
         if pytree.tree_flatten(one) != pytree.tree_flatten(two):
             raise BadValueError(
@@ -212,18 +239,71 @@ class EmpiricalNTK(Kernel):
             )
         return first, second
 
-    def _recipe(self, x: Batch) -> tuple[Recipe, Measure]:
-        """Return what is proved of the network for such inputs; it is proved at the first call."""
+    def _recipe(self, *batches: Batch | None) -> tuple[Recipe, Measure]:
+        """Return what is proved of the network for such inputs, and holds for these batches.
+
+        Known recipes are compared with the network's own outputs; where none holds, one is made and proved.
+        """
+        x, *more = [b for b in batches if b is not None]
         leaves, structure = pytree.tree_flatten(x)
-        chosen = self._select()
         inputs = tuple((t.shape[1:], t.dtype) for t in leaves)
-        key = (str(structure), inputs, self._net.signature(), chosen, self._net.dtype, self._net.device)
-        if key not in self._recipes:
-            if self.params == "last":
-                chosen = last_layer(self._net, x, chosen)
-            recipe = prove(self._net, x, chosen)
-            self._recipes[key] = recipe, blocks.measure(recipe, x)
-        return self._recipes[key]
+        net = self._counting()
+        key = (str(structure), inputs, net.signature(), net.counted, net.dtype, net.device)
+        known = self._recipes.pop(key, [])
+        self._recipes[key] = known  # the last used stand last
+        while len(self._recipes) > _KEPT:
+            del self._recipes[next(iter(self._recipes))]
+        for recipe, size in known:
+            if self._wrong_row(recipe, size, [x, *more], bool(recipe.reads)) is None:
+                return recipe, size
+        if self.params == "last":
+            net = replace(net, counted=last_layer(net, x, net.counted or ()))
+        at, tried = (x, 0), set()
+        while True:
+            place, row = at
+            recipe = prove(net, _from(place, row), net.counted or ())
+            size = blocks.measure(recipe, x)
+            wrong = self._wrong_row(recipe, size, [x, *more], True)
+            if wrong is None:
+                break
+            if recipe.by_sample or (recipe.graph is None or len(tried) == _TRACES):
+                recipe = by_sample(recipe, "its graph is not that of all samples")
+                size = blocks.measure(recipe, x)
+                if self._wrong_row(recipe, size, [x, *more], True) is not None:
+                    raise NotPerSampleError(
+                        "The network's output for a sample depends on the other samples of its batch, or is "
+                        "another at each call. A tangent kernel needs a function of one sample."
+                    )
+                break
+            tried.add(wrong[1])
+            at = wrong
+        known.insert(0, (recipe, size))
+        del known[_KEPT:]
+        return recipe, size
+
+    def _wrong_row(
+        self, recipe: Recipe, size: Measure, batches: list[Batch], every: bool
+    ) -> tuple[Batch, int] | None:
+        """Return a batch, and the place in it, of a sample for which a recipe is not the network's."""
+        chunk = max(1, self._budget // max(1, 4 * (size.per_sample + size.per_output)))
+        for batch in batches:
+            if every or self.check == "all":
+                row = differing(recipe, batch, chunk)
+            else:
+                rows = drawn_rows(batch, _DRAWN_ROWS)
+                row = differing(recipe, take(batch, rows), chunk)
+                row = None if row is None else rows[row]
+            if row is not None:
+                return batch, row
+        return None
+
+    def _counting(self) -> Network:
+        """Return the network with the names of the parameters that count."""
+        counted = self._select()
+        if counted != self._net.counted:
+            self._net = replace(self._net, counted=counted)
+            check_weights(self._net.weights, {k: self._net.weights[k] for k in counted})
+        return self._net
 
     def _select(self) -> tuple[str, ...]:
         """Return the names of the parameters that count."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ntkit.compute.plan import Plan, format_bytes
 from ntkit.finite.blocks import Measure
 from ntkit.finite.jacobian.recipe import Recipe
@@ -31,9 +33,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A table of rows, one for each parameter; prints as text."""
+    """A table of rows, one for each parameter; prints as text.
+
+    ``precision`` is the lowest that the network computes in: what it is known to, and proved to.
+    """
 
     rows: tuple[Row, ...]
+    precision: torch.dtype
+    dtype: torch.dtype
 
     def __getitem__(self, parameter: str) -> Row:
         return next(row for row in self.rows if row.parameter == parameter)
@@ -49,9 +56,13 @@ class Explanation:
                 (r.parameter, shape, uses or "-", way, r.order, f"{r.flops:.2g}", format_bytes(r.bytes))
             )
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        if self.precision != self.dtype:
+            inside, outside = (str(d).removeprefix("torch.") for d in (self.precision, self.dtype))
+            text.append(
+                f"The network computes in {inside} inside; its kernel, in {outside}, is as exact as that."
+            )
+        return "\n".join(text)
 
 
 def explain(recipe: Recipe, size: Measure, plan: Plan, kind: Kind) -> Explanation:
@@ -79,7 +90,7 @@ def explain(recipe: Recipe, size: Measure, plan: Plan, kind: Kind) -> Explanatio
         held = max(n, m) * size.item * slots
         order = "/".join(dict.fromkeys(orders)) or "-"
         rows.append(Row(name, tuple(weights[name].shape), uses, way, reason, order, flops, held))
-    return Explanation(tuple(rows))
+    return Explanation(tuple(rows), recipe.lowest, recipe.net.dtype)
 
 
 def _counted(uses: tuple[str, ...]) -> list[tuple[str, int]]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.finite.written_out import WrittenOut
-from ntkit.network import call_with, copy_of
+from ntkit.network import call_with, copy_of, module_buffers
 
 
 class TaylorNetwork(nn.Module):
@@ -42,11 +43,12 @@ class TaylorNetwork(nn.Module):
         """Return the polynomial at the present weights."""
         start = dict(zip(self._names, self.origin, strict=True))
         step = {k: w - start[k] for k, w in self.network.named_parameters()}
-        buffers = {k: b.clone() for k, b in self.network.named_buffers()}
 
         def along(t: Tensor) -> Tensor:
             weights = {k: w + t * step[k] for k, w in start.items()}
-            return call_with(self.network, {**weights, **buffers}, args, kwargs)
+            buffers = module_buffers(self.network)
+            inputs, named = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+            return call_with(self.network, {**weights, **buffers}, inputs, named)
 
         zero = next(iter(start.values())).new_zeros(())
         with _differentiable():

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, chunks
+from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.factors import form
-from ntkit.finite.jacobian.backward import quiet_vmap
-from ntkit.finite.jacobian.recipe import Recipe
+from ntkit.finite.jacobian.backward import quiet, quiet_vmap
+from ntkit.finite.jacobian.recipe import Recipe, by_sample
 from ntkit.finite.kinds import Kind
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, batch_size, take
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class TangentOperator(LinearOperator):
 
     def _apply(self, cotangents: Tensor) -> Tensor:
         """Return J(x1) J(x2)^T applied to ``[r, n2, o]``, as ``[r, n1, o]``."""
+        with undisturbed(self._setting.recipe.net), quiet():
+            return self._applied(cotangents)
+
+    def _applied(self, cotangents: Tensor) -> Tensor:
         recipe, size = self._setting.recipe, self._setting.plan.samples
         weights = recipe.net.weights
         wanted = {k: weights[k] for k in recipe.wanted}
@@ -116,10 +121,12 @@ class TangentOperator(LinearOperator):
 
 def pull(recipe: Recipe, x: Batch, cotangents: Tensor) -> dict[str, Tensor]:
     """Return J(x)^T u for each of ``[r, n, o]``: the vjp, batched."""
+    if recipe.by_sample:
+        return {k: j.sum(0) for k, j in by_sample(recipe, x, cotangents, recipe.wanted).items()}
     with torch.enable_grad():
         weights = {k: recipe.net.weights[k].detach().requires_grad_() for k in recipe.wanted}
         out = recipe.outputs_of(x)(weights)
-        grads = recipe.backward.gradients(out, list(weights.values()), cotangents)
+        grads = recipe.backward.gradients(out, list(weights.values()), cotangents.to(out.dtype))
     r = cotangents.shape[0]
     return {
         k: w.new_zeros(r, *w.shape) if g is None else g
@@ -129,6 +136,8 @@ def pull(recipe: Recipe, x: Batch, cotangents: Tensor) -> dict[str, Tensor]:
 
 def push(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
     """Return J(x) w ``[r, n, o]`` for each of r directions: the jvp, batched."""
+    if recipe.by_sample:
+        return _by_jacobian(recipe, x, directions)
     if recipe.forward_mode is None:
         recipe.forward_mode = _forward_mode_holds(recipe, x)
     if recipe.forward_mode:
@@ -137,16 +146,21 @@ def push(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
         return quiet_vmap(lambda d: torch.func.jvp(function, (weights,), (d,))[1])(directions)
     try:
         return _push_backwards(recipe, x, directions)
-    except NotImplementedError:  # an operation without second derivatives: form J, a chunk at a time
-        n = batch_size(x)
-        out = recipe.outputs_of(x)({k: recipe.net.weights[k] for k in recipe.wanted})
-        jacobian = recipe.jacobian(x, torch.eye(out.shape[1], dtype=out.dtype, device=out.device))
-        total = out.new_zeros(())
-        for name, parts in jacobian.items():
-            formed = out.new_empty(n, out.shape[1], directions[name][0].numel())
-            form(parts, formed)
-            total = total + torch.einsum("nop,rp->rno", formed, directions[name].flatten(1))
-        return total
+    except NotImplementedError:  # an operation without second derivatives
+        return _by_jacobian(recipe, x, directions)
+
+
+def _by_jacobian(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
+    """Form J, a chunk at a time, and multiply."""
+    n, o = batch_size(x), recipe.net.direct(take(x, slice(0, 1))).shape[1]
+    like = next(iter(directions.values()))
+    jacobian = recipe.jacobian(x, torch.eye(o, dtype=like.dtype, device=like.device))
+    total = like.new_zeros(like.shape[0], n, o)
+    for name, parts in jacobian.items():
+        formed = like.new_empty(n, o, directions[name][0].numel())
+        form(parts, formed)
+        total = total + torch.einsum("nop,rp->rno", formed, directions[name].flatten(1))
+    return total
 
 
 def _push_backwards(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:

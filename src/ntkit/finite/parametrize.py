@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.network import copy_of
+from ntkit.network import copy_of, unwrapped
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _LINEAR = (
@@ -122,7 +122,7 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    plain: Module = getattr(model, "_orig_mod", model)  # pyright: ignore
+    plain: Module = unwrapped(model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
     copy = copy_of(plain)

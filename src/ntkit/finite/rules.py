@@ -48,7 +48,9 @@ RULES: dict[torch._ops.OpOverload, tuple[tuple[str, ...], Rule]] = {}
 
 
 class RuleError(RuntimeError):
-    """A rule raised an error: which one it was, and what it said."""
+    """A rule raised an error: which one it was, what it said, and the weights that it was asked about."""
+
+    weights: frozenset[str] = frozenset()
 
 
 def register_rule(op: torch._ops.OpOverload, *weights: str) -> Callable[[Rule], Rule]:

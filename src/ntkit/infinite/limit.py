@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
+from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError
 from ntkit.faults import foreign
 from ntkit.finite.parametrize import Scale, Sigma
@@ -26,8 +27,9 @@ from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
+from ntkit.inputs import Batch, Inputs, take
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, Network, as_inputs, network, refuse_stateful, take
+from ntkit.network import Network, as_inputs, network, refuse_complex, refuse_stateful
 
 LimitKind = Literal["nngp", "ntk"]
 
@@ -137,7 +139,7 @@ class Layer:
 
 def _traced(net: Network, example: Batch) -> Graph:
     try:
-        return trace(net, example)
+        graph = trace(net, example)
     except NtkitError:
         raise
     except Exception as error:
@@ -147,6 +149,13 @@ def _traced(net: Network, example: Batch) -> Graph:
             f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "
             f"estimates the limit of whatever runs."
         ) from error
+    if graph.reads:
+        raise NoRuleError(
+            f"{type(net.module).__name__} branches on its data, or reads their values otherwise "
+            f"({', '.join(graph.reads)}): the limit that is read off it would be that of one sample. Write "
+            f"it in operations on tensors; ntkit.monte_carlo(model, ...) estimates the limit of what runs."
+        )
+    return graph
 
 
 class LimitKernel(Kernel):
@@ -189,13 +198,15 @@ class LimitKernel(Kernel):
         net = self.limit.net
         first = as_inputs(x1, net, "x1")
         second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2"))
-        tiles = self.limit.tiles(self.line)
-        return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
+        with undisturbed(net):
+            tiles = self.limit.tiles(self.line)
+            return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""
-        tiles = self.limit.tiles(self.line)
-        return tiles.diagonal(self.kind == "ntk", self._checked(as_inputs(x, self.limit.net)))[-1]
+        batch = self._checked(as_inputs(x, self.limit.net))
+        with undisturbed(self.limit.net):
+            return self.limit.tiles(self.line).diagonal(self.kind == "ntk", batch)[-1]
 
     def _checked(self, x: Batch) -> Batch:
         shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
@@ -318,6 +329,7 @@ def infinite_width(
         )
     net = network(model)
     refuse_stateful(net.module)
+    refuse_complex(net, "The limit of infinite width")
     example = take(as_inputs(example, net, "example"), slice(0, 1))
     settings: LimitSettings = {
         "sigma_w": sigma_w,
@@ -330,4 +342,5 @@ def infinite_width(
     }
     laws = Laws(parameterization, sigma_w, sigma_b)
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
-    return Limit(net, example, laws, numerics, settings)
+    with undisturbed(net):
+        return Limit(net, example, laws, numerics, settings)

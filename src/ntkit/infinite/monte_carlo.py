@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -11,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.infinite.reading.laws import Parameterization
-from ntkit.network import Batch, Inputs, Network, as_inputs, copy_of, network
+from ntkit.inputs import Batch, Inputs
+from ntkit.network import Network, as_inputs, copy_of, network, refuse_complex
 
 Draw = Callable[[], None]
 
@@ -114,16 +117,19 @@ def monte_carlo(
     standard = parameterization == "standard"
     copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
     net = network(copy)
+    refuse_complex(net, "An estimate of the limit")
     first = as_inputs(x1, net, "x1")
     second = None if x2 is None else as_inputs(x2, net, "x2")
     ntk, nngp = EmpiricalNTK(copy, memory=memory), None
     means = _Means(), _Means()
-    for _ in range(int(samples)):
-        draw()
-        if nngp is None:
-            nngp = _nngp(net, first, standard, memory)
-        means[0].add(nngp(first, second))
-        means[1].add(ntk(first, second))
+    with undisturbed(net), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No output depends on")  # a step function cuts gradients
+        for _ in range(int(samples)):
+            draw()
+            if nngp is None:
+                nngp = _nngp(net, first, standard, memory)
+            means[0].add(nngp(first, second))
+            means[1].add(ntk(first, second))
     (mean, error), (ntk_mean, ntk_error) = (m.result(net.dtype) for m in means)
     return Estimate(mean, ntk_mean, error, ntk_error, int(samples))
 

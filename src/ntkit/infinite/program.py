@@ -33,7 +33,8 @@ from ntkit.infinite.moments.vectors import Coefficient, Gain, Line, Vector, behi
 from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
-from ntkit.network import Batch, Network, take
+from ntkit.inputs import Batch, take
+from ntkit.network import Network
 
 Operation = Callable[..., Any]
 

@@ -29,7 +29,7 @@ from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.moments.vectors import behind
 from ntkit.infinite.reading.values import Wide
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is expensive: a symmetric block

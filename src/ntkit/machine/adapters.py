@@ -11,8 +11,8 @@ from sklearn.gaussian_process import kernels as sklearn_kernels
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.inputs import Inputs
 from ntkit.kernel import Kernel
-from ntkit.network import Inputs
 
 
 class FromSklearn(Kernel):

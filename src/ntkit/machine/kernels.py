@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ntkit.compute.plan import chunks
 from ntkit.errors import BadTypeError, BadValueError
 from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
+from ntkit.inputs import Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromGPyTorch, FromSklearn
-from ntkit.network import Inputs, batch_size, take
 
 # What estimators take as a kernel; None: the NTK of a ReLU network.
 KernelLike: TypeAlias = Kernel | Limit | SklearnKernel | Callable[..., ArrayLike] | str | None

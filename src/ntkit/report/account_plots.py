@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ntkit.display.axes import BLUE, INK, ORANGE, new_axes, plain_axes
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
 
 
 def contributions(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.report.account_page import PageOptions, explain
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.result import Account

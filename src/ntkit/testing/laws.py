@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, batch_size, take
 
 Comparison = tuple[str, Tensor, Tensor]  # its name, what the kernel gave, and what it had to give
 

@@ -50,6 +50,7 @@ class Edge:
     source: fx.Node
     weights: frozenset[str]
     is_view: bool  # source is the weight itself, in another shape or times a number
+    dtype: torch.dtype | None = None  # of the weight, where the operation gives another
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     data: set[fx.Node] = set()
     constants: set[fx.Node] = set()  # constants that the network makes itself, such as a first hidden state
     edges: list[Edge] = []
+    dtypes: dict[fx.Node, torch.dtype] = {}  # of the weights that a node is a function of
     uncovered: dict[str, str] = {}
     order: list[tuple[fx.Node, frozenset[str]]] = []
     for node in graph.module.graph.nodes:
@@ -75,6 +77,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             name = graph.weights.get(node)
             if name in wanted:
                 origin[node] = frozenset([name])
+                dtypes[node] = _dtype(node)
                 views.add(node)
             elif node in graph.inputs:
                 data.add(node)
@@ -93,15 +96,17 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
             if sources:
                 order.append((node, frozenset().union(*(origin[a] for a in sources))))
             for source in sources:
-                slots = _slots(node, source)
+                slots = [] if _dtype(source).is_complex or _dtype(node).is_complex else _slots(node, source)
                 if not slots:
                     uncovered.update(dict.fromkeys(origin[source], str(node.target)))
+                dtype = None if _dtype(node) == dtypes[source] else dtypes[source]
                 for slot in slots:
-                    edges.append(Edge(node, slot, source, origin[source], source in views))
+                    edges.append(Edge(node, slot, source, origin[source], source in views, dtype))
         elif (not sources or packet in CONSTANT) and all(a in constants for a in others):
             constants.add(node)
         elif sources and packet not in CONSTANT:
             origin[node] = frozenset().union(*(origin[a] for a in sources))
+            dtypes[node] = dtypes[sources[0]]
             moves = packet in VIEWS or getattr(node.target, "__name__", "") == "getitem"
             moves |= packet in SCALES and not others
             if moves and len(sources) == 1 and sources[0] in views:
@@ -111,6 +116,14 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     _spread(edges, uncovered)
     covered = tuple(e for e in edges if not e.weights & uncovered.keys())
     return Coverage(covered, uncovered, tuple(order))
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    """Return the dtype of what an operation gives (of several things, that of the first)."""
+    meta = node.meta.get("tensor_meta")
+    while isinstance(meta, (list, tuple)) and not hasattr(meta, "dtype"):
+        meta = next(iter(meta), None)
+    return getattr(meta, "dtype", torch.float32)
 
 
 def _slots(node: fx.Node, source: fx.Node) -> list[ArgumentSlot]:
@@ -145,6 +158,8 @@ def _spread(edges: list[Edge], uncovered: dict[str, str]) -> None:
 def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> tuple[Tensor, float]:
     """Return the place of each element of an edge's source in the flattened weight, and its factor."""
     (name,) = edge.weights
+    if edge.source.op == "placeholder":
+        return torch.arange(shapes[name].numel()).reshape(shapes[name]), 1.0
     ones = torch.ones(shapes[name], dtype=torch.float64)
     numbers = torch.arange(ones.numel(), dtype=torch.float64).reshape(ones.shape)
     scale = evaluate(graph, edge.source, {name: ones}).reshape(-1)[0].item()

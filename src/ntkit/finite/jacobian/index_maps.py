@@ -22,6 +22,9 @@ def join_index_maps(recipe: Recipe, probe: dict[Edge, Factor]) -> None:
         if any(not e.is_view for _, e in uses):
             recipe.formed[name] = "derived weight"
             continue
+        if len(uses) == 1 and _keeps_order(uses[0][1], probe[uses[0][1]], shapes[name]):
+            recipe.groups[name] = [Group([(uses[0][0], False, 1.0)], None)]
+            continue
         maps: list[Tensor] = []
         groups: list[list[tuple[int, bool, float]]] = []
         for place, edge in uses:
@@ -41,6 +44,16 @@ def join_index_maps(recipe: Recipe, probe: dict[Edge, Factor]) -> None:
                 Group(g, None if _in_order(m, shapes[name]) else m.reshape(-1))
                 for g, m in zip(groups, maps, strict=True)
             ]
+
+
+def _keeps_order(edge: Edge, factor: Factor, shape: torch.Size) -> bool:
+    """Return whether a factor has the elements of a weight in its own order, without going through them."""
+    if edge.source.op != "placeholder":
+        return False
+    weight = torch.empty(shape, dtype=torch.uint8)
+    arranged = factor.arrange(weight)
+    same = arranged.data_ptr() == weight.data_ptr() and arranged.numel() == weight.numel()
+    return same and arranged.is_contiguous()
 
 
 def _in_order(elements: Tensor, shape: torch.Size) -> bool:

@@ -1,62 +1,186 @@
 """What must hold before a kernel is believed: one sample at a time, no randomness, the right gradient.
 
-Run once for a model and its shapes, never per call.
+Proved with the module itself as the oracle: once for a model and its shapes its gradients, at each call its
+outputs (`differing`).
 """
 
 from __future__ import annotations
 
+import random
+import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadValueError, NotPerSampleError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
 from ntkit.faults import first_line, foreign
 from ntkit.finite.factors import form
 from ntkit.finite.jacobian.coverage import Coverage, cover
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe, batch_factors
+from ntkit.finite.jacobian.rounding import Lowered, tolerance
+from ntkit.finite.rules import RuleError
 from ntkit.graph import Graph, trace
-from ntkit.network import Batch, Network, batch_size, refuse_stateful, take
+from ntkit.inputs import Batch, batch_size, take
+from ntkit.network import Network, real_gradient, refuse_stateful
+
+_DRAWN = 16  # outputs whose gradients are compared
+_ROWS = 2**24  # numbers in the gradients of all of them, up to which they are compared one by one
+
+
+class Truth:
+    """Gradients of the user's own module for two samples: of each output, or of a random sum of all."""
+
+    def __init__(
+        self, net: Network, pair: Batch, wanted: tuple[str, ...], outputs: int, lowest: torch.dtype
+    ) -> None:
+        self.net, self.pair, self.wanted, self.lowest = net, pair, wanted, lowest
+        draw = torch.Generator().manual_seed(0)
+        size = sum(net.weights[name].numel() for name in wanted)
+        if min(outputs, _DRAWN) * size <= _ROWS:
+            drawn = torch.randperm(outputs, generator=draw)[:_DRAWN]
+            self.rows = torch.eye(outputs, dtype=net.dtype)[drawn].to(net.device)
+        else:
+            rows = torch.randn(1, outputs, generator=draw, dtype=torch.float64)
+            self.rows = rows.to(net.device, net.dtype)
+        self._known: dict[int, dict[str, Tensor | None]] = {}
+
+    def gradients(self, sample: int) -> dict[str, Tensor | None]:
+        """Return the gradients ``[q, P]`` for one of the two samples; None: the weight has no use."""
+        if sample not in self._known:
+            if len(self.rows) == 1:  # large ones are held for one sample at a time
+                self._known.clear()
+            self._known[sample] = self._by_autograd(take(self.pair, slice(sample, sample + 1)))
+        return self._known[sample]
+
+    def _by_autograd(self, one: Batch) -> dict[str, Tensor | None]:
+        found: dict[str, list[Tensor]] = {name: [] for name in self.wanted}
+        leaves = self.net.leaves(self.wanted)
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y = self.net.direct(one, leaves)
+            for row in self.rows.to(y.dtype) if y.requires_grad else ():
+                grads = _gradients((y[0] * row).sum(), list(leaves.values()))
+                for name, g in zip(self.wanted, grads, strict=True):
+                    if g is not None:
+                        found[name].append(real_gradient(g).reshape(-1))
+        return {name: torch.stack(rows) if rows else None for name, rows in found.items()}
+
+    @property
+    def unused(self) -> list[str]:
+        """The weights that no output depends on, for either sample."""
+        both = [self.gradients(i) for i in (0, 1)]
+        return [name for name in self.wanted if all(g[name] is None for g in both)]
+
+
+def _gradients(total: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise BadTypeError(
+                "The network uses reentrant checkpoints (torch.utils.checkpoint, use_reentrant=True), "
+                "which autograd.grad cannot go through. Give use_reentrant=False, or turn checkpoints off."
+            ) from error
+        raise
 
 
 def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
-    """Return the recipe of a network's Jacobian, every part of it compared with autograd.
+    """Return the recipe of a network's Jacobian, every part of it compared with autograd through the module.
 
-    A weight whose structured Jacobian disagrees with autograd is contracted whole; a network whose
-    graph disagrees with the network is not read from its graph at all.
+    It is read at the first sample. A weight whose structured Jacobian disagrees with autograd is contracted
+    whole; a network whose graph disagrees with the network is not read from its graph at all.
     """
     refuse_stateful(net.module)
     pair = sample_pair(x)
-    o = check_samples(net, pair)
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(1, o, generator=generator, dtype=torch.float64).to(net.device, net.dtype)
-    truth = _gradient(net, pair, wanted, cotangent)
-    try:
-        graph = trace(net, x)
-    except NtkitError:
-        raise
-    except Exception as error:  # whatever a user's network may raise when it is traced
-        reason = f"not traceable: {first_line(foreign(error, 'tracing'))}"
-        return _whole(net, pair, wanted, cotangent, truth, reason)
-    coverage = cover(graph, frozenset(wanted))
-    for _ in range(len(wanted) + 1):
-        recipe = Recipe(net, wanted, graph, coverage)
+    outputs, lowest = check_samples(net, pair)
+    truth = Truth(net, pair, wanted, outputs, lowest)
+    unused = truth.unused
+    if unused:
+        warnings.warn(
+            f"No output depends on the parameter(s) {_listed(unused)} for the samples given: their part of "
+            f"the tangent kernel is zero. Some networks store what depends on their weights when in eval.",
+            stacklevel=2,
+        )
+    reason = ""
+    for start in (0, 1):
         try:
-            wrong = _disagreements(recipe, pair, cotangent, truth)
+            graph = trace(net, take(pair, slice(start, None)))
+        except NtkitError:
+            raise
+        except Exception as error:  # whatever a user's network may raise when it is traced
+            return whole(truth, f"not traceable: {first_line(foreign(error, 'tracing'))}")
+        recipe, reason = _from_graph(graph, truth)
+        if recipe is not None:
+            return recipe
+        if not (graph.reads or graph.decided):  # else what was read at the other sample may serve both
+            break
+    return whole(truth, reason)
+
+
+def _from_graph(graph: Graph, truth: Truth) -> tuple[Recipe | None, str]:
+    """Return the recipe of a graph without what disagrees with autograd; None, and why, if all does."""
+    coverage = cover(graph, frozenset(truth.wanted))
+    for _ in range(len(truth.wanted) + 1):
+        recipe = Recipe(truth.net, truth.wanted, graph, coverage, truth.lowest)
+        try:
+            wrong = _disagreements(recipe, truth)
+        except RuleError as error:
+            foreign(error, "a rule")
+            text = "".join(traceback.format_exception(error.__cause__))
+            warnings.warn(
+                f"{error}; {_listed(sorted(error.weights))} by contraction instead.\n{text}", stacklevel=2
+            )
+            wrong = dict.fromkeys(error.weights, first_line(error))
         except NtkitError:
             raise
         except Exception as error:  # an operation that vmap or a rule cannot take
-            reason = f"not batchable: {first_line(foreign(error, 'the batched passes of a network'))}"
-            return _whole(net, pair, wanted, cotangent, truth, reason)
+            return None, f"not batchable: {first_line(foreign(error, 'the batched passes of a network'))}"
         if not wrong:
-            return recipe
+            return recipe, ""
         if all(name in coverage.uncovered for name in wrong):
             break
-        coverage = _uncover(graph, coverage, wrong)
-    return _whole(net, pair, wanted, cotangent, truth, "its graph and the network disagree")
+        coverage = _uncover(coverage, wrong)
+    return None, "its graph and the network disagree"
+
+
+def by_sample(known: Recipe, reason: str) -> Recipe:
+    """Return the recipe that runs the user's own module on one sample after the other."""
+    coverage = Coverage((), dict.fromkeys(known.wanted, reason), ())
+    return Recipe(known.net, known.wanted, None, coverage, known.lowest, by_sample=True)
+
+
+def differing(recipe: Recipe, x: Batch, size: int) -> int | None:
+    """Return the first sample whose outputs by the recipe are not those of the network itself, or None."""
+    n = batch_size(x)
+    for start in range(0, n, size):
+        part = take(x, slice(start, start + size))
+        with torch.no_grad():
+            truth = recipe.net.direct(part)
+            try:
+                outputs = recipe.outputs(part)
+            except NtkitError:
+                raise
+            except Exception as error:  # sizes that were baked in, and others that vmap refuses
+                foreign(error, "running the graph of a network")
+                return start
+        if outputs.shape != truth.shape:
+            return start
+        scale = truth.abs().max()
+        if not torch.isfinite(truth).all():
+            rows = (~torch.isfinite(truth)).any(1).nonzero().flatten() + start
+            raise BadValueError(
+                f"The network returned NaN or infinite outputs for sample(s) {rows[:10].tolist()}; a tangent "
+                f"kernel needs finite ones. Check the inputs' scale and the weights."
+            )
+        wrong = (~((outputs - truth).abs() <= recipe.tolerance * scale)).any(1)
+        if wrong.any():
+            return start + int(wrong.nonzero()[0])
+    return None
 
 
 def last_layer(net: Network, x: Batch, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,135 +199,154 @@ def last_layer(net: Network, x: Batch, names: tuple[str, ...]) -> tuple[str, ...
     return tuple(k for k in names if k in last)
 
 
-def check_samples(net: Network, pair: Batch) -> int:
-    """Refuse a network that is random or whose outputs mix samples; return its number of outputs."""
+def check_samples(net: Network, pair: Batch) -> tuple[int, torch.dtype]:
+    """Refuse a network that is random or whose outputs mix samples.
+
+    Returns its number of outputs, and the lowest precision that it computes in.
+    """
+    lowered = Lowered(net.dtype)
     with torch.no_grad():
-        both = net.outputs(net.weights, pair)
-        again = net.outputs(net.weights, pair)
+        with lowered:
+            both = net.direct(pair)
+        again = net.direct(pair)
         try:
-            alone = net.outputs(net.weights, take(pair, slice(0, 1)))
-        except NtkitError:
-            raise
-        except Exception as error:
-            foreign(error, "running one sample alone")
+            alone = net.direct(take(pair, slice(0, 1)))
+        except BadValueError as error:
+            if error.__cause__ is None:
+                raise
             raise NotPerSampleError(
-                f"The network takes a batch of two samples but not one sample alone ({first_line(error)}). "
-                f"A tangent kernel needs a function of one sample; batch norm in training mode is a usual "
-                f"cause."
+                f"The network takes a batch of two samples but not one sample alone "
+                f"({first_line(error.__cause__)}). A tangent kernel needs a function of one sample; batch "
+                f"norm in training mode is a usual cause."
             ) from error
-        swapped = net.outputs(net.weights, take(pair, torch.tensor([1, 0], device=net.device)))
-    scale = both.abs().max() if both.numel() else both.new_zeros(())
+        swapped = net.direct(take(pair, torch.tensor([1, 0], device=net.device)))
+    scale = both.abs().max()
     if not torch.isfinite(both).all():
         raise BadValueError(
             "The network returned NaN or infinite outputs for the samples given; a tangent kernel needs "
             "finite ones. Check the inputs' scale and the weights."
         )
-    tolerance = 1e4 * torch.finfo(both.dtype).eps * scale if both.is_floating_point() else 0
-    if ((both - again).abs() > tolerance).any():
+    lowest = max(lowered.dtype, both.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    bound = tolerance(lowest) * scale
+    if ((both - again).abs() > bound).any():
         raise NotPerSampleError(
             "The network gave two different outputs for the same inputs: it is random or changes its "
             "own state when called. Call model.eval(), or remove the randomness."
         )
-    if ((both[:1] - alone).abs() > tolerance).any() or ((both[:1] - swapped[1:]).abs() > tolerance).any():
+    if ((both[:1] - alone).abs() > bound).any() or ((both[:1] - swapped[1:]).abs() > bound).any():
         raise NotPerSampleError(
             "The network's output for one sample depends on the other samples of the batch (batch "
             "statistics, attention across the batch, one axis taken for another). A tangent kernel needs a "
             "function of one sample: check that the first axis of the inputs is the sample, and that "
             "nothing averages over it."
         )
-    return both.shape[1]
+    return both.shape[1], lowest
 
 
 def sample_pair(x: Batch) -> Any:
-    """Return two different samples: the first and the last, or the first and a changed copy of it."""
+    """Return two different samples, the first and one drawn, or the first and a changed copy of it."""
     n = batch_size(x)
     if n > 1:
-        last = pytree.tree_map(lambda t: t[[0, n - 1]], x)
-        if any(not torch.equal(t[0], t[1]) for t in pytree.tree_leaves(last)):
-            return last
+        other = random.Random(0).randrange(1, n)
+        for place in dict.fromkeys((other, n - 1)):
+            two = pytree.tree_map(lambda t, place=place: t[[0, place]], x)
+            if any(not torch.equal(t[0], t[1]) for t in pytree.tree_leaves(two)):
+                return two
 
     def changed(t: Tensor) -> Tensor:
         first = t[:1]
-        if t.is_floating_point():
+        if t.is_floating_point() or t.is_complex():
             return torch.cat([first, first * 0.75])
         return torch.cat([first, first.flip(-1) if t.ndim > 1 else first])
 
     return pytree.tree_map(changed, x)
 
 
-def _gradient(net: Network, pair: Batch, wanted: tuple[str, ...], cotangent: Tensor) -> dict[str, Tensor]:
-    """Return the gradient of cotangent . sum_n f(x_n), by autograd through the user's own network."""
-    with torch.enable_grad():
-        weights = {k: w.detach().requires_grad_(k in wanted) for k, w in net.weights.items()}
-        total = (net.outputs(weights, pair) @ cotangent[0]).sum()
-        if not total.requires_grad:
-            return {k: torch.zeros_like(weights[k]) for k in wanted}
-        grads = torch.autograd.grad(total, [weights[k] for k in wanted], allow_unused=True)
-    return {k: torch.zeros_like(weights[k]) if g is None else g for k, g in zip(wanted, grads, strict=True)}
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
-def _disagreements(recipe: Recipe, pair: Batch, cotangent: Tensor, truth: dict[str, Tensor]) -> list[str]:
-    """Return the weights whose Jacobian is not autograd's, after grouping their uses."""
+def _disagreements(recipe: Recipe, truth: Truth) -> dict[str, str]:
+    """Return the weights whose Jacobian is not autograd's, and why, after grouping their uses."""
+    reason = "its rule and autograd disagree"
+    pair, rows = truth.pair, truth.rows
     if recipe.graph is not None:
-        weights = {k: w.detach().requires_grad_() for k, w in recipe.net.weights.items()}
+        weights = {
+            k: w.detach().requires_grad_() if k in recipe.wanted else w for k, w in recipe.net.weights.items()
+        }
         covered = [k for k in recipe.wanted if k not in recipe.coverage.uncovered]
-        uses, _, out = batch_factors(recipe, pair, cotangent, recipe.coverage.edges, (), weights)
+        uses, _, out = batch_factors(recipe, pair, rows[:1], recipe.coverage.edges, (), weights)
         leaking = []
         if covered and out.requires_grad:
             leaks = torch.autograd.grad(out.sum(), [weights[k] for k in covered], allow_unused=True)
             leaking = [k for k, g in zip(covered, leaks, strict=True) if g is not None]
         unknown = [k for e, f in uses.items() if f is None for k in e.weights]
         if leaking or unknown:
-            return [*leaking, *unknown]
+            return dict.fromkeys([*leaking, *unknown], reason)
         join_index_maps(recipe, {e: f for e, f in uses.items() if f is not None})
-    jacobian = recipe.jacobian(pair, cotangent)
-    sizes = {k: g.abs().max() for k, g in truth.items()}
-    largest = max([s.item() for s in sizes.values()], default=0.0)
-    eps = torch.finfo(cotangent.dtype).eps
-    wrong = []
-    for name, grad in truth.items():
-        formed = grad.new_empty(batch_size(pair), 1, grad.numel())
-        form(jacobian.get(name, []), formed)
-        difference = torch.linalg.vector_norm(formed.sum((0, 1)) - grad.reshape(-1))
-        bound = torch.linalg.vector_norm(grad) + 1e-2 * largest * grad.numel() ** 0.5
-        if not difference <= 1e4 * eps * bound:
-            wrong.append(name)
-    return wrong
+    return dict.fromkeys(_wrong(recipe, truth), reason)
 
 
-def _whole(
-    net: Network, pair: Batch, wanted: tuple[str, ...], cotangent: Tensor, truth: dict, reason: str
-) -> Recipe:
+def _wrong(recipe: Recipe, truth: Truth) -> Iterator[str]:
+    """Go through the weights whose Jacobian of the two samples is not autograd's."""
+    seen: set[str] = set()
+    for sample in (0, 1):
+        gradients = truth.gradients(sample)
+        jacobian = recipe.jacobian(take(truth.pair, slice(sample, sample + 1)), truth.rows)
+        largest = max([g.abs().max().item() for g in gradients.values() if g is not None], default=0.0)
+        for name in recipe.wanted:
+            if name in seen:
+                continue
+            size = recipe.net.weights[name].numel()
+            formed = truth.rows.new_zeros(1, len(truth.rows), size)
+            form(jacobian.get(name, []), formed)
+            gradient = gradients[name]
+            if gradient is not None:
+                formed[0] -= gradient
+            length = 0.0 if gradient is None else torch.linalg.vector_norm(gradient, dim=1)
+            bound = length + 1e-2 * largest * size**0.5
+            if not (torch.linalg.vector_norm(formed[0], dim=1) <= recipe.tolerance * bound).all():
+                seen.add(name)
+                yield name
+
+
+def whole(truth: Truth, reason: str) -> Recipe:
     """Return the recipe that contracts every weight, from the network and not from its graph."""
-    coverage = Coverage((), dict.fromkeys(wanted, reason), ())
-    for by_sample in (False, True):
-        recipe = Recipe(net, wanted, None, coverage, by_sample=by_sample)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if not _disagreements(recipe, pair, cotangent, truth):
-                    return recipe
-        except NtkitError:
-            raise
-        except Exception as error:
-            if by_sample:
-                raise
-            foreign(error, "running a network under vmap")
-    raise NtkitError(
-        "Two ways of differentiating this network disagree (autograd over a batch, and sample by sample). "
-        "It may change its own state when called, or have a custom backward that is not its derivative."
-    )
+    coverage = Coverage((), dict.fromkeys(truth.wanted, reason), ())
+    recipe = Recipe(truth.net, truth.wanted, None, coverage, truth.lowest)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not _disagreements(recipe, truth):
+                return recipe
+    except NtkitError:
+        raise
+    except Exception as error:
+        foreign(error, "running a network under vmap")
+    recipe = by_sample(recipe, reason)
+    if _disagreements(recipe, truth):
+        raise NtkitError(
+            "Two runs of this network give different gradients: it changes its own state when called, or "
+            "draws random numbers. Call model.eval(), or remove what changes."
+        )
+    return recipe
 
 
-def _uncover(graph: Graph, coverage: Coverage, names: list[str]) -> Coverage:
+def _uncover(coverage: Coverage, reasons: dict[str, str]) -> Coverage:
     """Move weights, and those that they are tied to in a derived weight, to contraction."""
-    bad = set(names)
+    bad = dict(reasons)
     while True:
-        more = {k for e in coverage.edges if e.weights & bad for k in e.weights} - bad
+        more = {
+            k: why
+            for e in coverage.edges
+            for why in [next((bad[b] for b in sorted(e.weights & bad.keys())), None)]
+            if why is not None
+            for k in e.weights - bad.keys()
+        }
         if not more:
             break
         bad |= more
-    reason = "its rule and autograd disagree"
-    uncovered = {**coverage.uncovered, **{k: reason for k in sorted(bad) if k not in coverage.uncovered}}
-    edges = tuple(e for e in coverage.edges if not e.weights & bad)
+    uncovered = {**bad, **coverage.uncovered}
+    edges = tuple(e for e in coverage.edges if not e.weights & bad.keys())
     return Coverage(edges, uncovered, coverage.order)

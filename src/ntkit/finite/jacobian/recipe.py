@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from ntkit.finite.factors import Factor, WeightPart, concatenate
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
 from ntkit.finite.jacobian.coverage import Coverage, Edge, evaluate
+from ntkit.finite.jacobian.rounding import tolerance
 from ntkit.finite.jacobian.tape import Tapes
 from ntkit.finite.jacobian.taps import (
     Factors,
@@ -30,7 +31,8 @@ from ntkit.finite.jacobian.taps import (
     zeros_at,
 )
 from ntkit.graph import Arguments, Graph, arguments
-from ntkit.network import Batch, Network, Weights, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
+from ntkit.network import Network, Weights, real_gradient
 
 # The factors of each weight, for each set of its elements that uses see.
 Jacobian = dict[str, list[WeightPart]]
@@ -53,12 +55,23 @@ class Recipe:
     wanted: tuple[str, ...]
     graph: Graph | None  # None: the network itself, contracted whole
     coverage: Coverage
-    by_sample: bool = False  # the network runs under no vmap: one sample after the other
+    lowest: torch.dtype  # that the network computes in
+    by_sample: bool = False  # the network itself runs, one sample after the other
     forward_mode: bool | None = None  # jvp by forward mode is right; None: not yet tried
     backward: Backward = field(default_factory=Backward)
     groups: dict[str, list[Group]] = field(default_factory=dict)
     formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
     tapes: Tapes = field(default_factory=Tapes)
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that is taken for rounding."""
+        return tolerance(self.lowest)
+
+    @property
+    def reads(self) -> bool:
+        """Whether values of the sample that was traced decided what is in the graph."""
+        return self.graph is not None and bool(self.graph.reads or self.graph.decided)
 
     @property
     def contracted(self) -> tuple[str, ...]:
@@ -70,7 +83,8 @@ class Recipe:
         only = frozenset(self.wanted) if only is None else only
         copied = tuple(n for n in self.contracted if n in only)
         if self.by_sample:
-            return {n: [WeightPart.vector(j)] for n, j in _by_sample(self, x, cotangents, copied).items()}
+            rows = cotangents[:, None].expand(-1, batch_size(x), -1)
+            return {n: [WeightPart.vector(j)] for n, j in by_sample(self, x, rows, copied).items()}
         edges = [e for e in self.coverage.edges if e.weights & only] if self.graph else []
         factors, copies, _ = batch_factors(self, x, cotangents, edges, copied)
         jacobian: Jacobian = {name: [WeightPart.vector(copies[name])] for name in copied}
@@ -149,6 +163,21 @@ class Recipe:
         shapes = tuple(t.shape for t in leaves)
         return self.tapes.run((shapes, repr(structure), edges, copied), run, *values)  # no hash in torch 2.6
 
+    def outputs(self, x: Batch) -> Tensor:
+        """Return the outputs ``[n, o]`` of the function that is differentiated."""
+        if self.by_sample:
+            return torch.cat([self.net.direct(take(x, slice(i, i + 1))) for i in range(batch_size(x))])
+        weights, buffers = self.net.weights, self.net.buffers
+        if self.graph is None or self.graph.mutates or not self._is_short:
+            return self.outputs_of(x)({k: weights[k] for k in self.wanted})
+        shapes = tuple(t.shape for t in pytree.tree_leaves(x))
+        return self.tapes.run(("outputs", shapes), self._run, weights, buffers, x)
+
+    def _run(self, weights: Weights, buffers: Weights, x: Batch) -> Tensor:
+        graph = self.graph
+        assert graph is not None
+        return quiet_vmap(lambda one: graph.run(weights, buffers, one, {}))(x)
+
     def outputs_of(self, x: Batch) -> Callable[[Weights], Tensor]:
         """Return the outputs ``[n, o]`` of a batch as a function of the wanted weights."""
         fixed, buffers = self.net.weights, self.net.buffers
@@ -156,8 +185,8 @@ class Recipe:
         def outputs(weights: Weights) -> Tensor:
             merged = {**fixed, **weights}
             if self.graph is None:
-                return self.net.outputs(merged, x)
-            return quiet_vmap(lambda one: self.graph.run(merged, buffers, one, {}))(x)  # pyright: ignore
+                return self.net.outputs(merged, pytree.tree_map(torch.clone, x))
+            return self._run(merged, buffers, x)
 
         return outputs
 
@@ -168,7 +197,7 @@ class Recipe:
             alike: dict[tuple, list[Factor]] = {}
             for place, swap, scale in group.uses:
                 factor = factors.get(self.coverage.edges[place])
-                if factor is not None:
+                if factor is not None and factor.left.shape.numel():  # a sample may have no positions
                     factor = (factor.swapped() if swap else factor).scaled(scale)
                     key = (factor.left_has_outputs, type(factor.left), type(factor.right))
                     alike.setdefault(key, []).append(factor)
@@ -194,7 +223,7 @@ class Recipe:
             for _, factor in uses:
                 order = factor.arrange(torch.arange(value.numel(), device=value.device).reshape(value.shape))
                 dense = factor.dense().reshape(n * q, -1)
-                cotangent.index_add_(1, order.reshape(-1), dense)
+                cotangent.index_add_(1, order.reshape(-1), dense.to(cotangent.dtype))
             (pulled,) = quiet_vmap(pull)(cotangent.reshape(n * q, *value.shape))
             for k in wanted:
                 total[k] += pulled[k].reshape(n * q, -1)
@@ -256,13 +285,13 @@ def run_passes(
         def one(x: Batch, zeros: dict[str, Tensor], copies: dict[str, Tensor]) -> tuple:
             merged = {**weights, **copies}
             if graph is None:
-                return recipe.net.sample(merged, x), {}
+                return recipe.net.sample(merged, pytree.tree_map(torch.clone, x)), {}
             tap = Tapped(cut, zeros, fixed, graph.mutates)
             return graph.run(merged, buffers, x, dict.fromkeys(taps, tap)), tap.moving
 
         out, moving = quiet_vmap(one)(x, zeros, copies)
         leaves = [*zeros.values(), *copies.values()]
-        rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape)
+        rows = cotangents[:, None].expand(cotangents.shape[0], *out.shape).to(out.dtype)
         if arrived is not None:
             for node in taps:
                 zeros[node.name].register_hook(_handing(node, len(rows), fixed, moving, arrived))
@@ -294,16 +323,20 @@ def _handing(
     return hook
 
 
-def _by_sample(recipe: Recipe, x: Batch, cotangents: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return Jacobians by running the network itself on one sample at a time: always right."""
-    rows: dict[str, list[Tensor]] = {k: [] for k in names}
-    values = recipe.net.weights
+def by_sample(recipe: Recipe, x: Batch, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return d (rows . outputs) / d weights, ``[n, q, *shape]`` for ``rows [q, n, o]``.
+
+    By the network itself, one sample at a time, with the module's own parameters: always right.
+    """
+    values, count = recipe.net.weights, rows.shape[0]
+    found = {k: rows.new_zeros(batch_size(x), count, *values[k].shape) for k in names}
+    leaves = recipe.net.leaves(names)
     for i in range(batch_size(x)):
         with torch.enable_grad():
-            weights = {k: w.detach().requires_grad_(k in names) for k, w in values.items()}
-            out = recipe.net.outputs(weights, take(x, slice(i, i + 1)))
-            grads = recipe.backward.gradients(out, [weights[k] for k in names], cotangents[:, None])
-        for k, grad in zip(names, grads, strict=True):
-            empty = cotangents.new_zeros(cotangents.shape[0], *values[k].shape)
-            rows[k].append(empty if grad is None else grad)
-    return {k: torch.stack(r) for k, r in rows.items()}
+            out = recipe.net.direct(take(x, slice(i, i + 1)), leaves)
+            for q, row in enumerate(rows[:, i : i + 1].to(out.dtype)) if out.requires_grad else ():
+                gradients = torch.autograd.grad(out, list(leaves.values()), row, True, allow_unused=True)
+                for k, gradient in zip(names, gradients, strict=True):
+                    if gradient is not None:
+                        found[k][i, q] = real_gradient(gradient)
+    return found

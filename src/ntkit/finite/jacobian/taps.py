@@ -35,8 +35,12 @@ def taps_of(edges: Iterable[Edge]) -> Taps:
 
 def zeros_at(taps: Iterable[fx.Node], like: Tensor, *sizes: int) -> dict[str, Tensor]:
     """Return the zeros to be added, ``[*sizes, *shape]``; their gradients are what is taken."""
-    zero = like.new_zeros(())
-    return {t.name: zero.expand(*sizes, *t.meta["tensor_meta"].shape).requires_grad_() for t in taps}
+    zeros: dict[str, Tensor] = {}
+    for t in taps:
+        meta = t.meta["tensor_meta"]
+        zero = like.new_zeros((), dtype=meta.dtype)
+        zeros[t.name] = zero.expand(*sizes, *meta.shape).requires_grad_()
+    return zeros
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ def factors_at(
 def factor_of(edge: Edge, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]) -> Factor | None:
     """Ask the rule of an operation for the factors of one backward pass, ``[n, o, *shape]``."""
     args, batched = {}, set()
+    dtype = edge.dtype
+    if dtype is not None:  # operations in other precisions than that of the weights that count
+        g, moving = g.to(dtype), {k: v.to(dtype) if v.is_floating_point() else v for k, v in moving.items()}
     for name, value in fixed.items():
         if isinstance(value, list):
             args[name] = [moving.get(f"{name}.{i}", v) for i, v in enumerate(value)]
@@ -120,8 +127,12 @@ def factor_of(edge: Edge, g: Tensor, fixed: Arguments, moving: dict[str, Tensor]
             args[name] = moving.get(name, value)
             batched |= {(name, None)} if name in moving else set()
     rule = RULES[edge.node.target][1]  # pyright: ignore[reportArgumentType]
-    with named(rule, RuleError) as name:
-        factor = rule(Use(g, args, edge.slot, frozenset(batched)))
-        if factor is not None and not isinstance(factor, Factor):
-            raise BadTypeError(f"{name} returned a {type(factor).__name__}; expected a Factor, or None.")
-        return factor
+    try:
+        with named(rule, RuleError) as name:
+            factor = rule(Use(g, args, edge.slot, frozenset(batched)))
+            if factor is not None and not isinstance(factor, Factor):
+                raise BadTypeError(f"{name} returned a {type(factor).__name__}; expected a Factor, or None.")
+            return factor
+    except RuleError as error:
+        error.weights = edge.weights
+        raise

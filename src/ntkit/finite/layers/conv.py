@@ -52,9 +52,15 @@ def _bias(use: Use, d: int) -> Factor:
 
 
 def _input(use: Use, n: int, d: int) -> Tensor:
-    """Return the input ``[n, channels, *positions]``; each sample's batch axis of one is folded away."""
+    """Return the input ``[n, b, channels, *positions]``; b: what a sample has as the axis of samples."""
     h = use.tensor("input")
-    return h.expand(n, *h.shape[1:]).reshape(n, -1, *h.shape[-d:])
+    h = h.expand(n, *h.shape[1:])
+    return h.reshape(n, -1, *h.shape[-d - 1 :])
+
+
+def _slot(values: Tensor) -> Tensor:
+    """Return ``[n, o, b, groups, c, positions]`` as a slot ``[n, o, groups, b positions, c]``."""
+    return values.permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
 
 
 def _convolution(use: Use, d: int) -> Factor | None:
@@ -63,10 +69,11 @@ def _convolution(use: Use, d: int) -> Factor | None:
         return _bias(use, d)
     groups, g = use.args["groups"], use.g
     n, o = g.shape[:2]
-    seen = patches(_input(use, n, d), *_settings(use, d))
-    positions = g.shape[-d:].numel()
-    right = seen.reshape(n, groups, -1, positions).transpose(2, 3).unsqueeze(1)
-    left = g.reshape(n, o, groups, -1, positions).transpose(3, 4)
+    h = _input(use, n, d)
+    b, positions = h.shape[1], g.shape[-d:].numel()
+    seen = patches(h.flatten(0, 1), *_settings(use, d))
+    right = _slot(seen.reshape(n, 1, b, groups, -1, positions))
+    left = _slot(g.reshape(n, o, b, groups, -1, positions))
     shape = (groups, -1, right.shape[-1])
     return Factor(left, right, lambda w: w.reshape(shape))
 
@@ -78,11 +85,11 @@ def _transposed(use: Use, d: int) -> Factor | None:
     groups, g = use.args["groups"], use.g
     n, o = g.shape[:2]
     h = _input(use, n, d)
-    positions = h.shape[-d:].numel()
-    seen = patches(g.reshape(n * o, -1, *g.shape[-d:]), *_settings(use, d))
+    b, positions = h.shape[1], h.shape[-d:].numel()
+    seen = patches(g.reshape(n * o * b, -1, *g.shape[-d:]), *_settings(use, d))
     corner = tuple(slice(0, s) for s in h.shape[-d:])  # output_padding may leave room for more
-    right = seen[(..., *corner)].reshape(n, o, groups, -1, positions).transpose(3, 4)
-    left = h.reshape(n, groups, -1, positions).transpose(2, 3).unsqueeze(1)
+    right = _slot(seen[(..., *corner)].reshape(n, o, b, groups, -1, positions))
+    left = _slot(h.reshape(n, 1, b, groups, -1, positions))
     arranged = (groups, left.shape[-1], right.shape[-1])
     return Factor(left, right, lambda w: w.reshape(arranged))
 

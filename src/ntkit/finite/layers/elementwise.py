@@ -29,14 +29,50 @@ def sub(use: Use) -> Factor | None:
 @rule(aten.mul.Tensor, "self", "other")
 def mul(use: Use) -> Factor | None:
     """Y = a b, element by element; a matrix is reduced over its broadcast axes at once."""
-    name = "other" if use.slot[0] == "self" else "self"
+    return Factor.vector(
+        reduce_to(use.g * _beside(use, "other" if use.slot[0] == "self" else "self"), use.weight.shape)
+    )
+
+
+@rule(aten.div.Tensor, "self")
+def div(use: Use) -> Factor | None:
+    """Y = a / b, for a."""
+    return Factor.vector(reduce_to(use.g / _beside(use, "other"), use.weight.shape))
+
+
+@rule(aten.addcmul.default, "self", "tensor1", "tensor2")
+def addcmul(use: Use) -> Factor | None:
+    """Y = a + value b c."""
+    if use.slot[0] == "self":
+        return Factor.vector(reduce_to(use.g, use.weight.shape))
+    other = _beside(use, "tensor2" if use.slot[0] == "tensor1" else "tensor1")
+    return Factor.vector(reduce_to(use.args["value"] * use.g * other, use.weight.shape))
+
+
+@rule(aten.where.self, "self", "other")
+@rule(aten.where.ScalarOther, "self")
+@rule(aten.where.ScalarSelf, "other")
+def where(use: Use) -> Factor | None:
+    """Y = a where a condition holds, else b."""
+    condition = _beside(use, "condition")
+    return Factor.vector(
+        reduce_to(use.g * (condition if use.slot[0] == "self" else ~condition), use.weight.shape)
+    )
+
+
+@rule(aten.masked_fill.Scalar, "self")
+def masked_fill(use: Use) -> Factor | None:
+    """Y = a where a mask does not hold, else a number."""
+    return Factor.vector(reduce_to(use.g * (_beside(use, "mask") == 0), use.weight.shape))
+
+
+def _beside(use: Use, name: str) -> torch.Tensor | float:
+    """Return another argument, to be multiplied with the gradient ``[n, o, *shape]``."""
     other = use.args[name]
     if not isinstance(other, torch.Tensor):
-        return Factor.vector(reduce_to(use.g * other, use.weight.shape))
+        return other
     other = use.tensor(name)
-    shape = use.g.shape[2:]
-    other = other.reshape(other.shape[0], 1, *(1,) * (len(shape) - other.ndim + 1), *other.shape[1:])
-    return Factor.vector(reduce_to(use.g * other, use.weight.shape))
+    return other.reshape(other.shape[0], 1, *(1,) * (use.g.ndim - 1 - other.ndim), *other.shape[1:])
 
 
 @rule(aten.prelu.default, "weight")

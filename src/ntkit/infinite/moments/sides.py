@@ -16,7 +16,7 @@ from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import Remembers
-from ntkit.network import batch_size
+from ntkit.inputs import batch_size
 
 
 class PairSide(Remembers):

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from ntkit.compute.progress import progress
+from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError
 from ntkit.files import hash_data
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
+from ntkit.network import network
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account, balanced
@@ -142,7 +144,7 @@ def account(
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise BadValueError(f"jobs is {jobs!r}, expected a number of processes, at least 1.")
     work = Work(request.budget, jobs, None if keep is None else Path(keep))
-    with request.open(folder) as run, quiet():
+    with request.open(folder) as run, quiet(), undisturbed(network(model)):
         return _account(request, run, average, work)
 
 

@@ -8,7 +8,8 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError, NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.files import hash_data
-from ntkit.network import Batch, Inputs, Network, as_inputs, batch_size, network, refuse_stateful, take
+from ntkit.inputs import Batch, Inputs, batch_size, take
+from ntkit.network import Network, as_inputs, network, refuse_stateful, unwrapped
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.flat_network import FlatNetwork, Head
 from ntkit.training.replay.sample_gradients import Samples
@@ -21,7 +22,7 @@ def check_model(run: Run, model: nn.Module) -> Network:
     """Return the network of a model, checked: its weights and buffers are those of the run."""
     if not isinstance(model, nn.Module):
         raise BadValueError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     net = network(model)
     run.device = net.device
     model_shapes = {name: p.shape for name, p in model.named_parameters()}

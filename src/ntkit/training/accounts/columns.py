@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ntkit.network import batch_size
+from ntkit.inputs import batch_size
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Step

@@ -11,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
+from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.finite.kinds import Outputs, kind_of
+from ntkit.inputs import Batch, Inputs, batch_size, take
 from ntkit.kernel import Kernel
-from ntkit.network import Batch, Inputs, as_inputs, batch_size, network, take
+from ntkit.network import as_inputs, network
 from ntkit.training.accounts.checks import check_model, query_network
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
@@ -117,7 +119,7 @@ class PathKernel(Kernel):
         first = self._inputs(x1)
         second = first if x2 is None else self._inputs(x2)
         total: Tensor | None = None
-        with torch.no_grad(), quiet():
+        with undisturbed(network(self.model)), torch.no_grad(), quiet():
             for at in self._places(first):
                 o = at.outputs
                 size = max(1, self._request.budget // (8 * 4 * at.net.total * o))
@@ -138,7 +140,7 @@ class PathKernel(Kernel):
         """Return each sample with itself, ``[n]``, ``[n, o]`` or ``[n, o, o]``."""
         batch = self._inputs(x)
         total: Tensor | None = None
-        with torch.no_grad(), quiet():
+        with undisturbed(network(self.model)), torch.no_grad(), quiet():
             for at in self._places(batch):
                 o = at.outputs
                 size = max(1, self._request.budget // (8 * 4 * at.net.total * o))

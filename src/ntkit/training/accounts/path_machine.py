@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.network import Inputs, as_inputs, network
+from ntkit.inputs import Inputs
+from ntkit.network import as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
 from ntkit.training.functional.flat_network import BatchLoss

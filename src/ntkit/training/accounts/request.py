@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError
-from ntkit.network import Batch, Inputs, as_inputs, network
+from ntkit.inputs import Batch, Inputs
+from ntkit.network import as_inputs, network
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.accounts.columns import SweepInput

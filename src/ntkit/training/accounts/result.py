@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ntkit.errors import BadValueError, NtkitError, RunFolderError
 from ntkit.files import Json, read_tensors, write_atomically
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
 from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.integrals.quadrature import Nodes
 

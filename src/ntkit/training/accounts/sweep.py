@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.files import Json
-from ntkit.network import Batch, batch_size
+from ntkit.inputs import Batch, batch_size
 from ntkit.training.accounts.columns import Columns, SweepInput
 from ntkit.training.folder.step import Step
 from ntkit.training.integrals.adaptive import QueryRule

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadValueError
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.training.functional.flat_network import BatchLoss, Head, cast, cast_loss, checked_loss
 
 Target = str | int | Sequence[Any]

@@ -14,7 +14,7 @@ from ntkit.compute.progress import progress
 from ntkit.compute.threads import threads
 from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.training.accounts.columns import COLUMNS, Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep

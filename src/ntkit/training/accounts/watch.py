@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.files import Scratch
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.network import take
+from ntkit.inputs import take
+from ntkit.network import network
 from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.accounts.request import Prepared, Request
 from ntkit.training.accounts.result import Account, balanced
@@ -32,7 +34,7 @@ class Windows:
     @torch.no_grad()
     def add(self, folder: Path, last: bool) -> None:
         """Take a window; account for the one before it, and if it is the last for both."""
-        with quiet():
+        with quiet(), undisturbed(network(self.request.model)):
             self._add(folder, last)
 
     def _add(self, folder: Path, last: bool) -> None:

@@ -11,7 +11,8 @@ from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError, NtkitError
-from ntkit.network import Batch, Network, T, copy_of, network, take
+from ntkit.inputs import Batch, T, take
+from ntkit.network import Network, copy_of, network
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import Transforms, backward

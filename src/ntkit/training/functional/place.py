@@ -14,7 +14,7 @@ from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.jacobian.taps import Factors, Tapped, Taps, factors_at, replaced, taps_of, zeros_at
 from ntkit.graph import Arguments, Graph, arguments
-from ntkit.network import Batch, batch_size
+from ntkit.inputs import Batch, batch_size
 from ntkit.training.functional.kink_signs import switching
 
 

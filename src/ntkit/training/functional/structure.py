@@ -14,7 +14,8 @@ from ntkit.finite.jacobian.coverage import cover, evaluate
 from ntkit.finite.jacobian.index_maps import join_index_maps
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.graph import Graph, is_mutable, trace
-from ntkit.network import Batch, Network, Weights, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
+from ntkit.network import Network, Weights
 from ntkit.training.functional.place import Place, Places
 
 _PROBE, _PROBED = 0.375, 32  # a place on a step, and how many samples are compared
@@ -38,7 +39,9 @@ class Structure:
         """Return the structure of a network at inputs of a shape, or None where there is none."""
         try:
             graph = trace(net, x)
-            recipe = Recipe(net, wanted, graph, cover(graph, frozenset(wanted)))
+            if graph.reads:  # a constant of the graph that other samples may have another of
+                return None
+            recipe = Recipe(net, wanted, graph, cover(graph, frozenset(wanted)), net.dtype)
             structure = cls(recipe, graph)
             if not structure._holds(take(x, slice(0, 1))) or not structure._knows(take(x, slice(0, _PROBED))):
                 return None

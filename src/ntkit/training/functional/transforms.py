@@ -11,7 +11,7 @@ from torch.func import jacrev, jvp, vjp
 from torch.utils import _pytree as pytree
 
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 
 T = TypeVar("T")
 

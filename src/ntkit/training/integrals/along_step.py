@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ntkit.network import Batch, take
+from ntkit.inputs import Batch, take
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import write_sums

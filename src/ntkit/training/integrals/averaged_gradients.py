@@ -12,7 +12,7 @@ from torch.func import vjp
 from ntkit.finite.factors import WeightPart, form, weighted_sum
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.recipe import Jacobian
-from ntkit.network import Batch, batch_size, take
+from ntkit.inputs import Batch, batch_size, take
 from ntkit.training.functional.flat_network import VMAP_LIMIT, FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import backward

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadValueError
-from ntkit.network import Batch, batch_size
+from ntkit.inputs import Batch, batch_size
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.adaptive import QueryRule, query_rule

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ntkit.errors import BadValueError, NtkitError
-from ntkit.network import Batch, Inputs
+from ntkit.inputs import Batch, Inputs
 from ntkit.training.loops.loader import SamplerWatch
 from ntkit.training.recording.record import Recording, record
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from ntkit.errors import NtkitError
-from ntkit.network import Inputs
+from ntkit.inputs import Inputs
 from ntkit.training.loops.loader import SamplerWatch
 from ntkit.training.recording.record import Recording, record
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.files import Json, as_bytes, hash_data
-from ntkit.network import Inputs, as_inputs, batch_size, network
+from ntkit.inputs import Inputs, batch_size
+from ntkit.network import as_inputs, network, refuse_complex, unwrapped
 from ntkit.training.folder.optimizer_state import names_of
 from ntkit.training.folder.step import Forward, Part
 from ntkit.training.folder.writer import RunWriter
@@ -131,11 +132,12 @@ class Recording:
         self.folder = Path(folder)
         self.steps = 0
         self._every = every
-        self._module: nn.Module = getattr(model, "_orig_mod", model)
+        self._module: nn.Module = unwrapped(model)
         self._optimizers = as_optimizers(optimizer)
         self._scaler = scaler
         described = [description(o) for o in self._optimizers]
         self._net = network(self._module)
+        refuse_complex(self._net, "An account of its training")
         self._names = {id(p): name for name, p in self._module.named_parameters()}
         self._trained = trained_parameters(self._optimizers, self._names)
         both = zip(self._optimizers, described, strict=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ntkit.errors import BadValueError, PathMismatchError
 from ntkit.files import Scratch
-from ntkit.network import Batch, copy_of, take
+from ntkit.inputs import Batch, take
+from ntkit.network import copy_of
 from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_settings, set_state
 from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run

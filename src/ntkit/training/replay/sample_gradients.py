@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.finite.factors import Factor, OneHot
 from ntkit.finite.jacobian.recipe import Jacobian
-from ntkit.network import Batch, take
+from ntkit.inputs import Batch, take
 from ntkit.training.folder.step import Step
 from ntkit.training.functional.flat_network import cast
 from ntkit.training.functional.structure import Structure

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
 from ntkit.errors import NtkitError
-from ntkit.network import Batch, take
+from ntkit.inputs import Batch, take
 from ntkit.training.folder.random_state import random_from
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
