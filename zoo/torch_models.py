@@ -67,6 +67,21 @@ class Pixels(nn.Module):
         return F.interpolate(self.out(h), scale_factor=2, mode="bilinear")
 
 
+class Frames(nn.Module):
+    """A film whose pictures go through the same convolutions, as samples of their own within a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3, groups=4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[n, 3]`` for films ``[n, frames, 3, h, w]``."""
+        n, frames = x.shape[:2]
+        hidden = self.network(x.flatten(0, 1)).mean((2, 3))
+        return self.head(hidden.reshape(n, frames, -1)).mean(1)
+
+
 def tokens() -> Tensor:
     """Return tokens."""
     return torch.randint(0, 20, (SAMPLES, 6))
@@ -76,6 +91,7 @@ ENTRIES = [
     Entry("transformer", Translator, lambda: (tokens(), tokens()[:, :4])),
     Entry("lstm", Recurrent, tokens),
     Entry("pixels", Pixels, image(8)),
+    Entry("frames", Frames, vectors(2, 3, 8, 8)),
     Entry("experts by a branch", Routed, vectors(6)),
     Entry("bilinear", lambda: nn.Bilinear(4, 5, 3), lambda: (vectors(4)(), vectors(5)())),
     Entry("embedding bag", lambda: nn.EmbeddingBag(20, 5, mode="mean"), tokens),

@@ -15,8 +15,9 @@ from measure import measure
 from page import page
 from run import LIBRARIES, entries, run
 
-TEN = [e for e in torch_models.ENTRIES if e.per_sample]
-TEN += [e for e in transformers_texts.ENTRIES if e.name in ("bert", "gpt2", "llama", "vit", "t5")]
+NAMES = ["transformer", "lstm", "pixels", "experts by a branch", "bilinear", "embedding bag"]
+NAMES += ["bert", "gpt2", "llama", "t5"]
+TEN = [e for e in (*torch_models.ENTRIES, *transformers_texts.ENTRIES) if e.name in NAMES]
 
 
 @pytest.mark.parametrize("entry", TEN, ids=lambda e: e.name)
