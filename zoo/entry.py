@@ -22,7 +22,8 @@ class Entry:
     """A model with random weights in a small configuration.
 
     ``inputs()`` gives a batch of different samples: a tensor, a tuple or a dict. ``per_sample=False``: it is
-    no function of one sample to one tensor, so a refusal is what is right.
+    no function of one sample to one tensor, so a refusal is what is right. ``together``: the truth is
+    autograd's of the batch, since torch errs where the batch is one sample.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     select: Select = None
     note: str = ""
     per_sample: bool = True
+    together: bool = False
 
     def make(self) -> nn.Module:
         """Return the network: eval mode, float64, no weight and no statistic at a special value."""

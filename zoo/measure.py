@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,23 +29,26 @@ T = TypeVar("T")
 def measure(entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
     """Return what is to be said of a model; ``tell`` hears of it in between, should the process end."""
     result: dict[str, Any] = {"name": entry.name, "note": entry.note, "per_sample": entry.per_sample}
-    model, x = entry.make(), entry.samples()
+    x = entry.samples()
+    model = entry.make()
     wanted = {k: p for k, p in model.named_parameters() if p.requires_grad}
     result["weights"] = sum(p.numel() for p in wanted.values())
-    truth = None
     with torch.no_grad(), Casts() as casts:
         call(model, x)  # what a model raises by itself is not ntkit's
     result["float32"] = casts.found
+    truth = None
     if entry.per_sample:
         result["alone"] = alone(model, x)
         tell({**result, "status": "crashed", "words": "in the plain loop"})
-        truth, result["loop"] = timed(lambda: loop(model, x))
+        model = entry.make()  # each has a model of its own, in which no call before left anything
+        truth, result["loop"] = timed(lambda: (together if entry.together else loop)(model, x))
     tell({**result, "status": "crashed", "words": "in ntkit"})
-    result |= ours(model, entry.others(), x, truth, BAR_FLOAT32 if casts.found else BAR)
+    result |= ours(entry.make(), entry.others(), x, truth, BAR_FLOAT32 if casts.found else BAR)
     if truth is not None:
         tell({**result, "vmap": "crashed"})
         try:
-            kernel, result["vmap"] = timed(lambda: vmapped(model, x))
+            fresh = entry.make()
+            kernel, result["vmap"] = timed(lambda: vmapped(fresh, x))
             result["vmap"]["error"] = difference(kernel, truth)
         except Exception as error:
             result["vmap"] = told(error)
@@ -103,20 +106,29 @@ def ours(model: nn.Module, others: Any, x: Any, truth: Tensor | None, bar: float
 
 def loop(model: nn.Module, x: Any) -> Tensor:
     """Return the kernel ``[n, n, o, o]`` by one backward pass for each sample and output of the module."""
+    n = pytree.tree_leaves(x)[0].shape[0]
+    samples = (pytree.tree_map(lambda t, i=i: t[i : i + 1], x) for i in range(n))
+    return gram(model, (call(model, sample).reshape(-1) for sample in samples), n)
+
+
+def together(model: nn.Module, x: Any) -> Tensor:
+    """Return the same by one backward pass for each sample and output of the batch."""
+    return gram(model, call(model, x), len(pytree.tree_leaves(x)[0]))
+
+
+def gram(model: nn.Module, outputs: Iterable[Tensor], n: int) -> Tensor:
+    """Return the products of the gradients of the outputs of n samples."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     rows: list[list[Tensor]] = []
-    n = pytree.tree_leaves(x)[0].shape[0]
-    for i in range(n):
-        y = call(model, pytree.tree_map(lambda t, i=i: t[i : i + 1], x)).reshape(-1)
+    for y in outputs:
         for output in y:
             grads = torch.autograd.grad(output, wanted, retain_graph=True, allow_unused=True)
             rows.append([torch.zeros_like(p) if g is None else g for g, p in zip(grads, wanted, strict=True)])
-    o = len(rows) // n
-    kernel = torch.zeros(n * o, n * o, dtype=torch.float64)
+    kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for parts in zip(*rows, strict=True):
         j = torch.stack([part.reshape(-1) for part in parts]).double()
         kernel += j @ j.T
-    return kernel.reshape(n, o, n, o).transpose(1, 2)
+    return kernel.reshape(n, len(rows) // n, n, -1).transpose(1, 2)
 
 
 def vmapped(model: nn.Module, x: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from entry import Entry, image
 from timm import layers
-from timm.models import convmixer, focalnet, gcvit, metaformer, mlp_mixer, mvitv2, nest
+from timm.models import convmixer, focalnet, gcvit, levit, metaformer, mlp_mixer, mvitv2, nest
 from torch import nn
 
 CLASSES = 3
@@ -25,9 +25,9 @@ def of(name: str, size: int = 64, note: str = "", **options: Any) -> Entry:
     )
 
 
-def own(name: str, build: Callable[[], nn.Module], size: int = 64) -> Entry:
+def own(name: str, build: Callable[[], nn.Module], size: int = 64, note: str = "") -> Entry:
     """Return a model made from its class, since its name leaves no sizes to choose."""
-    return Entry(name, build, image(size))
+    return Entry(name, build, image(size), note=note)
 
 
 WINDOW = dict(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
@@ -63,7 +63,26 @@ ENTRIES = [
     of("edgenext_xx_small", 64),
     of("efficientformerv2_s0", 64, depths=(1, 1, 1, 1), embed_dims=(16, 16, 32, 32), img_size=64),
     of("efficientvit_b0"),
-    of("efficientvit_m0", 128, img_size=128),
+    Entry(
+        "efficientvit_m0",
+        partial(timm.create_model, "efficientvit_m0", num_classes=CLASSES, img_size=128),
+        image(128),
+        note="keeps its position biases in eval mode",
+        together=True,  # torch 2.13's backward of batch norm
+    ),
+    own(
+        "levit",
+        lambda: levit.Levit(
+            64,
+            num_classes=CLASSES,
+            embed_dim=(16, 32),
+            key_dim=8,
+            depth=(1, 1),
+            num_heads=(2, 4),
+            stem_type="s8",
+        ),
+        note="keeps its position biases in eval mode",
+    ),
     of("vit_tiny_patch16_dinov3_qkvb", 32, note="rotary positions", **VIT),
     of("eva02_tiny_patch14_224", 32, note="rotary positions", **VIT),
     of("fasternet_t0"),

@@ -67,6 +67,21 @@ class Pixels(nn.Module):
         return F.interpolate(self.out(h), scale_factor=2, mode="bilinear")
 
 
+class Cached(nn.Module):
+    """A module that keeps, in eval mode, what it once made of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.product: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[n, 3]``."""
+        if self.product is None:
+            self.product = self.second.weight @ self.first.weight
+        return F.linear(x, self.product, self.second.bias)
+
+
 class Frames(nn.Module):
     """A film whose pictures go through the same convolutions, as samples of their own within a sample."""
 
@@ -92,6 +107,7 @@ ENTRIES = [
     Entry("lstm", Recurrent, tokens),
     Entry("pixels", Pixels, image(8)),
     Entry("frames", Frames, vectors(2, 3, 8, 8)),
+    Entry("cached product", Cached, vectors(5), note="kept by the module"),
     Entry("experts by a branch", Routed, vectors(6)),
     Entry("bilinear", lambda: nn.Bilinear(4, 5, 3), lambda: (vectors(4)(), vectors(5)())),
     Entry("embedding bag", lambda: nn.EmbeddingBag(20, 5, mode="mean"), tokens),
