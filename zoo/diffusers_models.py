@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from entry import SAMPLES, Entry, image, vectors
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCKS: dict[str, Any] = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -68,6 +68,42 @@ def autoencoder(**options: Any) -> Any:
     return diffusers.AutoencoderKL(
         down_block_types=down, up_block_types=up, latent_channels=2, **BLOCKS, **options
     )
+
+
+class Flux(nn.Module):
+    """A Flux whose positions, which have no sample axis, are its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            pooled_projection_dim=6,
+            axes_dims_rope=(2, 2, 4),
+        )
+        self.register_buffer("picture", torch.randint(0, 4, (16, 3)).double())
+        self.register_buffer("text", torch.zeros(5, 3))
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """Return what the network does."""
+        return self.network(img_ids=self.picture, txt_ids=self.text, **inputs)
+
+
+def hidden_sequence() -> dict[str, Tensor]:
+    """Return pictures as sequences, texts, and times."""
+    time = torch.rand(SAMPLES, dtype=torch.float64)
+    pooled = vectors(6)()
+    return {
+        "hidden_states": vectors(16, 4)(),
+        "encoder_hidden_states": TEXT(),
+        "pooled_projections": pooled,
+        "timestep": time,
+    }
 
 
 DIT: dict[str, Any] = dict(
@@ -141,31 +177,7 @@ ENTRIES = [
         hidden(encoder_hidden_states=TEXT, pooled_projections=vectors(6)),
         "sample",
     ),
-    Entry(
-        "flux",
-        lambda: diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=4,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=12,
-            pooled_projection_dim=6,
-            axes_dims_rope=(4, 2, 2),
-        ),
-        lambda: {
-            "hidden_states": vectors(16, 4)(),
-            "encoder_hidden_states": TEXT(),
-            "pooled_projections": vectors(6)(),
-            "timestep": torch.rand(SAMPLES, dtype=torch.float64),
-            "img_ids": torch.zeros(SAMPLES, 16, 3),
-            "txt_ids": torch.zeros(SAMPLES, 5, 3),
-        },
-        "sample",
-        note="positions are no samples",
-        per_sample=False,
-    ),
+    Entry("flux", Flux, hidden_sequence, "sample", note="positions in common"),
     Entry(
         "sana",
         lambda: diffusers.SanaTransformer2DModel(
