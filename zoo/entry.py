@@ -97,7 +97,7 @@ def vectors(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(SAMPLES, *shape, dtype=torch.float64)
 
 
-def tokens(length: int = 7, words: int = 40, **more: Callable[[], Tensor]) -> Callable[[], dict[str, Tensor]]:
+def tokens(length: int = 7, words: int = 40, left: bool = False) -> Callable[[], dict[str, Tensor]]:
     """Return a maker of tokens with an attention mask that leaves each sample another length."""
 
     def make() -> dict[str, Tensor]:
@@ -105,6 +105,6 @@ def tokens(length: int = 7, words: int = 40, **more: Callable[[], Tensor]) -> Ca
         mask = torch.ones(SAMPLES, length, dtype=torch.long)
         for i in range(SAMPLES):
             mask[i, length - 2 * i :] = 0
-        return {"input_ids": ids, "attention_mask": mask, **{k: v() for k, v in more.items()}}
+        return {"input_ids": ids, "attention_mask": mask.flip(1) if left else mask}
 
     return make

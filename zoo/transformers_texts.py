@@ -59,14 +59,16 @@ def encoder(name: str, prefix: str, attention: str = "", note: str = "", **optio
     )
 
 
-def decoder(name: str, prefix: str, attention: str = "", note: str = "", **options: Any) -> Entry:
+def decoder(
+    name: str, prefix: str, attention: str = "", note: str = "", left: bool = False, **options: Any
+) -> Entry:
     """Return a causal language model; its outputs are logits of the last token."""
     own = {**DECODER, **options}
     return of(
         name,
         f"{prefix}ForCausalLM",
         f"{prefix}Config",
-        tokens(words=WORDS),
+        tokens(words=WORDS, left=left),
         last,
         attention,
         note,
@@ -287,6 +289,8 @@ ENTRIES = [
     ),
     decoder("llama", "Llama"),
     decoder("llama, eager", "Llama", "eager"),
+    decoder("llama, padded left", "Llama", left=True),
+    decoder("mistral, padded left", "Mistral", left=True),
     decoder("mistral", "Mistral", sliding_window=4),
     decoder("mixtral", "Mixtral", note="experts", **EXPERTS),
     decoder("qwen2", "Qwen2"),
