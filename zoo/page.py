@@ -7,6 +7,7 @@ from typing import Any
 
 SERVED, STRUCTURE = 0.95, 0.80  # bars: of the models that are functions of one sample, of their weights
 WAYS = ("structure", "formed", "contraction")
+REASON = 120  # characters of a reason
 Results = dict[str, dict[str, Any]]
 
 HEAD = """# The zoo
@@ -29,7 +30,7 @@ through `EmpiricalNTK` in a process of its own, on three different samples.
 def page(results: Results) -> tuple[str, list[str]]:
     """Return the page, and the bars that were missed."""
     summary, missed = _summary(results)
-    lines = [HEAD, *summary]
+    lines = [HEAD, *summary, *_reasons(results)]
     for library in dict.fromkeys(key.partition("/")[0] for key in results):
         rows = {k: r for k, r in results.items() if k.startswith(f"{library}/")}
         number = next(iter(rows.values()))["versions"][library]
@@ -79,6 +80,20 @@ def _summary(results: Results) -> tuple[list[str], list[str]]:
         *(f"- {text}{'' if reached else ': **missed**'}" for text, reached in bars),
     ]
     return lines, [text for text, reached in bars if not reached]
+
+
+def _reasons(results: Results) -> list[str]:
+    """Return the table of why weights went another way than by structure."""
+    shares: dict[str, dict[str, float]] = {}
+    for key, r in results.items():
+        for reason, size in r.get("reasons", {}).items():
+            shares.setdefault(reason[:REASON], {})[key] = size / r["weights"]
+    lines = ["", "| not by structure, and why | models | such as |", "|---|---|---|"]
+    for reason, found in sorted(shares.items(), key=lambda item: -sum(item[1].values())):
+        most = sorted(found, key=lambda key: -found[key])[:3]
+        examples = ", ".join(f"{key} ({found[key]:.0%})" for key in most)
+        lines.append(f"| {_escaped(reason)} | {len(found)} | {examples} |")
+    return lines
 
 
 def _row(r: dict[str, Any]) -> str:
