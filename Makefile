@@ -2,15 +2,18 @@
 #   PYTHON=python3.12   another Python
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   another build of torch
 #   VENV=.venv          another place for the virtual environment
+#   MODELS="'timm/*'"    the models of `make zoo`, as patterns
 #   TESTS=tests/machine what pytest gets besides, in `make test` and `make floor`
 
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
 FLOOR ?= .venv-floor
+ZOO ?= .venv-zoo
 FLOOR_PYTHON ?= python3.11
 TORCH_INDEX ?=
 TESTS ?=
+MODELS ?=
 
 BIN = $(VENV)/bin
 PINNED = PIP_CONSTRAINT="$(CURDIR)/$(1)" PIP_BUILD_CONSTRAINT="$(CURDIR)/constraints.txt"
@@ -18,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
+.PHONY: demo test floor matrix wheel slow zoo studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -42,6 +45,10 @@ wheel:
 
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
+
+# models of other libraries, in an environment of their own; what is done with the same versions is kept
+zoo: $(ZOO)/zoo.stamp
+	OMP_NUM_THREADS=1 $(ZOO)/bin/python zoo/run.py $(MODELS)
 
 studies-quick: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m study
@@ -85,7 +92,7 @@ scores: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/scores.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(FLOOR) .venv-3.* out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(FLOOR) $(ZOO) .venv-3.* out build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -116,6 +123,12 @@ $(PEERS)/jax.stamp: benchmarks/requirements-jax.txt
 	@echo "installing neural-tangents into $(PEERS)"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet -r benchmarks/requirements-jax.txt
+	@touch $@
+
+$(ZOO)/zoo.stamp: $(PINS)
+	@echo "installing ntkit and the libraries of the zoo into $(ZOO)"
+	@$(PYTHON) -m venv $(ZOO)
+	@$(call PINNED,constraints.txt) $(ZOO)/bin/python $(INSTALL) -e '.[test,zoo]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(PINS) | $(BIN)/python

@@ -1,0 +1,59 @@
+"""Models of other libraries: ten of the zoo, and all of it where its libraries are installed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "zoo"))
+
+import torch_models
+import transformers_texts
+from entry import Entry
+from measure import measure
+from page import page
+from run import LIBRARIES, entries, run
+
+NAMES = ["transformer", "lstm", "pixels", "experts by a branch", "bilinear", "embedding bag"]
+NAMES += ["bert", "gpt2", "llama", "t5"]
+TEN = [e for e in (*torch_models.ENTRIES, *transformers_texts.ENTRIES) if e.name in NAMES]
+
+
+@pytest.mark.parametrize("entry", TEN, ids=lambda e: e.name)
+def test_the_kernel_is_that_of_autograd(entry):
+    result = measure(entry)
+    assert result["status"] == "served" and result["alone"] < 1e-9
+    assert sum(result["shares"].values()) == result["weights"]
+
+
+def test_what_is_no_function_of_one_sample_is_refused():
+    (entry,) = [e for e in torch_models.ENTRIES if not e.per_sample]
+    result = measure(entry)
+    assert result["status"] == "refused" and "training mode" in result["words"]
+
+
+def test_a_model_that_ends_its_process_is_a_row_too():
+    class Ends(torch.nn.Linear):
+        def forward(self, x):
+            import os
+
+            os._exit(3)
+
+    entry = Entry("ends", lambda: Ends(2, 1), lambda: torch.ones(3, 2))
+    result = run(entry)
+    assert result["status"] == "crashed"
+    text, missed = page({"torch/ends": {**result, "versions": {"torch": "2"}}})
+    assert "| ends | **crashed**: before it began |" in text and missed
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_all_models_of_a_library(library):
+    results = [run(entry) for entry in entries(library)]
+    assert not {
+        r["name"]: r["words"] for r in results if r["status"] in ("foreign", "crashed", "late", "broken")
+    }
+    assert not {r["name"]: r["error"] for r in results if r["status"] == "wrong"}
+    functions = [r for r in results if r["per_sample"]]
+    assert sum(r["status"] == "served" for r in functions) >= 0.95 * len(functions)

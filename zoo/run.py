@@ -1,0 +1,141 @@
+"""Many models of other libraries through ntkit, each in a process of its own: ``make zoo``.
+
+What is done with the same versions is not run again (``--again`` does). Results go to ``docs/zoo.json``,
+the page is ``docs/zoo.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from fnmatch import fnmatchcase
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from entry import Entry
+from measure import measure, told
+from page import page
+
+import ntkit
+from ntkit.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = {
+    "torch": ("torch_models",),
+    "torchvision": ("torchvision_models",),
+    "timm": ("timm_models",),
+    "transformers": ("transformers_texts", "transformers_senses"),
+    "torch_geometric": ("geometric_models",),
+    "diffusers": ("diffusers_models",),
+    "peft": ("peft_models",),
+}
+PATIENCE = 120.0  # seconds that one model may take
+MEMORY = 10 * 2**30  # bytes that one model may hold
+
+
+def entries(library: str) -> list[Entry]:
+    """Return the models of a library."""
+    return [entry for name in LIBRARIES[library] for entry in importlib.import_module(name).ENTRIES]
+
+
+def versions(library: str) -> dict[str, str]:
+    """Return what a result depends on: torch, the library, and ntkit's sources."""
+    sources = sorted((ROOT / "src" / "ntkit").rglob("*.py"))
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
+    return {
+        "torch": importlib.metadata.version("torch").partition("+")[0],
+        library: importlib.metadata.version(library).partition("+")[0],
+        "ntkit": digest,
+        "python": platform.python_version(),
+    }
+
+
+def run(entry: Entry, patience: float = PATIENCE) -> dict[str, Any]:
+    """Measure a model in a process of its own; a crash or a late end is a result too."""
+    context = multiprocessing.get_context("fork")  # the libraries are imported once, here
+    ear, mouth = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(entry, mouth))
+    process.start()
+    mouth.close()
+    result: dict[str, Any] = {"name": entry.name, "status": "crashed", "words": "before it began"}
+    result |= {"note": entry.note, "per_sample": entry.per_sample}
+    end = time.monotonic() + patience
+    late = False
+    try:
+        while not (late := not ear.poll(max(0.0, end - time.monotonic()))):
+            result = ear.recv()
+    except EOFError:
+        pass
+    if late:
+        process.kill()
+        if "ntkit" not in result:
+            where = result.get("words", "")
+            result |= {"status": "late", "words": f"{where}: ended after {patience:.0f} s"}
+    process.join()
+    return result
+
+
+def _child(entry: Entry, mouth: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    try:
+        mouth.send(measure(entry, mouth.send))
+    except Exception as error:
+        result = {"name": entry.name, "status": "broken", "words": told(error), "note": entry.note}
+        mouth.send({**result, "per_sample": entry.per_sample})
+
+
+def main() -> None:
+    """Run what is asked for, write the results and the page, and fail where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="patterns, as in 'timm/*'; all without any")
+    parser.add_argument("--again", action="store_true", help="repeat what is done")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "zoo.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "zoo.md")
+    chosen = parser.parse_args()
+    done = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
+    ntkit.EmpiricalNTK(torch.nn.Linear(1, 1))(torch.ones(1, 1))  # what torch imports late, it imports here
+    results: dict[str, Any] = {}
+    for library in LIBRARIES:
+        if chosen.names and not any(fnmatchcase(library, p.partition("/")[0]) for p in chosen.names):
+            results |= {k: r for k, r in done.items() if k.startswith(f"{library}/")}
+            continue
+        now = versions(library)
+        for entry in entries(library):
+            key = f"{library}/{entry.name}"
+            results[key] = done.get(key)
+            if chosen.names and not any(fnmatchcase(key, pattern) for pattern in chosen.names):
+                continue
+            if chosen.again or results[key] is None or results[key]["versions"] != now:
+                begin = time.perf_counter()
+                results[key] = {**run(entry), "versions": now}
+                words = results[key].get("words", "")[:150]
+                error = f"{results[key]['error']:.0e}" if "error" in results[key] else ""
+                seconds = time.perf_counter() - begin
+                print(f"{seconds:6.1f} s  {key}: {results[key]['status']} {error} {words}", flush=True)
+                known = {k: r for k, r in {**done, **results}.items() if r is not None}
+                write_atomically(chosen.results, (json.dumps(known, indent=1) + "\n").encode())
+    results = {k: r for k, r in results.items() if r is not None}
+    write_atomically(chosen.results, (json.dumps(results, indent=1) + "\n").encode())
+    text, missed = page(results)
+    write_atomically(chosen.page, text.encode())
+    print("\n".join(missed))
+    sys.exit(int(bool(missed)))
+
+
+if __name__ == "__main__":
+    main()
