@@ -26,8 +26,8 @@ Inputs: TypeAlias = (
     | DataLoader[Any]
     | float
     | int
-    | None
     | "Bundle"
+    | None
 )
 # What goes into the network of an item of a Dataset or a DataLoader: a place, a name, several, a function.
 Picked: TypeAlias = int | str | Sequence[int] | Sequence[str] | Callable[[Any], Inputs] | None

@@ -54,10 +54,8 @@ def addcmul(use: Use) -> Factor | None:
 @rule(aten.where.ScalarSelf, "other")
 def where(use: Use) -> Factor | None:
     """Y = a where a condition holds, else b."""
-    condition = _beside(use, "condition")
-    return Factor.vector(
-        reduce_to(use.g * (condition if use.slot[0] == "self" else ~condition), use.weight.shape)
-    )
+    taken = _beside(use, "condition") == (use.slot[0] == "self")
+    return Factor.vector(reduce_to(use.g * taken, use.weight.shape))
 
 
 @rule(aten.masked_fill.Scalar, "self")
