@@ -223,6 +223,36 @@ def test_a_backward_pass_that_runs_modules_again(make):
     assert_kernel(k2, mean_kernel(model, x))
 
 
+def test_a_linearized_network_is_that_of_the_module_itself_or_refused():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, dtype=D)
+    for make in (lambda: Adjoint(nn.Linear(3, 3)), lambda: Adjoint(nn.Linear(3, 3), euler=2)):
+        lazy = ntkit.linearize(make().to(D))
+        with pytest.raises(ntkit.NtkitError, match="setup_context"):  # nothing that could be differentiated
+            lazy(x)
+
+    class Rerun(nn.Module):
+        """A derivative that is asked of the module's own weights, whatever it is called with."""
+
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(3, 2)
+            self.held = [self.l.weight]  # not what a functional call swaps
+
+        def forward(self, x):
+            return F.linear(x, self.l.weight) + F.linear(x.sin(), self.held[0]) + self.l.bias
+
+    model = Rerun().to(D)
+    model.held = [model.l.weight]
+    k = ntkit.EmpiricalNTK(model)
+    assert_kernel(k(x), mean_kernel(model, x))
+    lazy = ntkit.linearize(model)
+    with torch.no_grad():
+        lazy.network.l.weight.add_(0.1)
+    with pytest.raises(ntkit.NtkitError, match="not that of the module itself"):
+        lazy(x)
+
+
 def test_a_parameter_without_a_use_is_named():
     class Idle(nn.Module):
         def __init__(self):

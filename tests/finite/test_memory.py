@@ -48,6 +48,16 @@ def test_the_budget_of_a_wide_network_holds():
 
 
 @pytest.mark.slow
+def test_the_first_call_keeps_the_budget_too():
+    script = SCRIPT.replace("k(x[:2]), k.diag(x[:2])\n", "model(x)\n")
+    options = dict(sizes=[1024, 8192, 8192, 10], outputs="mean", memory="1GiB", n=4, call="k(x)")
+    run = subprocess.run(
+        [sys.executable, "-c", script.format(**options)], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout.split()[0]) <= 2**30  # its weights alone take 300 MiB
+
+
+@pytest.mark.slow
 def test_the_diagonal_of_a_wide_network():
     n = 4096
     peak, _ = allocated(

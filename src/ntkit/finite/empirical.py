@@ -248,7 +248,8 @@ class EmpiricalNTK(Kernel):
         leaves, structure = pytree.tree_flatten(x)
         inputs = tuple((t.shape[1:], t.dtype) for t in leaves)
         net = self._counting()
-        key = (str(structure), inputs, net.signature(), net.counted, net.dtype, net.device)
+        structure = "" if isinstance(x, Tensor) else str(structure)
+        key = (structure, inputs, net.signature(), net.counted, net.dtype, net.device)
         known = self._recipes.pop(key, [])
         self._recipes[key] = known  # the last used stand last
         while len(self._recipes) > _KEPT:

@@ -13,9 +13,9 @@ from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
 from ntkit.finite.written_out import WrittenOut
-from ntkit.network import call_with, copy_of, module_buffers
+from ntkit.network import call_with, copy_of, lent, module_buffers, refuse_stateful, untouched
 
 
 class TaylorNetwork(nn.Module):
@@ -56,8 +56,11 @@ class TaylorNetwork(nn.Module):
             derivative = along
             for k in range(1, self.order + 1):
                 previous, (derivative, value) = derivative, self._derivative(derivative, zero)
-                if k > 1 and not self._proved and any(bool((d != 0).any()) for d in step.values()):
-                    self._prove(previous, value)
+                if not self._proved and any(bool((d != 0).any()) for d in step.values()):
+                    if k == 1:
+                        self._prove_first(value, step, args, kwargs)
+                    else:
+                        self._prove(previous, value)
                     self._proved = k == self.order
                 total = total + value / factorial(k)
         return total
@@ -87,6 +90,29 @@ class TaylorNetwork(nn.Module):
             f"{missing} Write the operation out in plain torch, or give a custom autograd.Function the "
             f"staticmethods setup_context and jvp."
         )
+
+    def _prove_first(self, value: Tensor, step: dict[str, Tensor], args: tuple, kwargs: Any) -> None:
+        """Compare the first derivative with autograd through the network itself, at its origin."""
+        try:
+            refuse_stateful(self.network)
+        except NotPerSampleError:  # it draws at random, or from the batch: two passes need not agree
+            return
+        value = value.detach()
+        seed = torch.Generator().manual_seed(0)
+        u = torch.randn(value.shape, generator=seed, dtype=torch.float64).to(value)
+        inputs, named = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+        origin = dict(zip(self._names, (w.detach() for w in self.origin), strict=True))
+        with torch.enable_grad(), untouched(self.network), lent(self.network, origin):
+            leaves = {k: p for k, p in self.network.named_parameters() if p.requires_grad}
+            total = (self.network(*inputs, **named) * u).sum()
+            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        moved = sum((g * step[k].detach()).sum() for k, g in zip(leaves, grads, strict=True) if g is not None)
+        size = value.norm() * u.norm()
+        if not (moved - (value * u).sum()).abs() <= 1e4 * torch.finfo(value.dtype).eps * size:
+            raise NtkitError(
+                "The derivative of this network as a function of its weights is not that of the module "
+                "itself: a backward pass of its own may run a module again. Write that part in plain torch."
+            )
 
     def _prove(self, previous: Along, value: Tensor) -> None:
         """Compare a higher derivative with finite differences: torch has fused ones that are wrong."""

@@ -48,13 +48,16 @@ class Truth:
             rows = torch.randn(1, outputs, generator=draw, dtype=torch.float64)
             self.rows = rows.to(net.device, net.dtype)
         self._known: dict[int, dict[str, Tensor | None]] = {}
+        self._used: dict[int, set[str]] = {}
 
     def gradients(self, sample: int) -> dict[str, Tensor | None]:
         """Return the gradients ``[q, P]`` for one of the two samples; None: the weight has no use."""
         if sample not in self._known:
             if len(self.rows) == 1:  # large ones are held for one sample at a time
                 self._known.clear()
-            self._known[sample] = self._by_autograd(take(self.pair, slice(sample, sample + 1)))
+            found = self._by_autograd(take(self.pair, slice(sample, sample + 1)))
+            self._known[sample] = found
+            self._used[sample] = {name for name, g in found.items() if g is not None}
         return self._known[sample]
 
     def _by_autograd(self, one: Batch) -> dict[str, Tensor | None]:
@@ -64,29 +67,63 @@ class Truth:
             warnings.simplefilter("ignore")
             y = self.net.direct(one, leaves)
             for row in self.rows.to(y.dtype) if y.requires_grad else ():
-                grads = _gradients((y[0] * row).sum(), list(leaves.values()))
+                try:
+                    grads = torch.autograd.grad(
+                        (y[0] * row).sum(), list(leaves.values()), None, True, allow_unused=True
+                    )
+                except RuntimeError as error:
+                    if "use_reentrant" in str(error):
+                        raise BadTypeError(
+                            f"{_checkpointing(self.net, one)} uses reentrant checkpoints "
+                            f"(torch.utils.checkpoint, use_reentrant=True), which autograd.grad cannot go "
+                            f"through. Give "
+                            f"use_reentrant=False, or turn checkpoints off."
+                        ) from error
+                    raise
                 for name, g in zip(self.wanted, grads, strict=True):
                     if g is not None:
                         found[name].append(real_gradient(g).reshape(-1))
-        return {name: torch.stack(rows) if rows else None for name, rows in found.items()}
+        return {
+            name: (rows[0][None] if len(rows) == 1 else torch.stack(rows)) if rows else None
+            for name, rows in found.items()
+        }
 
     @property
     def unused(self) -> list[str]:
         """The weights that no output depends on, for either sample."""
-        both = [self.gradients(i) for i in (0, 1)]
-        return [name for name in self.wanted if all(g[name] is None for g in both)]
+        for sample in {0, 1} - self._used.keys():
+            self.gradients(sample)
+        return [name for name in self.wanted if not any(name in used for used in self._used.values())]
 
 
-def _gradients(total: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _checkpointing(net: Network, one: Batch) -> str:
+    """Return the name of the innermost module whose output comes from a reentrant checkpoint."""
+    found: list[str] = []
+
+    def depends(values: Any) -> bool:
+        nodes = [t.grad_fn for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+        seen: set[Any] = {None}
+        while nodes:
+            node = nodes.pop()
+            if node is not None and "CheckpointFunction" in node.name():
+                return True
+            if node not in seen:
+                seen.add(node)
+                nodes.extend(n for n, _ in node.next_functions)
+        return False
+
+    def look(name: str, given: Any, output: Any) -> None:
+        if not found and depends(output) and not depends(given):
+            found.append(name or "The model")
+
+    modules = net.module.named_modules() if net.module is not None else ()
+    handles = [m.register_forward_hook(lambda _, x, y, name=name: look(name, x, y)) for name, m in modules]
     try:
-        return torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
-    except RuntimeError as error:
-        if "use_reentrant" in str(error):
-            raise BadTypeError(
-                "The network uses reentrant checkpoints (torch.utils.checkpoint, use_reentrant=True), "
-                "which autograd.grad cannot go through. Give use_reentrant=False, or turn checkpoints off."
-            ) from error
-        raise
+        net.direct(one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "The network"
 
 
 def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
@@ -99,6 +136,7 @@ def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
     pair = sample_pair(x)
     outputs, lowest = check_samples(net, pair)
     truth = Truth(net, pair, wanted, outputs, lowest)
+    recipe = _proved(truth)
     unused = truth.unused
     if unused:
         warnings.warn(
@@ -106,6 +144,11 @@ def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
             f"the tangent kernel is zero. Some networks store what depends on their weights when in eval.",
             stacklevel=2,
         )
+    return recipe
+
+
+def _proved(truth: Truth) -> Recipe:
+    net, pair = truth.net, truth.pair
     reason = ""
     for start in (0, 1):
         try:
@@ -170,16 +213,15 @@ def differing(recipe: Recipe, x: Batch, size: int) -> int | None:
                 return start
         if outputs.shape != truth.shape:
             return start
-        scale = truth.abs().max()
-        if not torch.isfinite(truth).all():
-            rows = (~torch.isfinite(truth)).any(1).nonzero().flatten() + start
-            raise BadValueError(
-                f"The network returned NaN or infinite outputs for sample(s) {rows[:10].tolist()}; a tangent "
-                f"kernel needs finite ones. Check the inputs' scale and the weights."
-            )
-        wrong = (~((outputs - truth).abs() <= recipe.tolerance * scale)).any(1)
-        if wrong.any():
-            return start + int(wrong.nonzero()[0])
+        holds = (outputs - truth).abs() <= recipe.tolerance * truth.abs().max()
+        if not holds.all():
+            if not torch.isfinite(truth).all():
+                rows = (~torch.isfinite(truth)).any(1).nonzero().flatten() + start
+                raise BadValueError(
+                    f"The network returned NaN or infinite outputs for sample(s) {rows[:10].tolist()}; a "
+                    f"tangent kernel needs finite ones. Check the inputs' scale and the weights."
+                )
+            return start + int((~holds).any(1).nonzero()[0])
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ from ntkit.network import Network, Weights, real_gradient
 # The factors of each weight, for each set of its elements that uses see.
 Jacobian = dict[str, list[WeightPart]]
 _SHORT = 64  # operations of a network whose passes are replayed
+_SMALL = 2**24  # its weights: larger ones take far longer than their operations' overhead
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Recipe:
     formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
     tapes: Tapes = field(default_factory=Tapes)
 
-    @property
+    @cached_property
     def tolerance(self) -> float:
         """The relative difference that is taken for rounding."""
         return tolerance(self.lowest)
@@ -143,9 +145,10 @@ class Recipe:
             rest |= self._formed(formed, factors, batch_size(x), cotangents.shape[0])
         take(rest)
 
-    @property
+    @cached_property
     def _is_short(self) -> bool:
-        return self.graph is not None and len(self.graph.nodes) <= _SHORT
+        size = sum(w.numel() for w in self.net.weights.values())
+        return self.graph is not None and len(self.graph.nodes) <= _SHORT and size <= _SMALL
 
     def passes(
         self, x: Batch, cotangents: Tensor, taps: Taps, copied: tuple[str, ...], weights: Weights
