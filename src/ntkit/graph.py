@@ -28,6 +28,12 @@ from ntkit.network import Network, Weights
 aten = torch.ops.aten
 
 
+def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a^T W_k b, as a linear map of the products of their entries."""
+    products = (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
+    return aten.linear(products, weight.flatten(1), bias)
+
+
 def _embedding_bag(
     weight: Tensor,
     indices: Tensor,
@@ -95,6 +101,17 @@ _WRITTEN_OUT = {
     aten.embedding_bag.default: _embedding_bag,
     aten.embedding_bag.padding_idx: _embedding_bag,
     aten.scaled_dot_product_attention.default: _attention,
+    aten.bilinear.default: _bilinear,
+    # products that are made of others, which have rules
+    **{
+        op: op.decompose for op in (aten.tensordot.default, aten.inner.default, aten.linalg_multi_dot.default)
+    },
+}
+# Operations that take the shape of their second argument, and those that take the numbers themselves.
+_SHAPED = {
+    aten.expand_as.default: aten.expand.default,
+    aten.view_as.default: aten.view.default,
+    aten.reshape_as.default: aten.reshape.default,
 }
 
 # Composite operations whose result may be a view, though their schemas do not say so.
@@ -255,6 +272,11 @@ def _purify(graph: fx.Graph) -> None:
     copies what its twin gives.
     """
     for node in list(graph.nodes):
+        if node.target in _SHAPED:
+            shape = node.meta["tensor_meta"].shape
+            node.target, node.args = _SHAPED[node.target], (node.args[0], list(shape))
+        elif node.target is aten.embedding.default:
+            node.args = node.args[:4]  # gradients of its weight are dense
         if node.op != "call_function" or not is_mutable(node):
             continue
         twin, old = _twin(node.target), node.args[0]

@@ -57,13 +57,17 @@ class Backward:
                 self.batched = False  # an operation whose backward has no batching rule
         if rows.shape[0] == 1:
             grads = torch.autograd.grad(out, leaves, rows[0], **options)
-            return [None if g is None else g.unsqueeze(0) for g in grads]
+            return [None if g is None else _dense(g).unsqueeze(0) for g in grads]
         result: list[Tensor | None] = [None] * len(leaves)
         for i, row in enumerate(rows):
             for j, grad in enumerate(torch.autograd.grad(out, leaves, row, **options)):
                 if grad is not None:
                     whole = result[j]
                     if whole is None:
-                        result[j] = whole = grad.new_empty(rows.shape[0], *grad.shape)
-                    whole[i] = grad
+                        result[j] = whole = _dense(grad).new_empty(rows.shape[0], *grad.shape)
+                    whole[i] = _dense(grad)
         return result
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()

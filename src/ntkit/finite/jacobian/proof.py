@@ -336,7 +336,9 @@ def _wrong(recipe: Recipe, truth: Truth) -> Iterator[str]:
     for sample in (0, 1):
         gradients = truth.gradients(sample)
         jacobian = recipe.jacobian(take(truth.pair, slice(sample, sample + 1)), truth.rows)
-        largest = max([g.abs().max().item() for g in gradients.values() if g is not None], default=0.0)
+        largest = max(
+            [g.abs().max().item() for g in gradients.values() if g is not None and g.numel()], default=0.0
+        )
         for name in recipe.wanted:
             if name in seen:
                 continue

@@ -114,16 +114,3 @@ def contraction(
     order = [weight.index(a) for a in [*group, *row, *column]]
     arranged = (size(group), size(row), size(column))
     return Factor(g, h, lambda w: w.permute(order).reshape(arranged))
-
-
-@rule(aten.bilinear.default, "weight", "bias")
-def bilinear(use: Use) -> Factor | None:
-    """Y_k = a^T W_k b + c_k: the weight is sum_t g_t (a_t x b_t)^T, the bias sum_t g_t."""
-    g = use.g.reshape(*use.g.shape[:2], 1, -1, use.g.shape[-1])
-    n = g.shape[0]
-    if use.slot[0] == "bias":
-        return Factor.vector(g.sum((2, 3)))
-    a, b = use.tensor("input1"), use.tensor("input2")
-    products = (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
-    products = products.expand(n, *products.shape[1:]).reshape(n, 1, 1, -1, products.shape[-1])
-    return Factor(g, products, lambda w: w.reshape(1, w.shape[0], -1))
