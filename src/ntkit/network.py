@@ -238,7 +238,7 @@ _users: ContextVar[torch.device | None] = ContextVar("the user's default device"
 @contextmanager
 def no_default_device() -> Iterator[None]:
     """Let new tensors be on the CPU, those of the user's network excepted."""
-    device = torch.get_default_device()
+    device = torch.empty(0).device
     if device.type == "cpu":
         yield
         return

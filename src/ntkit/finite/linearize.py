@@ -105,7 +105,10 @@ class TaylorNetwork(nn.Module):
         with torch.enable_grad(), untouched(self.network), lent(self.network, origin):
             leaves = {k: p for k, p in self.network.named_parameters() if p.requires_grad}
             total = (self.network(*inputs, **named) * u).sum()
-            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            try:
+                grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            except NotImplementedError:  # a function with a forward derivative only
+                return
         moved = sum((g * step[k].detach()).sum() for k, g in zip(leaves, grads, strict=True) if g is not None)
         size = value.norm() * u.norm()
         if not (moved - (value * u).sum()).abs() <= 1e4 * torch.finfo(value.dtype).eps * size:

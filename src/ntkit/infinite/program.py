@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.faults import named
-from ntkit.graph import Graph
+from ntkit.graph import Graph, is_mutable
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
@@ -76,11 +76,14 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
             leaves, spec = pytree.tree_flatten((args, kwargs))
+            mutable = is_mutable(node)
+            if mutable and any(isinstance(leaf, Wide | Weight) for leaf in leaves):
+                raise reading.unknown("it writes into a value that shares its memory with another one.")
             key = (node.target, str(spec), tuple(leaf if _plain(leaf) else id(leaf) for leaf in leaves))
             if key not in seen:
                 seen[key] = (_operation(reading, node.target, args, kwargs), leaves)
             env[node] = seen[key][0]
-            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            if mutable:
                 env[node.args[0]] = env[node]  # pyright: ignore
     while last is not None and last.target is torch.ops.aten.reshape.default and last.name not in graph.paths:
         last = last.args[0]  # outputs are reshaped by ntkit

@@ -29,7 +29,6 @@ ALIASES = {
     "constant_pad_nd.default",
     "conv1d.default",
     "convolution.default",
-    "detach_.default",
     "div.Scalar",
     "expand_as.default",
     "instance_norm.default",  # refused
@@ -85,6 +84,9 @@ HIDDEN = torch.tensor([True, False, False, True])[:, None]
 OPERATIONS = {
     "log_softmax": lambda: tokens(lambda s, h: torch.log_softmax(h, 1)),
     "masked_fill": lambda: tokens(lambda s, h: h.masked_fill(HIDDEN, 0.5)),
+    "where": lambda: tokens(lambda s, h: torch.where(HIDDEN, h, relu(h) - h)),
+    "where, a number": lambda: tokens(lambda s, h: torch.where(HIDDEN, h, 0.5)),
+    "a number, where": lambda: tokens(lambda s, h: torch.where(HIDDEN, 0.5, h)),
     "slices": lambda: tokens(lambda s, h: h[:, 1:] * 2 - h[:, :-1]),
     "slices with a step": lambda: tokens(lambda s, h: h[:, ::2] - h[:, 1::2]),
     "narrow": lambda: tokens(lambda s, h: h.narrow(1, 1, 2)),

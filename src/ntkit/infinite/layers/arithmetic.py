@@ -73,14 +73,14 @@ def times(read: Reading, x: Term, y: Term) -> Expression:
     return multiple(vector, number)
 
 
-@rule(aten.add.Tensor, aten.add_.Tensor)
+@rule(aten.add.Tensor)
 def add(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
     """Return a sum, bilinear in covariance and tangent kernel."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, alpha)))
     return read.write("LinComb", f"{read.name(a)} + {read.name(b)}", value)
 
 
-@rule(aten.sub.Tensor, aten.sub_.Tensor)
+@rule(aten.sub.Tensor)
 def sub(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
     """Return a difference."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, -alpha)))
@@ -99,7 +99,7 @@ def neg(read: Reading, a: Wide) -> Wide:
     return read.write("LinComb", f"-{read.name(a)}", a.map(lambda e: multiple(e, -1)))
 
 
-@rule(aten.mul.Tensor, aten.mul_.Tensor, aten.mul.Scalar)
+@rule(aten.mul.Tensor, aten.mul.Scalar)
 def mul(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
     """Return a product: linear with numbers and parameters, of vectors a function of both."""
     if isinstance(a, Weight) and isinstance(b, float | int):

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
 from ntkit.infinite.layers.alignment import Term, combine
-from ntkit.infinite.layers.arithmetic import mul, multiple, taken, times, total
+from ntkit.infinite.layers.arithmetic import add, mul, multiple, taken, times, total
 from ntkit.infinite.layers.selections import chunk
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Function
+from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, per_channel
+from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, numbers, per_channel
 
 aten = torch.ops.aten
 
@@ -59,7 +60,7 @@ def function(read: Reading, op: torch._ops.OpOverload, args: tuple, kwargs: dict
     return read.write("Nonlin", f"{text}   {taken(value.only)}", value)
 
 
-@rule(aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar)
+@rule(aten.div.Tensor, aten.div.Scalar)
 def div(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
     """Return a multiple by 1 / b, or a function of two vectors."""
     if isinstance(b, Wide | Weight):
@@ -71,9 +72,71 @@ def div(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(read: Reading, a: Wide, mask: Known | Tensor, value: float | Tensor) -> Wide:
-    """Numbers in place of some positions."""
-    return function(read, aten.masked_fill.Scalar, (a, mask, float(value)), {})
+def masked_fill(read: Reading, a: Argument, mask: Argument, value: float | Tensor) -> Wide | Weight:
+    """Numbers in place of some positions: linear, where the mask is data."""
+    return _chosen(read, aten.masked_fill.Scalar, (a, mask, float(value)), mask, float(value), a)
+
+
+@rule(aten.where.self)
+def where(read: Reading, condition: Argument, a: Argument, b: Argument) -> Wide | Weight:
+    """Return one of two vectors or numbers: linear in both, where the condition is data."""
+    return _chosen(read, aten.where.self, (condition, a, b), condition, a, b)
+
+
+@rule(aten.where.ScalarOther)
+def where_other(read: Reading, condition: Argument, a: Argument, b: float) -> Wide | Weight:
+    """Return a vector, or a number."""
+    return _chosen(read, aten.where.ScalarOther, (condition, a, b), condition, a, b)
+
+
+@rule(aten.where.ScalarSelf)
+def where_self(read: Reading, condition: Argument, a: float, b: Argument) -> Wide | Weight:
+    """Return a number, or a vector."""
+    return _chosen(read, aten.where.ScalarSelf, (condition, a, b), condition, a, b)
+
+
+def _chosen(
+    read: Reading, op: torch._ops.OpOverload, args: tuple, condition: Argument, a: Argument, b: Argument
+) -> Wide | Weight:
+    """Return condition a + (1 - condition) b if the condition is data and all numbers finite."""
+    data = numbers(condition)
+    fills = [
+        torch.as_tensor(x.example if isinstance(x, Known) else x)
+        for x in (a, b)
+        if not isinstance(x, Wide | Weight)
+    ]
+    if data is None or not all(bool(fill.isfinite().all()) for fill in fills):
+        return function(read, op, args, {})
+
+    def share(of: bool) -> Known:
+        def value(side: SideValues) -> Tensor:
+            return (data.numbers.value(side).bool() == of).to(side.numerics.dtype)
+
+        example = (data.example.bool() == of).double()
+        return Known(example, Coefficient(data.numbers.shape, value), data.moments)
+
+    parts = [mul(read, x, share(of)) for x, of in ((a, True), (b, False)) if isinstance(x, Wide | Weight)]
+    for x, of in ((a, True), (b, False)):
+        if not isinstance(x, Wide | Weight) and (isinstance(x, Known | Tensor) or x):
+            parts.append(_number_times(share(of), x))
+    return parts[0] if len(parts) == 1 else add(read, *parts)
+
+
+def _number_times(share: Known, x: Known | Tensor | float) -> Known:
+    """Return numbers times those of a share."""
+    other = numbers(x if isinstance(x, Known | Tensor) else torch.tensor(float(x)))
+    assert other is not None
+    shape = torch.broadcast_shapes(share.numbers.shape, other.numbers.shape)
+
+    def value(side: SideValues) -> Tensor:
+        one, two = share.numbers.value(side), other.numbers.value(side)
+        rank = len(shape) + 1
+        one, two = (t.reshape(t.shape[0], *[1] * (rank - t.ndim), *t.shape[1:]) for t in (one, two))
+        return one * two
+
+    return Known(
+        share.example * other.example, Coefficient(tuple(shape), value), share.moments or other.moments
+    )
 
 
 @rule(aten.glu.default)

@@ -35,7 +35,7 @@ def same(read: Reading, a: Operand, *_: object, **__: object) -> Operand:
     return a
 
 
-@rule(aten.detach.default, aten.detach_.default)
+@rule(aten.detach.default)
 def detach(read: Reading, a: Operand) -> Operand:
     """Detach keeps K and makes Theta zero."""
     return read.write("LinComb", f"{read.name(a)}, detached", a.map(stopped)) if isinstance(a, Wide) else a

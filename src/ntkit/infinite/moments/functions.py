@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.moments.expression import Expression, always, walk
-from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Moved, Offset, Vector
+from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Moved, Multiple, Offset, Vector
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Apply(Expression):
 def _basis(u: Expression) -> tuple[Expression, ...]:
     if isinstance(u, Offset):
         return ()
+    if isinstance(u, Multiple) and not isinstance(u.factor, Coefficient):  # a function of the vector itself
+        return _basis(u.inner)
     if isinstance(u, Vector) or (u.gaussian and not u.gains):
         return (u,)
     return tuple(dict.fromkeys(b for part in u.parts for b in _basis(part)))
