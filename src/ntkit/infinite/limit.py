@@ -85,7 +85,7 @@ class Limit:
 
     @property
     def error(self) -> float:
-        """The largest standard error of what has been sampled so far, relative to the largest value."""
+        """The largest relative error so far: the standard error where sampled, else that of quadrature."""
         return self.numerics.error
 
     def kernel(self, kind: LimitKind, line: str | None = None) -> LimitKernel:
@@ -110,7 +110,11 @@ class Limit:
     def __repr__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
         rows = [head, str(self.program)]
-        if self.numerics.error:
+        if self.numerics.error and not self.numerics.sampled:
+            rows.append(
+                f"note: by quadrature, with an error of up to {self.numerics.error:.1e} of the moment."
+            )
+        elif self.numerics.error:
             rows.append(
                 f"note: sampled at {self.numerics.count} points, standard error up to "
                 f"{self.numerics.error:.1e} of the largest value."
@@ -266,7 +270,8 @@ def infinite_width(
     samples, seed : int
         Quasi-random points for the functions that have neither a closed form nor a Hermite series (gates,
         softmax attention, max-pooling), and their seed. The same points serve all pairs of samples, so a
-        value depends on its pair only. ``limit.error`` is the standard error found.
+        value depends on its pair only. ``limit.error`` is the
+        standard error found (of functions that are integrated, what the quadrature leaves).
     memory : int or str
         A budget in bytes for the tiles in which blocks are made.
     compile : bool or "auto"

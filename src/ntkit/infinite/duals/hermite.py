@@ -33,10 +33,22 @@ def coefficients(
     return torch.stack([(values * h).sum(-1) for h in _functions(nodes, degree)], -1).to(var.dtype)
 
 
-def places(var: Tensor) -> Tensor:
-    """Return where `coefficients` asks for a function without kinks, ``[*var.shape, Q]``."""
-    scale = _root(var)
-    return scale[..., None] * _grid(scale)[0]
+def grid(device: torch.device) -> Tensor:
+    """Return the places of the even grid in standard deviations, ``[Q]``."""
+    return _grid(torch.zeros((), device=device))[0]
+
+
+def panels(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Return Gauss-Legendre nodes and weights between edges ``[*s, E]``, ``[*s, Q]``."""
+    x, w = (torch.from_numpy(a).to(edges.device) for a in np.polynomial.legendre.leggauss(order))
+    middle, half = (edges[..., 1:] + edges[..., :-1]) / 2, (edges[..., 1:] - edges[..., :-1]) / 2
+    return (middle[..., None] + half[..., None] * x).flatten(-2), (half[..., None] * w).flatten(-2)
+
+
+def expand(values: Tensor, nodes: Tensor, weights: Tensor, degree: int) -> Tensor:
+    """Return the coefficients of a function from its values ``[*s, Q]`` at nodes of a quadrature."""
+    weighted = values * (weights * torch.exp(-nodes * nodes / 4)) / (2 * math.pi) ** 0.5
+    return torch.stack([(weighted * h).sum(-1) for h in _functions(nodes, degree)], -1)
 
 
 def _root(var: Tensor) -> Tensor:
@@ -84,6 +96,4 @@ def _panels(scale: Tensor, kinks: Sequence[float], degree: int) -> tuple[Tensor,
     splits = (places / safe).clamp(-SPAN, SPAN)
     even = torch.linspace(-SPAN, SPAN, 9, dtype=torch.float64, device=scale.device)
     edges = torch.cat([splits, even.expand(*scale.shape, -1)], -1).sort(-1).values
-    x, w = (torch.from_numpy(a).to(scale.device) for a in np.polynomial.legendre.leggauss(24 + degree // 4))
-    middle, half = (edges[..., 1:] + edges[..., :-1]) / 2, (edges[..., 1:] - edges[..., :-1]) / 2
-    return (middle[..., None] + half[..., None] * x).flatten(-2), (half[..., None] * w).flatten(-2)
+    return panels(edges, 24 + degree // 4)

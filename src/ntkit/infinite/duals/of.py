@@ -29,8 +29,8 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
 
     Functions with a formula, and those with kinks (ELU, Hardtanh), are exact to 1e-13. Smooth ones (tanh,
     SiLU, any of your own) are Hermite series (Daniely et al. 2016; 3 Lemma III.3.1), good to 1e-10 up to
-    variances of about ten (tanh: four); ``error`` says what the last call left out. A function of your
-    own with kinks is only as good as its ``error`` says.
+    variances of about ten (tanh: four); ``error`` says what the last call left out. Kinks and jumps of a
+    function of your own are found by bisection, up to eight of them; what more there are, ``error`` tells.
 
     Parameters
     ----------
@@ -44,6 +44,9 @@ def dual(fn: str | Callable[[Tensor], Tensor]) -> Dual:
     NtkitError
         for a name that torch does not have, a function that is not element by element, ``nn.PReLU`` with
         a slope per channel; and, from the call, for arguments that are not covariances.
+    NoRuleError
+        from the call, for a function without a second moment: it grows as fast as the Gaussian density
+        falls, has a pole, or is not defined everywhere (Cappelletti 2019, Def. 2.1).
 
     >>> import ntkit
     >>> value, slope = ntkit.dual("relu")(0.5, 1.0, 1.0)

@@ -8,9 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ntkit.errors import NoRuleError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.dual import Dual, rule
-from ntkit.infinite.duals.hermite import coefficients, contract
+from ntkit.infinite.duals.hermite import coefficients, contract, grid
+from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, judge, kinks
 
 aten = torch.ops.aten
 
@@ -77,7 +79,35 @@ class Series(Dual):
         """Return E[phi(u)^2]."""
         return coefficients(lambda x: self.fn(x) ** 2, var, 0, self.kinks)[..., 0]
 
+    def _judge(self, f: Callable[[Tensor], Tensor], var: Tensor) -> None:
+        """Refuse a function without a second moment; find its kinks, and the error that they leave."""
+        scale = var.detach().double().max().clamp(min=0).sqrt()
+        if self.kinks or not scale > 0:
+            return
+        nodes = grid(var.device)
+
+        def evaluate(z: Tensor) -> Tensor:
+            return f(scale * z).detach()
+
+        values = evaluate(nodes)
+        try:
+            error = judge(values, nodes, evaluate)
+        except Uncontrolled as reason:
+            raise NoRuleError(
+                f"No second moment at a variance of {float(scale**2):.3g}: {reason}. "
+                f"A dual is of a controlled function (Cappelletti 2019, Def. 2.1); a bounded one, or a clamp "
+                f"in front of it, has one."
+            ) from reason
+        if error > SMOOTH:
+            both = lambda z: [self.fn(scale * z).detach(), self.derivative(scale * z).detach()]  # noqa: E731
+            places = kinks(both(nodes), nodes, both)
+            if places is not None:
+                self.kinks = tuple(float(scale * z) for z in places if z < nodes[-1])
+            else:
+                self.error = max(self.error, error * float(self.square(scale**2)))
+
     def _sum(self, f: Callable[[Tensor], Tensor], cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        self._judge(f, torch.maximum(var1.max(), var2.max()) if var1.numel() and var2.numel() else cov)
         variances = [var1] if var2 is var1 else [var1, var2]
         masses = [self._masses(f, var) for var in variances]
         degree = 31  # odd, so that what is left goes into an even one and then an odd one

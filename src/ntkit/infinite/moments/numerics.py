@@ -13,8 +13,9 @@ class Numerics:
     """Sobol points through the normal quantile: the same ones for every pair of samples.
 
     ``jitter`` is the largest number added to a covariance, relative to its diagonal, for it to have a
-    Cholesky factor; ``error`` the largest standard error of an expectation that was sampled;
-    ``memory`` is the budget in bytes, of which draws may take a quarter.
+    Cholesky factor; ``error`` the largest error of an expectation, relative to the largest value: the
+    standard error of one that was ``sampled``, what a quadrature leaves of others; ``memory`` is the budget
+    in bytes, of which draws may take a quarter.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Numerics:
         self.count, self.seed = count, seed
         self.dtype, self.device = dtype, device
         self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
+        self.sampled = False
         self._drawn: dict[int, Tensor] = {}
 
     def zeros(self, *shape: int) -> Tensor:
@@ -53,6 +55,12 @@ class Numerics:
         spread = blocks.std(0) / blocks.shape[0] ** 0.5
         scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
         self.error = max(self.error, float(spread.max() / scale))
+        self.sampled = True
+
+    def tell(self, error: float) -> None:
+        """Keep the relative error of a quadrature, where it is more than rounding."""
+        if error > 1e-12:
+            self.error = max(self.error, error)
 
     def factor(self, covariance: Tensor) -> Tensor:
         """Return lower triangular factors of covariances ``[..., m, m]`` that may be singular."""

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.hermite import coefficients, contract, places
+from ntkit.errors import NoRuleError
+from ntkit.infinite.duals.hermite import coefficients, contract, expand, grid, panels
+from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, edges, judge, kinks
 from ntkit.infinite.moments.algebra import Need, Value, add
 from ntkit.infinite.moments.draws import random
 from ntkit.infinite.moments.expression import Expression
@@ -17,6 +19,7 @@ from ntkit.infinite.moments.sampling import at_draws
 from ntkit.infinite.moments.vectors import Vector
 
 DEGREE = 160
+_ORDER = 48  # nodes between two kinks, or two of the panels around them
 
 
 def serves(u: Expression) -> bool:
@@ -95,22 +98,62 @@ def _coefficients(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
 
 
 def _expansions(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
+    """Expand u and its derivatives: on an even grid, or between the kinks that are found on it."""
     g = _random(u)
     shape = (side.n, *u.shape)
     variance = side.numerics.zeros(*shape) if g is None else side.variance(g).expand(shape)
     average = None if g is None else side.mean(g)
-    grid = places(variance).movedim(-1, 0)
-    vectors = (b for b in u.basis if isinstance(b, Vector))
-    ends: dict[Expression, Tensor] = {b: grid.new_full(grid.shape, b.average) for b in vectors}
-    if g is not None:
-        ends[g] = grid if average is None else grid + average
-    at = at_draws(u, ends, lambda value: value, side, derive=True)
-    drawn = {u: at.value, **at.slopes}
+    spread = variance.double().clamp(min=0).sqrt()
+    vectors = [b for b in u.basis if isinstance(b, Vector)]
+
+    def drawn_at(z: Tensor) -> dict[Expression, Tensor]:
+        """Return u and its derivatives at places ``[Q, *shape]`` in standard deviations, ``[Q, *shape]``."""
+        x = spread * z
+        ends: dict[Expression, Tensor] = {b: x.new_full(x.shape, b.average) for b in vectors}
+        if g is not None:
+            ends[g] = x if average is None else x + average
+        at = at_draws(u, ends, lambda value: value, side, derive=True)
+        values = {u: at.value, **at.slopes}  # of a step, whole numbers
+        return {key: value.to(x.dtype).expand(x.shape) for key, value in values.items()}
+
+    nodes = grid(variance.device)
+    on_grid = {
+        k: v.movedim(0, -1)
+        for k, v in drawn_at(nodes.reshape(-1, *[1] * len(shape)).expand(-1, *shape)).items()
+    }
+    keys = list(on_grid)
+    try:
+        error = max(judge(v, nodes, lambda z, k=k: drawn_at(z)[k]) for k, v in on_grid.items())
+    except Uncontrolled as reason:
+        raise NoRuleError(
+            f"The function {u.function.name} of a vector of variance up to {float(variance.max()):.3g} has "
+            f"no second moment: {reason}. The theory is of controlled functions (Cappelletti 2019, Def. "
+            f"2.1); a bounded one, or a clamp in front of it, has a limit."
+        ) from reason
+    drawn = [on_grid[k] for k in keys]
+    evaluate = lambda z: [drawn_at(z)[k] for k in keys]  # noqa: E731
+    places = kinks(drawn, nodes, evaluate) if error > SMOOTH else None
+    if places is None:
+
+        def of(values: Tensor, degree: int) -> Tensor:
+            return coefficients(lambda _: values, variance, degree)
+
+    else:
+        between = edges(places, float(nodes[-1]))
+        nodes, weights = panels(between, _ORDER)
+        coarse = panels(between, _ORDER // 2)
+        rough = [v.movedim(0, -1).square() for v in evaluate(coarse[0].movedim(-1, 0))]
+        drawn = [v.movedim(0, -1) for v in evaluate(nodes.movedim(-1, 0))]
+
+        def of(values: Tensor, degree: int) -> Tensor:
+            return expand(values, nodes, weights, degree).to(variance.dtype)
+
+        masses = [(expand(a, *coarse, 0), of(b.square(), 0)) for a, b in zip(rough, drawn, strict=True)]
+        error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in masses)
     series: dict[Expression, Tensor] = {}
-    for key, value in drawn.items():
-        values = value.expand(grid.shape).movedim(0, -1)
-        a = coefficients(lambda _, values=values: values, variance, DEGREE)
-        square = coefficients(lambda _, values=values: values.square(), variance, 0)[..., 0]
-        rest = (square - a.square().sum(-1)).clamp(min=0).sqrt()
+    for key, values in zip(keys, drawn, strict=True):
+        a = of(values, DEGREE)
+        rest = (of(values.square(), 0)[..., 0] - a.square().sum(-1)).clamp(min=0).sqrt()
         series[key] = torch.cat([a, rest[..., None]], -1)
+    side.numerics.tell(error)
     return series
