@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ntkit.errors import NtkitError
+from ntkit.errors import NtkitError, nearest
 from ntkit.studies.catalog import STUDIES, about, configure, declared
 from ntkit.studies.study import options
 from ntkit.version import __version__
@@ -22,6 +22,12 @@ class _Studies(TyperGroup):
     def names(self) -> tuple[str, ...]:
         """What is made into a command when it is asked for."""
         return tuple(STUDIES)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        near = nearest(args[0], self.names)
+        if near and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}.{near}")
+        return super().resolve_command(ctx, args)  # type: ignore[arg-type]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         known = super().get_command(ctx, cmd_name)  # type: ignore[arg-type]

@@ -17,7 +17,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ntkit.errors import BadTypeError
+
 Json = dict[str, Any]  # what a file of JSON holds
+
+
+def as_path(path: Any) -> Path:
+    """Return a path as a user gives it; refuse what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise BadTypeError(f"A path is {path!r}; expected a text or a pathlib.Path.")
+    return Path(path)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

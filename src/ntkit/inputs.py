@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 
 # A batch as it is given: its first axis is the sample.
 Inputs: TypeAlias = (
@@ -185,7 +185,9 @@ def as_batch(
     if not sizes:
         raise BadTypeError(f"{what} holds no tensor; expected a batch, whose first axis is the sample.")
     if len(sizes) != 1:
-        raise BadValueError(f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}.")
+        raise BadValueError(
+            f"The inputs in {what} disagree in their number of samples: {sorted(sizes)}; give all the same."
+        )
     return batch
 
 
@@ -211,13 +213,14 @@ def _checked(value: object, dtypes: Sequence[torch.dtype], device: torch.device,
             t = torch.as_tensor(np.array(value) if not np.isscalar(value) else value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadTypeError(
-                f"{what} is a {type(value).__name__} that torch cannot read as a tensor: {error}"
+                f"{what} is a {type(value).__name__} that torch cannot read as a tensor ({error}); give a "
+                f"tensor, an array or a list of numbers."
             ) from error
         t = t.to(device, dtypes[0] if t.is_floating_point() else None)
     if t.ndim == 0:
         raise BadValueError(f"{what} is a single number; its first axis must be the sample.")
     if t.shape[0] == 0:
-        raise BadValueError(f"{what} is an empty batch of shape {tuple(t.shape)}.")
+        raise BadValueError(f"{what} is an empty batch of shape {tuple(t.shape)}; give a sample.")
     if (t.is_floating_point() or t.is_complex()) and not t.sum().isfinite() and not t.isfinite().all():
         rows = (~torch.isfinite(t)).reshape(t.shape[0], -1).any(1).nonzero().flatten().tolist()
         raise BadValueError(
@@ -247,6 +250,8 @@ def _inputs_of(item: Any, what: str, picked: Picked) -> Any:
     if isinstance(picked, (int, str)):
         return _part_of(item, what, picked)
     if picked is not None:
+        if not isinstance(picked, Sequence):
+            raise BadTypeError(f"inputs={picked!r}; expected a place, a name, a list of them or a function.")
         parts = {key: _part_of(item, what, key) for key in picked}
         return parts if all(isinstance(key, str) for key in parts) else tuple(parts.values())
     if isinstance(item, Tensor):
@@ -275,13 +280,21 @@ def _part_of(item: Any, what: str, key: int | str) -> Any:
             else "?"
         )
         raise BadValueError(
-            f"inputs={key!r}: an item of {what} is a {type(item).__name__} that holds {held}."
+            f"inputs={key!r}: an item of {what} is a {type(item).__name__} that holds {held}. Name one of "
+            f"its parts.{nearest(key, item if isinstance(item, Mapping) else ())}"
         ) from error
 
 
 def batch_size(x: Any) -> int:
     """Return the number of samples of a batch."""
     return pytree.tree_leaves(x)[0].shape[0]
+
+
+def check_alike(x1: Batch, x2: Batch) -> None:
+    """Refuse two batches that differ in more than their number of samples."""
+    one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (x1, x2))
+    if pytree.tree_flatten(one) != pytree.tree_flatten(two):
+        raise BadValueError(f"x1 and x2 must be alike except for their number of samples: {one} and {two}.")
 
 
 def take(x: T, index: slice | int | list[int] | Tensor) -> T:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.inputs import Inputs
 
 
@@ -67,7 +67,10 @@ class Kernel(ABC):
         for key, value in params.items():
             name, _, rest = key.partition("__")
             if name not in own:
-                raise BadValueError(f"{type(self).__name__} has no parameter {name!r}; it has {sorted(own)}.")
+                raise BadValueError(
+                    f"{type(self).__name__} has no parameter {name!r}; it has {sorted(own)}."
+                    f"{nearest(name, own)}"
+                )
             if rest:
                 own[name] = own[name].__sklearn_clone__().set_params(**{rest: value})
             else:
@@ -82,15 +85,27 @@ class Kernel(ABC):
             **{k: v.__sklearn_clone__() if isinstance(v, Kernel) else v for k, v in params.items()}
         )
 
+    __array_ufunc__ = None  # an array leaves sums and products with a kernel to the kernel
+
     def __add__(self, other: Kernel) -> Kernel:
-        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented  # pyright: ignore[reportUnnecessaryIsInstance]
+        return Sum(self, a_kernel(other, "what is added to a kernel"))
 
     def __mul__(self, other: Kernel | float) -> Kernel:
-        if isinstance(other, Kernel):
-            return Product(self, other)
-        return Scaled(self, other) if isinstance(other, Real) else NotImplemented
+        if isinstance(other, float | Real):
+            return Scaled(self, other)
+        return Product(self, a_kernel(other, "what a kernel is multiplied by"))
 
-    __rmul__ = __mul__
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def a_kernel(kernel: object, what: str = "the kernel") -> Kernel:
+    """Return a kernel of ntkit; refuse anything else."""
+    if not isinstance(kernel, Kernel):
+        raise BadTypeError(
+            f"{what} is of type {type(kernel).__name__}; expected a kernel of ntkit, such as "
+            f"ntkit.EmpiricalNTK(model)."
+        )
+    return kernel
 
 
 class _Pair(Kernel):
@@ -156,6 +171,8 @@ class Composed(Kernel):
     """k(g(x), g(x')) for a transform g of a batch of inputs."""
 
     def __init__(self, kernel: Kernel, transform: Callable[[Any], Inputs]) -> None:
+        if not callable(transform):
+            raise BadTypeError(f"compose was given {transform!r}, expected a function of a batch of inputs.")
         self.kernel, self.transform = kernel, transform
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:

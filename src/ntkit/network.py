@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError, nearest
 from ntkit.faults import foreign
 from ntkit.inputs import Batch, Bundle, Inputs, Picked, as_batch, batch_size
 
@@ -75,22 +75,13 @@ class Network:
         it. By ``leaves`` (see there) the result can be differentiated.
         """
         x = pytree.tree_map(torch.clone, x)
-        try:
+        with taking(x):
             if self.module is None:
                 y = self.call({**self.weights, **(leaves or {})}, x)
             else:
                 args, kwargs = _call_arguments(x)
                 with untouched(self.module), _users_device(), _noting_draws(self.module):
                     y = self.module(*args, **kwargs)
-        except (NtkitError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            foreign(error, "running a network")
-            raise BadValueError(
-                f"The network does not take the inputs {_shapes(x)} (the first axis is the sample): it "
-                f"raised {type(error).__name__}: {error}. Give inputs of the shapes and dtypes "
-                f"that it is made for."
-            ) from error
         return self._rows(y, batch_size(x))
 
     def leaves(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -175,6 +166,22 @@ class Network:
         return _real(next(trained, next(self.module.parameters())).detach())
 
 
+@contextmanager
+def taking(x: Batch) -> Iterator[None]:
+    """Tell what a network raises within, given some inputs, as a refusal of them."""
+    try:
+        yield
+    except (NtkitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        foreign(error, "running a network")
+        raise BadValueError(
+            f"The network does not take the inputs {_shapes(x)} (the first axis is the sample): it "
+            f"raised {type(error).__name__}: {error}. Give inputs of the shapes and dtypes "
+            f"that it is made for."
+        ) from error
+
+
 def _real(w: Tensor) -> Tensor:
     """Return a weight as it is differentiated: a complex one as pairs of reals, one of inference copied."""
     if w.is_inference():
@@ -227,8 +234,10 @@ def _selected(y: Any, select: str | int) -> Any:
             return y[select]  # pyright: ignore[reportCallIssue, reportArgumentType]
         return getattr(y, str(select))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
+        parts = y if isinstance(y, Mapping) else getattr(y, "__dict__", ())
         raise BadValueError(
             f"select={select!r}: the network returned {_described(y)}. Name one of its parts."
+            f"{nearest(select, parts)}"
         ) from error
 
 
@@ -369,7 +378,7 @@ def network(model: Any, weights: Weights | None = None, select: str | int | None
             for name, w in known.items():
                 if isinstance(weights[name], Tensor) and weights[name].shape != w.shape:
                     raise BadValueError(
-                        f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the module's is "
+                        f"weights[{name!r}] has shape {tuple(weights[name].shape)}, expected the module's, "
                         f"{tuple(w.shape)}."
                     )
         trained = {k: w for k, w in known.items() if w.requires_grad} or known

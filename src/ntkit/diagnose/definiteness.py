@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
-from ntkit.kernel import Kernel
+from ntkit.errors import BadValueError, whole
+from ntkit.kernel import Kernel, a_kernel
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ def operator_norm(kernel: Kernel, x: Any) -> float:
 
 def sphere(n: int, d: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return points drawn uniformly from the unit sphere in d dimensions, ``[n, d]``."""
-    points = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(whole("seed", seed, None))
+    points = torch.randn(whole("n", n), whole("d", d), generator=generator, dtype=torch.float64)
     return (points / points.norm(dim=1, keepdim=True)).to(dtype)
 
 
@@ -143,12 +144,14 @@ def harmonics(d: int, degree: int) -> int:
     >>> harmonics(3, 2)  # 1 + 3 + 5
     9
     """
+    whole("d", d)
+    whole("degree", degree, 0)
     return comb(d + degree - 1, degree) + (comb(d + degree - 2, degree - 1) if degree else 0)
 
 
 def _matrix(kernel: Kernel, x: Any) -> tuple[Tensor, float]:
     """Return the matrix on some points in float64, and the relative rounding of its entries."""
-    block = kernel(x)
+    block = a_kernel(kernel)(x)
     if block.ndim == 4:
         n, _, o, _ = block.shape
         block = block.permute(0, 2, 1, 3).reshape(n * o, n * o)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, overload
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, parse_memory
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadValueError, NotPerSampleError
+from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, nearest, one_of
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
@@ -22,7 +22,7 @@ from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
-from ntkit.inputs import Batch, Inputs, Picked, batch_size, drawn_rows, take
+from ntkit.inputs import Batch, Inputs, Picked, batch_size, check_alike, drawn_rows, take
 from ntkit.kernel import Kernel
 from ntkit.network import Network, No, Weights, as_inputs, check_weights, network
 
@@ -125,8 +125,7 @@ class EmpiricalNTK(Kernel):
         self._kind = kind_of(outputs)
         self.model, self.outputs, self.params, self.memory = model, outputs, params, memory
         self.weights, self.inputs, self.select, self.check = weights, inputs, select, check
-        if check not in ("rows", "all"):
-            raise BadValueError(f"check={check!r}; expected 'rows' or 'all'.")
+        one_of("check", check, ("rows", "all"))
         self._net = network(model, weights, select)
         self._budget = parse_memory(memory)
         self._recipes: dict[Any, list[tuple[Recipe, Measure]]] = {}
@@ -232,11 +231,7 @@ class EmpiricalNTK(Kernel):
         if x2 is None:
             return first, None
         second = as_inputs(x2, self._net, "x2", self.inputs)
-        one, two = (pytree.tree_map(lambda t: (t.shape[1:], t.dtype), x) for x in (first, second))
-        if pytree.tree_flatten(one) != pytree.tree_flatten(two):
-            raise BadValueError(
-                f"x1 and x2 must be alike except for their number of samples: {one} and {two}."
-            )
+        check_alike(first, second)
         return first, second
 
     def _recipe(self, *batches: Batch | None) -> tuple[Recipe, Measure]:
@@ -324,11 +319,18 @@ class EmpiricalNTK(Kernel):
             inside = {id(p) for p in (params.parameters() if isinstance(params, nn.Module) else [params])}
             chosen = [k for k, w in named.items() if id(w) in inside]
         else:
-            patterns = [params] if isinstance(params, str) else list(params)
+            several = isinstance(params, Iterable) and not isinstance(params, str)
+            patterns: list[Any] = list(params) if several else [params]
             for pattern in patterns:
+                if not isinstance(pattern, str):
+                    raise BadTypeError(
+                        f"params holds a {type(pattern).__name__}; expected 'last', names of parameters, a "
+                        f"module or a parameter of the model."
+                    )
                 if not any(fnmatchcase(k, pattern) for k in named):
                     raise BadValueError(
                         f"params: no parameter is called {pattern!r}; there are {list(named)}."
+                        f"{nearest(pattern, ('last', *named))}"
                     )
             chosen = [k for k in named if any(fnmatchcase(k, p) for p in patterns)]
         if not chosen:

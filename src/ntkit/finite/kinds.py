@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.gemm import gram, product_transposed
-from ntkit.errors import BadValueError
+from ntkit.errors import one_of
 
 Outputs = Literal["full", "diagonal", "trace", "mean"]
 Panel = tuple[slice, slice]  # outputs, samples
@@ -191,9 +191,7 @@ _KINDS: dict[str, Kind] = {"full": FULL, "diagonal": DIAGONAL, "trace": TRACE, "
 
 def kind_of(outputs: str) -> Kind:
     """Return the kind that a user names."""
-    if outputs not in _KINDS:
-        raise BadValueError(f"outputs={outputs!r}; expected 'full', 'diagonal', 'trace' or 'mean'.")
-    return _KINDS[outputs]
+    return _KINDS[one_of("outputs", outputs, _KINDS)]
 
 
 def _gram(a: Tensor, b: Tensor, same: bool) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, real, whole
 from ntkit.network import copy_of, unwrapped
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -112,7 +112,7 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     True
     """
     copy, laws = parametrized(model, sigma_w, sigma_b)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole("seed", seed, None))
     for law in laws:
         law.draw(generator)
     return copy
@@ -122,6 +122,7 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    check_sigma(sigma_w, sigma_b)
     plain: Module = unwrapped(model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
@@ -149,6 +150,13 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
             mean, std = _moments(parameter)
             laws[id(parameter)] = Law(parameter, mean, std)
     return copy, [law for law in laws.values() if law.std]
+
+
+def check_sigma(sigma_w: Sigma, sigma_b: Sigma) -> None:
+    """Refuse scales that are not finite numbers, or dicts of them."""
+    for name, sigma in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
+        for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
+            real(name, value, "a finite number, or a dict of them by module path")
 
 
 def _refuse(path: str, module: nn.Module) -> None:

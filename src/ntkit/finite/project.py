@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import one_of, whole
 
 _ROWS = 4096  # rows of the projection that one seed draws: the draw does not depend on any budget
 
@@ -20,11 +20,8 @@ class Projection:
     """
 
     def __init__(self, m: int, seed: int, kind: str) -> None:
-        if not isinstance(m, int) or m < 1:
-            raise BadValueError(f"project={m!r}; expected the number of projected features, 1 or more.")
-        if kind not in PROJECTIONS:
-            raise BadValueError(f"kind={kind!r}; expected one of {PROJECTIONS}.")
-        self.m, self.seed, self.kind = m, seed, kind
+        self.m, self.seed = whole("project", m), whole("seed", seed, None)
+        self.kind = one_of("kind", kind, PROJECTIONS)
 
     def block(self, number: int, rows: int, like: Tensor) -> Tensor:
         """Return a block of rows."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadTypeError
+from ntkit.errors import BadTypeError, one_of
 from ntkit.finite.factors import Factor
 from ntkit.graph import Arguments
 
@@ -97,9 +97,15 @@ def register_rule(op: torch._ops.OpOverload, *weights: str) -> Callable[[Rule], 
     >>> RULES.clear(); RULES.update(before)
     """
     if not isinstance(op, torch._ops.OpOverload):
-        raise BadTypeError(f"A rule belongs to an overload such as aten.linear.default, got {op!r}.")
+        raise BadTypeError(
+            f"A rule was given for {op!r}; expected an overload such as torch.ops.aten.mm.default."
+        )
+    for name in weights:
+        one_of("weights", name, [argument.name for argument in op._schema.arguments])
 
     def register(function: Rule) -> Rule:
+        if not callable(function):
+            raise BadTypeError(f"The rule of {op} is {function!r}; expected a function of a Use.")
         RULES[op] = (weights, function)
         return function
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from math import isfinite
-from numbers import Integral, Real
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError, nearest, one_of, whole
 from ntkit.faults import foreign
-from ntkit.finite.parametrize import Scale, Sigma
+from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.graph import Graph, trace
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.program import Program, read
@@ -90,12 +87,15 @@ class Limit:
 
     def kernel(self, kind: LimitKind, line: str | None = None) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program."""
+        one_of("kind", kind, get_args(LimitKind))
         kernel = LimitKernel(kind=kind, line=line, **self.settings)  # pyright: ignore[reportArgumentType]
         kernel._limit = self
         return kernel
 
     def tiles(self, line: str | None) -> Tiles:
         """Return what evaluates a line of the program, or the output."""
+        if not isinstance(line, str | None):
+            raise BadTypeError(f"line={line!r}; expected the name of a line of the program, or None.")
         if line not in self._tiles:
             value = self.program.output if line is None else self._line(line)
             self._tiles[line] = Tiles(value, self.numerics, self._memory, self._compile)
@@ -104,7 +104,9 @@ class Limit:
     def _line(self, name: str) -> Wide:
         lines = {line.name: line.value for line in self.program.lines if line.value is not None}
         if name not in lines:
-            raise BadValueError(f"The program has no line {name!r}; it has {', '.join(lines)}.")
+            raise BadValueError(
+                f"The program has no line {name!r}; it has {', '.join(lines)}.{nearest(name, lines)}"
+            )
         return lines[name]
 
     def __repr__(self) -> str:
@@ -148,6 +150,10 @@ def _traced(net: Network, example: Batch) -> Graph:
         raise
     except Exception as error:
         foreign(error, "tracing")
+        try:
+            net.direct(example)
+        except BadValueError as refusal:  # it does not run either
+            raise NoRuleError(str(refusal)) from error
         raise NoRuleError(
             f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its "
             f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "
@@ -191,8 +197,7 @@ class LimitKernel(Kernel):
     def limit(self) -> Limit:
         """The limit that this kernel belongs to, read again after `set_params` or `clone`."""
         if self._limit is None:
-            if self.kind not in ("nngp", "ntk"):
-                raise BadValueError(f"kind={self.kind!r}; expected 'nngp' or 'ntk'.")
+            one_of("kind", self.kind, get_args(LimitKind))
             params = self.get_params(deep=False)
             self._limit = infinite_width(**{k: v for k, v in params.items() if k not in ("kind", "line")})
         return self._limit
@@ -213,16 +218,21 @@ class LimitKernel(Kernel):
             return self.limit.tiles(self.line).diagonal(self.kind == "ntk", batch)[-1]
 
     def _checked(self, x: Batch) -> Batch:
-        shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves(x)]
-        wanted = [tuple(t.shape[1:]) for t in pytree.tree_leaves(self.limit.example)]
+        shapes, wanted = (
+            [(*t.shape[1:], *["complex"] * t.is_complex()) for t in pytree.tree_leaves(batch)]
+            for batch in (x, self.limit.example)
+        )
         if shapes != wanted:
             raise BadValueError(
                 f"The limit was read with inputs of shape {wanted}, got {shapes} (without the sample axis); "
                 f"call infinite_width with an example of the new shape."
             )
-        return pytree.tree_map(  # whole numbers would overflow in their own products
-            lambda t, like: t.to(like.dtype) if like.is_floating_point() else t, x, self.limit.example
-        )
+        try:
+            return pytree.tree_map(  # whole numbers would overflow in their own products
+                lambda t, like: t.to(like.dtype) if like.is_floating_point() else t, x, self.limit.example
+            )
+        except ValueError as error:
+            raise BadValueError(f"The inputs must be given as the limit's example was: {error}") from error
 
     def __repr__(self) -> str:
         line = f" of line {self.line}" if self.line else ""
@@ -315,16 +325,10 @@ def infinite_width(
     """
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    if parameterization not in ("ntk", "standard"):
-        raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
-    if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 32:
-        raise BadValueError(f"samples={samples!r}; sampling takes a whole number of points, at least 32.")
-    for name, sigma in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
-        for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
-            if not (isinstance(value, Real) and isfinite(value)):
-                raise BadValueError(
-                    f"{name}={sigma!r}; expected a finite number, or a dict of them by module path."
-                )
+    one_of("parameterization", parameterization, get_args(Parameterization))
+    whole("samples", samples, 32)
+    whole("seed", seed, None)
+    check_sigma(sigma_w, sigma_b)
     scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
     if scaled and parameterization == "ntk":
         raise BadValueError(

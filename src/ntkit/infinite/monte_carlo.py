@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of, whole
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.infinite.reading.laws import Parameterization
-from ntkit.inputs import Batch, Inputs
+from ntkit.inputs import Batch, Inputs, take
 from ntkit.network import Network, as_inputs, copy_of, network, refuse_complex
 
 Draw = Callable[[], None]
@@ -108,10 +108,9 @@ def monte_carlo(
     >>> abs(limit.nngp[0, 0] - 2 / 3) < 4 * limit.nngp_error[0, 0]
     tensor(True)
     """
-    if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 2:
-        raise BadValueError(f"samples={samples!r}; standard errors take a whole number of draws, at least 2.")
-    if parameterization not in ("ntk", "standard"):
-        raise BadValueError(f"parameterization={parameterization!r}; expected 'ntk' or 'standard'.")
+    whole("samples", samples, 2)
+    whole("seed", seed, None)
+    one_of("parameterization", parameterization, get_args(Parameterization))
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
@@ -124,6 +123,8 @@ def monte_carlo(
     means = _Means(), _Means()
     with undisturbed(net), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No output depends on")  # a step function cuts gradients
+        with torch.no_grad():
+            net.direct(take(first, slice(0, 2)))
         for _ in range(int(samples)):
             draw()
             if nngp is None:

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.precision import exact
 from ntkit.compute.threads import threads
-from ntkit.errors import BadValueError
+from ntkit.errors import one_of
 from ntkit.infinite.duals.correlation import fused_atan2
 from ntkit.infinite.moments import expectation
 from ntkit.infinite.moments.algebra import add, times
@@ -68,9 +68,8 @@ class Tiles:
     """
 
     def __init__(self, value: Wide, numerics: Numerics, memory: int | float | str, compile: Compile) -> None:
-        if compile not in (True, False, "auto"):
-            raise BadValueError(f"compile={compile!r}; give True, False or 'auto'.")
-        self.value, self.numerics, self.compile = value, numerics, compile
+        self.value, self.numerics = value, numerics
+        self.compile: Compile = one_of("compile", compile, (True, False, "auto"))
         self.budget = parse_memory(memory)
         self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))
         self._compiled: dict[tuple, Tile] = {}

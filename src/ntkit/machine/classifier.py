@@ -16,8 +16,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
-from ntkit.errors import BadValueError
-from ntkit.machine.estimator import ROWS, KernelMachine, is_size
+from ntkit.errors import BadValueError, one_of, positive, whole
+from ntkit.machine.estimator import ROWS, KernelMachine, is_size, refusing
 from ntkit.machine.flow import GradientFlow
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge import KernelRidge
@@ -106,7 +106,12 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients."""
         x, y = self._take(X, y)
-        check_classification_targets(y)
+        with refusing("one class for each sample"):
+            check_classification_targets(y)
+        one_of("early_stopping", self.early_stopping, (True, False))
+        positive("tol", self.tol)
+        whole("max_iter", self.max_iter)
+        one_of("solver", self.solver, ("auto", "newton", "lbfgs"))
         self.classes_: Values
         self.classes_, labels = np.unique(y, return_inverse=True)
         weights = self._weights(sample_weight, x)
@@ -216,8 +221,6 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
                 f"alpha={self.alpha!r}; expected a number > 0: without a penalty classes that can be "
                 "separated have no optimum (early_stopping=True does without)."
             )
-        if self.solver not in ("auto", "newton", "lbfgs"):
-            raise BadValueError(f"solver={self.solver!r}; expected 'auto', 'newton' or 'lbfgs'.")
         ones = torch.ones(len(target)) if weights is None else torch.as_tensor(weights)
         if self.solver == "lbfgs" and not isinstance(kernel, Blocks):
             raise BadValueError(

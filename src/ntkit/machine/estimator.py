@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data  # pyright: ignore[reportPrivateUsage]
 from torch import Tensor
 
@@ -17,13 +19,43 @@ from ntkit.compute.cholesky import Cholesky
 from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
-from ntkit.errors import BadValueError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
 from ntkit.machine.kernels import FromFunction, KernelLike, as_array, as_kernel
 from ntkit.network import Floats, Values
 
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
+
+
+class UnfittedError(BadValueError, NotFittedError):
+    """An estimator is asked before it was fitted; what scikit-learn raises, too."""
+
+
+def check_fitted(estimator: Any) -> None:
+    """Refuse an estimator that was not fitted."""
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise UnfittedError(str(error)) from None
+
+
+@contextmanager
+def refusing(expected: str) -> Iterator[None]:
+    """Tell what scikit-learn and NumPy raise for data as ntkit's refusal, which is of the same kind."""
+    try:
+        yield
+    except NtkitError:
+        raise
+    except (TypeError, ValueError) as error:
+        refusal = BadTypeError if isinstance(error, TypeError) else BadValueError
+        raise refusal(f"{error} Expected {expected}.") from error
+
+
+def as_numbers(name: str, values: ArrayLike) -> Floats:
+    """Return what a user gives for an option as an array of numbers in float64."""
+    with refusing(f"numbers as {name}, not {values!r:.100}"):
+        return np.asarray(as_array(values), dtype=float)
 
 
 class KernelMachine(BaseEstimator):
@@ -58,21 +90,23 @@ class KernelMachine(BaseEstimator):
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays, and set the kernel."""
         options = self._options() | checks
-        out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
+        with refusing("X [n, d] of finite numbers, and y with one target for each row"):
+            out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
         self.X_fit_ = np.asarray(out[0])
         n = len(self.X_fit_)
         self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
         if self._precomputed and self.X_fit_.shape != (n, n):
-            raise BadValueError(f"A precomputed kernel matrix is square, got {self.X_fit_.shape}.")
+            raise BadValueError(f"A precomputed kernel matrix must be square, got {self.X_fit_.shape}.")
         if self._precomputed and not _symmetric(self.X_fit_):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
         return self.X_fit_, np.asarray(out[1])
 
     def _queries(self, X: ArrayLike) -> np.ndarray:
         """Return queries as an array of the kind that the training data had."""
-        check_is_fitted(self)
+        check_fitted(self)
         options = self._options()
-        x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
+        with refusing("X [m, d] of finite numbers, with the columns that fit had"):
+            x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
         return np.asarray(x)
 
     def _options(self) -> Any:
@@ -85,7 +119,9 @@ class KernelMachine(BaseEstimator):
         """Return sample weights as an array, None where all are 1."""
         if sample_weight is None:
             return None
-        weights = _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
+        given, checks = as_array(sample_weight), {"dtype": np.float64, "ensure_non_negative": True}
+        with refusing("one finite weight >= 0 for each sample, not all zero"):
+            weights = _check_sample_weight(given, X, **checks)
         if not weights.any():
             raise BadValueError("All sample weights are zero; at least one sample must count.")
         return weights

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.gaussian_process.kernels import RBF, Matern
 from sklearn.metrics.pairwise import laplacian_kernel
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from torch import nn
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, one_of, positive, real, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
+from ntkit.machine.estimator import as_numbers, check_fitted, refusing
 from ntkit.machine.feature_maps import (
     NTKFeatures,
     arc_cosine,
@@ -112,17 +113,20 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""
-        x = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
-        if self.kind not in KINDS:
-            raise BadValueError(f"kind={self.kind!r}; expected one of {', '.join(KINDS)}.")
+        with refusing("X [n, d] of finite numbers"):
+            x = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
+        one_of("kind", self.kind, KINDS)
+        real("m", self.m)
+        whole("seed", self.seed, 0)
         least = 4 if self.kind == "ntk" else 1
         if self.m != int(self.m) or self.m < least or (self.kind in FOURIER and self.m % 2):
             even = ", even, for cosines come with sines" if self.kind in FOURIER else ""
             raise BadValueError(f"m={self.m}; expected a number of features >= {least}{even}.")
-        if not self.lengthscale > 0 or not self.nu > 0 or self.depth < 1:
-            raise BadValueError(
-                f"lengthscale={self.lengthscale}, nu={self.nu}, depth={self.depth}; all must be positive."
-            )
+        for name in ("lengthscale", "nu"):
+            positive(name, getattr(self, name))
+        whole("depth", self.depth)
+        for name in ("sigma_w", "sigma_b"):
+            real(name, getattr(self, name))
         self._map = self._draw(x.shape[1], int(self.m))
         self._n_features_out = int(self.m)
         self.error_ = self.error(x[:CHECKED])
@@ -134,11 +138,12 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def transform(self, X: ArrayLike) -> Float[Floats, "n m"]:
         """Return the features ``[n, m]``."""
-        check_is_fitted(self)
+        check_fitted(self)
         return self._features(self._queries(X))
 
     def _queries(self, X: ArrayLike) -> np.ndarray:
-        x = validate_data(self, as_array(X), reset=False, dtype=np.float64)  # pyright: ignore[reportArgumentType]
+        with refusing("X [n, d] of finite numbers, with the columns that fit had"):
+            x = validate_data(self, as_array(X), reset=False, dtype=np.float64)  # pyright: ignore[reportArgumentType]
         return np.asarray(x)
 
     def error(self, X: ArrayLike) -> FeatureError:
@@ -172,10 +177,14 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ``coef`` ``[m]`` or ``[o, m]`` as scikit-learn's linear models have it: with ``Ridge().fit(Z, y)`` the
         two-layer network of its ``coef_`` and ``intercept_``, in float64, whose weights can be trained on.
         """
-        check_is_fitted(self)
+        check_fitted(self)
         layers = list(self._draw(self.n_features_in_, int(self.m)))
         if coef is not None:
-            weight = np.atleast_2d(np.asarray(coef, dtype=float))
+            weight = np.atleast_2d(as_numbers("coef", coef))
+            if weight.shape[1:] != (int(self.m),) or not np.isfinite(weight).all():
+                raise BadValueError(
+                    f"coef={coef!r:.100} has shape {weight.shape}; expected finite ones, [o, {int(self.m)}]."
+                )
             bias = np.broadcast_to(np.asarray(intercept, dtype=float), len(weight)).copy()
             layers.append(linear(weight, bias))
         return nn.Sequential(*layers)

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import FactoredMachine, checked
+from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
@@ -130,10 +129,13 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
-        y = np.array(y, dtype=float)
-        start = np.zeros_like(y) if f0 is None else np.asarray(as_array(f0), dtype=float)
+        y = np.array(as_numbers("y", y))
+        start = np.zeros_like(y) if f0 is None else as_numbers("f0", f0)
         if start.shape != y.shape or not np.isfinite(start).all():
-            raise BadValueError(f"f0 has shape {start.shape}, the targets {y.shape}; give f0(X), finite.")
+            raise BadValueError(
+                f"f0 has shape {start.shape} and {np.isnan(start).sum()} NaN, the targets {y.shape}; give "
+                f"f0(X), finite."
+            )
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
         self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
@@ -145,7 +147,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
             refuse_no_probabilities(self._y)
         self._rates()
         self.t_: float | Floats = times if np.ndim(self.t) else float(times[0])
-        if self.early_stopping is not None:
+        if one_of("early_stopping", self.early_stopping, (None, "validation", "loo")) is not None:
             self.t_ = self._stop(float(times.max()))
         self.dual_coef_ = self._coefficients(self.t_)
         return self
@@ -173,7 +175,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the
         function at the start on the queries, needed where ``fit`` had one.
         """
-        check_is_fitted(self)
+        check_fitted(self)
         if return_std and return_cov:
             raise BadValueError("Ask for return_std or return_cov, not for both.")
         if self._started != (f0 is not None):
@@ -183,7 +185,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
             t = self.t_
         else:
             _times(t)
-        start = None if f0 is None else np.asarray(as_array(f0), dtype=float)
+        start = None if f0 is None else as_numbers("f0", f0)
         if start is not None and (start.shape != (len(x), *self._shape) or not np.isfinite(start).all()):
             raise BadValueError(f"f0 has shape {start.shape}; expected {(len(x), *self._shape)}, finite.")
         coefficients = self.dual_coef_ if t is self.t_ else self._coefficients(t)
@@ -203,7 +205,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def learning_curve(self, t: ArrayLike) -> LearningCurve:
         """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""
-        check_is_fitted(self)
+        check_fitted(self)
         self._closed()
         times = _times(t)
         values = self._spectrum.values.flip(0)
@@ -220,11 +222,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def _rates(self) -> None:
         """Find the largest stable learning rate, and refuse a larger one."""
-        if not 0 <= self.momentum < 1 or (self.learning_rate is not None and not self.learning_rate > 0):
-            raise BadValueError(
-                f"learning_rate={self.learning_rate}, momentum={self.momentum}; expected a rate > 0 and a "
-                f"momentum in [0, 1)."
-            )
+        real("momentum", self.momentum, "a number in [0, 1)", lambda v: 0 <= v < 1)
+        if self.learning_rate is not None:
+            positive("learning_rate", self.learning_rate)
         loss = loss_of(self.loss)
         curvature = loss.curvature
         if curvature is None:
@@ -233,8 +233,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.max_learning_rate_ = 2 * (1 + self.momentum) / steepest if steepest > 0 else float("inf")
         if self.learning_rate is not None and self.learning_rate > self.max_learning_rate_:
             raise BadValueError(
-                f"learning_rate={self.learning_rate} diverges: the largest stable one is "
-                f"{self.max_learning_rate_:.4g} for this kernel and these samples."
+                f"learning_rate={self.learning_rate} diverges: give at most "
+                f"{self.max_learning_rate_:.4g}, the largest stable one for this kernel and these samples."
             )
 
     def _coefficients(self, t: ArrayLike) -> np.ndarray:
@@ -254,11 +254,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         if self.early_stopping == "loo":
             self._closed()
             errors = stopping.leave_one_out(self._trajectory, training, times)
-        elif self.early_stopping == "validation":
+        else:
             held_out = self.validation_fraction, self.random_state
             errors = stopping.validation(self._trajectory, training, times, *held_out)
-        else:
-            raise BadValueError(f"early_stopping={self.early_stopping!r}; give None, 'validation' or 'loo'.")
         self.stopping_times_, self.stopping_errors_ = times, errors
         return float(times[int(np.argmin(errors))]) if largest > 0 else 0.0
 

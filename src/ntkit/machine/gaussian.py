@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, overload
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
-from ntkit.errors import BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest, whole
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import FactoredMachine, checked, is_size
+from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
 from ntkit.machine.kernels import KernelLike
 from ntkit.network import Floats, No, Pair
 
@@ -89,10 +89,13 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.noise, str) and self.noise == "ml"
         if not chosen and not is_size(self.noise):
-            raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.")
-        y = np.array(y, dtype=float)
+            near = nearest(self.noise, ("ml",))
+            raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.{near}")
+        if not isinstance(self.optimize, Iterable):
+            raise BadTypeError(f"optimize={self.optimize!r}; expected names of the kernel's parameters.")
+        y = np.array(as_numbers("y", y))
         targets = torch.as_tensor(y.reshape(len(x), -1))
-        if len(self.optimize):
+        if self.optimize:
             self.kernel_ = self._scales(targets)
         gram = self._gram()
         targets = targets.to(gram)
@@ -142,7 +145,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     ) -> Float[Floats, " m *o"]:
         """Return draws of f from the posterior, ``[m, n_samples]`` or ``[m, o, n_samples]``."""
         mean, cov = self.predict(X, return_cov=True)
-        rng = check_random_state(random_state)
+        with refusing("a whole number >= 0 as random_state"):
+            rng = check_random_state(random_state)
+        whole("n_samples", n_samples)
         means, cov = mean.reshape(len(mean), -1), cov if cov.ndim == 2 else cov[..., 0]
         values, vectors = np.linalg.eigh(cov)  # a posterior covariance is singular at the training points
         root = vectors * np.sqrt(values.clip(0))
@@ -167,7 +172,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise BadValueError(
                     f"optimize={names}: {name!r} is {value!r} in {type(first).__name__}; only "
-                    f"positive numbers can be optimized. It has {sorted(known)}."
+                    f"positive numbers can be optimized. It has {sorted(known)}.{nearest(name, known)}"
                 )
         start = np.log([known[name] for name in names])
 

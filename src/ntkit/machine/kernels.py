@@ -14,7 +14,7 @@ from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
 from ntkit.inputs import Inputs, batch_size, take
 from ntkit.kernel import Kernel
@@ -135,7 +135,7 @@ def as_kernel(kernel: KernelLike) -> Kernel:
         refusal = BadValueError if isinstance(kernel, str) else BadTypeError
         raise refusal(
             f"kernel={kernel!r}; expected None, 'precomputed', a kernel of ntkit, scikit-learn or "
-            "GPyTorch, a limit, or a function k(X1, X2)."
+            f"GPyTorch, a limit, or a function k(X1, X2).{nearest(kernel, ('precomputed',))}"
         )
     return FromFunction(kernel)
 

@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from sklearn.base import MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import BadValueError
-from ntkit.machine.estimator import FactoredMachine, is_size
+from ntkit.errors import BadValueError, nearest, positive, whole
+from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, is_size, refusing
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
 from ntkit.machine.solving.solve import Settings, Solved, choose, solve
@@ -97,7 +96,13 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
         if not chosen and not is_size(self.alpha):
-            raise BadValueError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.")
+            near = nearest(self.alpha, ("loo", "gcv"))
+            raise BadValueError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.{near}")
+        positive("tol", self.tol)
+        for name, number in (("max_iter", self.max_iter), ("rank", self.rank)):
+            whole(name, 1 if number is None else number)
+        with refusing("a whole number as random_state"):
+            np.random.default_rng(self.random_state)
         weights = self._weights(sample_weight, x)
         self._kept = np.arange(len(x)) if weights is None else np.flatnonzero(weights)
         self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
@@ -109,7 +114,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         if weights is not None or self._precomputed or self.solver_ in ("cholesky", "eigen"):
             dense = self._system()
         matrix = Dense(dense) if dense is not None else self._matrix()
-        y = np.array(y, dtype=float)
+        y = np.array(as_numbers("y", y))
         self._targets = torch.as_tensor(y.reshape(len(x), -1)[self._kept]).to(matrix.diag().device)
         if self._root is not None:
             self._targets = self._targets * self._root[:, None].to(self._targets)
@@ -134,7 +139,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
         Shaped as the targets; samples of weight zero are left out.
         """
-        check_is_fitted(self)
+        check_fitted(self)
         inverse = self._inverse_diagonal()
         if self._root is not None:  # both c and G belong to targets times the root of the weight
             inverse = inverse * self._root.to(inverse)
@@ -143,14 +148,14 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def gcv(self) -> float:
         """Return the generalized cross-validation error n |r|^2 / (n - tr H)^2, a mean over outputs."""
-        check_is_fitted(self)
+        check_fitted(self)
         c = self._solved.coefficients
         return float(len(c) * c.square().sum() / c.shape[1] / self._inverse_diagonal().sum().square())
 
     def path(self, alphas: ArrayLike) -> RidgePath:
         """Return errors, coefficients and predictions for many penalties, from one eigendecomposition."""
-        check_is_fitted(self)
-        alphas = np.asarray(alphas, dtype=float)
+        check_fitted(self)
+        alphas = as_numbers("alphas", alphas)
         loo, gcv, c = path_errors(self._spectrum(), self._targets, alphas)
         spread = np.stack([self._spread(column) for column in c])
         spread = spread.reshape(len(alphas), *self.dual_coef_.shape)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest, whole
 from ntkit.report.output_folder import write_text
 from ntkit.report.page import TERMS, Page, Push, PushSide, Query, render
 from ntkit.training.accounts.result import Account
@@ -80,6 +80,13 @@ def explain(account: Account, path: str | os.PathLike[str], **options: Unpack[Pa
     >>> ntkit.report.explain(a, folder + "/report.html", labels=y, truth=y[:2]).name
     'report.html'
     """
+    for name in set(options) - set(PageOptions.__annotations__):
+        known = PageOptions.__annotations__
+        raise BadValueError(f"explain takes no {name!r}; it takes {', '.join(known)}.{nearest(name, known)}")
+    if not isinstance(account, Account):
+        raise BadTypeError(
+            f"The account is of type {type(account).__name__}; give one made by ntkit.account."
+        )
     return write_text(path, render(account_page(account, **options)))
 
 
@@ -146,8 +153,13 @@ def account_page(
         ("verdicts", verdicts, q),
         ("classes", classes, o),
     ):
+        if values is not None and not hasattr(values, "__len__"):
+            raise BadTypeError(f"{what}={values!r}; expected {count} entries, as the account has.")
         if values is not None and len(values) != count:
             raise BadValueError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
+    whole("shown", shown, 0)
+    if not isinstance(picture, tuple | list | None):
+        raise BadTypeError(f"picture={picture!r}; expected a height and a width, (h, w).")
     outputs = [str(i) for i in range(o)] if classes is None else list(map(str, classes))
     known = outputs if o > 1 else None
     samples = _Samples(_plain(labels), known, train, names, picture)
@@ -193,7 +205,13 @@ class _Samples:
         if not isinstance(self.inputs, (Tensor, np.ndarray)):
             return None
         x = torch.as_tensor(self.inputs[i]).detach().double().cpu()
-        x = x.reshape(self.shape) if self.shape is not None else x
+        if self.shape is not None:
+            try:
+                x = x.reshape(self.shape)
+            except (TypeError, RuntimeError) as error:
+                raise BadValueError(
+                    f"picture={self.shape!r} is not the shape of inputs of {x.numel()} numbers; give (h, w)."
+                ) from error
         if x.ndim == 3 and x.shape[0] in (1, 3):
             x = x.permute(1, 2, 0).squeeze(-1)
         if x.ndim != 2 and not (x.ndim == 3 and x.shape[-1] == 3):

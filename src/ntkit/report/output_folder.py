@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ntkit.errors import NtkitError
-from ntkit.files import Json, write_atomically
+from ntkit.files import Json, as_path, write_atomically
 
 MARKER = "result.json"
 
@@ -57,7 +57,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     NtkitError
         When the file cannot be written.
     """
-    target = Path(path).expanduser()
+    target = as_path(path).expanduser()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text.encode())

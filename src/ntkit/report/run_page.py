@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.inputs import Batch, batch_size, take
 from ntkit.report.account_page import PageOptions, explain
 from ntkit.training.accounts.account import account
@@ -111,7 +111,7 @@ def _loss(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise BadValueError(
             f"--loss {name} is not a function of torch.nn.functional; give one of its names (cross_entropy, "
-            f"mse_loss) or module:function."
+            f"mse_loss) or module:function.{nearest(name, dir(nn.functional))}"
         )
     return function
 
@@ -136,7 +136,8 @@ def _named(name: str, option: str) -> Callable[..., Any]:
         function = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise BadValueError(
-            f"{option} {name}: there is no module {error.name!r} in {here} or among the installed ones."
+            f"{option} {name}: there is no module {error.name!r} in {here} or among the installed ones; "
+            f"expected module:name."
         ) from error
     except AttributeError as error:
         raise BadValueError(f"{option} {name}: {module} has no {attribute!r}.") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, nearest
 
 _E = 'Courtois, Morel, Arias, "Can neural networks extrapolate?" (2022)'
 _T = 'Morel, Courtois, Arias, "Can a neural network learn planar topology?" (2021)'
@@ -74,11 +75,16 @@ def module(name: str) -> ModuleType:
         When there is no study of that name.
     """
     if name not in STUDIES and name != "demo":
-        raise BadValueError(f"There is no study {name!r}. There are: {', '.join(STUDIES)}.")
+        raise BadValueError(
+            f"There is no study {name!r}. There are: {', '.join(STUDIES)}.{nearest(name, STUDIES)}"
+        )
     return import_module(f"ntkit.studies.{name.replace('-', '_')}")
 
 
 def configure(name: str, *, quick: bool = False, **given: Any) -> Any:
     """Return the configuration of a study: its defaults, those of ``--quick``, then what is given."""
     study = declared(name)
+    known = [each.name for each in fields(study.Config)]
+    for key in (k for k in given if k not in known):
+        raise BadValueError(f"{name} has no option {key!r}; it has {', '.join(known)}.{nearest(key, known)}")
     return study.Config(**{**(study.QUICK if quick else {}), **given})

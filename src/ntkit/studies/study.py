@@ -8,7 +8,7 @@ from math import isfinite
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, dataclass_transform, get_args, get_origin, get_type_hints
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, one_of
 
 if TYPE_CHECKING:
     import numpy as np  # loaded when a study runs: help must come at once
@@ -89,9 +89,7 @@ def _checked(each: Any, kind: Any, value: Any) -> Any:
             raise BadValueError(f"{each.name} is empty; expected at least one value.")
         return tuple(_checked(each, get_args(kind)[0], v) for v in values)
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise BadValueError(f"{each.name} is {value!r}; expected one of {', '.join(get_args(kind))}.")
-        return value
+        return one_of(each.name, value, get_args(kind))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:

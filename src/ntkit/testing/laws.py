@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ntkit.errors import NtkitError
+from ntkit.errors import NtkitError, positive
 from ntkit.inputs import Batch, batch_size, take
-from ntkit.kernel import Kernel
+from ntkit.kernel import Kernel, a_kernel
 
 Comparison = tuple[str, Tensor, Tensor]  # its name, what the kernel gave, and what it had to give
 
@@ -71,9 +71,9 @@ def check_kernel(kernel: Kernel, x1: Batch, x2: Batch, *, rtol: float | None = N
     ...     print(str(error).splitlines()[1].split(":")[0])
     - diagonal
     """
-    whole, diagonal = kernel(x1), kernel.diag(x1)
+    whole, diagonal = a_kernel(kernel)(x1), kernel.diag(x1)
     _check_shapes(kernel, x1, x2, whole, diagonal)
-    rtol = 1e4 * torch.finfo(whole.dtype).eps if rtol is None else rtol
+    rtol = 1e4 * torch.finfo(whole.dtype).eps if rtol is None else positive("rtol", rtol)
     broken = []
     for name, got, wanted in _laws(kernel, x1, x2, whole, diagonal):
         if got.shape != wanted.shape:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ntkit.errors import BadTypeError, whole
+
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
@@ -36,6 +38,12 @@ def batches(
     >>> strategy = ntkit.testing.batches(3)  # for @hypothesis.given
     """
     from hypothesis import strategies as st
+
+    for size in (*shape, most):
+        whole("each of shape and most", size)
+    several = isinstance(dtypes, tuple | list) and len(dtypes) > 0
+    if not several or not all(isinstance(d, torch.dtype) for d in dtypes):
+        raise BadTypeError(f"dtypes={dtypes!r}; expected a list of dtypes of torch, one or several.")
 
     def draw(n: int, m: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         x = torch.randn(n + m, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

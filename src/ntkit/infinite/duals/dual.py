@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
 from ntkit.faults import named
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
@@ -234,12 +234,18 @@ def _of_arguments(make: Callable[..., Dual | None], args: tuple, kwargs: tuple) 
 
 def _checked(*values: Numbers) -> list[Tensor]:
     """Return three tensors of one floating dtype and shape that are covariances, or refuse."""
-    tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in values]
+    try:
+        tensors = [x if isinstance(x, Tensor) else torch.tensor(x) for x in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(repr(x) for x in values if not isinstance(x, Tensor))
+        raise BadTypeError(
+            f"A covariance is {given} ({error}); expected numbers, arrays or tensors."
+        ) from error
     arrays = [t.dtype for t, x in zip(tensors, values, strict=True) if not isinstance(x, float | int)]
     dtypes = [d for d in arrays if d.is_floating_point] or [torch.float64]
     dtype = max(dtypes, key=lambda d: torch.finfo(d).bits)
-    if dtype not in (torch.float32, torch.float64):
-        raise BadValueError(f"Covariances must be float32 or float64, not {dtype}.")
+    for given in (dtype, *(d for d in arrays if d.is_complex)):
+        one_of("the covariances' dtype", given, (torch.float32, torch.float64))
     tensors = [
         torch.tensor(x, dtype=dtype) if isinstance(x, float | int) else t.to(dtype)
         for t, x in zip(tensors, values, strict=True)
@@ -248,7 +254,9 @@ def _checked(*values: Numbers) -> list[Tensor]:
         cov, var1, var2 = torch.broadcast_tensors(*tensors)
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise BadValueError(f"cov, var1 and var2 have shapes {shapes}, which do not broadcast.") from error
+        raise BadValueError(
+            f"cov, var1 and var2 have shapes {shapes}, which do not broadcast; give one."
+        ) from error
     for name, x in (("cov", cov), ("var1", var1), ("var2", var2)):
         if not torch.isfinite(x).all():
             count = int((~torch.isfinite(x)).sum())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.infinite.duals.dual import Dual, find
 from ntkit.infinite.duals.homogeneous import Homogeneous
 from ntkit.infinite.duals.smooth import Series
@@ -76,7 +76,10 @@ def _named(name: str) -> Callable[[Tensor], Tensor]:
     for room in (torch, nn.functional):
         if callable(function := getattr(room, name, None)):
             return cast(Callable[[Tensor], Tensor], function)
-    raise BadValueError(f"torch and torch.nn.functional have no function {name!r}; give the function itself.")
+    near = nearest(name, [known for known in (*dir(nn.functional), *dir(torch)) if known.islower()])
+    raise BadValueError(
+        f"torch and torch.nn.functional have no function {name!r}; give the function itself.{near}"
+    )
 
 
 _PROBE = (-2.31, -0.74, -0.12, 0.05, 0.61, 1.87)
@@ -90,9 +93,10 @@ def _check_elementwise(fn: Callable[[Tensor], Tensor]) -> None:
         raise BadValueError(f"The function does not take a float64 tensor of shape [6]: {error}") from error
     same = isinstance(y, Tensor) and y.shape == x.shape and y.is_floating_point()
     if not same or not (_close(y[1::2], part) and _close(y, table.reshape(-1))):
+        gave = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise BadValueError(
-            "A dual is of a function of one variable, applied element by element, the same at each call: "
-            "this one mixes entries, changes the shape, or is random."
+            f"A dual is of a function of one variable, applied element by element, the same at each call; "
+            f"this one mixes entries, changes the shape, or is random. It made {gave} of a tensor [6]."
         )
 
 

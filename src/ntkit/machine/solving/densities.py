@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special, stats
 from scipy.stats import qmc
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, one_of
 
 DRAWS = ("iid", "orthogonal", "sobol")
 ISOTROPIC = ("gaussian", "matern")
@@ -34,8 +34,7 @@ def frequencies(law: str, d: int, m: int, draw: str, seed: int, nu: float = 1.5)
     >>> bool(abs(w[0] @ w[1]) < 1e-12), w.shape
     (True, (4, 2))
     """
-    if draw not in DRAWS:
-        raise BadValueError(f"draw={draw!r}; expected one of {', '.join(DRAWS)}.")
+    one_of("draw", draw, DRAWS)
     if draw == "orthogonal" and law not in ISOTROPIC:
         raise BadValueError(
             f"draw='orthogonal' needs a law that is the same in all directions, {law!r} is not; use 'iid' or "

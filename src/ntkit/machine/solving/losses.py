@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ntkit.errors import BadTypeError, BadValueError
+from ntkit.errors import BadTypeError, BadValueError, nearest
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +39,10 @@ def loss_of(loss: str | Function) -> Loss:
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise BadValueError(f"loss={loss!r}; expected {', '.join(LOSSES)}, or a function (f, y) -> [n].")
+            near = nearest(loss, LOSSES)
+            raise BadValueError(
+                f"loss={loss!r}; expected {', '.join(LOSSES)}, or a function (f, y) -> [n].{near}"
+            )
         return LOSSES[loss]
     if not callable(loss):
         raise BadTypeError(f"loss={loss!r}; expected a name or a function (f, y) -> [n] of tensors.")

@@ -16,7 +16,7 @@ from ntkit.compute.matrix import Matrix
 from ntkit.compute.nystrom import nystrom
 from ntkit.compute.pivoted import pivoted_cholesky
 from ntkit.compute.plan import format_bytes
-from ntkit.errors import BadValueError
+from ntkit.errors import one_of
 
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystrom")
 
@@ -44,9 +44,7 @@ class Solved:
 
 def choose(solver: str, n: int, budget: int, spectral: str = "") -> tuple[str, str]:
     """Return the solver for n samples and why; ``spectral`` says why all eigenvalues are wanted, if so."""
-    if solver not in SOLVERS:
-        raise BadValueError(f"solver={solver!r}; expected one of {', '.join(SOLVERS)}.")
-    if solver != "auto":
+    if one_of("solver", solver, SOLVERS) != "auto":
         return solver, "asked for"
     need = 3 * 8 * n * n  # the matrix, its copy with the ridge, the factor
     size = f"{n} samples take {format_bytes(need)} of {format_bytes(budget)}"

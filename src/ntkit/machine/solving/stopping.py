@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, real
 from ntkit.machine.solving.losses import loss_of
 from ntkit.machine.solving.trajectory import Trajectory
 
@@ -33,7 +33,7 @@ def validation(
 ) -> np.ndarray:
     """Return the mean loss of a fraction of the samples, held out, at each time."""
     n = len(training[1])
-    held = round(fraction * n)
+    held = round(real("validation_fraction", fraction, "a number between 0 and 1") * n)
     if not 0 < held < n:
         raise BadValueError(
             f"validation_fraction={fraction} of {n} samples holds out {held}; at least one must be held out "

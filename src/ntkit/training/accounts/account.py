@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadValueError
-from ntkit.files import hash_data
+from ntkit.errors import BadValueError, one_of, whole
+from ntkit.files import as_path, hash_data
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Inputs
 from ntkit.network import network
@@ -141,10 +140,9 @@ def account(
     (True, True)
     """
     request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise BadValueError(f"jobs is {jobs!r}, expected a number of processes, at least 1.")
-    work = Work(request.budget, jobs, None if keep is None else Path(keep))
-    with request.open(folder) as run, quiet(), undisturbed(network(model)):
+    one_of("average", average, (True, False))
+    work = Work(request.budget, whole("jobs", jobs), None if keep is None else as_path(keep))
+    with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
         return _account(request, run, average, work)
 
 

@@ -56,11 +56,13 @@ def check_given(
     """Return the training data and the queries as tensors, checked against a run and its model."""
     net = check_model(run, model)
     if not isinstance(train, (tuple, list)) or len(train) != 2:
-        raise BadValueError("`train` must be a pair (x, y) of inputs and targets.")
+        raise BadValueError(
+            f"`train` is of type {type(train).__name__}; it must be a pair (x, y) of inputs and targets."
+        )
     data = as_inputs(train[0], net, "train x"), as_inputs(train[1], net, "train y")
     n = batch_size(data[0])
     if n != batch_size(data[1]):
-        raise BadValueError(f"`train` has {n} inputs but {batch_size(data[1])} targets.")
+        raise BadValueError(f"`train` has {n} inputs but {batch_size(data[1])} targets; give one for each.")
     recorded = run.manifest["train_sha256"]
     if recorded is not None and hash_data(*data) != recorded:
         raise PathMismatchError(

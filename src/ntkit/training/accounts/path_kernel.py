@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadValueError, NtkitError
+from ntkit.errors import BadValueError, NtkitError, one_of
+from ntkit.files import as_path
 from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.finite.kinds import Outputs, kind_of
-from ntkit.inputs import Batch, Inputs, batch_size, take
+from ntkit.inputs import Batch, Inputs, batch_size, check_alike, take
 from ntkit.kernel import Kernel
-from ntkit.network import as_inputs, network
+from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.checks import check_model, query_network
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
@@ -104,10 +105,10 @@ class PathKernel(Kernel):
         augment: Augment | None = None,
     ) -> None:
         self._kind = kind_of(outputs)
-        if time not in ("rate", "steps"):
-            raise BadValueError(f"time={time!r}; expected 'rate' or 'steps'.")
+        one_of("time", time, ("rate", "steps"))
         if nodes == "auto":
             raise BadValueError('nodes is "auto", expected a positive number or "left".')
+        as_path(folder)
         self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
         self.nodes, self.memory = nodes, memory
         self.loss, self.train, self.augment = loss, train, augment
@@ -118,6 +119,7 @@ class PathKernel(Kernel):
         """Return the kernel between two batches (the second is the first if left out)."""
         first = self._inputs(x1)
         second = first if x2 is None else self._inputs(x2)
+        check_alike(first, second)
         total: Tensor | None = None
         with undisturbed(network(self.model)), torch.no_grad(), quiet():
             for at in self._places(first):
@@ -165,8 +167,9 @@ class PathKernel(Kernel):
         with self._request.open(self.folder) as run:
             check_model(run, self.model)
             net = query_network(run, self.model)
+            with taking(x):
+                o = net.outputs(run.weights(0), take(x, slice(0, 1))).shape[1]
             structure = net.structure(x)
-            o = net.outputs(run.weights(0), take(x, slice(0, 1))).shape[1]
             for k in range(run.steps):
                 start = run.weights(k)
                 delta = run.weights(k + 1) - start

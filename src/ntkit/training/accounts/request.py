@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
-from ntkit.errors import BadValueError
+from ntkit.errors import BadTypeError, BadValueError
 from ntkit.inputs import Batch, Inputs
-from ntkit.network import as_inputs, network
+from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
 from ntkit.training.accounts.columns import SweepInput
@@ -46,6 +46,11 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol > 0:
             raise BadValueError(f"tol is {self.tol!r}, expected a positive number.")
+        for name, function in (("loss", self.loss), ("augment", self.augment)):
+            if function is not None and (isinstance(function, type) or not callable(function)):
+                raise BadTypeError(
+                    f"{name}={function!r}; expected a function, of (outputs, targets) or (x, y)."
+                )
         assert self.rule is None or self.budget > 0  # both are checked where they are read
 
     @property
@@ -94,6 +99,9 @@ class Request:
         if first:
             refuse_mixing_queries(net, weights(0), x)
         replay = Replay(run, self.model, data, self.loss, self.augment)
+        if first and run.steps and self.augment is None:
+            with taking(data[0]):
+                replay.forward(weights(0), 0, next(replay.parts(run.step(0))))
         check = StepCheck(replay, earlier)
         differences = compare_steps(replay, part, done, check)
         mixing = mixing_modes(run, replay, part)

@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
@@ -16,8 +15,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ntkit.errors import BadValueError, NtkitError, RunFolderError
-from ntkit.files import Json, read_tensors, write_atomically
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, RunFolderError, whole
+from ntkit.files import Json, as_path, read_tensors, write_atomically
 from ntkit.inputs import Inputs
 from ntkit.training.accounts.columns import COLUMNS, Columns
 from ntkit.training.integrals.quadrature import Nodes
@@ -109,8 +108,7 @@ class Account:
         output
             Which output; the one of the largest prediction, if left out.
         """
-        if k < 0:
-            raise BadValueError(f"k is {k}, expected a number of contributions to return.")
+        whole("k", k, 0)
         row = self.contributions[self._query(query), self._output(query, output)]
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
@@ -121,11 +119,11 @@ class Account:
         ``labels [n]`` are the classes of the training samples as whole numbers from 0; their sum over classes
         is that of the contributions.
         """
-        classes = torch.as_tensor(labels).reshape(-1)
+        classes = _as_tensor("labels", labels).reshape(-1)
         n = self.contributions.shape[-1]
         if len(classes) != n or classes.is_floating_point() or classes.is_complex() or int(classes.min()) < 0:
             raise BadValueError(
-                f"labels have shape {tuple(torch.as_tensor(labels).shape)} and dtype {classes.dtype}; "
+                f"{len(classes)} labels that begin with {classes[:3].tolist()}; "
                 f"expected the classes of the {n} training samples, as whole numbers from 0."
             )
         one_hot = torch.nn.functional.one_hot(classes.long()).to(self.contributions)
@@ -149,8 +147,12 @@ class Account:
             large value for its own label marks a sample that was memorized: rare, or labelled wrong.
         """
         q, o, n = self.contributions.shape
-        chosen = torch.arange(q) if index is None else torch.as_tensor(index)
-        if chosen.shape != (q,) or (q and (int(chosen.min()) < 0 or int(chosen.max()) >= n)):
+        chosen = torch.arange(q) if index is None else _as_tensor("index", index)
+        if (
+            chosen.shape != (q,)
+            or chosen.is_floating_point()
+            or (q and (int(chosen.min()) < 0 or int(chosen.max()) >= n))
+        ):
             raise BadValueError(
                 f"self_influence takes one training sample, 0 to {n - 1}, for each of the {q} queries; got "
                 f"{tuple(chosen.shape)}. Account for training samples as queries, and say which they are."
@@ -165,16 +167,16 @@ class Account:
 
     def _query(self, query: int) -> int:
         q = len(self.contributions)
-        if not -q <= query < q:
-            raise BadValueError(f"Query {query} does not exist; the account has {q}, counted from 0.")
+        if not -q <= whole("query", query, None) < q:
+            raise BadValueError(f"Query {query} does not exist: there are {q}, counted from 0.")
         return query
 
     def _output(self, query: int, output: int | None) -> int:
         o = self.contributions.shape[1]
         if output is None:
             return int(self.prediction[self._query(query)].argmax())
-        if not -o <= output < o:
-            raise BadValueError(f"Output {output} does not exist; the account has {o}, counted from 0.")
+        if not -o <= whole("output", output, None) < o:
+            raise BadValueError(f"Output {output} does not exist: there are {o}, counted from 0.")
         return output
 
     def summary(self) -> str:
@@ -202,15 +204,16 @@ class Account:
         metadata = {"format": FORMAT, "account": json.dumps(scalars)}
         tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
         try:
-            write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+            write_atomically(as_path(path), safetensors.torch.save(tensors, metadata))
         except OSError as error:
             raise NtkitError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Account:
         """Return an account that was saved, checked: complete, finite, and its identity holding."""
+        path = as_path(path)
         try:
-            tensors, metadata = read_tensors(Path(path).read_bytes())
+            tensors, metadata = read_tensors(path.read_bytes())
             if metadata["format"] != FORMAT:
                 raise KeyError("format")
             scalars: Json = json.loads(metadata["account"])
@@ -267,6 +270,15 @@ class Account:
 
 def _tensors() -> list[str]:
     return [f.name for f in fields(Account) if f.name not in _SCALARS]
+
+
+def _as_tensor(name: str, values: object) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadTypeError(
+            f"{name} are {values!r}; expected whole numbers, in a list or a tensor."
+        ) from error
 
 
 def balanced(

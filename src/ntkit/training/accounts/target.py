@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, nearest
 from ntkit.inputs import Batch, batch_size, take
 from ntkit.training.functional.flat_network import BatchLoss, Head, cast, cast_loss, checked_loss
 
@@ -47,7 +47,8 @@ def head_of(target: Target, loss: BatchLoss, labels: Batch | None, final: Tensor
         if all(isinstance(i, int) and not isinstance(i, bool) and -o <= i < o for i in wanted):
             index = torch.tensor([i % o for i in wanted], device=final.device).repeat(q, 1)
             return (_margin if margin else _gathered), index
-    raise BadValueError(f"target={target!r} is not one of the {o} outputs; expected {_FORMS}.")
+    near = nearest(target, ("outputs", "predicted", "margin", "loss"))
+    raise BadValueError(f"target={target!r} is not one of the {o} outputs; expected {_FORMS}.{near}")
 
 
 def _gathered(outputs: Tensor, index: Tensor) -> Tensor:

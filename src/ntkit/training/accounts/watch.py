@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.files import Scratch
 from ntkit.inputs import Inputs
+from ntkit.network import as_inputs
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
@@ -115,6 +116,7 @@ class Watch(Recording):
         self._account: Account | None = None
         self._left: dict[str, float] = {}  # how much of what was there as the window began is remembered
         super().__init__(Path(), request.model, optimizer, request.train, scaler, None)
+        as_inputs(request.queries, self._net, "queries")  # at once, not when the first window ends
 
     @property
     def account(self) -> Account:

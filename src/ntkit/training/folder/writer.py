@@ -34,6 +34,7 @@ class RunWriter:
         scalars: Mapping[str, object],
     ) -> None:
         self.folder, self.steps = folder, 0
+        self._made = not folder.exists()
         self._module, self._trained, self._about = module, trained, about
         with new_folder(folder) as log:
             self._log = log
@@ -147,6 +148,11 @@ class RunWriter:
     def drop(self) -> None:
         """Close the log, and leave the manifest as that of a run that was cut off."""
         self._log.close()
+
+    def discard(self) -> None:
+        """Close the log, and leave nothing behind."""
+        self._log.close()
+        _remove(self.folder, self._made)
 
     def _manifest(self, status: str) -> Json:
         done, parameters = status != "recording", {}

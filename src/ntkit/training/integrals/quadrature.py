@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ntkit.errors import BadValueError
+from ntkit.errors import BadValueError, nearest
 from ntkit.inputs import Batch, batch_size
 from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
@@ -27,7 +27,8 @@ def fixed_rule(nodes: Nodes) -> QuadratureRule | None:
     if nodes == "auto":
         return None
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise BadValueError(f'nodes is {nodes!r}, expected a positive number, "left" or "auto".')
+        near = nearest(nodes, ("left", "auto"))
+        raise BadValueError(f'nodes is {nodes!r}, expected a positive number, "left" or "auto".{near}')
     return gauss(nodes)
 
 

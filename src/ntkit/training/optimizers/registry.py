@@ -180,6 +180,8 @@ def register_optimizer(
             )
 
     def register(function: Describe) -> Describe:
+        if not callable(function):
+            raise BadTypeError(f"The description is {function!r}; expected a function made -> Coefficients.")
         for optimizer in optimizers:
             _DESCRIPTIONS[optimizer] = Description(function, buffer, tuple(before))
         return function

@@ -86,6 +86,6 @@ def trained_parameters(
                     f"of the model's. Give record the model that the optimizer was made for."
                 )
             if name in trained:
-                raise BadValueError(f"{name!r} is in two groups of the optimizers; its steps would add up.")
+                raise BadValueError(f"{name!r} is in two groups of the optimizers: give each parameter once.")
             trained[name] = p
     return {name: trained[name] for name in names.values() if name in trained}

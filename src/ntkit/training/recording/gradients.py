@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ntkit.training.folder.step import Part
 from ntkit.training.recording.stats import Stopwatch
 
 
+@runtime_checkable
 class Scaler(Protocol):
     """What scales the loss of a loop: a ``torch.amp.GradScaler``."""
 

@@ -36,12 +36,12 @@ def _as_tensor(indices: Indices, samples: int | None, what: str) -> Tensor:
     try:
         index = torch.as_tensor(indices).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadTypeError(f"{what} is a {type(indices).__name__} that is not a list of indices.") from error
+        raise BadTypeError(f"{what} is a {type(indices).__name__}; expected a list of indices.") from error
     if index.dtype == torch.bool:
         if index.ndim != 1 or (samples is not None and len(index) != samples):
             raise BadValueError(f"{what} is a mask of shape {tuple(index.shape)}, expected ({samples},).")
         return index.nonzero().flatten()
-    if index.ndim != 1 or index.is_floating_point() or index.is_complex():
+    if index.ndim != 1 or (index.numel() and (index.is_floating_point() or index.is_complex())):
         raise BadValueError(
             f"{what} has shape {tuple(index.shape)}, dtype {index.dtype}; expected one axis of integers."
         )

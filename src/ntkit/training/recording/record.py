@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
-from ntkit.files import Json, as_bytes, hash_data
+from ntkit.files import Json, as_bytes, as_path, hash_data
 from ntkit.inputs import Inputs, batch_size
 from ntkit.network import as_inputs, network, refuse_complex, unwrapped
 from ntkit.training.folder.optimizer_state import names_of
@@ -129,7 +128,9 @@ class Recording:
             raise BadTypeError(f"Expected a torch.nn.Module to record, got {type(model).__name__}.")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise BadValueError(f"every is {every!r}, expected a number of steps, at least 1.")
-        self.folder = Path(folder)
+        if not isinstance(scaler, Scaler | None):
+            raise BadTypeError(f"scaler={scaler!r}; expected the loop's torch.amp.GradScaler, or None.")
+        self.folder = as_path(folder)
         self.steps = 0
         self._every = every
         self._module: nn.Module = unwrapped(model)
@@ -162,12 +163,22 @@ class Recording:
         weight
             What the loop multiplies the loss of this batch by, 1 / 4 say where four of them make a step.
         """
-        self._timed(self._announce)(indices, weight)
+        self._begun(self._announce)(indices, weight)
+
+    @property
+    def _begun(self) -> Stopwatch:
+        """The stopwatch of a recording within its ``with`` block."""
+        if not hasattr(self, "_timed"):
+            raise NtkitError(
+                "The recording has not begun: use it in a `with` block, `with ntkit.record(...) as run:`, "
+                "and call run.batch(indices) there."
+            )
+        return self._timed
 
     @property
     def stats(self) -> Stats:
         """What recording cost until now: seconds of it and in all, bytes; its ``overhead`` is their ratio."""
-        return Stats(self.steps, self._timed.seconds, self._timed.total, self._writer.bytes)
+        return Stats(self.steps, self._begun.seconds, self._timed.total, self._writer.bytes)
 
     def _announce(self, indices: Indices, weight: float) -> None:
         self._write()
@@ -212,6 +223,9 @@ class Recording:
         except BaseException:
             self._writer.drop()
             raise
+        if kind is not None and not self.steps:  # what was refused before the first step is no run
+            self._writer.discard()
+            return
         self._writer.close("finished" if kind is None else "interrupted")
         self._timed.ended = time.perf_counter()
         if kind is None:
@@ -337,10 +351,14 @@ class Recording:
         if train is None:
             return None, None
         if not isinstance(train, (tuple, list)) or len(train) != 2:
-            raise BadValueError("`train` must be a pair (x, y) of inputs and targets.")
+            raise BadValueError(
+                f"`train` is of type {type(train).__name__}; it must be a pair (x, y) of inputs and targets."
+            )
         x, y = as_inputs(train[0], self._net, "train x"), as_inputs(train[1], self._net, "train y")
         if batch_size(x) != batch_size(y):
-            raise BadValueError(f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets.")
+            raise BadValueError(
+                f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets; give one for each."
+            )
         return batch_size(x), hash_data(x, y)
 
     def _check_still(self, values: bool) -> None:
