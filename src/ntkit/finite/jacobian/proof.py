@@ -102,14 +102,15 @@ def _checkpointing(net: Network, one: Batch) -> str:
 
     def depends(values: Any) -> bool:
         nodes = [t.grad_fn for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
-        seen: set[Any] = {None}
+        seen: set[Any] = set()
         while nodes:
             node = nodes.pop()
-            if node is not None and "CheckpointFunction" in node.name():
+            if node is None or node in seen:
+                continue
+            if "CheckpointFunction" in node.name():
                 return True
-            if node not in seen:
-                seen.add(node)
-                nodes.extend(n for n, _ in node.next_functions)
+            seen.add(node)
+            nodes.extend(n for n, _ in node.next_functions)
         return False
 
     def look(name: str, given: Any, output: Any) -> None:

@@ -76,8 +76,7 @@ def kinks(drawn: Sequence[Tensor], nodes: Tensor, evaluate: Evaluate) -> Tensor 
     """
     shape = drawn[0].shape[:-1]
     weight = torch.exp(-nodes * nodes / 4)
-    defect = sum(_relative(_bend(v) * weight[1:-1]) for v in drawn)
-    assert isinstance(defect, Tensor)
+    defect = torch.stack([_relative(_bend(v) * weight[1:-1]) for v in drawn]).sum(0)
     top = defect.topk(2 * MOST, -1).indices  # the node in the middle of three
     step = nodes[1] - nodes[0]
     low = (nodes[top + 1] - step).movedim(-1, 0)
@@ -86,15 +85,11 @@ def kinks(drawn: Sequence[Tensor], nodes: Tensor, evaluate: Evaluate) -> Tensor 
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         at = evaluate(middle)
-        before = sum(_change(a, b, v) for a, b, v in zip(left, at, drawn, strict=True))
-        after = sum(_change(a, b, v) for a, b, v in zip(at, right, drawn, strict=True))
-        first = before >= after  # type: ignore[operator]
+        first = _change(left, at, drawn) >= _change(at, right, drawn)
         low, high = torch.where(first, low, middle), torch.where(first, middle, high)
         left = [torch.where(first, a, b) for a, b in zip(left, at, strict=True)]
         right = [torch.where(first, b, a) for a, b in zip(right, at, strict=True)]
-    jump = sum(_change(a, b, v) for a, b, v in zip(left, right, drawn, strict=True))
-    assert isinstance(jump, Tensor)
-    places = torch.where(jump > 1e-7, high, float(nodes[-1]))
+    places = torch.where(_change(left, right, drawn) > 1e-7, high, float(nodes[-1]))
     if bool((places == nodes[-1]).all()):
         return None
     places = places.sort(0).values
@@ -112,8 +107,10 @@ def _relative(values: Tensor) -> Tensor:
     return values / values.amax(-1, keepdim=True).clamp(min=1e-300)
 
 
-def _change(a: Tensor, b: Tensor, values: Tensor) -> Tensor:
-    return (a - b).abs() / values.abs().amax(-1).clamp(min=1e-300)
+def _change(a: Sequence[Tensor], b: Sequence[Tensor], drawn: Sequence[Tensor]) -> Tensor:
+    """Return how far functions are apart at two places, relative to the largest values of each."""
+    scales = [v.abs().amax(-1).clamp(min=1e-300) for v in drawn]
+    return torch.stack([(x - y).abs() / s for x, y, s in zip(a, b, scales, strict=True)]).sum(0)
 
 
 def edges(places: Tensor, span: float) -> Tensor:

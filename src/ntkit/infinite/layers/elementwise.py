@@ -115,11 +115,16 @@ def _chosen(
         example = (data.example.bool() == of).double()
         return Known(example, Coefficient(data.numbers.shape, value), data.moments)
 
-    parts = [mul(read, x, share(of)) for x, of in ((a, True), (b, False)) if isinstance(x, Wide | Weight)]
+    parts: list[Argument] = [
+        mul(read, x, share(of)) for x, of in ((a, True), (b, False)) if isinstance(x, Wide | Weight)
+    ]
     for x, of in ((a, True), (b, False)):
         if not isinstance(x, Wide | Weight) and (isinstance(x, Known | Tensor) or x):
             parts.append(_number_times(share(of), x))
-    return parts[0] if len(parts) == 1 else add(read, *parts)
+    if len(parts) > 1:
+        return add(read, parts[0], parts[1])
+    assert isinstance(parts[0], Wide | Weight)
+    return parts[0]
 
 
 def _number_times(share: Known, x: Known | Tensor | float) -> Known:
