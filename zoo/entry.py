@@ -9,6 +9,7 @@ from typing import Any
 import compiled  # noqa: F401  (before any import of torchvision)
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 OUTPUTS = 4  # of a network that returns more, as many are looked at
 SAMPLES = 3
@@ -39,7 +40,7 @@ class Entry:
         torch.manual_seed(SEED)
         network = self.build().double().eval()
         _scatter(network)
-        return Selected(network, self.select) if self.per_sample else network
+        return Few(network, self.select) if self.per_sample else network
 
     def samples(self) -> Any:
         """Return the batch."""
@@ -55,25 +56,30 @@ class Entry:
         )
 
 
-class Selected(nn.Module):
-    """One tensor of what a network returns, by name, place or function, and a few of its entries.
+class Few(nn.Module):
+    """A network of which a few entries of each output are kept; a function chooses its output here.
 
-    This is the only place that knows how an output is chosen.
+    What has a name or a place stays where it is: ``EmpiricalNTK(model, select=model.select)`` picks it.
     """
 
     def __init__(self, network: nn.Module, select: Select) -> None:
         super().__init__()
-        self.network, self.select = network, select
+        self.network = network
+        self.choose = select if callable(select) else None
+        self.select = None if callable(select) else select
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return ``[n, at most OUTPUTS]``."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network does, each tensor ``[n, at most OUTPUTS]``."""
         y = self.network(*args, **kwargs)
-        if callable(self.select):
-            y = self.select(y)
-        elif self.select is not None:
-            y = y[self.select]
-        y = y.flatten(1)
-        return y[:, :: -(-y.shape[1] // OUTPUTS)]
+        return few(self.choose(y)) if self.choose else pytree.tree_map_only(Tensor, few, y)
+
+
+def few(y: Tensor) -> Tensor:
+    """Return some of the outputs of each sample."""
+    if y.ndim < 2:
+        return y
+    y = y.flatten(1)
+    return y[:, :: max(1, -(-y.shape[1] // OUTPUTS))]
 
 
 def _scatter(network: nn.Module) -> None:

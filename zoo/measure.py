@@ -75,12 +75,13 @@ def ours(model: nn.Module, others: Any, x: Any, truth: Tensor | None, bar: float
     """
     try:
         with warnings.catch_warnings(record=True):
-            k = ntkit.EmpiricalNTK(model)
+            select = getattr(model, "select", None)
+            k = ntkit.EmpiricalNTK(model, select=select)
             begin = time.perf_counter()
             k(others)
             first = time.perf_counter() - begin
             mean, figures = timed(lambda: k(x))
-            full = ntkit.EmpiricalNTK(model, outputs="full")(x)
+            full = ntkit.EmpiricalNTK(model, outputs="full", select=select)(x)
             rows = k.explain(x).rows
     except ntkit.NtkitError as error:
         return {"status": "refused", "words": told(error)}
@@ -138,7 +139,7 @@ def vmapped(model: nn.Module, x: Any) -> Tensor:
     def one(w: dict[str, Tensor], sample: Any) -> Tensor:
         sample = pytree.tree_map(lambda t: t.unsqueeze(0), sample)
         args, kwargs = arguments(sample)
-        return functional_call(model, w, args, kwargs).reshape(-1)
+        return chosen(model, functional_call(model, w, args, kwargs)).reshape(-1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -153,9 +154,15 @@ def arguments(x: Any) -> tuple[tuple, dict[str, Any]]:
 
 
 def call(model: nn.Module, x: Any) -> Any:
-    """Call a module as ntkit does."""
+    """Return the output of a module, called as ntkit does."""
     args, kwargs = arguments(x)
-    return model(*args, **kwargs)
+    return chosen(model, model(*args, **kwargs))
+
+
+def chosen(model: nn.Module, y: Any) -> Any:
+    """Return the output that a model of the zoo names."""
+    select = getattr(model, "select", None)
+    return y if select is None else y[select]
 
 
 def alone(model: nn.Module, x: Any) -> float:

@@ -15,7 +15,11 @@ from ntkit.errors import NtkitError
 _log = logging.getLogger("ntkit")
 _strict = ContextVar("strict", default=False)
 _HERE = Path(__file__).parent
-_CALLERS = {_HERE / "graph.py", _HERE / "network.py"}  # they run the operations of a user's network
+_CALLERS = {
+    _HERE / "graph.py",
+    _HERE / "network.py",
+    _HERE / "decompositions.py",
+}  # they run the operations of a user's network
 _OWN = (TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError)
 
 

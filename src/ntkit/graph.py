@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
-from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
     get_proxy_mode,
@@ -21,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ntkit.decompositions import DECIDED, DECOMPOSITIONS
 from ntkit.errors import NotPerSampleError
 from ntkit.inputs import Batch, take
 from ntkit.network import Network, Weights
@@ -28,92 +27,12 @@ from ntkit.network import Network, Weights
 aten = torch.ops.aten
 
 
-def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a^T W_k b, as a linear map of the products of their entries."""
-    products = (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
-    return aten.linear(products, weight.flatten(1), bias)
-
-
-def _embedding_bag(
-    weight: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    scale_grad_by_freq: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One bag of embeddings (a sample has one), as an embedding and a sum or a mean."""
-    if offsets.numel() - include_last_offset != 1 or mode == 2:
-        raise NotImplementedError("embedding_bag with several bags in one sample, or with mode='max'")
-    padding = -1 if padding_idx is None else padding_idx
-    rows = aten.embedding(weight, indices, padding, scale_grad_by_freq, sparse)
-    keep = (indices != padding).to(rows.dtype).unsqueeze(-1)
-    scale = keep if per_sample_weights is None else keep * per_sample_weights.unsqueeze(-1)
-    bag = (rows * scale).sum(0, keepdim=True)
-    return (bag / keep.sum().clamp(min=1) if mode == 1 else bag), offsets, offsets, offsets
-
-
-# Whether, in this trace, a value decided what is in the graph.
-_decided: ContextVar[bool] = ContextVar("decided", default=False)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """softmax(Q K^T scale + mask) V, as torch documents its fused kernels."""
-    if dropout_p > 0:
-        raise NotPerSampleError(
-            f"scaled_dot_product_attention drops at random (dropout_p={dropout_p}): the network is not a "
-            f"function of its input. Call model.eval(), or set the probability of dropout to 0."
-        )
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(hidden, -torch.inf)
-    if attn_mask is not None:
-        is_bool = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
-        empty = (~attn_mask if is_bool else attn_mask == -torch.inf).all(-1, keepdim=True)
-        _decided.set(True)
-        with disable_proxy_modes_tracing():
-            some = bool(empty.any())
-        if some:  # a query that sees nothing gives zero
-            return torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
-    return torch.softmax(scores, -1) @ value
-
-
-# Fused nodes that break under vmap; written out, they are layers like any others.
-_WRITTEN_OUT = {
-    **get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]),
-    aten.embedding_bag.default: _embedding_bag,
-    aten.embedding_bag.padding_idx: _embedding_bag,
-    aten.scaled_dot_product_attention.default: _attention,
-    aten.bilinear.default: _bilinear,
-    # products that are made of others, which have rules
-    **{
-        op: op.decompose for op in (aten.tensordot.default, aten.inner.default, aten.linalg_multi_dot.default)
-    },
-}
 # Operations that take the shape of their second argument, and those that take the numbers themselves.
 _SHAPED = {
     aten.expand_as.default: aten.expand.default,
     aten.view_as.default: aten.view.default,
     aten.reshape_as.default: aten.reshape.default,
 }
-
 # Composite operations whose result may be a view, though their schemas do not say so.
 _MAY_VIEW = {
     *(aten.reshape, aten.contiguous, aten.flatten, aten.to, aten.type_as, aten.reshape_as, aten.narrow),
@@ -200,18 +119,18 @@ def trace(net: Network, x: Batch) -> Graph:
             return net.outputs(weights, x, buffers)
 
     with _quiet_tracing(net, x), _module_paths(net.module, paths):
-        make = make_fx(outputs, pre_dispatch=True, decomposition_table=_WRITTEN_OUT)
-        token = _decided.set(False)
+        make = make_fx(outputs, pre_dispatch=True, decomposition_table=DECOMPOSITIONS)
+        token = DECIDED.set(False)
         try:
             traced = make(weights, buffers, x)
-            decided = _decided.get()
+            decided = DECIDED.get()
         finally:
-            _decided.reset(token)
+            DECIDED.reset(token)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
     names = dict(zip(placeholders, leaves, strict=False))
     inputs = frozenset(placeholders[len(leaves) :])
-    moving = _moving(traced.graph.nodes, inputs)
+    moving = moving_nodes(traced.graph.nodes, inputs)
     read = [f"{name} in {paths.get(node) or 'the model'}" for name, node in reads.seen if node in moving]
     _purify(traced.graph)
     mutates = any(n.op == "call_function" and is_mutable(n) for n in traced.graph.nodes)
@@ -221,7 +140,7 @@ def trace(net: Network, x: Batch) -> Graph:
     return graph
 
 
-def _moving(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:
+def moving_nodes(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:
     """Return the names of the nodes that depend on the inputs."""
     moving = {node.name for node in inputs}
     for node in nodes:
@@ -283,12 +202,12 @@ def _purify(graph: fx.Graph) -> None:
         if twin is None or not isinstance(old, fx.Node):
             continue
         if not _shares_memory(old) and not any(_shares_memory(n) for n in old.users if n is not node):
-            node.target = twin
+            in_place, node.target = node.target, twin
             if _meta(node) == _meta(old):
                 old.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
                 continue
-            node.target = _in_place(twin)
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(_in_place(twin).name(), "FuncTorchBatched"):
+            node.target = in_place
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "FuncTorchBatched"):
             with graph.inserting_before(node):
                 value = graph.call_function(twin, node.args, node.kwargs)
             value.meta = dict(node.meta)
@@ -302,16 +221,13 @@ def _twin(op: Any) -> torch._ops.OpOverload | None:
     """Return the operation that gives a new value where this one writes into its first argument."""
     if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
         return None
-    name = op._schema.name.removeprefix("aten::")[:-1]
-    twin = getattr(getattr(aten, name, None), op._overloadname, None)
-    same = twin is not None and [a.name for a in twin._schema.arguments] == [
-        a.name for a in op._schema.arguments
-    ]
-    return twin if same else None
+    packet = getattr(aten, op._schema.name.removeprefix("aten::")[:-1], None)
+    twins = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
+    return next((t for t in twins if _signature(t) == _signature(op)), None)
 
 
-def _in_place(twin: torch._ops.OpOverload) -> torch._ops.OpOverload:
-    return getattr(getattr(aten, twin._schema.name.removeprefix("aten::") + "_"), twin._overloadname)
+def _signature(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in op._schema.arguments]
 
 
 def _meta(node: fx.Node) -> tuple:
@@ -351,7 +267,7 @@ def arguments(node: fx.Node, args: tuple, kwargs: dict) -> Arguments:
 
 def refuse_random(graph: Graph) -> None:
     """Refuse operations that draw random numbers or use the statistics of the batch (not of a weight)."""
-    moving = _moving(graph.nodes, graph.inputs)
+    moving = moving_nodes(graph.nodes, graph.inputs)
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -362,7 +278,7 @@ def refuse_random(graph: Graph) -> None:
         if (
             op in (aten.batch_norm, aten.native_batch_norm, aten.cudnn_batch_norm)
             and training
-            and node in moving
+            and node.name in moving
         ):
             raise NotPerSampleError(
                 f"{where} normalizes by the statistics of the batch: its output for one sample depends on "

@@ -276,28 +276,30 @@ def untouched(module: nn.Module) -> Iterator[None]:
     ]
     buffers = [(b, b._version, b.clone()) for b in module.buffers() if not b.is_inference()]
     weights = [(name, p, p._version) for name, p in module.named_parameters() if not p.is_inference()]
+    written: str | None = None
     try:
         yield
-        for name, p, version in weights:
-            if p._version != version:
-                raise NotPerSampleError(
-                    f"The network writes into its parameter {name!r} when it is called: it is another one at "
-                    f"each call. Let it make a new tensor of it instead."
-                )
     finally:
-        for now, attributes in before:
+        written = next((name for name, p, version in weights if p._version != version), None)
+        for now, attributes in before if written is None else ():  # else they belong to the new weights
             if not _alike(now, attributes):
                 now.clear()
                 now.update(attributes)
-        for container, copied in held:
+        for container, copied in held if written is None else ():
             if container if copied is None else not _alike(container, copied):
                 container.clear()
                 if copied is not None:
                     container.extend(copied) if isinstance(container, list) else container.update(copied)
         with torch.no_grad():
-            for buffer, version, value in buffers:
+            for buffer, version, value in buffers if written is None else ():
                 if buffer._version != version:
                     buffer.copy_(value)
+    if written is not None:
+        raise NotPerSampleError(
+            f"The network writes into its parameter {written!r} when it is called: it is another one at each "
+            f"call. Let it make a new tensor of it instead; if it does so at its first call only, call it "
+            f"once before."
+        )
 
 
 _draws: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

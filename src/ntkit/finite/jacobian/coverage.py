@@ -18,7 +18,7 @@ import ntkit.finite.layers.embedding
 import ntkit.finite.layers.linear
 import ntkit.finite.layers.norm  # noqa: F401  (the rules register themselves)
 from ntkit.finite.rules import RULES, ArgumentSlot
-from ntkit.graph import Graph, is_mutable
+from ntkit.graph import Graph, is_mutable, moving_nodes
 
 aten = torch.ops.aten
 
@@ -39,6 +39,12 @@ CONSTANT = {
 }
 # A product of a weight with a constant that the network makes itself counts as a use of it.
 PRODUCTS = {aten.linear, aten.addmm, aten.mm, aten.matmul}
+# So do these of a weight with anything but the data, unless what they give becomes a weight: the embedding of
+# positions, a table of biases, a network of a grid of coordinates.
+FIXED_USES = PRODUCTS | {aten.bmm, aten.einsum, aten.embedding, aten.index, aten.index_select}
+# The operations whose vector or matrix, if it is the same for all samples, is a weight, as are the filters.
+MAPS = PRODUCTS | {aten.einsum, aten.bilinear}
+FILTERS = {getattr(aten, f"conv{t}{d}d") for t in ("", "_transpose") for d in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     dtypes: dict[fx.Node, torch.dtype] = {}  # of the weights that a node is a function of
     uncovered: dict[str, str] = {}
     order: list[tuple[fx.Node, frozenset[str]]] = []
+    become = _becoming_weights(graph)
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
             name = graph.weights.get(node)
@@ -89,9 +96,9 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
         sources = [a for a in node.all_input_nodes if a in origin]
         packet = getattr(node.target, "overloadpacket", None)
         others = [a for a in node.all_input_nodes if a not in origin]
-        if any(a in data for a in others) or (
-            sources and others and packet in PRODUCTS and all(a in constants for a in others)
-        ):
+        made = bool(others) and packet in PRODUCTS and all(a in constants for a in others)
+        fixed = made or (packet in FIXED_USES and node not in become)
+        if (sources and fixed) or any(a in data for a in others):
             data.add(node)
             if sources:
                 order.append((node, frozenset().union(*(origin[a] for a in sources))))
@@ -118,12 +125,29 @@ def cover(graph: Graph, wanted: frozenset[str]) -> Coverage:
     return Coverage(covered, uncovered, tuple(order))
 
 
+def _becoming_weights(graph: Graph) -> set[fx.Node]:
+    """Return the nodes, the same for all samples, that maps of the data take in the place of a weight."""
+    moving = moving_nodes(graph.module.graph.nodes, graph.inputs)
+    become: set[fx.Node] = set()
+    for node in reversed(graph.module.graph.nodes):
+        for user in node.users if node.name not in moving else ():
+            packet = getattr(user.target, "overloadpacket", None)
+            is_weight = packet in FILTERS or (packet in MAPS and len(_shape(node)) <= 2)
+            if is_weight if user.name in moving else user in become:
+                become.add(node)
+    return become
+
+
 def _dtype(node: fx.Node) -> torch.dtype:
     """Return the dtype of what an operation gives (of several things, that of the first)."""
     meta = node.meta.get("tensor_meta")
     while isinstance(meta, (list, tuple)) and not hasattr(meta, "dtype"):
         meta = next(iter(meta), None)
     return getattr(meta, "dtype", torch.float32)
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 def _slots(node: fx.Node, source: fx.Node) -> list[ArgumentSlot]:

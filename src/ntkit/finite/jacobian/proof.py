@@ -33,10 +33,20 @@ _ROWS = 2**24  # numbers in the gradients of all of them, up to which they are c
 
 
 class Truth:
-    """Gradients of the user's own module for two samples: of each output, or of a random sum of all."""
+    """Gradients of the user's own module for two samples: of each output, or of a random sum of all.
+
+    Each sample goes through the module alone, or ``together`` with the other: torch's own gradient is wrong
+    for some networks where the batch is one sample (2.13: batch norm of a gradient with odd strides).
+    """
 
     def __init__(
-        self, net: Network, pair: Batch, wanted: tuple[str, ...], outputs: int, lowest: torch.dtype
+        self,
+        net: Network,
+        pair: Batch,
+        wanted: tuple[str, ...],
+        outputs: int,
+        lowest: torch.dtype,
+        together: bool = False,
     ) -> None:
         self.net, self.pair, self.wanted, self.lowest = net, pair, wanted, lowest
         draw = torch.Generator().manual_seed(0)
@@ -47,37 +57,42 @@ class Truth:
         else:
             rows = torch.randn(1, outputs, generator=draw, dtype=torch.float64)
             self.rows = rows.to(net.device, net.dtype)
+        self.outputs, self.together = outputs, together
         self._known: dict[int, dict[str, Tensor | None]] = {}
         self._used: dict[int, set[str]] = {}
+
+    def for_a_batch(self) -> Truth:
+        """Return the gradients of both samples in one batch."""
+        return Truth(self.net, self.pair, self.wanted, self.outputs, self.lowest, together=True)
 
     def gradients(self, sample: int) -> dict[str, Tensor | None]:
         """Return the gradients ``[q, P]`` for one of the two samples; None: the weight has no use."""
         if sample not in self._known:
             if len(self.rows) == 1:  # large ones are held for one sample at a time
                 self._known.clear()
-            found = self._by_autograd(take(self.pair, slice(sample, sample + 1)))
+            batch = self.pair if self.together else take(self.pair, slice(sample, sample + 1))
+            found = self._by_autograd(batch, sample if self.together else 0)
             self._known[sample] = found
             self._used[sample] = {name for name, g in found.items() if g is not None}
         return self._known[sample]
 
-    def _by_autograd(self, one: Batch) -> dict[str, Tensor | None]:
+    def _by_autograd(self, batch: Batch, place: int) -> dict[str, Tensor | None]:
         found: dict[str, list[Tensor]] = {name: [] for name in self.wanted}
         leaves = self.net.leaves(self.wanted)
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            y = self.net.direct(one, leaves)
+            y = self.net.direct(batch, leaves)
             for row in self.rows.to(y.dtype) if y.requires_grad else ():
                 try:
                     grads = torch.autograd.grad(
-                        (y[0] * row).sum(), list(leaves.values()), None, True, allow_unused=True
+                        (y[place] * row).sum(), list(leaves.values()), None, True, allow_unused=True
                     )
                 except RuntimeError as error:
                     if "use_reentrant" in str(error):
                         raise BadTypeError(
-                            f"{_checkpointing(self.net, one)} uses reentrant checkpoints "
+                            f"{_checkpointing(self.net, batch)} uses reentrant checkpoints "
                             f"(torch.utils.checkpoint, use_reentrant=True), which autograd.grad cannot go "
-                            f"through. Give "
-                            f"use_reentrant=False, or turn checkpoints off."
+                            f"through. Give use_reentrant=False, or turn checkpoints off."
                         ) from error
                     raise
                 for name, g in zip(self.wanted, grads, strict=True):
@@ -158,9 +173,10 @@ def _proved(truth: Truth) -> Recipe:
             raise
         except Exception as error:  # whatever a user's network may raise when it is traced
             return whole(truth, f"not traceable: {first_line(foreign(error, 'tracing'))}")
-        recipe, reason = _from_graph(graph, truth)
-        if recipe is not None:
-            return recipe
+        for oracle in (truth, truth.for_a_batch()):
+            recipe, reason = _from_graph(graph, oracle)
+            if recipe is not None:
+                return recipe
         if not (graph.reads or graph.decided):  # else what was read at the other sample may serve both
             break
     return whole(truth, reason)

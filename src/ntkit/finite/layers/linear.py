@@ -10,12 +10,14 @@ from ntkit.finite.rules import Use, reduce_to, rule
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default, "weight", "bias")
+@rule(aten.linear.default, "input", "weight", "bias")
 def linear(use: Use) -> Factor | None:
-    """Y = h W^T + b: the weight is sum_t g_t h_t^T, the bias sum_t g_t."""
-    if use.args["weight"].ndim != 2:
+    """Y = h W^T + b: the weight is sum_t g_t h_t^T, the bias sum_t g_t, a learned input g_t W."""
+    w, g = use.tensor("weight"), use.g
+    if w.ndim != 3:
         return None
-    g = use.g
+    if use.slot[0] == "input":
+        return Factor.vector(g @ w.reshape(-1, *[1] * (g.ndim - 3), *w.shape[1:]))
     n, o, out = *g.shape[:2], g.shape[-1]
     if use.slot[0] == "bias":
         g = g.reshape(n, o, -1, out)
