@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from operator import is_
 from typing import Any, Literal, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrizations
-from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError, nearest
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, nearest
 from ntkit.faults import foreign
 from ntkit.inputs import Batch, Bundle, Inputs, Picked, as_batch, batch_size
+from ntkit.module_checks import Weights, check_names, check_weights
+from ntkit.on_loan import noting_draws, untouched, users_device
 
-Weights = Mapping[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 No: TypeAlias = Literal[False]  # a flag that is left out, in overloads
 Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Values: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]  # of any dtype
 Pair: TypeAlias = tuple[Floats, Floats]  # a mean and its spread
 _OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has
-_CONTAINERS = {list, dict, set, OrderedDict}
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
@@ -80,7 +72,7 @@ class Network:
                 y = self.call({**self.weights, **(leaves or {})}, x)
             else:
                 args, kwargs = _call_arguments(x)
-                with untouched(self.module), _users_device(), _noting_draws(self.module):
+                with untouched(self.module), users_device(), noting_draws(self.module):
                     y = self.module(*args, **kwargs)
         return self._rows(y, batch_size(x))
 
@@ -241,112 +233,6 @@ def _selected(y: Any, select: str | int) -> Any:
         ) from error
 
 
-_users: ContextVar[torch.device | None] = ContextVar("the user's default device", default=None)
-
-
-@contextmanager
-def no_default_device() -> Iterator[None]:
-    """Let new tensors be on the CPU, those of the user's network excepted."""
-    device = torch.empty(0).device
-    if device.type == "cpu":
-        yield
-        return
-    token = _users.set(device)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        _users.reset(token)
-
-
-def _users_device() -> AbstractContextManager[Any]:
-    device = _users.get()
-    return nullcontext() if device is None else torch.device(device)
-
-
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """Put back what a call of a module changes: attributes, what lists and dicts among them hold, buffers."""
-    before = [(vars(m), dict(vars(m))) for m in module.modules()]
-    held = [
-        (v, v.copy() if v else None)
-        for _, attributes in before
-        for v in attributes.values()
-        if type(v) in _CONTAINERS
-    ]
-    buffers = [(b, b._version, b.clone()) for b in module.buffers() if not b.is_inference()]
-    weights = [(name, p, p._version) for name, p in module.named_parameters() if not p.is_inference()]
-    written: str | None = None
-    try:
-        yield
-    finally:
-        written = next((name for name, p, version in weights if p._version != version), None)
-        for now, attributes in before if written is None else ():  # else they belong to the new weights
-            if not _alike(now, attributes):
-                now.clear()
-                now.update(attributes)
-        for container, copied in held if written is None else ():
-            if container if copied is None else not _alike(container, copied):
-                container.clear()
-                if copied is not None:
-                    container.extend(copied) if isinstance(container, list) else container.update(copied)
-        with torch.no_grad():
-            for buffer, version, value in buffers if written is None else ():
-                if buffer._version != version:
-                    buffer.copy_(value)
-    if written is not None:
-        raise NotPerSampleError(
-            f"The network writes into its parameter {written!r} when it is called: it is another one at each "
-            f"call. Let it make a new tensor of it instead; if it does so at its first call only, call it "
-            f"once before."
-        )
-
-
-_draws: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def may_draw(module: nn.Module | None) -> bool:
-    """Return whether a network may draw from Python's or NumPy's state, as far as its calls have shown."""
-    return module is not None and _draws.get(module, True)
-
-
-@contextmanager
-def _noting_draws(module: nn.Module) -> Iterator[None]:
-    if module in _draws:
-        yield
-        return
-    before = random.getstate(), np.random.get_state(legacy=False)["state"]
-    yield
-    now = np.random.get_state(legacy=False)["state"]
-    same = now["pos"] == before[1]["pos"] and np.array_equal(now["key"], before[1]["key"])
-    _draws[module] = not (same and random.getstate() == before[0])
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Return whether two containers hold the same objects, in the same order."""
-    if len(a) != len(b):
-        return False
-    if isinstance(a, dict):
-        return all(map(is_, a.values(), b.values())) and list(a) == list(b)
-    return all(map(is_, a, b))
-
-
-@contextmanager
-def lent(module: nn.Module | None, weights: Weights | None) -> Iterator[None]:
-    """Lend a module other values for its weights; the tensors themselves stay, for whoever knows them."""
-    if weights is None or module is None:
-        yield
-        return
-    own = {name: (p, p.data) for name, p in module.named_parameters()}
-    try:
-        for name, (p, _) in own.items():
-            p.data = torch.view_as_complex(weights[name]) if p.is_complex() else weights[name]
-        yield
-    finally:
-        for p, data in own.values():
-            p.data = data
-
-
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside of what runs it in parallel or compiled; refuse one that cannot be read."""
     while True:
@@ -390,7 +276,7 @@ def network(model: Any, weights: Weights | None = None, select: str | int | None
         def call(weights: Weights, x: Batch, buffers: Weights | None = None) -> Any:
             buffers = module_buffers(module) if buffers is None else buffers
             whole = {name: torch.view_as_complex(weights[name]) for name in complex_ones}
-            with untouched(module), _users_device():
+            with untouched(module), users_device():
                 return call_with(module, {**buffers, **weights, **whole}, *_call_arguments(x))
 
         fixed = None if weights is None else {k: _real(w.detach()) for k, w in weights.items()}
@@ -411,7 +297,7 @@ def network(model: Any, weights: Weights | None = None, select: str | int | None
 
     def function(w: Weights, x: Batch, _: Any = None) -> Any:
         value = x.value if isinstance(x, Bundle) else x
-        with _users_device():
+        with users_device():
             return model({**w, **{k: torch.view_as_complex(w[k]) for k in complex_names}}, value)
 
     return Network(function, {k: _real(w.detach()) for k, w in weights.items()}, None, select)
@@ -454,76 +340,9 @@ def module_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: b.clone() for name, b in module.named_buffers()}
 
 
-def check_names(weights: Weights, known: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not named as the parameters of a module are."""
-    if not isinstance(weights, Mapping):
-        raise BadTypeError(f"weights is a {type(weights).__name__}, expected a dict of tensors by name.")
-    if set(weights) != set(known):
-        raise BadValueError(
-            f"weights must name the parameters of the module; unknown: "
-            f"{sorted(map(str, set(weights) - set(known)))}, missing: {sorted(set(known) - set(weights))}."
-        )
-
-
-def check_weights(weights: Weights, counted: Weights) -> None:
-    """Refuse weights on several devices, or of which those that count are not of one floating dtype."""
-    if not isinstance(weights, Mapping):
-        raise BadTypeError(f"weights is a {type(weights).__name__}, expected a dict of tensors by name.")
-    if not weights:
-        raise BadValueError("The network has no parameters, so it has no tangent kernel.")
-    for name, w in weights.items():
-        if not isinstance(w, Tensor) or is_lazy(w):
-            raise BadTypeError(
-                f"Weight {name!r} is a {type(w).__name__}, expected an initialized tensor; run a lazy "
-                f"module once before giving it to ntkit."
-            )
-    for name in counted:
-        w = weights[name]
-        if w.is_inference():
-            raise BadValueError(
-                f"Weight {name!r} was made in inference mode, which autograd cannot differentiate. Make the "
-                f"network, or load its weights, outside of torch.inference_mode()."
-            )
-        if not w.is_floating_point() and not w.is_complex():
-            raise BadValueError(
-                f"Weight {name!r} has dtype {w.dtype}; tangent kernels need floating-point weights. Turn it "
-                f"into a buffer, or leave it out of `weights`."
-            )
-    seen = {"device": {str(w.device) for w in weights.values()}}
-    seen["dtype"] = {str(weights[name].dtype.to_real()) for name in counted}
-    for what, values in seen.items():
-        if len(values) > 1:
-            raise BadValueError(
-                f"The weights have mixed {what}s {sorted(values)}; bring them to one with model.to(...)."
-            )
-
-
 def as_inputs(x: Inputs, net: Network, what: str = "x", picked: Picked = None) -> Batch:
     """Return inputs as tensors on the network's device, checked: a batch, finite, of its dtype."""
     return as_batch(x, net.dtypes, net.device, what, picked)
-
-
-def refuse_stateful(module: nn.Module | None) -> None:
-    """Refuse modules that have no function of a single sample as they are set now, by name."""
-    for name, m in module.named_modules() if module is not None else ():
-        where = f"{name or 'the model'} ({type(m).__name__})"
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            if m.training or m.running_mean is None:
-                why = "is in training mode" if m.training else "keeps no running statistics"
-                raise NotPerSampleError(
-                    f"{where} {why}: its output for one sample depends on the others of the batch. "
-                    f"Call model.eval(), with track_running_stats=True."
-                )
-        elif m.training and _iterates(m):
-            raise NotPerSampleError(
-                f"{where} is a spectral norm in training mode: its power iteration changes the weights at "
-                f"each call. Call model.eval()."
-            )
-        elif isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0:
-            raise NotPerSampleError(
-                f"{where} drops at random (p={m.p}) in training mode: the network is not a function of "
-                f"its input. Call model.eval(), or set p=0."
-            )
 
 
 def refuse_complex(net: Network, what: str) -> None:
@@ -534,9 +353,3 @@ def refuse_complex(net: Network, what: str) -> None:
                 f"Weight {name!r} has dtype {p.dtype}. {what} needs real weights: hold it as a pair of reals "
                 f"(torch.view_as_real), and make the complex one in forward (torch.view_as_complex)."
             )
-
-
-def _iterates(m: nn.Module) -> bool:
-    """Return whether a module holds a spectral norm, as a parametrization or as torch's older hook."""
-    hooks = m._forward_pre_hooks.values()
-    return isinstance(m, parametrizations._SpectralNorm) or any(isinstance(h, SpectralNorm) for h in hooks)

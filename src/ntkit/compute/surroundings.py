@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ntkit.compute.precision import exact
-from ntkit.network import Network, lent, may_draw, no_default_device
+from ntkit.network import Network
+from ntkit.on_loan import lent, may_draw, no_default_device
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from ntkit.finite.jacobian.rounding import tolerance
 from ntkit.graph import arguments, is_batched, trace
 from ntkit.inputs import Batch, Inputs, Picked
 from ntkit.kernel import Kernel
-from ntkit.network import Weights, as_inputs, network, refuse_stateful
+from ntkit.module_checks import refuse_stateful
+from ntkit.network import Weights, as_inputs, network
 
 
 class ConjugateKernel(Kernel):

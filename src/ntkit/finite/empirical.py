@@ -24,7 +24,8 @@ from ntkit.finite.operator import TangentOperator, tangent_operator
 from ntkit.finite.project import Projection
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, check_alike, drawn_rows, take
 from ntkit.kernel import Kernel
-from ntkit.network import Network, No, Weights, as_inputs, check_weights, network
+from ntkit.module_checks import check_weights
+from ntkit.network import Network, No, Weights, as_inputs, network
 
 Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
 _KEPT = 16  # recipes, of the last kinds of inputs

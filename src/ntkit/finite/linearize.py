@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
 from ntkit.finite.written_out import WrittenOut
-from ntkit.network import call_with, copy_of, lent, module_buffers, refuse_stateful, untouched
+from ntkit.module_checks import refuse_stateful
+from ntkit.network import call_with, copy_of, module_buffers
+from ntkit.on_loan import lent, untouched
 
 
 class TaylorNetwork(nn.Module):

@@ -26,7 +26,8 @@ from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.inputs import Batch, Inputs, take
 from ntkit.kernel import Kernel
-from ntkit.network import Network, as_inputs, network, refuse_complex, refuse_stateful
+from ntkit.module_checks import refuse_stateful
+from ntkit.network import Network, as_inputs, network, refuse_complex
 
 LimitKind = Literal["nngp", "ntk"]
 

@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 from ntkit.errors import BadValueError, NotPerSampleError, NtkitError, PathMismatchError
 from ntkit.files import hash_data
 from ntkit.inputs import Batch, Inputs, batch_size, take
-from ntkit.network import Network, as_inputs, network, refuse_stateful, unwrapped
+from ntkit.module_checks import refuse_stateful
+from ntkit.network import Network, as_inputs, network, unwrapped
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.flat_network import FlatNetwork, Head
 from ntkit.training.replay.sample_gradients import Samples
