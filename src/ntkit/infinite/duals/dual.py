@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
+from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
@@ -244,8 +244,8 @@ def _checked(*values: Numbers) -> list[Tensor]:
     arrays = [t.dtype for t, x in zip(tensors, values, strict=True) if not isinstance(x, float | int)]
     dtypes = [d for d in arrays if d.is_floating_point] or [torch.float64]
     dtype = max(dtypes, key=lambda d: torch.finfo(d).bits)
-    for given in (dtype, *(d for d in arrays if d.is_complex)):
-        one_of("the covariances' dtype", given, (torch.float32, torch.float64))
+    if dtype not in (torch.float32, torch.float64) or any(d.is_complex for d in arrays):
+        raise BadValueError(f"Covariances must be float32 or float64, not {', '.join(map(str, arrays))}.")
     tensors = [
         torch.tensor(x, dtype=dtype) if isinstance(x, float | int) else t.to(dtype)
         for t, x in zip(tensors, values, strict=True)
