@@ -55,8 +55,10 @@ def _summary(results: Results) -> tuple[list[str], list[str]]:
     for r in served:
         shares.update(r["shares"])
     share = shares["structure"] / max(1, shares.total())
-    means = [r["shares"].get("structure", 0) / r["weights"] for r in served]
-    mean = sum(means) / max(1, len(means))
+    mean, known = (
+        sum(sum(r["shares"].get(way, 0) for way in ways) / r["weights"] for r in served) / max(1, len(served))
+        for ways in (("structure",), ("structure", "formed"))
+    )
     states = Counter(r["status"] for r in results.values())
     foreign = sum(states[s] for s in ("foreign", "crashed", "late", "broken"))
     bars = [
@@ -67,8 +69,9 @@ def _summary(results: Results) -> tuple[list[str], list[str]]:
             len(served) >= SERVED * len(functions),
         ),
         (
-            f"weights by structure: {share:.1%}, as a mean over models {mean:.1%} (bar {STRUCTURE:.0%})",
-            min(share, mean) >= STRUCTURE,
+            f"weights by structure, as a mean over the models served: {mean:.1%} (bar {STRUCTURE:.0%}); "
+            f"{known:.1%} with those that are formed, {share:.1%} of all weights together",
+            mean >= STRUCTURE,
         ),
     ]
     total = len(results)
@@ -77,9 +80,22 @@ def _summary(results: Results) -> tuple[list[str], list[str]]:
         f"{total} models; {refused} of the {total - len(functions)} that are no functions of one sample are "
         "refused.",
         "",
-        *(f"- {text}{'' if reached else ': **missed**'}" for text, reached in bars),
+        *(f"- {text}: {'met' if reached else '**missed**'}" for text, reached in bars),
+        *_sources(results),
     ]
     return lines, [text for text, reached in bars if not reached]
+
+
+def _sources(results: Results) -> list[str]:
+    """Return a line that says so where the results are of several states of ntkit's sources."""
+    counts = Counter(r["versions"].get("ntkit") for r in results.values()).most_common()
+    if len(counts) < 2:
+        return []
+    told = ", ".join(f"{count} of {name}" for name, count in counts)
+    return [
+        "",
+        f"The results are of several states of ntkit's sources (first digits of their SHA-256): {told}.",
+    ]
 
 
 def _reasons(results: Results) -> list[str]:

@@ -25,9 +25,11 @@ def of(name: str, size: int = 64, note: str = "", **options: Any) -> Entry:
     )
 
 
-def own(name: str, build: Callable[[], nn.Module], size: int = 64, note: str = "") -> Entry:
+def own(
+    name: str, build: Callable[[], nn.Module], size: int = 64, note: str = "", together: bool = False
+) -> Entry:
     """Return a model made from its class, since its name leaves no sizes to choose."""
-    return Entry(name, build, image(size), note=note)
+    return Entry(name, build, image(size), note=note, together=together)
 
 
 WINDOW = dict(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
@@ -82,6 +84,7 @@ ENTRIES = [
             stem_type="s8",
         ),
         note="keeps its position biases in eval mode",
+        together=True,  # torch 2.13's backward of batch norm
     ),
     of("vit_tiny_patch16_dinov3_qkvb", 32, note="rotary positions", **VIT),
     of("eva02_tiny_patch14_224", 32, note="rotary positions", **VIT),
