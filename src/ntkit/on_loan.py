@@ -93,14 +93,16 @@ def may_draw(module: nn.Module | None) -> bool:
 @contextmanager
 def noting_draws(module: nn.Module) -> Iterator[None]:
     """Note at the first call of a network whether it draws from Python's or NumPy's random state."""
-    if module in _draws:
-        yield
-        return
-    before = random.getstate(), np.random.get_state(legacy=False)["state"]
+    before = None if module in _draws else _random_states()
     yield
-    now = np.random.get_state(legacy=False)["state"]
-    same = now["pos"] == before[1]["pos"] and np.array_equal(now["key"], before[1]["key"])
-    _draws[module] = not (same and random.getstate() == before[0])
+    if before is not None:
+        now = _random_states()
+        same = now[1]["pos"] == before[1]["pos"] and np.array_equal(now[1]["key"], before[1]["key"])
+        _draws[module] = not (same and now[0] == before[0])
+
+
+def _random_states() -> tuple[Any, Any]:
+    return random.getstate(), np.random.get_state(legacy=False)["state"]
 
 
 def _alike(a: Any, b: Any) -> bool:

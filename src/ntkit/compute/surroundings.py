@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -42,7 +42,7 @@ def undisturbed(net: Network) -> Generator[None]:
 
 
 @contextmanager
-def without_fastpath() -> Iterator[None]:
+def without_fastpath() -> Generator[None]:
     """Turn off the fused attention that only networks in evaluation mode use."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -53,7 +53,7 @@ def without_fastpath() -> Iterator[None]:
 
 
 @contextmanager
-def _random_states(net: Network) -> Iterator[None]:
+def _random_states(net: Network) -> Generator[None]:
     """Put back the states of torch, and, where a network may draw from them, of Python and NumPy."""
     device = net.device
     before = torch.get_rng_state()
@@ -71,7 +71,7 @@ def _random_states(net: Network) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_gradients(module: nn.Module) -> Iterator[None]:
+def _kept_gradients(module: nn.Module) -> Generator[None]:
     """Put back which parameters require a gradient, and the gradients that they hold."""
     before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     try:

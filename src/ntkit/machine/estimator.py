@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -41,7 +41,7 @@ def check_fitted(estimator: Any) -> None:
 
 
 @contextmanager
-def refusing(expected: str) -> Iterator[None]:
+def refusing(expected: str) -> Generator[None]:
     """Tell what scikit-learn and NumPy raise for data as ntkit's refusal, which is of the same kind."""
     try:
         yield
@@ -119,9 +119,9 @@ class KernelMachine(BaseEstimator):
         """Return sample weights as an array, None where all are 1."""
         if sample_weight is None:
             return None
-        given, checks = as_array(sample_weight), {"dtype": np.float64, "ensure_non_negative": True}
+        given = as_array(sample_weight)
         with refusing("one finite weight >= 0 for each sample, not all zero"):
-            weights = _check_sample_weight(given, X, **checks)
+            weights = _check_sample_weight(given, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise BadValueError("All sample weights are zero; at least one sample must count.")
         return weights

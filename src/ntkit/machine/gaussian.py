@@ -91,7 +91,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         if not chosen and not is_size(self.noise):
             near = nearest(self.noise, ("ml",))
             raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.{near}")
-        if not isinstance(self.optimize, Iterable):
+        optimize: object = self.optimize  # whatever a user has set
+        if not isinstance(optimize, Iterable):
             raise BadTypeError(f"optimize={self.optimize!r}; expected names of the kernel's parameters.")
         y = np.array(as_numbers("y", y))
         targets = torch.as_tensor(y.reshape(len(x), -1))
