@@ -94,11 +94,13 @@ def may_draw(module: nn.Module | None) -> bool:
 def noting_draws(module: nn.Module) -> Iterator[None]:
     """Note at the first call of a network whether it draws from Python's or NumPy's random state."""
     before = None if module in _draws else _random_states()
-    yield
-    if before is not None:
-        now = _random_states()
-        same = now[1]["pos"] == before[1]["pos"] and np.array_equal(now[1]["key"], before[1]["key"])
-        _draws[module] = not (same and now[0] == before[0])
+    try:
+        yield
+    finally:
+        if before is not None:
+            now = _random_states()
+            same = now[1]["pos"] == before[1]["pos"] and np.array_equal(now[1]["key"], before[1]["key"])
+            _draws[module] = not (same and now[0] == before[0])
 
 
 def _random_states() -> tuple[Any, Any]:

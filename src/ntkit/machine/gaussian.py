@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 import numpy as np
 import torch
@@ -91,8 +91,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         if not chosen and not is_size(self.noise):
             near = nearest(self.noise, ("ml",))
             raise BadValueError(f"noise={self.noise!r}; expected a variance >= 0, or 'ml'.{near}")
-        optimize: object = self.optimize  # whatever a user has set
-        if not isinstance(optimize, Iterable):
+        if not isinstance(cast(object, self.optimize), Iterable):  # whatever a user has set
             raise BadTypeError(f"optimize={self.optimize!r}; expected names of the kernel's parameters.")
         y = np.array(as_numbers("y", y))
         targets = torch.as_tensor(y.reshape(len(x), -1))

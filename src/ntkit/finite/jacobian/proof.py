@@ -76,6 +76,7 @@ def _from_graph(graph: Graph, truth: Truth) -> tuple[Recipe | None, str]:
     coverage = cover(graph, frozenset(truth.wanted))
     for _ in range(len(truth.wanted) + 1):
         recipe = Recipe(truth.net, truth.wanted, graph, coverage, truth.lowest)
+        recipe.tapes.off = True
         try:
             wrong = _disagreements(recipe, truth)
         except RuleError as error:
@@ -90,6 +91,7 @@ def _from_graph(graph: Graph, truth: Truth) -> tuple[Recipe | None, str]:
         except Exception as error:  # an operation that vmap or a rule cannot take
             return None, f"not batchable: {first_line(foreign(error, 'the batched passes of a network'))}"
         if not wrong:
+            recipe.tapes.off = False
             return recipe, ""
         if all(name in coverage.uncovered for name in wrong):
             break

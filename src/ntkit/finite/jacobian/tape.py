@@ -61,6 +61,7 @@ class Tapes:
     def __init__(self, most: int = 16) -> None:
         self._most = most
         self._known: dict[Hashable, Callable[..., Any] | None] = {}  # None: called once
+        self.off = False  # while a network is proved, for shapes that may not come again
 
     def __reduce__(self) -> tuple:
         return Tapes, (self._most,)  # copies write their own
@@ -70,6 +71,8 @@ class Tapes:
 
         A function that cannot be written out, or whose tape gives another result, is called as it is.
         """
+        if self.off:
+            return function(*args)
         if key not in self._known:
             self._known[key] = None
             if len(self._known) > self._most:
