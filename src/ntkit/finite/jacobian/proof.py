@@ -42,7 +42,8 @@ def prove(net: Network, x: Batch, wanted: tuple[str, ...]) -> Recipe:
     outputs, lowest = check_samples(net, pair)
     truth = Truth(net, pair, wanted, outputs, lowest)
     recipe = _proved(truth)
-    unused = truth.unused
+    same = not recipe.by_sample and not recipe.reads  # else other samples may use other weights
+    unused = truth.unused if same else []
     if unused:
         warnings.warn(
             f"No output depends on the parameter(s) {_listed(unused)} for the samples given: their part of "
