@@ -142,7 +142,7 @@ class Network:
             return ()
         modules = tuple((id(m), m.training, *_settings(m)) for m in self.module.modules())
         ties = tuple(
-            (id(p), p.requires_grad) for _, p in self.module.named_parameters(remove_duplicate=False)
+            (id(p), p.requires_grad, p.shape) for _, p in self.module.named_parameters(remove_duplicate=False)
         )
         return modules, ties
 

@@ -288,3 +288,23 @@ def test_call_with_still_swaps_each_tensor_once():
     model = nn.Sequential(layer, nn.Tanh(), layer)
     call_with(model, {"0.weight": torch.ones(2, 2)}, (torch.ones(1, 2),), {})
     assert isinstance(model[0].weight, nn.Parameter)
+
+
+@pytest.mark.parametrize("change", ["outputs", "shapes", "nothing"])
+def test_a_block_whose_outputs_come_on_the_way_is_proved_too(change):
+    torch.manual_seed(0)
+    model, x = Settable().to(D), torch.randn(40, 4, dtype=D)
+    k = ntkit.EmpiricalNTK(model)
+    k(x), k(x)
+    inner = nn.Tanh()
+    model.act = inner
+    k(x), k(x)
+    assert k._proved_on_the_way(k._inputs(x, None)[0]) is not None  # one pass, one comparison
+    if change == "outputs":
+        inner.forward = torch.sin  # in an object that the network only refers to
+        assert k._proved_on_the_way(k._inputs(x, None)[0]) is None
+    elif change == "shapes":
+        layer = model.layers[2]
+        layer.weight.data, layer.bias.data = torch.randn(6, 4, dtype=D), torch.randn(6, dtype=D)
+    for _ in range(2):
+        assert_kernel(k(x), mean_kernel(model, x))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, overload
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,7 +18,7 @@ from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, nearest
 from ntkit.finite import blocks
 from ntkit.finite.blocks import Measure
 from ntkit.finite.explain import Explanation, explain
-from ntkit.finite.jacobian.proof import by_sample, differing, last_layer, prove
+from ntkit.finite.jacobian.proof import by_sample, differing, disagreeing_row, last_layer, prove
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Outputs, kind_of
 from ntkit.finite.operator import TangentOperator, tangent_operator
@@ -145,6 +146,8 @@ class EmpiricalNTK(Kernel):
         """Return the kernel between two batches; ``per_parameter=True``: a dict of parts that add up."""
         first, second = self._inputs(x1, x2)
         with undisturbed(self._net):
+            if second is None and not per_parameter and (block := self._proved_on_the_way(first)) is not None:
+                return block
             recipe, size = self._recipe(first, second)
             plan = self._plan(recipe, size, first, second)
             if not per_parameter:
@@ -235,12 +238,33 @@ class EmpiricalNTK(Kernel):
         check_alike(first, second)
         return first, second
 
-    def _recipe(self, *batches: Batch | None) -> tuple[Recipe, Measure]:
-        """Return what is proved of the network for such inputs, and holds for these batches.
+    def _proved_on_the_way(self, x: Batch) -> Block | None:
+        """Return the block of a batch whose outputs one pass makes: some are compared with the network's.
 
-        Known recipes are compared with the network's own outputs; where none holds, one is made and proved.
+        None where nothing is known of such a batch, where several passes are needed, or where they differ.
         """
-        x, *more = [b for b in batches if b is not None]
+        known = self._known(x)[0]
+        if not known or known[0][0].reads or known[0][0].by_sample or self.check == "all":
+            return None
+        recipe, size = known[0]
+        plan = self._plan(recipe, size, x, None)
+        n = batch_size(x)
+        if plan.samples < n or plan.outputs < size.outputs or len(plan.weights) > 1:
+            return None
+        rows, recipe.seen = drawn_rows(x, _DRAWN_ROWS), []
+        try:
+            block = blocks.block(recipe, plan, x, None, self._kind, size.outputs, None)
+            outputs = recipe.seen
+        finally:
+            recipe.seen = None
+        with torch.no_grad():
+            truth = recipe.net.direct(take(x, rows))
+        if len(outputs) != 1 or outputs[0].shape != (n, truth.shape[1]):
+            return None
+        return block if disagreeing_row(recipe, outputs[0][rows], truth) is None else None
+
+    def _known(self, x: Batch) -> tuple[list[tuple[Recipe, Measure]], Network]:
+        """Return the recipes that are known for such inputs and the network as it is set now."""
         leaves, structure = pytree.tree_flatten(x)
         inputs = tuple((t.shape[1:], t.dtype) for t in leaves)
         net = self._counting()
@@ -250,6 +274,15 @@ class EmpiricalNTK(Kernel):
         self._recipes[key] = known  # the last used stand last
         while len(self._recipes) > _KEPT:
             del self._recipes[next(iter(self._recipes))]
+        return known, net
+
+    def _recipe(self, *batches: Batch | None) -> tuple[Recipe, Measure]:
+        """Return what is proved of the network for such inputs, and holds for these batches.
+
+        Known recipes are compared with the network's own outputs; where none holds, one is made and proved.
+        """
+        x, *more = [b for b in batches if b is not None]
+        known, net = self._known(x)
         for recipe, size in known:
             if self._wrong_row(recipe, size, [x, *more], bool(recipe.reads)) is None:
                 return recipe, size

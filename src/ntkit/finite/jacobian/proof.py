@@ -122,16 +122,24 @@ def differing(recipe: Recipe, x: Batch, size: int) -> int | None:
                 return start
         if outputs.shape != truth.shape:
             return start
-        holds = (outputs - truth).abs() <= recipe.tolerance * truth.abs().max()
-        if not holds.all():
-            if not torch.isfinite(truth).all():
-                rows = (~torch.isfinite(truth)).any(1).nonzero().flatten() + start
-                raise BadValueError(
-                    f"The network returned NaN or infinite outputs for sample(s) {rows[:10].tolist()}; a "
-                    f"tangent kernel needs finite ones. Check the inputs' scale and the weights."
-                )
-            return start + int((~holds).any(1).nonzero()[0])
+        row = disagreeing_row(recipe, outputs, truth)
+        if row is not None:
+            return start + row
     return None
+
+
+def disagreeing_row(recipe: Recipe, outputs: Tensor, truth: Tensor) -> int | None:
+    """Return the first row where outputs are not those of the network itself, or None."""
+    holds = (outputs - truth).abs() <= recipe.tolerance * truth.abs().max()
+    if holds.all():
+        return None
+    if not torch.isfinite(truth).all():
+        count = int((~torch.isfinite(truth)).any(1).sum())
+        raise BadValueError(
+            f"The network returned NaN or infinite outputs for {count} of {len(truth)} samples; a tangent "
+            f"kernel needs finite ones. Check the inputs' scale and the weights."
+        )
+    return int((~holds).any(1).nonzero()[0])
 
 
 def last_layer(net: Network, x: Batch, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ class Recipe:
     groups: dict[str, list[Group]] = field(default_factory=dict)
     formed: dict[str, str] = field(default_factory=dict)  # covered, but summed as a dense Jacobian: why
     tapes: Tapes = field(default_factory=Tapes)
+    seen: list[Tensor] | None = None  # outputs that passes made on the way, where somebody wants them
 
     @cached_property
     def tolerance(self) -> float:
@@ -138,7 +139,9 @@ class Recipe:
             for edge in [e for e in factors if not e.weights & (awaited.keys() | self.formed.keys())]:
                 del factors[edge]
 
-        run_passes(self, taps, (), self.net.weights, self.net.buffers, x, cotangents, arrived)
+        passes = run_passes(self, taps, (), self.net.weights, self.net.buffers, x, cotangents, arrived)
+        if self.seen is not None:
+            self.seen.append(passes.out)
         rest = {name: self.grouped(name, factors) for name in awaited}
         formed = [n for n in self.wanted if n in self.formed and n in only]
         if formed:
@@ -255,6 +258,8 @@ def batch_factors(
     weights = recipe.net.weights if weights is None else weights
     taps = taps_of(edges)
     passes = recipe.passes(x, cotangents, taps, copied, weights)
+    if recipe.seen is not None:
+        recipe.seen.append(passes.out.detach())
     return factors_at(taps, passes.gradients, passes.fixed, passes.moving), passes.jacobians, passes.out
 
 
