@@ -16,7 +16,8 @@ from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.hermite import coefficients, contract
-from ntkit.infinite.duals.pieces import Pieces
+from ntkit.infinite.duals.pieces import Pieces, derivative, times_x
+from ntkit.infinite.duals.split import expectation
 from ntkit.infinite.registry import RuleT, registering
 
 Expectations: TypeAlias = tuple[Float[Tensor, "*s"], Float[Tensor, "*s"]]
@@ -65,6 +66,30 @@ class Dual(ABC):
             return torch.func.jvp(scaled, (one,), (one,))[1]
 
         return torch.func.jvp(by_second, (one,), (one,))[1]
+
+    def weighted(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[u^2 phi'(u) phi'(v)]."""
+        parts = self.pieces()
+        if parts is not None:
+            slope = derivative(parts)
+            return expectation(times_x(times_x(slope)), slope, cov, var1, var2)
+        first = lambda degree, var: self._of_slope(lambda x: x * x, var, degree)  # noqa: E731
+        second = lambda degree, var: self._of_slope(torch.ones_like, var, degree)  # noqa: E731
+        return _series(first, second, cov, var1, var2)
+
+    def curvature(self, var: Tensor) -> Tensor:
+        """Return E[(u^2 / var - 1) phi'(u)], zero at a variance of zero."""
+        scale = torch.where(var > 0, var, 1.0)
+        return self._of_slope(lambda x: x * x / scale[..., None] - 1, var, 0)[..., 0] * (var > 0)
+
+    def _of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
+        """Return the Hermite coefficients of weight(x) phi'(x)."""
+
+        def of(x: Tensor) -> Tensor:
+            y, pull = torch.func.vjp(self.phi, x)[:2]
+            return weight(x) * pull(torch.ones_like(y))[0]
+
+        return coefficients(of, var.double(), degree, self.kinks).to(var.dtype)
 
     @abstractmethod
     def mean(self, var: Tensor) -> Tensor:

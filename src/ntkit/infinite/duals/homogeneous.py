@@ -71,6 +71,16 @@ class Homogeneous(JointDual):
         """Return the value: u phi'(u) = phi(u)."""
         return self.value(cov, var1, var2)
 
+    def weighted(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return m^2 var1 + (2 d^2 / pi) (var1 asin(rho) + cov s / var2), by Stein's lemma."""
+        s, w = arcsine(cov, var1, var2)
+        inner = torch.where(var2 > 0, cov * s / torch.where(var2 > 0, var2, 1.0), 0.0)
+        return self.m**2 * var1 + (2 / math.pi * self.d**2) * (var1 * w + inner)
+
+    def curvature(self, var: Tensor) -> Tensor:
+        """Return zero: phi' is odd but for a number."""
+        return torch.zeros_like(var)
+
     def mean(self, var: Tensor) -> Tensor:
         """Return d sqrt(2 var / pi)."""
         return self.d * math.sqrt(2 / math.pi) * root(var)

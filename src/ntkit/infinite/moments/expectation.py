@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual, cross, cross_slope
-from ntkit.infinite.moments import sampling, series
+from ntkit.infinite.moments import gains, sampling, series
 from ntkit.infinite.moments.algebra import Need, Value, add, multiply
 from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import Apply, sources
+from ntkit.infinite.moments.functions import Apply, as_function, sources
 from ntkit.infinite.moments.protocols import PairValues, SideValues
-from ntkit.infinite.moments.vectors import Gain, Vector, VectorSum
+from ntkit.infinite.moments.vectors import Gain
 
 
 def closed(u: Apply) -> Dual | None:
@@ -23,20 +23,7 @@ def closed(u: Apply) -> Dual | None:
         return None
     if not argument.gaussian or not argument.centered:
         return None
-    return u.function.dual if not argument.gains or gain_of(argument) is not None else None
-
-
-def gain_of(argument: Expression) -> Gain | None:
-    """Return the trained scale of a Gaussian argument that is this scale times a vector, and a shift."""
-    terms = argument.terms if isinstance(argument, VectorSum) else (argument,)
-    gains = [term for term in terms if term.gains]
-    rest = [term for term in terms if not term.gains]
-    gain = gains[0] if len(gains) == 1 else None
-    if not isinstance(gain, Gain) or gain.inner.gains or not gain.vector.average:
-        return None
-    if not all(isinstance(term, Vector) and not term.law.variance and not term.average for term in rest):
-        return None
-    return gain if all(s == 1 for s in gain.vector.shape) else None
+    return u.function.dual if gains.slopes(argument) is not None else None
 
 
 def how(u: Apply) -> str:
@@ -79,12 +66,13 @@ def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
     """Return E[u v'] where one of them is a function."""
     if not (isinstance(u, Apply) and isinstance(v, Apply)):
         return _stein(pairs, u, v, need, "moment")
-    if all(pairs.covariance(a, b, need) is None for a in u.basis for b in v.basis):
+    first, second = closed(u), closed(v)
+    one, two = ((_argument(w),) if dual is not None else w.basis for w, dual in ((u, first), (v, second)))
+    if all(pairs.covariance(a, b, need) is None for a in one for b in two):
         return pairs.means(u, v, need)
     parts = _factors(u, v)
     if parts is not None:
         return multiply(pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need))
-    first, second = closed(u), closed(v)
     if first is not None and second is not None:
         if u is v and pairs.left is pairs.right and not pairs.outer and need == "equal":
             return first.square(pairs.left.variance(_argument(u)))
@@ -109,8 +97,8 @@ def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
         through_first = multiply(pairs.tangent(a, c, need), pairs.moment(b, d, need))
         return add((through_first, multiply(pairs.moment(a, c, need), pairs.tangent(b, d, need))))
     second = closed(v)
-    if first is not None and second is not None and not (u.gains or v.gains):
-        inner = pairs.tangent(u.basis[0], v.basis[0], need)
+    if first is not None and second is not None and not (u.gains and v.gains):
+        inner = pairs.tangent(_argument(u), _argument(v), need)
         return None if inner is None else inner * cross_slope(first, second, *_arguments(pairs, u, v, need))
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
@@ -121,25 +109,9 @@ def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
 
 def _closed_tangent(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dual) -> Value:
     a, b = _argument(u), _argument(v)
-    first, second = gain_of(a), gain_of(b)
-    if first is None and second is None:
-        inner = pairs.tangent(a, b, need)
-        return None if inner is None else _both(pairs, u, v, need, dual)[1] * inner
-    if first is None or second is None:
-        return sampling.tangent(pairs, u, v, need)
-    factor = first.vector.average * second.vector.average
-    shifts = [pairs.tangent(s, t, need) for s in _shifts(a) for t in _shifts(b)]
-    through = pairs.tangent(first.inner, second.inner, need)
-    inner = add((*shifts, None if through is None else factor * through))
-    total = None if inner is None else inner * _both(pairs, u, v, need, dual)[1]
-    trained = pairs.tangent(first.vector, second.vector, need)
-    if trained is None:
-        return total
-    return add((total, dual.radial(*_arguments(pairs, u, v, need)) * (trained / factor)))
-
-
-def _shifts(argument: Expression) -> list[Expression]:
-    return [t for t in argument.terms if not t.gains] if isinstance(argument, VectorSum) else []
+    inner = pairs.tangent(a, b, need)
+    through = None if inner is None else _both(pairs, u, v, need, dual)[1] * inner
+    return add((through, gains.correction(pairs, a, b, need, dual)))
 
 
 def _argument(u: Apply) -> Expression:
@@ -173,11 +145,14 @@ def _stein(
     h, g = (u, v) if left else (v, u)
     assert isinstance(h, Apply)
     moments = kind == "moment"
-    if g.gains or not h.local:
-        return (sampling.product if moments else sampling.tangent)(pairs, u, v, need)
+    dual = closed(h)
+    if not g.gaussian or (dual is None and (g.gains or not h.local)):
+        return (sampling.product if moments else sampling.tangent)(pairs, as_function(u), as_function(v), need)
     terms = [pairs.means(u, v, need) if moments else None]
+    if dual is not None and not moments:
+        terms.append(gains.against(pairs, _argument(h), g, need, dual, left))
     of = pairs.covariance if moments else pairs.tangent
-    for b in h.basis:
+    for b in h.basis if dual is None else (_argument(h),):
         value = of(b, g, need) if left else of(g, b, need)
         if value is not None:
             gain = slope(pairs.left if left else pairs.right, h, b, moments)

@@ -13,7 +13,7 @@ from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
 from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, as_function
+from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import Remembers, SideValues
 
@@ -117,7 +117,7 @@ class Pairs(Remembers):
             return bilinear(self, self.tangent, u, v, need)
         match u, v:
             case (vec.Gain(), Apply()) | (Apply(), vec.Gain()) if expectation.entangled(u, v):
-                return expectation.tangent(self, as_function(u), as_function(v), need)
+                return expectation.tangent(self, u, v, need)
             case vec.Gain(), vec.Gain():
                 step = self._same_vector(u.vector, v.vector, need, u.vector.law.step)
                 factor = u.vector.average * v.vector.average
