@@ -149,7 +149,8 @@ class Tiles:
     def bytes(self, x: Batch, ntk: bool) -> tuple[int, int]:
         """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
         if ntk not in self._bytes:
-            one, other = (PairSide(take(x, slice(0, 1)), self.numerics) for _ in range(2))
+            few = self.numerics.probe()
+            one, other = (PairSide(take(x, slice(0, 1)), few) for _ in range(2))
             pairs = Pairs(one, other, True)
             kernels(pairs, self.value, ntk)
             self._bytes[ntk] = pairs.bytes

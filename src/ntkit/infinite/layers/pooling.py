@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import pixels, refactored
+from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Function
-from ntkit.infinite.moments.positions import Move, Shape, expand
+from ntkit.infinite.moments.positions import Move, Shape, Windows, at_windows, expand
+from ntkit.infinite.moments.rewrites import gathered
 from ntkit.infinite.moments.vectors import expanded
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Wide
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None
+SEEN = 512  # places that are looked at together
 Outcome = Wide | tuple[Wide, None]  # with the places of the maxima, which are not a value of the network
 
 
@@ -46,15 +50,40 @@ def _maximum(
     op: torch._ops.OpOverload, rank: int, read: Reading, a: Wide, after: Shape, args: Sequence[object]
 ) -> Outcome:
     name = _named(op).removesuffix("_with_indices")
+    windows = _windows(op, rank, a.shape, *(tuple(x) if isinstance(x, list) else x for x in args))
+    move = Move((at_windows, rank, windows), a.shape, tuple(windows.places.shape), True)
 
-    def maximum(t: Tensor) -> Tensor:
+    def whole(t: Tensor) -> Tensor:
         return pooled(expand(t, a.shape), rank, lambda picture: _first(op(picture, *args)))
 
-    function = Function(name, maximum, None, False)
-    wide = a.map(lambda e: replace(read.apply(function, expanded(e, a.shape)), shape=after), after)
+    def highest(t: Tensor) -> Tensor:
+        return t.masked_fill(~windows.inside.to(t.device), -torch.inf).amax(-1)
+
+    def maximum(e: Expression) -> Expression:
+        rows = gathered(e, move)
+        if rows is None:
+            return replace(read.apply(Function(name, whole, None, False), expanded(e, a.shape)), shape=after)
+        return replace(read.apply(Function(name, highest, None, False, True), rows), shape=after)
+
+    wide = a.map(maximum, after)
     wide = read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", wide)
     wide = refactored(read, wide, wide.sizes)
     return wide if len(op._schema.returns) == 1 else (wide, None)
+
+
+@cache
+def _windows(op: torch._ops.OpOverload, rank: int, before: Shape, *args: object) -> Windows:
+    """Return which positions each maximum is taken over: those of which a one among zeros is seen there."""
+    size = prod(before)
+    seen = []
+    for some in torch.arange(size).split(SEEN):
+        ones = torch.nn.functional.one_hot(some, size).double().reshape(-1, 1, *before)
+        seen.append(_first(op(ones, *args)).flatten(1) > 0)
+    after = _first(op(torch.zeros(1, 1, *before), *args)).shape[2:]
+    belongs = torch.cat(seen).T  # [places after, places before]
+    most = int(belongs.sum(1).max())
+    order = belongs.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return Windows(torch.where(belongs.gather(1, order), order, -1).reshape(*after, most))
 
 
 def _named(op: torch._ops.OpOverload) -> str:

@@ -13,7 +13,7 @@ from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import Shape, broadcast
 from ntkit.infinite.moments.protocols import PairValues
-from ntkit.infinite.moments.vectors import Vector
+from ntkit.infinite.moments.vectors import Moved, Vector
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
 Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
@@ -37,6 +37,20 @@ def is_local(e: Expression) -> bool:
     return not isinstance(e, Apply) or e.local
 
 
+def root(b: Expression) -> Expression:
+    """Return the vector of which some positions make a vector, each of them drawn once."""
+    while isinstance(b, Moved) and b.move.selects:
+        b = b.inner
+    return b
+
+
+def moved(b: Expression, drawn: Tensor) -> Tensor:
+    """Return draws of a vector from those of its root."""
+    if isinstance(b, Moved) and b.move.selects:
+        return b.move.apply(moved(b.inner, drawn))
+    return drawn
+
+
 class JointDraws:
     """What is drawn together for two vectors: each pair of positions ``apart``, or all positions at once.
 
@@ -53,11 +67,13 @@ class JointDraws:
         self.numerics = pairs.left.numerics
         places = prod(u.shape) * prod(v.shape) if need == "all" else 1
         self.apart = is_local(u) and is_local(v) and places <= FEW
-        self.samples = self.numerics.count // 8 if SOME < places <= FEW else self.numerics.count
         self.need: Need = need if self.apart else "all"
         self.bases = [[b for b in basis(e) if random(b)] for e in (u, v)]
+        self.roots = [[b if self.apart else root(b) for b in bases] for bases in self.bases]
         same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
         self.alone = u is v and same
+        parts = (8 if places > SOME else 1) if self.apart else 2  # half of the points, in both orders
+        self.samples = self.numerics.count // parts
         joint = broadcast(u.shape, v.shape) if need == "equal" else (*u.shape, *v.shape)
         positions: Shape = joint if self.apart else ()
         self.shape = (*pairs.batch, *positions)
@@ -68,7 +84,7 @@ class JointDraws:
     @property
     def chunk(self) -> int:
         """How many pairs are drawn at a time within the budget."""
-        each = sum(self.size(b) for bases in self.bases for b in bases)
+        each = sum(self.size(b) + prod(b.shape) * (root(b) is not b) for bases in self.bases for b in bases)
         held = self.samples * self.numerics.zeros(1).element_size() * 4 * max(each, 1)
         return max(1, self.numerics.budget // held)
 
@@ -99,7 +115,8 @@ class JointDraws:
     def draw(self, order: tuple[int, int], chunk: slice) -> list[dict[Expression, Tensor]]:
         """Return draws ``[S, B, *shape]`` of both bases, the first of the order by the first dimensions."""
         x, y = order
-        variables = [(x, b) for b in self.bases[x]] + ([] if self.alone else [(y, b) for b in self.bases[y]])
+        variables = [(x, b) for b in self.roots[x]] + ([] if self.alone else [(y, b) for b in self.roots[y]])
+        variables = list(dict.fromkeys(variables))
         places, start = {}, 0
         for variable in variables:
             size = self.size(variable[1])
@@ -107,14 +124,19 @@ class JointDraws:
             start += size
         z = self.numerics.normal(2 * start if self.alone else start)[: self.samples]
         drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
+        whole: dict[Variable, Tensor] = {}
         for group in self._groups(variables):
             columns = [i for variable in group for i in places[variable]]
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
             factor = self.numerics.factor(torch.cat(rows, -2))
             values = torch.einsum("sm,bkm->sbk", z[:, columns], factor)
             parts = values.split([len(places[g]) for g in group], -1)
-            for (which, b), part in zip(group, parts, strict=True):
-                g = part.reshape(*part.shape[:2], *(() if self.apart else b.shape))
+            whole |= dict(zip(group, parts, strict=True))
+        for which in (x,) if self.alone else (0, 1):
+            for b, drawn_as in zip(self.bases[which], self.roots[which], strict=True):
+                part = whole[which, drawn_as]
+                g = part.reshape(*part.shape[:2], *(() if self.apart else drawn_as.shape))
+                g = g if self.apart else moved(b, g)
                 average = self.sides[which].mean(b)
                 drawn[which][b] = g if average is None else g + self.lift(which, chunk)(average)
         if self.alone:

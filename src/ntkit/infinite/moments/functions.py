@@ -17,13 +17,15 @@ from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Move
 class Function:
     """A function of coordinates: ``call`` takes tensors ``[..., *shape]`` and returns one.
 
-    ``local`` if each position of the result depends on the same position of the arguments only.
+    ``local`` if each position of the result depends on the same position of the arguments only, ``rows`` if
+    it depends on a row of them, which lies along their last axis.
     """
 
     name: str
     call: Callable[..., Tensor]
     dual: Dual | None = None
     local: bool = True
+    rows: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +48,22 @@ class Apply(Expression):
         """The largest Gaussian vectors that it is a function of, and the parameters in it."""
         return _basis(self)
 
-    @cached_property
+    @property
     def local(self) -> bool:
         """Whether a position depends on the same position of the basis only."""
-        inside = [e for e in walk(self, below=lambda e: e not in self.basis) if e not in self.basis]
-        functions = (e.function.local for e in inside if isinstance(e, Apply))
-        return all(functions) and not any(isinstance(e, Moved | Mixed) for e in inside)
+        return self.axes is not None and not any(self.axes.values())
+
+    @cached_property
+    def axes(self) -> dict[Expression, int] | None:
+        """How many more axes each vector of the basis has than the function: those of rows.
+
+        None where positions are mixed otherwise.
+        """
+        known: dict[Expression, dict[Expression, int] | None] = {b: {b: 0} for b in self.basis}
+        for e in walk(self, below=lambda e: e not in self.basis):
+            if e not in known:
+                known[e] = _axes(e, [known[part] for part in e.parts])
+        return known[self]
 
     @cached_property
     def factors(self) -> tuple[Expression, Expression] | None:
@@ -62,6 +74,18 @@ class Apply(Expression):
         if not isinstance(a, Expression) or not isinstance(b, Expression) or sources(a) & sources(b):
             return None
         return a, b
+
+
+def _axes(e: Expression, parts: list[dict[Expression, int] | None]) -> dict[Expression, int] | None:
+    if isinstance(e, Moved | Mixed) or (isinstance(e, Apply) and not (e.function.local or e.function.rows)):
+        return None
+    more = int(isinstance(e, Apply) and e.function.rows)
+    merged: dict[Expression, int] = {}
+    for part in parts:
+        if part is None or any(merged.get(b, n + more) != n + more for b, n in part.items()):
+            return None
+        merged |= {b: n + more for b, n in part.items()}
+    return merged
 
 
 def _basis(u: Expression) -> tuple[Expression, ...]:

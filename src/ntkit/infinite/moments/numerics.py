@@ -27,6 +27,10 @@ class Numerics:
         self.sampled = False
         self._drawn: dict[int, Tensor] = {}
 
+    def probe(self) -> Numerics:
+        """Return the same with few points: what values hold in memory does not depend on their number."""
+        return Numerics(64, self.seed, self.dtype, self.device, 4 * self.budget)
+
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros of the program's dtype."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

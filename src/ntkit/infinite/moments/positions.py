@@ -45,6 +45,25 @@ def expand(t: Tensor, shape: Shape) -> Tensor:
     return t.expand(*t.shape[: t.ndim - len(shape)], *shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Positions that belong together: ``places [*after, k]`` in the flat positions before, -1 for none."""
+
+    places: Tensor
+
+    @property
+    def inside(self) -> Tensor:
+        """Which places there are."""
+        return self.places >= 0
+
+
+def at_windows(t: Tensor, rank: int, windows: Windows) -> Tensor:
+    """Return the last axes of a tensor at the places of windows, zero where there is none."""
+    places = windows.places.to(t.device)
+    flat = t.flatten(t.ndim - rank).index_select(-1, places.clamp(min=0).flatten()).unflatten(-1, places.shape)
+    return flat if bool((places >= 0).all()) else flat * (places >= 0)
+
+
 def broadcast(*shapes: Shape) -> Shape:
     """Return the shape that several broadcast to."""
     return tuple(torch.broadcast_shapes(*shapes))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import Move
 
 
 def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expression:
@@ -66,3 +67,41 @@ def _narrow(u: Expression, index: Tensor) -> Expression:
         case vec.Inner():
             raise ValueError("some of the heads of an attention")
     return _rebuilt(u, lambda part: narrow(part, index))
+
+
+def gathered(u: Expression, move: Move) -> Expression | None:
+    """Return positions of a vector, the move done before its functions; None where they mix positions."""
+    memo = u.__dict__.setdefault("gathered", {})
+    if move not in memo:
+        memo[move] = _gathered(u, move)
+    return memo[move]
+
+
+def _gathered(u: Expression, move: Move) -> Expression | None:
+    if u.gaussian and not u.gains:
+        return vec.Moved(move.after, move, vec.expanded(u, move.before))
+    if isinstance(u, vec.Vector) and all(s == 1 for s in u.shape):
+        return replace(u, shape=(1,) * len(move.after))
+    if isinstance(u, vec.Offset):
+        coefficient = _numbers_at(u.coefficient, move)
+        return vec.Offset(coefficient.shape, coefficient)
+    local = isinstance(u, Apply) and u.function.local
+    if not local and not isinstance(u, vec.VectorSum | vec.Multiple | vec.Gain):
+        return None
+    parts = {part: gathered(part, move) for part in u.parts}
+    if any(part is None for part in parts.values()):
+        return None
+    moved = _rebuilt(u, lambda part: parts[part])  # pyright: ignore[reportArgumentType]
+    if isinstance(moved, vec.Multiple) and isinstance(moved.factor, vec.Coefficient):
+        moved = replace(moved, factor=_numbers_at(moved.factor, move))
+    if isinstance(moved, Apply):
+        numbers = (a if isinstance(a, Expression) else _numbers_at(a, move) for a in moved.arguments)
+        moved = replace(moved, arguments=tuple(numbers))
+    return replace(moved, shape=move.after)
+
+
+def _numbers_at(c: vec.Coefficient, move: Move) -> vec.Coefficient:
+    if all(s == 1 for s in c.shape):
+        shape = (1,) * len(move.after)
+        return vec.Coefficient(shape, lambda side: c.value(side).reshape(-1, *shape))
+    return vec.Coefficient(move.after, lambda side: move.apply(c.value(side)))

@@ -62,7 +62,7 @@ class Drawn:
     """One vector at its draws, with its derivatives by the vectors of its basis."""
 
     value: Tensor  # [S, B, *shape]
-    slopes: dict[Expression, Tensor]  # [S, B, *shape], or [S, B, P, Q] for all pairs of positions
+    slopes: dict[Expression, Tensor]  # [S, B, *shape, *rows], or [S, B, P, Q] for all pairs of positions
 
 
 def at_draws(
@@ -78,10 +78,19 @@ def at_draws(
         if u.local:  # a vector that broadcasts has a derivative for each position
             shape = torch.broadcast_shapes(*(t.shape for t in leaves.values()))
             leaves = {b: t.expand(shape) for b, t in leaves.items()}
+        elif u.axes is not None:
+            leaves = {b: _spread(t, u, b) for b, t in leaves.items()}
         leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
         value = evaluate(u, leaves, lift, side)
-        slopes = _slopes(value, leaves) if u.local else _jacobians(value, leaves, len(u.shape))
+        mixed = u.axes is None
+        slopes = _jacobians(value, leaves, len(u.shape)) if mixed else _slopes(value, leaves)
     return Drawn(value.detach(), slopes)
+
+
+def _spread(t: Tensor, u: Apply, b: Expression) -> Tensor:
+    """Return draws of a vector of the basis at each position of a function, and at each place of its rows."""
+    assert u.axes is not None
+    return t.expand(*t.shape[: t.ndim - len(b.shape)], *u.shape, *b.shape[len(b.shape) - u.axes[b] :])
 
 
 def _slopes(value: Tensor, leaves: dict[Expression, Tensor]) -> dict[Expression, Tensor]:
@@ -100,7 +109,8 @@ def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> di
     for p in range(flat.shape[-1]):
         gradients = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
         for row, g, t in zip(rows, gradients, ends, strict=True):
-            row.append((torch.zeros_like(t) if g is None else g).reshape(*lead, -1))
+            whole = torch.zeros_like(t) if g is None else g
+            row.append(whole.expand(*lead, *whole.shape[len(lead) :]).reshape(*lead, -1))
     return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
 
 
@@ -202,20 +212,39 @@ def _contract(
     count = draws.samples
     if draws.apart:
         return (left * right).expand(count, -1).mean(0) * theta
-    u, v = draws.vectors
-    p, q = prod(u.shape), prod(v.shape)
-    pair = theta.shape[0]
-    if is_local(u):
-        left = left.expand(count, pair, *u.shape).reshape(count, pair, p)
-    if is_local(v):
-        right = right.expand(count, pair, *v.shape).reshape(count, pair, q)
-    if is_local(u) and is_local(v):
-        full = theta.reshape(pair, *ends[0].shape, *ends[1].shape).expand(pair, *u.shape, *v.shape)
-        return torch.einsum("sbp,sbq->bpq", left, right) / count * full.reshape(pair, p, q)
-    left = torch.diag_embed(left) if is_local(u) else left
-    right = torch.diag_embed(right) if is_local(v) else right
+    (u, v), (a, b) = draws.vectors, ends
+    pair, rows, columns = theta.shape[0], _rows(u, a), _rows(v, b)
+    if rows is not None and columns is not None:
+        first, second = (*u.shape, *rows), (*v.shape, *columns)
+        both = zip((left, right), (first, second), strict=True)
+        left, right = (t.expand(count, pair, *shape).reshape(count, pair, -1) for t, shape in both)
+        full = theta.reshape(pair, *_padded(a.shape, first), *_padded(b.shape, second))
+        full = full.expand(pair, *first, *second).reshape(pair, prod(first), prod(second))
+        product = torch.einsum("sbp,sbq->bpq", left, right) / count * full
+        return product.reshape(pair, prod(u.shape), prod(rows), prod(v.shape), -1).sum((2, 4))
+    left, right = _dense(left, draws, u, rows, pair), _dense(right, draws, v, columns, pair)
     through = torch.einsum("sbpr,brt->sbpt", left, theta)
     return torch.einsum("sbpt,sbqt->bpq", through, right) / count
+
+
+def _padded(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (len(wanted) - len(shape)) + shape
+
+
+def _rows(e: Expression, b: Expression) -> tuple[int, ...] | None:
+    """Return the shape of the rows that a function takes of a vector, None where it mixes positions."""
+    if not isinstance(e, Apply):
+        return ()
+    return None if e.axes is None else b.shape[len(b.shape) - e.axes[b] :]
+
+
+def _dense(slopes: Tensor, draws: JointDraws, e: Expression, rows: tuple[int, ...] | None, pair: int) -> Tensor:
+    """Return derivatives for all pairs of positions, ``[S, B, P, Q]``."""
+    if rows is None:
+        return slopes
+    p = prod(e.shape)
+    slopes = slopes.expand(draws.samples, pair, *e.shape, *rows).reshape(draws.samples, pair, p, prod(rows))
+    return torch.diag_embed(slopes.mT).movedim(-3, -1).flatten(-2)
 
 
 def mean(side: SideValues, u: Apply) -> Tensor:
