@@ -25,6 +25,7 @@ from ntkit.infinite.moments.algebra import add, times
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.order import Order
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.moments.vectors import behind
@@ -73,7 +74,7 @@ class Tiles:
         self.budget = parse_memory(memory)
         self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))
         self._compiled: dict[tuple, Tile] = {}
-        self._bytes: dict[bool, tuple[int, int]] = {}
+        self._known: dict[bool, tuple[Order, int]] = {}
 
     def __call__(
         self, ntk: bool, x1: Batch, x2: Batch | None = None, *, last: bool = False
@@ -87,7 +88,7 @@ class Tiles:
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
         rows, columns = self.sizes(x1, n1, n2, ntk) if n1 * n2 > 16 else (n1, n2)
-        expensive = n1 > 4 and not self.plain and self.bytes(x1, ntk)[1] > HEAVY
+        expensive = n1 > 4 and not self.plain and self.order(x1, ntk).largest > HEAVY
         if symmetric and expensive:  # nearly half of the work
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
@@ -105,7 +106,7 @@ class Tiles:
                 else:
                     left = sides.get(x1, slice(i, i + rows))
                     right = sides.get(x2, slice(j, j + columns))
-                    values = kernels(Pairs(left, right, True, ntk), self.value, ntk)
+                    values = self._evaluated(Pairs(left, right, True, ntk), ntk)
             for block, value in zip(blocks, values[-1:] if last else values, strict=True):
                 part = value[: n1 - i, : n2 - j]
                 block[i : i + rows, j : j + columns] = part
@@ -141,28 +142,42 @@ class Tiles:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
         with exact(self.numerics.device), torch.no_grad():
-            rows = max(1, min(n, self.budget // 2 // self.bytes(x, ntk)[0]))
+            rows = max(1, min(n, self.budget // 2 // self.side(x, ntk)))
             sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))
             parts = [kernels(side.itself, self.value, ntk) for side in sides]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def bytes(self, x: Batch, ntk: bool) -> tuple[int, int]:
-        """Return the bytes of all values of a single pair of samples, and of the largest, measured on one."""
-        if ntk not in self._bytes:
+    def order(self, x: Batch, ntk: bool) -> Order:
+        """Return the order in which values are made, and their bytes, found on a single pair of samples."""
+        return self._measured(x, ntk)[0]
+
+    def side(self, x: Batch, ntk: bool) -> int:
+        """Return the bytes of all that is known of a single sample alone."""
+        return self._measured(x, ntk)[1]
+
+    def _measured(self, x: Batch, ntk: bool) -> tuple[Order, int]:
+        if ntk not in self._known:
             few = self.numerics.probe()
             one, other = (PairSide(take(x, slice(0, 1)), few) for _ in range(2))
-            pairs = Pairs(one, other, True)
+            pairs = Pairs(one, other, True, ntk)
             kernels(pairs, self.value, ntk)
-            self._bytes[ntk] = pairs.bytes
-        return self._bytes[ntk]
+            kernels(one.itself, self.value, ntk)
+            self._known[ntk] = pairs.order, max(1, one.bytes)
+        return self._known[ntk]
+
+    def _evaluated(self, pairs: Pairs, ntk: bool) -> tuple[Tensor, ...]:
+        """Return K (and Theta) of pairs, with no value in memory longer than it is needed."""
+        if ntk in self._known:
+            pairs.follow(self._known[ntk][0])
+        return kernels(pairs, self.value, ntk)
 
     def sizes(self, x: Batch, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
         """Return the samples of a tile: as even as they can be within the budget."""
-        held, largest = self.bytes(x, ntk)
-        most = max(1, min(self.budget // 2 // torch.get_num_threads() // held, CACHE // largest))
+        order, workers = self.order(x, ntk), torch.get_num_threads()
+        most = max(1, min(self.budget // 2 // workers // order.held, CACHE // order.largest))
         if n1 * n2 <= most:
             return n1, n2
-        side = max(1, int(most**0.5))
+        side = max(1, min(int(most**0.5), self.budget // 8 // workers // self.side(x, ntk)))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
     def _tile(self, ntk: bool, last: bool, x: Batch, rows: int, columns: int) -> Tile | None:
@@ -170,12 +185,13 @@ class Tiles:
         if not self.plain:
             return None
         x = take(x, slice(0, 1))
+        self.order(x, ntk)
         key = (ntk, last, rows, columns)
         if key not in self._compiled:
 
             def tile(x1: Batch, x2: Batch) -> tuple[Tensor, ...]:
                 pairs = Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk)
-                return kernels(pairs, self.value, ntk)[-1 if last else 0 :]
+                return self._evaluated(pairs, ntk)[-1 if last else 0 :]
 
             example = [take(x, torch.zeros(n, dtype=torch.long)) for n in (rows, columns)]
             with torch.no_grad():

@@ -14,6 +14,7 @@ from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Argument, Weight, Wide
 
 aten = torch.ops.aten
+FEW = 8  # terms up to which a sum is opened in another: sums of sums keep deep residual networks linear
 
 
 def multiple(vector: Expression, factor: Coefficient | float) -> Expression:
@@ -44,7 +45,7 @@ def total(*terms: Term) -> Expression:
     parts: list[Expression] = []
     for t in terms:
         if isinstance(t, Expression):
-            parts += t.terms if isinstance(t, VectorSum) else [t]
+            parts += t.terms if isinstance(t, VectorSum) and len(t.terms) <= FEW else [t]
         elif isinstance(t, Coefficient):
             parts.append(Offset(t.shape, t))
         elif t:

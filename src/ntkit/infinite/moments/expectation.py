@@ -11,7 +11,7 @@ from ntkit.infinite.duals.dual import Dual, cross, cross_slope
 from ntkit.infinite.moments import gains, sampling, series
 from ntkit.infinite.moments.algebra import Need, Value, add, multiply
 from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import Apply, as_function, sources
+from ntkit.infinite.moments.functions import Apply, as_function, unrelated
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 from ntkit.infinite.moments.vectors import Gain
 
@@ -40,7 +40,7 @@ def _factors(u: Apply, v: Apply) -> tuple[Expression, Expression, Expression, Ex
         return None
     a, b = u.factors
     for c, d in (v.factors, v.factors[::-1]):
-        if not (sources(a) | sources(c)) & (sources(b) | sources(d)):
+        if unrelated((a, c), (b, d)):
             return a, b, c, d
     return None
 
@@ -58,7 +58,8 @@ def mean(side: SideValues, u: Apply) -> Tensor:
 
 def entangled(u: Expression, v: Expression) -> bool:
     """Return whether a trained scale is part of a function and of another vector too."""
-    scales = [{e.vector.name for e in walk(w) if isinstance(e, Gain)} for w in (u, v)]
+    inside = [walk(w, below=lambda e: e.gains) if w.gains else [] for w in (u, v)]
+    scales = [{e.vector.name for e in some if isinstance(e, Gain)} for some in inside]
     return bool(scales[0] & scales[1])
 
 

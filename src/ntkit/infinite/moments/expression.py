@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,9 +19,15 @@ class Expression:
     """One coordinate of a vector at each of its positions: a random array of ``shape``.
 
     Axes of size 1 broadcast. All coordinates of a vector have one law and, in the limit, are independent.
+    What is known of a vector is found when it is made, from what is known of its parts: no recursion.
     """
 
     shape: Shape
+
+    def __post_init__(self) -> None:
+        """Find what is known of it."""
+        for name in ("gaussian", "centered", "gains", "raw", "names"):
+            getattr(self, name)
 
     @property
     def parts(self) -> tuple[Expression, ...]:
@@ -42,6 +48,28 @@ class Expression:
     def gains(self) -> bool:
         """Whether a trained factor sits inside (its tangent kernel is random, not a constant)."""
         return any(part.gains for part in self.parts)
+
+    @cached_property
+    def raw(self) -> bool:
+        """Whether data sit inside, numbers that differ from channel to channel."""
+        return any(part.raw for part in self.parts)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The weights of the G-variables that it is made of: without a common one, vectors are independent."""
+        return union(part.names for part in self.parts)
+
+
+def union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    """Return the union of sets, one of them where it holds all."""
+    some = set(sets)
+    largest = max(some, key=len, default=frozenset())
+    return largest if all(one <= largest for one in some) else largest.union(*some)
+
+
+def apart(u: Expression, v: Expression) -> bool:
+    """Return whether two vectors are made of weights, and have none in common."""
+    return bool(u.names) and bool(v.names) and u.names.isdisjoint(v.names)
 
 
 def walk(*roots: Expression, below: Callable[[Expression], bool] = lambda _: True) -> list[Expression]:

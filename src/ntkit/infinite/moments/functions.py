@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
-from ntkit.infinite.moments.expression import Expression, always, walk
+from ntkit.infinite.moments.expression import Expression, always, union, walk
 from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Moved, Multiple, Offset, Vector
 
 
@@ -60,7 +60,7 @@ class Apply(Expression):
         None where positions are mixed otherwise.
         """
         known: dict[Expression, dict[Expression, int] | None] = {b: {b: 0} for b in self.basis}
-        for e in walk(self, below=lambda e: e not in self.basis):
+        for e in walk(self, below=lambda e: e not in known):
             if e not in known:
                 known[e] = _axes(e, [known[part] for part in e.parts])
         return known[self]
@@ -71,7 +71,7 @@ class Apply(Expression):
         if self.function.name != "mul" or len(self.arguments) != 2:
             return None
         a, b = self.arguments
-        if not isinstance(a, Expression) or not isinstance(b, Expression) or sources(a) & sources(b):
+        if not isinstance(a, Expression) or not isinstance(b, Expression) or not unrelated((a,), (b,)):
             return None
         return a, b
 
@@ -89,13 +89,21 @@ def _axes(e: Expression, parts: list[dict[Expression, int] | None]) -> dict[Expr
 
 
 def _basis(u: Expression) -> tuple[Expression, ...]:
-    if isinstance(u, Offset):
-        return ()
-    if isinstance(u, Multiple) and not isinstance(u.factor, Coefficient):  # a function of the vector itself
-        return _basis(u.inner)
-    if isinstance(u, Vector) or (u.gaussian and not u.gains):
-        return (u,)
-    return tuple(dict.fromkeys(b for part in u.parts for b in _basis(part)))
+    found: dict[Expression, None] = {}
+    seen: set[Expression] = set()
+    stack = [u]
+    while stack:
+        e = stack.pop()
+        if e in seen or isinstance(e, Offset):
+            continue
+        seen.add(e)
+        if isinstance(e, Multiple) and not isinstance(e.factor, Coefficient):  # a function of the vector itself
+            stack.append(e.inner)
+        elif isinstance(e, Vector) or (e.gaussian and not e.gains):
+            found[e] = None
+        else:
+            stack += reversed(e.parts)
+    return tuple(found)
 
 
 def as_function(u: Expression) -> Apply:
@@ -107,12 +115,23 @@ def as_function(u: Expression) -> Apply:
 
 def sources(u: Expression) -> frozenset:
     """Return which coordinates of which weights a vector is made of."""
-    coordinates: set[tuple] = set()
-    for e in walk(u):
-        if isinstance(e, Line):
-            coordinates.add((e.matrix.name, tuple(e.rows.flatten().tolist())))
-        elif isinstance(e, Vector):
-            coordinates.add((e.name, tuple(e.rows.flatten().tolist())))
-        elif isinstance(e, Inner):
-            coordinates |= sources(e.left) | sources(e.right)
-    return frozenset(coordinates)
+    if "sources" not in u.__dict__:
+        coordinates: set[tuple] = set()
+        stack = [u]
+        while stack:
+            for e in walk(stack.pop()):
+                if isinstance(e, Line):
+                    coordinates.add((e.matrix.name, tuple(e.rows.flatten().tolist())))
+                elif isinstance(e, Vector):
+                    coordinates.add((e.name, tuple(e.rows.flatten().tolist())))
+                elif isinstance(e, Inner):
+                    stack += [e.left, e.right]
+        u.__dict__["sources"] = frozenset(coordinates)
+    return u.__dict__["sources"]
+
+
+def unrelated(us: tuple[Expression, ...], vs: tuple[Expression, ...]) -> bool:
+    """Return whether no vector of some shares a coordinate of a weight with one of others."""
+    if union(u.names for u in us).isdisjoint(union(v.names for v in vs)):
+        return True
+    return not frozenset().union(*map(sources, us)) & frozenset().union(*map(sources, vs))

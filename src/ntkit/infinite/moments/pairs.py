@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,12 @@ from ntkit.infinite.moments import expectation
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
-from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.evaluation import reader
+from ntkit.infinite.moments.expression import Expression, apart
 from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.order import KINDS, Order, bytes_of
 from ntkit.infinite.moments.positions import Shape
-from ntkit.infinite.moments.protocols import Remembers, SideValues
+from ntkit.infinite.moments.protocols import Remembers, SideValues, T
 
 WITHOUT_GRADIENT = (vec.Offset, vec.Raw, vec.Stopped)  # no gradient goes through them
 
@@ -29,13 +31,31 @@ class Pairs(Remembers):
     def __init__(self, left: SideValues, right: SideValues, outer: bool, derive: bool = False) -> None:
         self.left, self.right, self.outer, self.derive = left, right, outer, derive
         self._memo: dict[Hashable, Any] = {}
+        self._readers: dict[Hashable, set[Hashable]] = {}  # which values asked for each
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what belongs to a key, computed on the first call; note who asked."""
+        value = super().remember(key, make)
+        self._readers.setdefault(key, set()).add(reader(self._memo, KINDS))
+        return value
+
+    def follow(self, order: Order) -> None:
+        """Make all values in an order that is known, and forget each after its last use."""
+        for (what, u, v, need), done in order.steps:
+            of = self.moment if what == "moment" else self.tangent
+            of(u, v, need)
+            for key in done:
+                self._memo.pop(key, None)
 
     @property
-    def bytes(self) -> tuple[int, int]:
-        """What the values computed so far hold in memory, and what the largest holds."""
-        held = [v for v in list(self._memo.values()) if isinstance(v, Tensor)]
-        sizes = [v.numel() * v.element_size() for v in held]
-        return max([1, sum(sizes)]), max([1, *sizes])
+    def order(self) -> Order:
+        """The order in which all values were made."""
+        return Order.of(self._memo, self._readers)
+
+    @property
+    def bytes(self) -> int:
+        """What the values computed so far hold in memory."""
+        return sum(map(bytes_of, list(self._memo.values())))
 
     @property
     def batch(self) -> Shape:
@@ -76,11 +96,16 @@ class Pairs(Remembers):
         return self.lift(left, "left", need, len(v.shape)) * self.lift(right, "right", need, len(u.shape))
 
     def _recall(self, what: str, u: Expression, v: Expression, need: Need, make: KernelOf) -> Value:
-        key = (what, u, v, need)
-        if key not in self._memo:
-            whole = self._memo.get((what, u, v, "all"), self)
-            self._memo[key] = make(u, v, need) if whole is self else at_equal(whole, u.shape, v.shape)
-        return self._memo[key]
+        if apart(u, v):  # independent, and trained by different weights
+            return self.means(u, v, need) if what == "moment" else None
+
+        def value() -> Value:
+            whole = (what, u, v, "all")
+            if need == "equal" and whole in self._memo:
+                return at_equal(self.remember(whole, value), u.shape, v.shape)
+            return make(u, v, need)
+
+        return self.remember((what, u, v, need), value)
 
     def _moment(self, u: Expression, v: Expression, need: Need) -> Value:
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
@@ -181,12 +206,12 @@ class Pairs(Remembers):
         return None if a is None or b is None else u.factor * a * b
 
     def _data(self, u: vec.Raw, v: vec.Raw, need: Need) -> Tensor:
+        """Return products of data; a constant of the network has one row for all samples."""
         a, b = u.data.value(self.left), v.data.value(self.right)
-        other = "j" if self.outer else "i"
-        if need == "all":
-            first, second = (t.flatten(1, -2) if t.ndim > 2 else t[:, None] for t in (a, b))
-            block = torch.einsum(f"itc,{other}sc->i{other.strip('i')}ts", first, second)
-            block = block.reshape(*self.batch, *a.shape[1:-1], *b.shape[1:-1])
-        else:
-            block = torch.einsum(f"i...c,{other}...c->i{other.strip('i')}...", a, b)
-        return block / a.shape[-1]
+        left, right = a.shape[1:-1], b.shape[1:-1]
+        if need == "equal":
+            a, b = self.lift(a, "left", need, 0), self.lift(b, "right", need, 0)
+            return torch.einsum("...c,...c->...", a, b) / a.shape[-1]
+        a, b = (t.flatten(1, -2) if t.ndim > 2 else t[:, None] for t in (a, b))
+        block = torch.einsum("itc,jsc->ijts" if self.outer else "itc,isc->its", a, b) / a.shape[-1]
+        return block.reshape(*block.shape[: len(self.batch)], *left, *right)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import Need, Value
+from ntkit.infinite.moments.evaluation import made
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.positions import Shape
@@ -23,7 +24,7 @@ class Remembers(Protocol):
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what belongs to a key, computed on the first call."""
         if key not in self._memo:
-            self._memo[key] = make()
+            made(self._memo, key, make)
         return self._memo[key]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.expression import Expression, walk
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import Move
 
@@ -30,33 +30,35 @@ def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expre
 
 def stopped(u: Expression) -> Expression:
     """Return a vector through which no gradient goes."""
-    memo = u.__dict__.setdefault("stopped", [])  # the same vector, stopped, is the same
-    if not memo:
-        memo.append(_stopped(u))
-    return memo[0]
+    known: Callable[[Expression], Expression] = lambda e: e.__dict__["stopped"]  # noqa: E731
+    for e in walk(u, below=lambda e: "stopped" not in e.__dict__ and not isinstance(e, vec.Stopped)):
+        if "stopped" not in e.__dict__:  # the same vector, stopped, is the same
+            e.__dict__["stopped"] = _stopped(e, known)
+    return known(u)
 
 
-def _stopped(u: Expression) -> Expression:
+def _stopped(u: Expression, known: Callable[[Expression], Expression]) -> Expression:
     match u:
         case vec.Raw() | vec.Offset() | vec.Stopped():
             return u
         case vec.Gain():
-            return vec.Multiple(u.shape, u.vector.average, stopped(u.inner))
+            return vec.Multiple(u.shape, u.vector.average, known(u.inner))
         case vec.VectorSum() | vec.Linear() | Apply():
-            return _rebuilt(u, stopped)
+            return _rebuilt(u, known)
     return vec.Stopped(u.shape, u)
 
 
 def narrow(u: Expression, index: Tensor) -> Expression:
     """Return some coordinates of a vector: other rows of the weights that made it."""
-    memo = u.__dict__.setdefault("narrowed", {})  # the same coordinates are the same vector
     key = tuple(index.tolist())
-    if key not in memo:
-        memo[key] = _narrow(u, index)
-    return memo[key]
+    done: Callable[[Expression], dict] = lambda e: e.__dict__.setdefault("narrowed", {})  # noqa: E731
+    for e in walk(u, below=lambda e: key not in done(e)):
+        if key not in done(e):  # the same coordinates are the same vector
+            done(e)[key] = _narrow(e, index, lambda part: done(part)[key])
+    return done(u)[key]
 
 
-def _narrow(u: Expression, index: Tensor) -> Expression:
+def _narrow(u: Expression, index: Tensor, known: Callable[[Expression], Expression]) -> Expression:
     match u:
         case vec.Line() | vec.Vector():
             return replace(u, rows=u.rows[index])
@@ -66,7 +68,7 @@ def _narrow(u: Expression, index: Tensor) -> Expression:
             return u
         case vec.Inner():
             raise ValueError("some of the heads of an attention")
-    return _rebuilt(u, lambda part: narrow(part, index))
+    return _rebuilt(u, known)
 
 
 def gathered(u: Expression, move: Move) -> Expression | None:

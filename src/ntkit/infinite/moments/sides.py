@@ -13,6 +13,7 @@ from ntkit.infinite.moments.algebra import Value, add, mapped, times
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.order import bytes_of
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import Remembers
@@ -35,7 +36,7 @@ class PairSide(Remembers):
     @property
     def bytes(self) -> int:
         """The bytes that what is known of the samples holds."""
-        return self.itself.bytes[0] if "itself" in self._memo else 0
+        return sum(map(bytes_of, list(self._memo.values()))) + self.itself.bytes
 
     def mean(self, u: Expression) -> Value:
         """Return E[u], ``[n, *shape]``."""

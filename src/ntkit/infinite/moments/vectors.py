@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import refuse
-from ntkit.infinite.moments.expression import Expression, always, walk
+from ntkit.infinite.moments.expression import Expression, always, union
 from ntkit.infinite.moments.positions import Move, Shape, expand, permute, reshape
 from ntkit.infinite.moments.protocols import Contraction, SideValues
 
@@ -63,6 +63,11 @@ class Line(Expression):
 
     centered = always(True)  # a product with a centered weight
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The weight."""
+        return frozenset([self.matrix.name])
+
     def same(self, other: Line) -> bool:
         """Return whether two products have the same weight and rows."""
         return self.matrix.same(other.matrix) and same_rows(self.rows, other.rows, self.matrix.name)
@@ -76,6 +81,11 @@ class Vector(Expression):
     rows: Tensor
     average: float
     law: WeightLaw  # its variance, and its tangent kernel
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The parameter."""
+        return frozenset([self.name])
 
     @cached_property
     def centered(self) -> bool:
@@ -93,12 +103,19 @@ class Inner(Expression):
 
     centered = always(True)  # a product of independent centered vectors
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The weights of both."""
+        return union((self.left.names, self.right.names))
+
 
 @dataclass(frozen=True, eq=False)
 class Raw(Expression):
     """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable."""
 
     data: Coefficient
+
+    raw = always(True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +229,16 @@ def behind(*roots: Expression) -> Iterator[Expression]:
     seen: set[Expression] = set()
     stack = list(roots)
     while stack:
-        for e in walk(stack.pop()):
-            if e not in seen:
-                seen.add(e)
-                stack += [part for _, part in e.inputs] if isinstance(e, Line) else []
-                yield e
+        e = stack.pop()
+        if e in seen:
+            continue
+        seen.add(e)
+        stack += e.parts
+        if isinstance(e, Line):
+            stack += [part for _, part in e.inputs]
+        elif isinstance(e, Inner):
+            stack += [e.left, e.right]
+        yield e
 
 
 def same_rows(a: Tensor, b: Tensor, name: str) -> bool:

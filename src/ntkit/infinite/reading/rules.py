@@ -11,11 +11,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NoRuleError
-from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply, Function
 from ntkit.infinite.moments.positions import broadcast
 from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Line, Raw, Vector, VectorSum
+from ntkit.infinite.moments.vectors import Coefficient, Line, Vector, VectorSum
 from ntkit.infinite.reading.laws import Laws, uniform
 from ntkit.infinite.reading.values import Known, Weight, Wide
 from ntkit.infinite.registry import RuleT, registering
@@ -107,6 +107,7 @@ class Reading:
     lines: list[Entry] = field(default_factory=list)
     names: dict[Expression, str] = field(default_factory=dict)
     uses: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     source: Callable[[fx.Node], str] = lambda node: ""
 
@@ -147,7 +148,8 @@ class Reading:
 
     def write(self, kind: str, text: str, value: Wide, prefix: str = "h") -> Wide:
         """Write a line of the program and return its value."""
-        name = f"{prefix}{sum(line.name.startswith(prefix) for line in self.lines) + 1}"
+        self.counts[prefix] = self.counts.get(prefix, 0) + 1
+        name = f"{prefix}{self.counts[prefix]}"
         self.names.update({e: name for _, e in value.pieces})
         self.lines.append(Entry(name, kind, text, self.path, value))
         return value
@@ -201,8 +203,7 @@ class Reading:
 
     def apply(self, function: Function, *arguments: Expression | Coefficient) -> Apply:
         """Return a function of vectors; data must not be among them."""
-        inside = walk(*(a for a in arguments if isinstance(a, Expression)))
-        if any(isinstance(e, Raw) for e in inside):
+        if any(isinstance(a, Expression) and a.raw for a in arguments):
             raise self.refuse(
                 "a nonlinear function of numbers that differ from channel to channel has no limit; bring "
                 "data through a linear layer first."
