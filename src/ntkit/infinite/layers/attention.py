@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import refactored, single
+from ntkit.infinite.moments.attention import scores_of
 from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function, sources
-from ntkit.infinite.moments.positions import expand, matvec
+from ntkit.infinite.moments.functions import Apply, Function, sources, unrelated
+from ntkit.infinite.moments.positions import Shape, broadcast, expand, matvec
 from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Inner, Mixed, Multiple, expanded, reshaped
+from ntkit.infinite.moments.vectors import (
+    Attended,
+    Coefficient,
+    Inner,
+    Mixed,
+    Multiple,
+    expanded,
+    reshaped,
+)
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Known, Operand, Wide, numbered, numbers
 
@@ -36,8 +46,9 @@ def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
 
 def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
     """Q K^T: a G-variable of a head, where the heads are many."""
-    first, a = _rows(read, q, len(q.dims) - 2)
-    second, b = _rows(read, k, len(k.dims) - 1)
+    first, lead, a = _batched(read, q, len(q.dims) - 2)
+    second, other, b = _batched(read, k, len(k.dims) - 1)
+    lead, other = _padded(lead, other), _padded(other, lead)
     width = q.sizes[-1]
     heads = tuple(s for s, place in zip(q.channels, _places(q), strict=True) if place != len(q.dims) - 1)
     u, constant_u = _unscaled(first)
@@ -45,17 +56,21 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
     constant = constant_u * constant_v
     averages = abs(constant * _later(read)) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
     if averages:
+        if lead:
+            raise read.refuse("scores scaled by 1/d over more than one axis of positions.")
         return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
     if sources(u) & sources(v) or not (u.centered and v.centered):
         raise read.refuse(
             "scores of queries and keys that are not independent diverge with the width under a scale of "
             "1/sqrt(d); scale them by 1/d."
         )
-    shape = (a, b)
-    inner = Inner(shape, reshaped(u, (a, 1)), reshaped(v, (1, b)), width * (constant_u * constant_v) ** 2)
-    dims = numbered([*([False] if any(x < 0 for x in d) else [] for d in q.dims[:-2]), [True], [True]])
+    shape = (*broadcast(lead, other), a, b)
+    left, right = reshaped(u, (*lead, a, 1)), reshaped(v, (*other, 1, b))
+    inner = Inner(shape, left, right, width * (constant_u * constant_v) ** 2)
+    layout = [[x >= 0 for x in (d or e)] for d, e in zip(q.dims[:-2], k.dims[:-2], strict=True)]
     if not heads:
-        dims, heads = ((-1,), *dims[1:]), (1,)
+        layout, heads = [[False, *layout[0]], *layout[1:]] if layout else [], (1,)
+    dims = numbered([*layout, [True], [True]])
     read.note(
         "Attention: the number of heads goes to infinity too (Hron et al. 2020); with few heads the kernel "
         "is random."
@@ -127,6 +142,19 @@ def _rows(read: Reading, w: Wide, dim: int) -> tuple[Expression, int]:
     return expanded(w.only, w.shape), w.shape[0]
 
 
+def _batched(read: Reading, w: Wide, dim: int) -> tuple[Expression, Shape, int]:
+    """Return a vector with one axis of positions in a dimension, the axes in front of it, and its size."""
+    if len(w.pieces) > 1:
+        raise read.refuse("attention of concatenated vectors.")
+    w, _ = single(w, dim)
+    (*lead, size) = w.shape
+    return expanded(w.only, w.shape), tuple(lead), size
+
+
+def _padded(shape: Shape, like: Shape) -> Shape:
+    return (1,) * (len(like) - len(shape)) + shape
+
+
 def _unscaled(e: Expression) -> tuple[Expression, float]:
     if isinstance(e, Multiple) and isinstance(e.factor, float | int):
         inner, factor = _unscaled(e.inner)
@@ -140,17 +168,30 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
     rank = len(weights.dims)
     weights, _ = single(weights, rank - 2)
     weights, _ = single(weights, rank - 1)
-    value, _ = _rows(read, values, len(values.dims) - 2)
-    if len(weights.shape) != 2 or len(weights.pieces) > 1:
-        raise read.refuse("attention over more than one axis of positions.")
-    shape = (weights.shape[0],)
-    function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
-    u = expanded(weights.only, weights.shape)
-    e = Apply(shape, function, (u, value))
-    dims = [tuple(x for x in d if x < 0) for d in values.dims]
-    dims[-2] = (0,)
-    wide = Wide(((values.pieces[0][0], e),), shape, values.channels, tuple(dims))
-    wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [sampling]", wide)
+    value, lead, _ = _batched(read, values, len(values.dims) - 2)
+    if len(weights.pieces) > 1:
+        raise read.refuse("attention of concatenated vectors.")
+    *front, t, _ = weights.shape
+    if _padded(lead, tuple(front)) != tuple(front):
+        raise read.refuse("attention whose values have other axes of positions than its scores.")
+    shape = (*front, t)
+    soft, how = weights.only, "sampling"
+    found = (
+        scores_of(soft.arguments[0]) if isinstance(soft, Apply) and soft.function.name == "softmax" else None
+    )
+    if found is not None and value.centered and unrelated([found.inner], [value]):
+        e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
+        how = "draws of the scores"
+    elif front:
+        raise read.refuse("attention over more than one axis of positions with this kind of scores.")
+    else:
+        function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
+        e = Apply(shape, function, (expanded(soft, weights.shape), value))
+    dims = numbered(
+        [*([x >= 0 for x in d] for d in weights.dims[:-2]), [True], [x >= 0 for x in values.dims[-1]]]
+    )
+    wide = Wide(((values.pieces[0][0], e),), shape, values.channels, dims)
+    wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [{how}]", wide)
     return refactored(read, wide, wide.sizes)
 
 

@@ -148,7 +148,9 @@ def _stein(
     moments = kind == "moment"
     dual = closed(h)
     if not g.gaussian or (dual is None and (g.gains or not h.local)):
-        return (sampling.product if moments else sampling.tangent)(pairs, as_function(u), as_function(v), need)
+        return (sampling.product if moments else sampling.tangent)(
+            pairs, as_function(u), as_function(v), need
+        )
     terms = [pairs.means(u, v, need) if moments else None]
     if dual is not None and not moments:
         terms.append(gains.against(pairs, _argument(h), g, need, dual, left))

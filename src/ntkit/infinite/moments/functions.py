@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.moments.expression import Expression, always, union, walk
-from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Moved, Multiple, Offset, Vector
+from ntkit.infinite.moments.vectors import (
+    Attended,
+    Coefficient,
+    Inner,
+    Line,
+    Mixed,
+    Moved,
+    Multiple,
+    Offset,
+    Vector,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,9 @@ class Apply(Expression):
 
 
 def _axes(e: Expression, parts: list[dict[Expression, int] | None]) -> dict[Expression, int] | None:
-    if isinstance(e, Moved | Mixed) or (isinstance(e, Apply) and not (e.function.local or e.function.rows)):
+    if isinstance(e, Attended | Moved | Mixed) or (
+        isinstance(e, Apply) and not (e.function.local or e.function.rows)
+    ):
         return None
     more = int(isinstance(e, Apply) and e.function.rows)
     merged: dict[Expression, int] = {}
@@ -97,7 +109,9 @@ def _basis(u: Expression) -> tuple[Expression, ...]:
         if e in seen or isinstance(e, Offset):
             continue
         seen.add(e)
-        if isinstance(e, Multiple) and not isinstance(e.factor, Coefficient):  # a function of the vector itself
+        if isinstance(e, Multiple) and not isinstance(
+            e.factor, Coefficient
+        ):  # a function of the vector itself
             stack.append(e.inner)
         elif isinstance(e, Vector) or (e.gaussian and not e.gains):
             found[e] = None

@@ -109,9 +109,7 @@ def correction(pairs: PairValues, u: Expression, v: Expression, need: Need, dual
 NEAR = 1e-9  # 1 - rho^2 below which two vectors count as one
 
 
-def against(
-    pairs: PairValues, u: Expression, g: Expression, need: Need, dual: Dual, left: bool
-) -> Value:
+def against(pairs: PairValues, u: Expression, g: Expression, need: Need, dual: Dual, left: bool) -> Value:
     """Return sum_gamma step (E[f x y] - E[f] E[x y]) for f = phi'(u), x = du / dgamma and y = dg / dgamma.
 
     ``left``: u belongs to the left sample.

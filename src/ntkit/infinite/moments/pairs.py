@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments import attention, expectation
 from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, times
+from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, refuse, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
 from ntkit.infinite.moments.evaluation import reader
 from ntkit.infinite.moments.expression import Expression, apart
-from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.functions import Apply, unrelated
 from ntkit.infinite.moments.order import KINDS, Order, bytes_of
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import Remembers, SideValues, T
@@ -127,6 +127,10 @@ class Pairs(Remembers):
                 return add((self._same_vector(u, v, need, u.law.variance), self.means(u, v, need)))
             case vec.Inner(), vec.Inner():
                 return self._inner(u, v, need, self.moment, self.moment)
+            case vec.Attended(), vec.Attended():
+                return attention.moment(self, u, v, need)
+            case (vec.Attended(), _) | (_, vec.Attended()):
+                return _aside(u, v)
             case vec.Raw(), vec.Raw():
                 return self._data(u, v, need)
             case (vec.Raw(), _) | (_, vec.Raw()):
@@ -154,6 +158,10 @@ class Pairs(Remembers):
                 return times(self.tangent(u, v.inner, need), v.vector.average)
             case vec.Line(), vec.Line():
                 return self._line_tangent(u, v, need) if u.same(v) else None
+            case vec.Attended(), vec.Attended():
+                return attention.tangent(self, u, v, need)
+            case (vec.Attended(), _) | (_, vec.Attended()):
+                return _aside(u, v)
             case (Apply(), _) | (_, Apply()):
                 return expectation.tangent(self, u, v, need)
             case vec.Vector(), vec.Vector():
@@ -215,3 +223,11 @@ class Pairs(Remembers):
         a, b = (t.flatten(1, -2) if t.ndim > 2 else t[:, None] for t in (a, b))
         block = torch.einsum("itc,jsc->ijts" if self.outer else "itc,isc->its", a, b) / a.shape[-1]
         return block.reshape(*block.shape[: len(self.batch)], *left, *right)
+
+
+def _aside(u: Expression, v: Expression) -> None:
+    """Return zero for an attention and a vector that has nothing to do with its values."""
+    values, other = (u.values, v) if isinstance(u, vec.Attended) else (v, u)
+    values = values.values if isinstance(values, vec.Attended) else values
+    if not unrelated([values], [other]):
+        raise refuse("The values of an attention meet the attention itself.")

@@ -60,7 +60,9 @@ class Windows:
 def at_windows(t: Tensor, rank: int, windows: Windows) -> Tensor:
     """Return the last axes of a tensor at the places of windows, zero where there is none."""
     places = windows.places.to(t.device)
-    flat = t.flatten(t.ndim - rank).index_select(-1, places.clamp(min=0).flatten()).unflatten(-1, places.shape)
+    flat = (
+        t.flatten(t.ndim - rank).index_select(-1, places.clamp(min=0).flatten()).unflatten(-1, places.shape)
+    )
     return flat if bool((places >= 0).all()) else flat * (places >= 0)
 
 

@@ -22,6 +22,8 @@ def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expre
             return replace(u, vector=change(u.vector), inner=change(u.inner))
         case vec.Linear():
             return replace(u, inner=change(u.inner))
+        case vec.Attended():
+            return replace(u, values=change(u.values))
         case Apply():
             changed = (change(a) if isinstance(a, Expression) else a for a in u.arguments)
             return replace(u, arguments=tuple(changed))
@@ -43,6 +45,8 @@ def _stopped(u: Expression, known: Callable[[Expression], Expression]) -> Expres
             return u
         case vec.Gain():
             return vec.Multiple(u.shape, u.vector.average, known(u.inner))
+        case vec.Attended():
+            return replace(u, values=known(u.values), scores=replace(u.scores, trained=False))
         case vec.VectorSum() | vec.Linear() | Apply():
             return _rebuilt(u, known)
     return vec.Stopped(u.shape, u)

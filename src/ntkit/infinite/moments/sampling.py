@@ -19,7 +19,7 @@ from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.draws import JointDraws, Lift, is_local
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import matvec
+from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 
 BLOCKS = 8  # of points, whose spread gives the standard error
@@ -45,6 +45,14 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                     done[e] = matvec(lift(e.weights.value(side)), of(e.inner))
                 case vec.Stopped():
                     done[e] = of(e.inner).detach()
+                case vec.Attended():
+                    z = of(e.scores.inner) * e.scores.number
+                    z = z if e.scores.trained else z.detach()
+                    for mask in e.scores.masks:
+                        z = z * lift(mask.value(side))
+                    for offset in e.scores.offsets:
+                        z = z + lift(offset.value(side))
+                    done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), of(e.values))
                 case vec.Offset():
                     done[e] = lift(e.coefficient.value(side))
                 case Apply():
@@ -238,7 +246,9 @@ def _rows(e: Expression, b: Expression) -> tuple[int, ...] | None:
     return None if e.axes is None else b.shape[len(b.shape) - e.axes[b] :]
 
 
-def _dense(slopes: Tensor, draws: JointDraws, e: Expression, rows: tuple[int, ...] | None, pair: int) -> Tensor:
+def _dense(
+    slopes: Tensor, draws: JointDraws, e: Expression, rows: tuple[int, ...] | None, pair: int
+) -> Tensor:
     """Return derivatives for all pairs of positions, ``[S, B, P, Q]``."""
     if rows is None:
         return slopes

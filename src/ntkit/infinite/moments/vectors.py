@@ -193,6 +193,38 @@ class Mixed(Linear):
 
 
 @dataclass(frozen=True, eq=False)
+class Attended(Expression):
+    """Means of values ``[*w, s]`` at positions, weighted by a softmax of scores ``[*w, t, s]``: ``[*w, t]``.
+
+    The values are centered and independent of the scores, so that its kernels are means over draws of the
+    scores alone.
+    """
+
+    scores: Scores
+    values: Expression
+
+    gaussian = always(False)
+    centered = always(True)
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        """The vectors that it is made of."""
+        return (self.scores.inner, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of attention, number inner masks + offsets: what a softmax is taken of."""
+
+    inner: Inner
+    number: float
+    masks: tuple[Coefficient, ...]
+    offsets: tuple[Coefficient, ...]
+    shape: Shape
+    trained: bool = True  # whether gradients go through them
+
+
+@dataclass(frozen=True, eq=False)
 class Stopped(Linear):
     """A G-variable behind a ``detach``: it keeps its covariance, and no gradient passes."""
 
