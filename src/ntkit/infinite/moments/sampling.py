@@ -16,7 +16,7 @@ from torch import Tensor
 from ntkit.compute.plan import chunks
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.draws import JointDraws, Lift, is_local
+from ntkit.infinite.moments.draws import JointDraws, Lift
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import expand, matvec
