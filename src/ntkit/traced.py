@@ -1,0 +1,62 @@
+"""What a trace does not record by itself: values that go to Python, and what a network differentiates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+# The ways of tensors' values to Python.
+_READING = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__),
+    *(Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__contains__, Tensor.is_nonzero),
+    *(torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
+}
+_CUTTING = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, Tensor.data.__get__}  # pyright: ignore
+
+
+class Seen(TorchFunctionMode):
+    """Gives the values of tensors to Python while tracing, and notes of which nodes they are.
+
+    What Python does with them is not seen: it is a constant of the graph. So are the values that autograd
+    keeps for a derivative that the network takes of itself, unless the trace is one below autograd.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[tuple[str, str]] = []  # function, node
+        self.cut: set[str] = set()  # nodes through which no gradient goes
+        self.differentiates = False
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Read values outside the trace; note derivatives, and what is cut off from them."""
+        kwargs = kwargs or {}
+        if func in _READING:
+            self.read += [(func.__name__, node) for node in _nodes((args, kwargs))]
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            self.differentiates = True
+            if not kwargs.get("create_graph", len(args) > 4 and args[4]):
+                result = pytree.tree_map_only(Tensor, torch.detach, result)
+                self.cut.update(_nodes(result))
+        elif func in _CUTTING:
+            self.cut.update(_nodes(result))
+        return result
+
+
+def _nodes(values: object) -> list[str]:
+    """Return the names of the nodes that tensors are of, in the trace that runs."""
+    mode = get_proxy_mode()
+    if mode is None:
+        return []
+    tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+    slots = [get_proxy_slot(t, mode.tracer, None) for t in tensors]
+    return [slot.proxy.node.name for slot in slots if slot is not None]
