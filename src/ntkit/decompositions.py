@@ -93,3 +93,12 @@ DECOMPOSITIONS = {
         op: op.decompose for op in (aten.tensordot.default, aten.inner.default, aten.linalg_multi_dot.default)
     },
 }
+
+# What the derivatives of layers are made of, where a network takes them itself.
+BELOW_AUTOGRAD = get_decompositions(
+    [
+        *(aten.native_layer_norm, aten.native_layer_norm_backward),
+        *(aten.native_group_norm, aten.native_group_norm_backward),
+        *(aten.silu_backward, aten.mish_backward),  # theirs are filled row by row under vmap
+    ]
+)

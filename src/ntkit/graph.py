@@ -13,7 +13,7 @@ from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissin
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
-from ntkit.decompositions import DECIDED, DECOMPOSITIONS
+from ntkit.decompositions import BELOW_AUTOGRAD, DECIDED, DECOMPOSITIONS
 from ntkit.errors import NotPerSampleError
 from ntkit.inputs import Batch, take
 from ntkit.network import Network, Weights
@@ -136,7 +136,8 @@ def _made(
             return net.outputs(weights, x, buffers)
 
     with _quiet_tracing(net, x), _module_paths(net.module, paths):
-        make = make_fx(outputs, pre_dispatch=not below_autograd, decomposition_table=DECOMPOSITIONS)
+        table = DECOMPOSITIONS | (BELOW_AUTOGRAD if below_autograd else {})
+        make = make_fx(outputs, pre_dispatch=not below_autograd, decomposition_table=table)
         token = DECIDED.set(False)
         try:
             return make(weights, buffers, x), seen, paths, DECIDED.get()
@@ -147,9 +148,16 @@ def _made(
 def _connect(graph: fx.Graph, cut: set[str]) -> None:
     """Let gradients through where autograd kept a value for a derivative, and not where the network cut them."""
     for node in list(graph.nodes):
+        if node.target is aten.fill.Scalar:
+            node.target = aten.full_like.default
         if node.target is aten.detach.default and node.name not in cut:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.name in cut and node.target is not aten.detach.default:
+            with graph.inserting_after(node):
+                still = graph.call_function(aten.detach.default, (node,))
+            still.meta = dict(node.meta)
+            node.replace_all_uses_with(still, delete_user_cb=lambda user, still=still: user is not still)
 
 
 def moving_nodes(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:

@@ -10,6 +10,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ntkit.packed import CELLS, PACK, PAD, Steps, recurrent
+
 # The ways of tensors' values to Python.
 _READING = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__),
@@ -17,6 +19,7 @@ _READING = {
     *(torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
 }
 _CUTTING = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, Tensor.data.__get__}  # pyright: ignore
+_DIFFERENTIATING = {torch.autograd.grad, torch._VF._make_dual}  # pyright: ignore
 
 
 class Seen(TorchFunctionMode):
@@ -31,6 +34,7 @@ class Seen(TorchFunctionMode):
         self.read: list[tuple[str, str]] = []  # function, node
         self.cut: set[str] = set()  # nodes through which no gradient goes
         self.differentiates = False
+        self._packed: dict[int, Steps] = {}  # by what stands for their batch sizes
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
@@ -41,15 +45,35 @@ class Seen(TorchFunctionMode):
             self.read += [(func.__name__, node) for node in _nodes((args, kwargs))]
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
+        steps = next((self._packed[id(a)] for a in args[:2] if id(a) in self._packed), None)
+        if func is PACK or steps is not None:
+            return self._of_packed(func, steps, *args, **kwargs)
         result = func(*args, **kwargs)
+        self.differentiates |= func in _DIFFERENTIATING
         if func is torch.autograd.grad:
-            self.differentiates = True
             if not kwargs.get("create_graph", len(args) > 4 and args[4]):
                 result = pytree.tree_map_only(Tensor, torch.detach, result)
                 self.cut.update(_nodes(result))
-        elif func in _CUTTING:
+        elif func in _CUTTING or not torch.is_grad_enabled():
             self.cut.update(_nodes(result))
         return result
+
+    def _of_packed(self, func: Any, steps: Steps | None, *args: Any, **kwargs: Any) -> object:
+        """Return what a function of packed sequences gives, one that packs, pads or runs through them."""
+        if steps is None:
+            x, lengths, batch_first = args
+            x = x.transpose(0, 1) if batch_first else x
+            with disable_proxy_modes_tracing():
+                sizes = torch.full(x.shape[:1], x.shape[1])
+            self._packed[id(sizes)] = Steps.of(x, lengths, sizes)
+            return x.flatten(0, 1), sizes
+        if func is PAD:
+            return steps.padded(args[0], *args[2:])
+        if func in CELLS:
+            return recurrent(CELLS[func], steps, args[0], *args[2:])
+        with disable_proxy_modes_tracing():
+            result = func(*args, **kwargs)
+        return int(result) if func is Tensor.__getitem__ and result.ndim == 0 else result
 
 
 def _nodes(values: object) -> list[str]:
