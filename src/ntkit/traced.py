@@ -22,6 +22,14 @@ _CUTTING = {Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, Tensor.d
 _DIFFERENTIATING = {torch.autograd.grad, torch._VF._make_dual}  # pyright: ignore
 
 
+class _Numbers(list[Any]):
+    """The values of a tensor as a list, which can become the tensor again."""
+
+    def __init__(self, values: list[Any], tensor: Tensor) -> None:
+        super().__init__(values)
+        self.tensor = tensor
+
+
 class Seen(TorchFunctionMode):
     """Gives the values of tensors to Python while tracing, and notes of which nodes they are.
 
@@ -44,7 +52,10 @@ class Seen(TorchFunctionMode):
         if func in _READING:
             self.read += [(func.__name__, node) for node in _nodes((args, kwargs))]
             with disable_proxy_modes_tracing():
-                return func(*args, **kwargs)
+                value = func(*args, **kwargs)
+            return _Numbers(value, args[0]) if func is Tensor.tolist and isinstance(value, list) else value
+        if func is torch.as_tensor and args and isinstance(args[0], _Numbers):
+            return func(args[0].tensor, *args[1:], **kwargs)
         steps = next((self._packed[id(a)] for a in args[:2] if id(a) in self._packed), None)
         if func is PACK or steps is not None:
             return self._of_packed(func, steps, *args, **kwargs)
