@@ -146,7 +146,7 @@ def _made(
 
 
 def _connect(graph: fx.Graph, cut: set[str]) -> None:
-    """Let gradients through where autograd kept a value for a derivative, and not where the network cut them."""
+    """Let gradients through where autograd kept a value for a derivative, not where the network cut them."""
     for node in list(graph.nodes):
         if node.target is aten.fill.Scalar:
             node.target = aten.full_like.default

@@ -1,4 +1,4 @@
-"""Packed sequences written out step by step: every step of every sequence runs, and those past its end are not kept.
+"""Packed sequences written out: each step of each sequence runs, and those past its end are not kept.
 
 So one graph serves all lengths, which stay data of the sample.
 """
@@ -102,7 +102,9 @@ def recurrent(
         for side in range(sides):
             place = layer * sides + side
             own = list(weights[place * size : (place + 1) * size])
-            gates, hidden, rest = (own[0:3:2], own[1:4:2], own[4:]) if biases else (own[:1], own[1:2], own[2:])
+            gates, hidden, rest = (
+                (own[0:3:2], own[1:4:2], own[4:]) if biases else (own[:1], own[1:2], own[2:])
+            )
             start = tuple(state[place] for state in first)
             h, end = _run(cell, steps, F.linear(x, *gates), start, hidden, rest, backwards=side == 1)
             outputs.append(h)
