@@ -256,16 +256,18 @@ def joined(parts: list[Any], what: str) -> Any:
     return pytree.tree_unflatten(whole, structures[0])
 
 
-def picked_of(item: Any, what: str, picked: Picked) -> Any:
+def picked_of(item: Any, what: str, picked: Picked, argument: str = "inputs") -> Any:
     """Return what goes into the network of an item of a Dataset or a DataLoader."""
     if callable(picked):
         return picked(item)
     if isinstance(picked, (int, str)):
-        return _part_of(item, what, picked)
+        return _part_of(item, what, picked, argument)
     if picked is not None:
         if not isinstance(picked, Sequence):
-            raise BadTypeError(f"inputs={picked!r}; expected a place, a name, a list of them or a function.")
-        parts = {key: _part_of(item, what, key) for key in picked}
+            raise BadTypeError(
+                f"{argument}={picked!r}; expected a place, a name, a list of them or a function."
+            )
+        parts = {key: _part_of(item, what, key, argument) for key in picked}
         return parts if all(isinstance(key, str) for key in parts) else tuple(parts.values())
     if isinstance(item, Tensor):
         return item
@@ -281,7 +283,7 @@ def picked_of(item: Any, what: str, picked: Picked) -> Any:
     )
 
 
-def _part_of(item: Any, what: str, key: int | str) -> Any:
+def _part_of(item: Any, what: str, key: int | str, argument: str) -> Any:
     try:
         return item[key]
     except (KeyError, IndexError, TypeError) as error:
@@ -293,8 +295,8 @@ def _part_of(item: Any, what: str, key: int | str) -> Any:
             else "?"
         )
         raise BadValueError(
-            f"inputs={key!r}: an item of {what} is a {type(item).__name__} that holds {held}. Name one of "
-            f"its parts.{nearest(key, item if isinstance(item, Mapping) else ())}"
+            f"{argument}={key!r}: an item of {what} is a {type(item).__name__} that holds {held}. Name one "
+            f"of its parts.{nearest(key, item if isinstance(item, Mapping) else ())}"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ntkit.errors import BadTypeError, BadValueError
@@ -24,12 +23,11 @@ def pair_of(train: Any, inputs: Picked, targets: Picked) -> Any:
         items = list(_in_order(train))
         if not items:
             raise BadValueError(f"`train` is an empty {type(train).__name__}; expected at least one sample.")
-        if inputs is None and targets is None and _is_pair(items[0]):
-            inputs = 0
-        if targets is None:
-            targets = _rest(items[0], inputs)
-        parts = ((inputs, "train x"), (targets, "train y"))
-        return tuple(joined([picked_of(item, what, part) for item in items], what) for part, what in parts)
+        if inputs is None and isinstance(items[0], (list, tuple)) and len(items[0]) == 2:
+            inputs = 1 if targets in (0, -2) else 0
+        x = joined([picked_of(item, "train", inputs) for item in items], "train x")
+        targets = _rest(items[0], inputs) if targets is None else targets
+        return x, joined([picked_of(item, "train", targets, "targets") for item in items], "train y")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         return train
     return resolved(train[0], "train x", inputs), resolved(train[1], "train y", targets)
@@ -63,20 +61,14 @@ def _in_order(data: Dataset | DataLoader) -> DataLoader:
     return DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, (list, tuple)) and len(item) == 2
-
-
 def _rest(item: Any, inputs: Picked) -> Picked:
     """Return the part of an item that does not go into the network, where there is one."""
-    if inputs is None:
-        picked_of(item, "train", None)  # refuses what holds several parts
-    if isinstance(item, Tensor) or not isinstance(item, (Mapping, Sequence)) or callable(inputs):
+    if inputs is None or callable(inputs) or not isinstance(item, (Mapping, Sequence)):
         raise BadTypeError(
             f"`train` gives items of type {type(item).__name__}, and inputs={inputs!r} leaves no targets. "
             f"Say with targets= what of them the loss takes: a place, a name, a list, or a function."
         )
-    used = [inputs] if isinstance(inputs, (int, str)) else list(inputs or ())
+    used = [inputs] if isinstance(inputs, (int, str)) else list(inputs)
     held = list(item) if isinstance(item, Mapping) else list(range(len(item)))
     rest = [key for key in held if key not in used and (isinstance(key, str) or key - len(held) not in used)]
     if len(rest) != 1:
