@@ -148,8 +148,6 @@ def _made(
 def _connect(graph: fx.Graph, cut: set[str]) -> None:
     """Let gradients through where autograd kept a value for a derivative, not where the network cut them."""
     for node in list(graph.nodes):
-        if node.target is aten.fill.Scalar:
-            node.target = aten.full_like.default
         if node.target is aten.detach.default and node.name not in cut:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -209,7 +207,8 @@ def _twin(op: Any) -> torch._ops.OpOverload | None:
         return None
     packet = getattr(aten, op._schema.name.removeprefix("aten::")[:-1], None)
     twins = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
-    return next((t for t in twins if _signature(t) == _signature(op)), None)
+    twin = next((t for t in twins if _signature(t) == _signature(op)), None)
+    return aten.full_like.default if twin is aten.fill.Scalar else twin  # vmap would fill row by row
 
 
 def _signature(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
