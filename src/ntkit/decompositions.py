@@ -94,12 +94,3 @@ DECOMPOSITIONS: dict[Any, Any] = {
         op: op.decompose for op in (aten.tensordot.default, aten.inner.default, aten.linalg_multi_dot.default)
     },
 }
-
-# What the derivatives of layers are made of, where a network takes them itself.
-BELOW_AUTOGRAD: dict[Any, Any] = get_decompositions(
-    [
-        *(aten.native_layer_norm, aten.native_layer_norm_backward),
-        *(aten.native_group_norm, aten.native_group_norm_backward),
-        *(aten.silu_backward, aten.mish_backward),
-    ]
-)

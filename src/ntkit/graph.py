@@ -13,7 +13,8 @@ from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissin
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
-from ntkit.decompositions import BELOW_AUTOGRAD, DECIDED, DECOMPOSITIONS
+from ntkit.below_autograd import BELOW_AUTOGRAD, connect
+from ntkit.decompositions import DECIDED, DECOMPOSITIONS
 from ntkit.errors import NotPerSampleError
 from ntkit.inputs import Batch, take
 from ntkit.network import Network, Weights
@@ -109,7 +110,7 @@ def trace(net: Network, x: Batch) -> Graph:
     traced, seen, paths, decided = _made(net, weights, buffers, x, below_autograd=False)
     if seen.differentiates:  # what autograd keeps for its backward is a node below it only
         traced, seen, paths, decided = _made(net, weights, buffers, x, below_autograd=True)
-        _connect(traced.graph, seen.cut)
+        connect(traced.graph, seen.cut)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
     names = dict(zip(placeholders, leaves, strict=False))
@@ -143,19 +144,6 @@ def _made(
             return make(weights, buffers, x), seen, paths, DECIDED.get()
         finally:
             DECIDED.reset(token)
-
-
-def _connect(graph: fx.Graph, cut: set[str]) -> None:
-    """Let gradients through where autograd kept a value for a derivative, not where the network cut them."""
-    for node in list(graph.nodes):
-        if node.target is aten.detach.default and node.name not in cut:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif node.name in cut and node.target is not aten.detach.default:
-            with graph.inserting_after(node):
-                still = graph.call_function(aten.detach.default, (node,))
-            still.meta = dict(node.meta)
-            node.replace_all_uses_with(still, delete_user_cb=lambda user, still=still: user is not still)
 
 
 def moving_nodes(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:

@@ -125,8 +125,9 @@ def _run(
     """Return the outputs ``[t, b, h]`` of one direction of a layer, and its last state."""
     outputs = []
     for t in reversed(range(len(gates))) if backwards else range(len(gates)):
-        kept = steps.kept[t][:, None]
         new = cell(gates[t], state, hidden, projection)
-        state = tuple(torch.where(kept, a, b) for a, b in zip(new, state, strict=True))
+        if t:  # the first step is part of each sequence
+            new = tuple(torch.where(steps.kept[t][:, None], a, b) for a, b in zip(new, state, strict=True))
+        state = new
         outputs.append(state[0])
     return torch.stack(outputs[::-1] if backwards else outputs), state

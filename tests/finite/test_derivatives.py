@@ -30,6 +30,22 @@ def mlp(inputs, outputs, act=nn.Tanh):
     return nn.Sequential(nn.Linear(inputs, 7), act(), nn.Linear(7, 7), act(), nn.Linear(7, outputs))
 
 
+def convolutions(axes, transposed=False):
+    conv = (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d)[axes - 1] if transposed else (nn.Conv1d, nn.Conv2d)[axes - 1]
+    )
+    more = {"output_padding": 1} if transposed else {"dilation": 2} if axes == 1 else {}
+    return nn.Sequential(
+        nn.Unflatten(1, (1, *[6] * axes)),
+        conv(1, 4, 3, stride=2, padding=2, **more),
+        nn.Softplus(),
+        (nn.Conv1d, nn.Conv2d)[axes - 1](4, 4, 2, groups=2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.LazyLinear(1),
+    )
+
+
 def first(u, x):
     return grad(u(x).sum(), x, create_graph=True)[0]
 
@@ -102,6 +118,10 @@ CASES = {
     "third": (lambda: mlp(1, 1), third, 1),
     "relu": (lambda: mlp(3, 1, nn.ReLU), first, 3),
     "norms": (lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)), first, 3),
+    "convolutions": (lambda: convolutions(1), first, 6),
+    "convolutions, laplacian": (lambda: convolutions(1), laplacian, 6),
+    "convolutions in the plane": (lambda: convolutions(2), first, 36),
+    "transposed convolutions": (lambda: convolutions(1, transposed=True), laplacian, 6),
     "a derivative that is a constant": (lambda: mlp(3, 1), constant_factor, 3),
     "detach": (lambda: mlp(3, 1), cut, 3),
     "no_grad": (lambda: mlp(3, 1), without_gradient, 3),
@@ -117,7 +137,9 @@ CASES = {
 def test_derivatives_by_structure(case):
     make, f, size = CASES[case]
     torch.manual_seed(0)
-    model, x = Derived(make(), f).to(D), torch.randn(4, size, dtype=D)
+    model, x = Derived(make(), f), torch.randn(4, size, dtype=D)
+    model.u(x.float())  # lazy layers
+    model = model.to(D)
     k, truth = ntkit.EmpiricalNTK(model), mean_kernel(model, x)
     for _ in range(2):
         assert_kernel(k(x), truth)
