@@ -65,8 +65,10 @@ class Seen(TorchFunctionMode):
             if not kwargs.get("create_graph", len(args) > 4 and args[4]):
                 result = pytree.tree_map_only(Tensor, torch.detach, result)
                 self.cut.update(_nodes(result))
-        elif func in _CUTTING or not torch.is_grad_enabled():
+        elif func in _CUTTING:
             self.cut.update(_nodes(result))
+        elif not torch.is_grad_enabled():
+            self.cut.update({*_nodes(result)}.difference(_nodes((args, kwargs))))
         return result
 
     def _of_packed(self, func: Any, steps: Steps | None, *args: Any, **kwargs: Any) -> object:

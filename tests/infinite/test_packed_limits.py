@@ -30,15 +30,16 @@ class Last(nn.Module):
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_limits_of_packed_sequences(kind):
     torch.manual_seed(0)
-    model, x, lengths = Last(kind), torch.randn(4, 4, 3, dtype=D), torch.tensor([4, 2, 1, 2])
-    packed = ntkit.infinite_width(model, (x, lengths), sigma_b=0.3)
-    for length in (1, 2, 4):
+    model, x, lengths = Last(kind), torch.randn(3, 2, 3, dtype=D), torch.tensor([2, 1, 1])
+    how = {"sigma_b": 0.3, "samples": 2**11, "compile": False}
+    packed = ntkit.infinite_width(model, (x, lengths), **how)
+    for length in (1, 2):
         rows = lengths == length
-        plain = ntkit.infinite_width(model, x[rows, :length], sigma_b=0.3)
+        plain = ntkit.infinite_width(model, x[rows, :length], **how)
         for a, b in ((packed.nngp, plain.nngp), (packed.ntk, plain.ntk)):
             truth = b(x[rows, :length])
             found = a((x, lengths))[rows][:, rows]
-            assert (found - truth).abs().max() <= (1e-9 if kind is nn.RNN else 5e-2) * truth.abs().max()
+            assert (found - truth).abs().max() <= (2e-2 if kind is nn.GRU else 1e-9) * truth.abs().max()
     changed = x.clone()
-    changed[1, 2:], changed[2, 1:] = 7.0, -7.0
+    changed[1:, 1:] = 7.0
     assert torch.equal(packed.ntk((changed, lengths)), packed.ntk((x, lengths)))
