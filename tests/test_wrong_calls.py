@@ -1,8 +1,8 @@
 """Wrong calls: each bad value of each argument of each public function gives one refusal that helps.
 
-`KINDS` says what can be wrong with an argument of some kind, `SLOTS` and `FITS` where such arguments are. A
-case is one bad value in one place. Its refusal is an `NtkitError` that names what was given and says what to
-give instead.
+`KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS` and `PARTS` where such arguments
+are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given and says
+what to give instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 from wrong_fits import FITS
+from wrong_parts import PARTS
 from wrong_places import SLOTS, Call
 from wrong_setting import (
     LOSS,
@@ -48,7 +49,7 @@ REMEDY = re.compile(
 
 def cases() -> Iterator[tuple[str, Bad, Call]]:
     """Yield all cases: of a large kind some of its values, drawn by the place where they are put."""
-    for place, (kind, call) in {**SLOTS, **FITS}.items():
+    for place, (kind, call) in {**SLOTS, **FITS, **PARTS}.items():
         bad = KINDS[kind] if isinstance(kind, str) else kind
         drawn = bad if len(bad) <= MOST else random.Random(place).sample(bad, MOST)
         for each in bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _attention(
 
 
 # Fused nodes that break under vmap; written out, they are layers like any others.
-DECOMPOSITIONS = {
+DECOMPOSITIONS: dict[Any, Any] = {
     **get_decompositions([aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]),
     aten.embedding_bag.default: _embedding_bag,
     aten.embedding_bag.padding_idx: _embedding_bag,

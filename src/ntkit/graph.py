@@ -10,19 +10,15 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
-from torch.fx.experimental.proxy_tensor import (
-    disable_proxy_modes_tracing,
-    get_proxy_mode,
-    get_proxy_slot,
-    make_fx,
-)
-from torch.overrides import TorchFunctionMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
+from ntkit.below_autograd import BELOW_AUTOGRAD, connect
 from ntkit.decompositions import DECIDED, DECOMPOSITIONS
 from ntkit.errors import NotPerSampleError
 from ntkit.inputs import Batch, take
 from ntkit.network import Network, Weights
+from ntkit.traced import Seen
 
 aten = torch.ops.aten
 
@@ -111,33 +107,43 @@ def trace(net: Network, x: Batch) -> Graph:
         name: w.detach().clone().requires_grad_(w.is_floating_point()) for name, w in net.weights.items()
     }
     buffers = {name: b.clone() for name, b in net.buffers.items()}
-    paths: dict[str, str] = {}
-    reads = _Reads()
-
-    def outputs(weights: Weights, buffers: Weights, x: Batch) -> Tensor:
-        with reads:
-            return net.outputs(weights, x, buffers)
-
-    with _quiet_tracing(net, x), _module_paths(net.module, paths):
-        make = make_fx(outputs, pre_dispatch=True, decomposition_table=DECOMPOSITIONS)
-        token = DECIDED.set(False)
-        try:
-            traced = make(weights, buffers, x)
-            decided = DECIDED.get()
-        finally:
-            DECIDED.reset(token)
+    traced, seen, paths, decided = _made(net, weights, buffers, x, below_autograd=False)
+    if seen.differentiates:  # what autograd keeps for its backward is a node below it only
+        traced, seen, paths, decided = _made(net, weights, buffers, x, below_autograd=True)
+        connect(traced.graph, seen.cut)
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     leaves = pytree.tree_leaves(({name: name for name in weights}, {name: name for name in buffers}))
     names = dict(zip(placeholders, leaves, strict=False))
     inputs = frozenset(placeholders[len(leaves) :])
     moving = moving_nodes(traced.graph.nodes, inputs)
-    read = [f"{name} in {paths.get(node) or 'the model'}" for name, node in reads.seen if node in moving]
+    read = [f"{name} in {paths.get(node) or 'the model'}" for name, node in seen.read if node in moving]
     _purify(traced.graph)
     mutates = any(n.op == "call_function" and is_mutable(n) for n in traced.graph.nodes)
     traced.recompile()
     graph = Graph(traced, names, inputs, paths, mutates, decided, tuple(dict.fromkeys(read)))
     refuse_random(graph)
     return graph
+
+
+def _made(
+    net: Network, weights: Weights, buffers: Weights, x: Batch, below_autograd: bool
+) -> tuple[fx.GraphModule, Seen, dict[str, str], bool]:
+    """Return a traced network, what was seen of it, its nodes' modules, and whether a value decided on it."""
+    paths: dict[str, str] = {}
+    seen = Seen()
+
+    def outputs(weights: Weights, buffers: Weights, x: Batch) -> Tensor:
+        with seen:
+            return net.outputs(weights, x, buffers)
+
+    with _quiet_tracing(net, x), _module_paths(net.module, paths):
+        table = DECOMPOSITIONS | (BELOW_AUTOGRAD if below_autograd else {})
+        make = make_fx(outputs, pre_dispatch=not below_autograd, decomposition_table=table)
+        token = DECIDED.set(False)
+        try:
+            return make(weights, buffers, x), seen, paths, DECIDED.get()
+        finally:
+            DECIDED.reset(token)
 
 
 def moving_nodes(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str]:
@@ -147,40 +153,6 @@ def moving_nodes(nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]) -> set[str
         if any(source.name in moving for source in node.all_input_nodes):
             moving.add(node.name)
     return moving
-
-
-class _Reads(TorchFunctionMode):
-    """Gives the values of tensors to Python while tracing, and notes of which nodes they are.
-
-    What Python does with them is not seen: it is a constant of the graph.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, str]] = []
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        """Read the values outside the trace."""
-        if func not in _READING:
-            return func(*args, **(kwargs or {}))
-        mode = get_proxy_mode()
-        for t in pytree.tree_leaves((args, kwargs)):
-            if mode is not None and isinstance(t, Tensor):
-                slot = get_proxy_slot(t, mode.tracer, None)
-                if slot is not None:
-                    self.seen.append((func.__name__, slot.proxy.node.name))
-        with disable_proxy_modes_tracing():
-            return func(*args, **(kwargs or {}))
-
-
-# The ways of tensors' values to Python.
-_READING = {
-    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__),
-    *(Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__contains__, Tensor.is_nonzero),
-    *(torch.is_nonzero, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
-}
 
 
 def _purify(graph: fx.Graph) -> None:
@@ -223,7 +195,8 @@ def _twin(op: Any) -> torch._ops.OpOverload | None:
         return None
     packet = getattr(aten, op._schema.name.removeprefix("aten::")[:-1], None)
     twins = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
-    return next((t for t in twins if _signature(t) == _signature(op)), None)
+    twin = next((t for t in twins if _signature(t) == _signature(op)), None)
+    return aten.full_like.default if twin is aten.fill.Scalar else twin  # vmap would fill row by row
 
 
 def _signature(op: torch._ops.OpOverload) -> list[tuple[str, str]]:

@@ -152,10 +152,7 @@ def as_batch(
     """
     if isinstance(x, Bundle):
         x = x.value
-    if isinstance(x, (DataLoader, Dataset)):
-        x = collected(x, what, picked)
-    elif callable(picked):
-        x = picked(x)
+    x = resolved(x, what, picked)
 
     def leaf(value: object) -> Tensor:
         return _checked(value, dtypes, device, what)
@@ -229,30 +226,48 @@ def _checked(value: object, dtypes: Sequence[torch.dtype], device: torch.device,
     return t
 
 
+def resolved(x: Any, what: str, picked: Picked) -> Any:
+    """Return inputs with what goes into the network taken out of them, a dataset as one batch."""
+    if isinstance(x, (DataLoader, Dataset)):
+        return collected(x, what, picked)
+    return picked(x) if callable(picked) else x
+
+
 def collected(data: DataLoader | Dataset, what: str, picked: Picked) -> Any:
     """Return what goes into the network from all items of a Dataset or a DataLoader, as one batch."""
     loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=256)
-    parts = [_inputs_of(item, what, picked) for item in loader]
+    parts = [picked_of(item, what, picked) for item in loader]
     if not parts:
         raise BadValueError(f"{what} is an empty {type(data).__name__}; expected at least one sample.")
+    return joined(parts, what)
+
+
+def joined(parts: list[Any], what: str) -> Any:
+    """Return batches of the same structure as one."""
     leaves, structures = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
     if any(s != structures[0] for s in structures):
         raise BadValueError(f"The batches of {what} are not alike: {structures[0]}, and others.")
-    joined = [
-        torch.cat(part) if isinstance(part[0], Tensor) else part[0] for part in zip(*leaves, strict=True)
-    ]
-    return pytree.tree_unflatten(joined, structures[0])
+    try:
+        whole = [torch.cat(p) if isinstance(p[0], Tensor) else p[0] for p in zip(*leaves, strict=True)]
+    except RuntimeError as error:
+        raise BadValueError(
+            f"The batches of {what} have different shapes ({error}); collate all to one length (padding)."
+        ) from error
+    return pytree.tree_unflatten(whole, structures[0])
 
 
-def _inputs_of(item: Any, what: str, picked: Picked) -> Any:
+def picked_of(item: Any, what: str, picked: Picked, argument: str = "inputs") -> Any:
+    """Return what goes into the network of an item of a Dataset or a DataLoader."""
     if callable(picked):
         return picked(item)
     if isinstance(picked, (int, str)):
-        return _part_of(item, what, picked)
+        return _part_of(item, what, picked, argument)
     if picked is not None:
         if not isinstance(picked, Sequence):
-            raise BadTypeError(f"inputs={picked!r}; expected a place, a name, a list of them or a function.")
-        parts = {key: _part_of(item, what, key) for key in picked}
+            raise BadTypeError(
+                f"{argument}={picked!r}; expected a place, a name, a list of them or a function."
+            )
+        parts = {key: _part_of(item, what, key, argument) for key in picked}
         return parts if all(isinstance(key, str) for key in parts) else tuple(parts.values())
     if isinstance(item, Tensor):
         return item
@@ -268,7 +283,7 @@ def _inputs_of(item: Any, what: str, picked: Picked) -> Any:
     )
 
 
-def _part_of(item: Any, what: str, key: int | str) -> Any:
+def _part_of(item: Any, what: str, key: int | str, argument: str) -> Any:
     try:
         return item[key]
     except (KeyError, IndexError, TypeError) as error:
@@ -280,8 +295,8 @@ def _part_of(item: Any, what: str, key: int | str) -> Any:
             else "?"
         )
         raise BadValueError(
-            f"inputs={key!r}: an item of {what} is a {type(item).__name__} that holds {held}. Name one of "
-            f"its parts.{nearest(key, item if isinstance(item, Mapping) else ())}"
+            f"{argument}={key!r}: an item of {what} is a {type(item).__name__} that holds {held}. Name one "
+            f"of its parts.{nearest(key, item if isinstance(item, Mapping) else ())}"
         ) from error
 
 

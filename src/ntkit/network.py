@@ -83,10 +83,13 @@ class Network:
         own = dict(self.module.named_parameters())
         return {name: own[name].requires_grad_() for name in names}
 
+    def selected(self, y: Any) -> Any:
+        """Return the part of what the network gave that its outputs are."""
+        return selected(y, self.select)
+
     def _rows(self, y: Any, n: int) -> Tensor:
         """Return what the network gave as ``[n, o]``, checked."""
-        if self.select is not None:
-            y = _selected(y, self.select)
+        y = self.selected(y)
         if not isinstance(y, Tensor):
             raise BadTypeError(
                 f"The network returned {_described(y)}, ntkit needs one tensor whose first axis is the "
@@ -220,7 +223,10 @@ def _described(y: Any) -> str:
     return f"a {type(y).__name__}"
 
 
-def _selected(y: Any, select: str | int) -> Any:
+def selected(y: Any, select: str | int | None) -> Any:
+    """Return the part of a network's outputs of a name or place, all if it is None."""
+    if select is None:
+        return y
     try:
         if isinstance(y, Mapping) or (isinstance(y, (tuple, list)) and isinstance(select, int)):
             return y[select]  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -10,6 +10,7 @@ import torch
 from runs import batches, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import ntkit
@@ -84,6 +85,29 @@ class Recomputes(Net):
         return self.last(self.read(x).tanh())
 
 
+class Differentiates(Net):
+    """Returns a derivative of itself."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            h = self.last(self.read(x).tanh())
+            return h * torch.autograd.grad(h.sum(), x, create_graph=True)[0][:, :2]
+
+
+class Packs(Net):
+    """Reads sequences whose lengths it tells from the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.GRU(1, 3, batch_first=True)
+
+    def forward(self, x):
+        lengths = 1 + (x > 0).sum(1).clamp(max=3)
+        packed = pack_padded_sequence(x[..., None], lengths, batch_first=True, enforce_sorted=False)
+        return self.last(self.read(packed)[1][0])
+
+
 def oracle(model: nn.Module, data: tuple[Tensor, Tensor], index: list[Tensor], queries: Tensor) -> Tensor:
     """Contributions of plain SGD, ``[q, o, n]``, by one backward pass for each number that it takes."""
     model, (x, y) = copy.deepcopy(model), data
@@ -115,7 +139,11 @@ def oracle(model: nn.Module, data: tuple[Tensor, Tensor], index: list[Tensor], q
 
 
 @pytest.mark.parametrize(
-    "kind", [Branches, LooksAtWeights, ReadsOut, OldFunction, Distances, KeepsFeatures, Recomputes]
+    "kind",
+    [
+        *(Branches, LooksAtWeights, ReadsOut, OldFunction, Distances, KeepsFeatures, Recomputes),
+        *(Differentiates, Packs),
+    ],
 )
 @pytest.mark.parametrize("memory", ["1GiB", "1KiB"])
 def test_contributions_are_those_of_single_backward_passes(kind, memory, tmp_path):

@@ -24,7 +24,7 @@ from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
-from ntkit.inputs import Batch, Inputs, take
+from ntkit.inputs import Batch, Inputs, Picked, take
 from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful
 from ntkit.network import Network, as_inputs, network, refuse_complex
@@ -42,6 +42,8 @@ class LimitSettings(TypedDict):
     seed: int
     memory: int | float | str
     compile: Compile
+    inputs: Picked
+    select: str | int | None
 
 
 class Limit:
@@ -58,12 +60,19 @@ class Limit:
     """
 
     def __init__(
-        self, net: Network, example: Batch, laws: Laws, numerics: Numerics, settings: LimitSettings
+        self,
+        net: Network,
+        example: Batch,
+        given: Inputs,
+        laws: Laws,
+        numerics: Numerics,
+        settings: LimitSettings,
     ) -> None:
         self.net, self.example, self.laws, self.numerics = net, example, laws, numerics
         self._memory = settings["memory"]
         self._compile: Compile = settings["compile"]
-        self.settings = {"model": net.module, "example": example, **settings}
+        again = given if callable(settings["inputs"]) else example  # from which a clone is read
+        self.settings = {"model": net.module, "example": again, **settings}
         with torch.no_grad():
             graph = _traced(net, example)
             self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
@@ -185,6 +194,7 @@ class LimitKernel(Kernel):
         **settings: Unpack[LimitSettings],
     ) -> None:
         self.model, self.example, self.kind, self.line = model, example, kind, line
+        self.inputs: Picked = None
         defaults = {p.name: p.default for p in signature(infinite_width).parameters.values()}
         self._settings = {k: v for k, v in defaults.items() if k not in ("model", "example")} | settings
         vars(self).update(self._settings)
@@ -206,15 +216,15 @@ class LimitKernel(Kernel):
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
         """Return the kernel ``[n1, n2]`` between two batches (the second is the first if left out)."""
         net = self.limit.net
-        first = as_inputs(x1, net, "x1")
-        second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2"))
+        first = as_inputs(x1, net, "x1", self.inputs)
+        second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2", self.inputs))
         with undisturbed(net):
             tiles = self.limit.tiles(self.line)
             return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""
-        batch = self._checked(as_inputs(x, self.limit.net))
+        batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
             return self.limit.tiles(self.line).diagonal(self.kind == "ntk", batch)[-1]
 
@@ -252,6 +262,8 @@ def infinite_width(
     seed: int = 0,
     memory: int | float | str = "2GiB",
     compile: Compile = "auto",
+    inputs: Picked = None,
+    select: str | int | None = None,
 ) -> Limit:
     """Return the NNGP and NTK of a network's infinite-width limit, read off the module itself.
 
@@ -287,6 +299,11 @@ def infinite_width(
         A budget in bytes for the tiles in which blocks are made.
     compile : bool or "auto"
         Whether tiles go through `torch.compile`; ``"auto"``: where the work is long enough to pay for it.
+    inputs : optional
+        What of an item of a ``DataLoader`` or ``Dataset`` goes into the network: a place (0), a name
+        (``"input_ids"``), a list of them, or a function of the item; targets must not. Of the example too.
+    select : str or int, optional
+        Which part of outputs that are a dict, a tuple or an object, such as ``"logits"``.
 
     Raises
     ------
@@ -337,10 +354,10 @@ def infinite_width(
             f"twice. Give the original model, or parameterization='standard', which takes the scales from "
             f"the model."
         )
-    net = network(model)
+    net = network(model, select=select)
     refuse_stateful(net.module)
     refuse_complex(net, "The limit of infinite width")
-    example = take(as_inputs(example, net, "example"), slice(0, 1))
+    one = take(as_inputs(example, net, "example", inputs), slice(0, 1))
     settings: LimitSettings = {
         "sigma_w": sigma_w,
         "sigma_b": sigma_b,
@@ -349,8 +366,10 @@ def infinite_width(
         "seed": seed,
         "memory": memory,
         "compile": compile,
+        "inputs": inputs,
+        "select": select,
     }
     laws = Laws(parameterization, sigma_w, sigma_b)
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
-        return Limit(net, example, laws, numerics, settings)
+        return Limit(net, one, example, laws, numerics, settings)

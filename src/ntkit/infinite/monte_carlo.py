@@ -18,7 +18,7 @@ from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma, parametrized
 from ntkit.infinite.reading.laws import Parameterization
-from ntkit.inputs import Batch, Inputs, take
+from ntkit.inputs import Batch, Inputs, Picked, take
 from ntkit.network import Network, as_inputs, copy_of, network, refuse_complex
 
 Draw = Callable[[], None]
@@ -56,6 +56,8 @@ def monte_carlo(
     parameterization: Parameterization = "ntk",
     seed: int = 0,
     memory: str | int = "2GiB",
+    inputs: Picked = None,
+    select: str | int | None = None,
 ) -> Estimate:
     """Estimate the infinite-width kernels of a network by drawing it many times and averaging.
 
@@ -88,6 +90,8 @@ def monte_carlo(
         Of the draws. The first draws do not depend on how many follow.
     memory : str or int
         Bytes for one tangent kernel to work in.
+    inputs, select
+        As for `infinite_width`.
 
     Raises
     ------
@@ -115,11 +119,11 @@ def monte_carlo(
         raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
     copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
-    net = network(copy)
+    net = network(copy, select=select)
     refuse_complex(net, "An estimate of the limit")
-    first = as_inputs(x1, net, "x1")
-    second = None if x2 is None else as_inputs(x2, net, "x2")
-    ntk, nngp = EmpiricalNTK(copy, memory=memory), None
+    first = as_inputs(x1, net, "x1", inputs)
+    second = None if x2 is None else as_inputs(x2, net, "x2", inputs)
+    ntk, nngp = EmpiricalNTK(copy, memory=memory, select=select), None
     means = _Means(), _Means()
     with undisturbed(net), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No output depends on")  # a step function cuts gradients
@@ -208,7 +212,7 @@ def _nngp(
         names = ()
     if names and _linear_in(net, names, sample_pair(x)):
         assert net.module is not None
-        last = EmpiricalNTK(net.module, params=list(names), memory=memory)
+        last = EmpiricalNTK(net.module, params=list(names), memory=memory, select=net.select)
 
         def integrated(x1: Batch, x2: Batch | None) -> Tensor:
             if not standard:

@@ -12,7 +12,7 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError, one_of, whole
 from ntkit.files import as_path, hash_data
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.inputs import Inputs
+from ntkit.inputs import Inputs, Picked
 from ntkit.network import network
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.request import Request
@@ -23,6 +23,7 @@ from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
+from ntkit.training.recording.train_data import Train
 
 
 def account(
@@ -30,7 +31,7 @@ def account(
     model: nn.Module,
     loss: BatchLoss,
     *,
-    train: tuple[Inputs, Inputs],
+    train: Train,
     queries: Inputs,
     tol: float = 1e-8,
     nodes: Nodes = "auto",
@@ -41,6 +42,9 @@ def account(
     augment: Augment | None = None,
     keep: str | os.PathLike[str] | None = None,
     jobs: int = 1,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
 ) -> Account:
     r"""Return predictions of a recorded run as exact sums over its training samples.
 
@@ -63,9 +67,10 @@ def account(
         The loss of a batch, ``loss(outputs, targets)``, the one that ``backward()`` was called on;
         c_n is its derivative by output n.
     train
-        The inputs and targets ``(x, y)`` that the recorded indices mean, n of them.
+        The inputs and targets ``(x, y)`` that the recorded indices mean, n of them, or a ``Dataset`` or
+        ``DataLoader`` of such, which is read in the order of its numbers, whatever the loader shuffles.
     queries
-        A batch of q inputs.
+        A batch of q inputs, or a ``Dataset`` or ``DataLoader`` of them.
     tol
         Largest abs(residual) allowed, in units of the largest abs(prediction - initial).
     nodes
@@ -90,6 +95,15 @@ def account(
         A folder for what is finished: killed and called again, it goes on from there, to the same result.
     jobs
         How many processes work on tiles of queries at the same time; each takes its part of the memory.
+    inputs
+        What of an item of a ``DataLoader`` or ``Dataset`` goes into the network: a place (0), a name
+        (``"input_ids"``), a list of them, or a function of the item; targets must not. Left out, the first
+        of two.
+    targets
+        What of an item of `train` the loss takes, in the same way; left out, what `inputs` leaves.
+    select
+        Which part of outputs that are a dict, a tuple or an object, such as ``"logits"``; the loss is given
+        that part.
 
     Returns
     -------
@@ -139,7 +153,9 @@ def account(
     ...     [[0.5], [2.0]], dtype=torch.float64)))
     (True, True)
     """
-    request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
+    request = Request(
+        model, loss, train, queries, target, labels, augment, tol, nodes, memory, inputs, targets, select
+    )
     one_of("average", average, (True, False))
     work = Work(request.budget, whole("jobs", jobs), None if keep is None else as_path(keep))
     with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):

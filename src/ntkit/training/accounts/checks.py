@@ -13,6 +13,7 @@ from ntkit.module_checks import refuse_stateful
 from ntkit.network import Network, as_inputs, network, unwrapped
 from ntkit.training.folder.run import Run
 from ntkit.training.functional.flat_network import FlatNetwork, Head
+from ntkit.training.recording.train_data import Train, as_pair
 from ntkit.training.replay.sample_gradients import Samples
 from ntkit.training.replay.steps import Replay
 
@@ -52,18 +53,12 @@ def check_model(run: Run, model: nn.Module) -> Network:
 
 
 def check_given(
-    run: Run, model: nn.Module, train: tuple[Inputs, Inputs], queries: Inputs
+    run: Run, model: nn.Module, train: Train, queries: Inputs
 ) -> tuple[tuple[Batch, Batch], Batch]:
     """Return the training data and the queries as tensors, checked against a run and its model."""
     net = check_model(run, model)
-    if not isinstance(train, (tuple, list)) or len(train) != 2:
-        raise BadValueError(
-            f"`train` is of type {type(train).__name__}; it must be a pair (x, y) of inputs and targets."
-        )
-    data = as_inputs(train[0], net, "train x"), as_inputs(train[1], net, "train y")
+    data = as_pair(train, net)
     n = batch_size(data[0])
-    if n != batch_size(data[1]):
-        raise BadValueError(f"`train` has {n} inputs but {batch_size(data[1])} targets; give one for each.")
     recorded = run.manifest["train_sha256"]
     if recorded is not None and hash_data(*data) != recorded:
         raise PathMismatchError(
@@ -80,9 +75,11 @@ def check_given(
     return data, as_inputs(queries, net, "queries")
 
 
-def query_network(run: Run, model: nn.Module, head: Head | None = None) -> FlatNetwork:
+def query_network(
+    run: Run, model: nn.Module, head: Head | None = None, select: str | int | None = None
+) -> FlatNetwork:
     """Return the network that queries are put to: in float64, in evaluation mode."""
-    net = FlatNetwork(model, run, torch.float64, head)
+    net = FlatNetwork(model, run, torch.float64, head, select)
     net.module.eval()
     refuse_stateful(net.module)
     return net

@@ -17,7 +17,7 @@ from ntkit.files import as_path
 from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.finite.kinds import Outputs, kind_of
-from ntkit.inputs import Batch, Inputs, batch_size, check_alike, take
+from ntkit.inputs import Batch, Inputs, Picked, batch_size, check_alike, take
 from ntkit.kernel import Kernel
 from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.checks import check_model, query_network
@@ -28,6 +28,7 @@ from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians
 from ntkit.training.integrals.gauss import LEFT
+from ntkit.training.recording.train_data import Train
 
 
 class PathKernel(Kernel):
@@ -59,6 +60,8 @@ class PathKernel(Kernel):
         Bytes for the Jacobians, as a number or as ``"512MiB"``.
     loss, train, augment
         As for `account`; needed only for a run recorded with checkpoints (``every=``).
+    inputs, targets, select
+        As for `account`.
 
     Raises
     ------
@@ -101,8 +104,11 @@ class PathKernel(Kernel):
         nodes: int | Literal["left"] = 3,
         memory: int | str = "1GiB",
         loss: BatchLoss | None = None,
-        train: tuple[Inputs, Inputs] | None = None,
+        train: Train | None = None,
         augment: Augment | None = None,
+        inputs: Picked = None,
+        targets: Picked = None,
+        select: str | int | None = None,
     ) -> None:
         self._kind = kind_of(outputs)
         one_of("time", time, ("rate", "steps"))
@@ -112,8 +118,10 @@ class PathKernel(Kernel):
         self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
         self.nodes, self.memory = nodes, memory
         self.loss, self.train, self.augment = loss, train, augment
+        self.inputs, self.targets, self.select = inputs, targets, select
         # loss and train are needed for runs of checkpoints only, which `open` refuses without them
-        self._request = Request(model, loss, train, None, augment=augment, nodes=nodes, memory=memory)  # pyright: ignore[reportArgumentType]
+        given = {"augment": augment, "nodes": nodes, "memory": memory, "inputs": inputs, "targets": targets}
+        self._request = Request(model, loss, train, None, select=select, **given)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the kernel between two batches (the second is the first if left out)."""
@@ -154,7 +162,7 @@ class PathKernel(Kernel):
         return self._finished(total)
 
     def _inputs(self, x: Inputs) -> Batch:
-        return cast(as_inputs(x, network(self.model)), torch.float64)
+        return cast(as_inputs(x, network(self.model), picked=self.inputs), torch.float64)
 
     def _finished(self, total: Tensor | None) -> Tensor:
         if total is None:
@@ -166,7 +174,7 @@ class PathKernel(Kernel):
         assert rule is not None
         with self._request.open(self.folder) as run:
             check_model(run, self.model)
-            net = query_network(run, self.model)
+            net = query_network(run, self.model, select=self.select)
             with taking(x):
                 o = net.outputs(run.weights(0), take(x, slice(0, 1))).shape[1]
             structure = net.structure(x)

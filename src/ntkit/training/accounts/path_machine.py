@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.inputs import Inputs
+from ntkit.inputs import Inputs, resolved
 from ntkit.network import as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
 from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
+from ntkit.training.recording.train_data import Train, pair_of
 
 
 class Expansion(NamedTuple):
@@ -52,7 +53,7 @@ class PathMachine:
     kernel
         The path kernel of the run; its values for each output are used.
     loss, train
-        As for `account`.
+        As for `account`; what of it goes into the network is what the kernel takes.
     guard
         Smallest abs(K(x, x_n)) to divide by, over sqrt(K(x, x) K(x_n, x_n)).
 
@@ -86,9 +87,7 @@ class PathMachine:
     True
     """
 
-    def __init__(
-        self, kernel: PathKernel, loss: BatchLoss, train: tuple[Any, Any], guard: float = 1e-8
-    ) -> None:
+    def __init__(self, kernel: PathKernel, loss: BatchLoss, train: Train, guard: float = 1e-8) -> None:
         if not isinstance(kernel, PathKernel):
             raise BadTypeError(f"Expected a PathKernel, got {type(kernel).__name__}.")
         if not 0 <= guard < 1:
@@ -97,11 +96,12 @@ class PathMachine:
 
     def expand(self, queries: Inputs, tol: float = 1e-8, nodes: Nodes = "auto") -> Expansion:
         """Return the predictions of queries as expansions in the path kernel."""
-        diagonal = self.kernel.__sklearn_clone__().set_params(outputs="diagonal")
+        diagonal = self.kernel.__sklearn_clone__().set_params(outputs="diagonal", inputs=None)
         k, how = self.kernel, {"tol": tol, "nodes": nodes}
-        how |= {"memory": k.memory, "augment": k.augment}
-        a = account(k.folder, k.model, self.loss, train=self.train, queries=queries, **how)
-        x = as_inputs(self.train[0], network(self.kernel.model), "train x")
+        how |= {"memory": k.memory, "augment": k.augment, "select": k.select}
+        train, queries = pair_of(self.train, k.inputs, k.targets), resolved(queries, "queries", k.inputs)
+        a = account(k.folder, k.model, self.loss, train=train, queries=queries, **how)
+        x = as_inputs(train[0], network(self.kernel.model), "train x")
         kernel = diagonal(queries, x).permute(0, 2, 1).cpu()
         size = (diagonal.diag(queries)[:, :, None] * diagonal.diag(x).T[None]).sqrt().cpu()
         good = kernel.abs() > self.guard * size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.inputs import Batch, Inputs
+from ntkit.inputs import Batch, Inputs, Picked, resolved
 from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
@@ -23,6 +23,7 @@ from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
 from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.integrals.quadrature import Nodes, fixed_rule
+from ntkit.training.recording.train_data import Train, pair_of
 from ntkit.training.replay.checkpointed import open_run
 from ntkit.training.replay.steps import Replay
 from ntkit.training.replay.verify import StepCheck, compare_steps
@@ -34,7 +35,7 @@ class Request:
 
     model: nn.Module
     loss: BatchLoss
-    train: tuple[Inputs, Inputs]
+    train: Train
     queries: Inputs
     target: Target = "outputs"
     labels: Inputs | None = None
@@ -42,6 +43,9 @@ class Request:
     tol: float = 1e-8
     nodes: Nodes = "auto"
     memory: int | str = "1GiB"
+    inputs: Picked = None
+    targets: Picked = None
+    select: str | int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol > 0:
@@ -52,6 +56,9 @@ class Request:
                     f"{name}={function!r}; expected a function, of (outputs, targets) or (x, y)."
                 )
         assert self.rule is None or self.budget > 0  # both are checked where they are read
+        object.__setattr__(self, "train", pair_of(self.train, self.inputs, self.targets))
+        if self.queries is not None:
+            object.__setattr__(self, "queries", resolved(self.queries, "queries", self.inputs))
 
     @property
     def budget(self) -> int:
@@ -70,7 +77,7 @@ class Request:
             net = network(self.model)
             names = ("train x", "train y")
             data = tuple(as_inputs(part, net, name) for part, name in zip(data, names, strict=False))
-        run = open_run(folder, self.model, self.loss, data, self.augment)  # pyright: ignore[reportArgumentType]
+        run = open_run(folder, self.model, self.loss, data, self.augment, self.select)  # pyright: ignore[reportArgumentType]
         if run.every > 1 and (self.loss is None or self.train is None):
             run.log.close()
             raise BadValueError(
@@ -94,11 +101,11 @@ class Request:
         """
         data, x = check_given(run, self.model, self.train, self.queries)
         x, part = cast(x, torch.float64), self.budget // 4
-        net = query_network(run, self.model)
+        net = query_network(run, self.model, select=self.select)
         weights = (run if averages is None else averages).weights
         if first:
             refuse_mixing_queries(net, weights(0), x)
-        replay = Replay(run, self.model, data, self.loss, self.augment)
+        replay = Replay(run, self.model, data, self.loss, self.augment, self.select)
         if first and run.steps and self.augment is None:
             with taking(data[0]):
                 replay.forward(weights(0), 0, next(replay.parts(run.step(0))))
@@ -109,7 +116,7 @@ class Request:
         labels = None if self.labels is None else as_inputs(self.labels, replay.native.net, "labels")
         head, extra = head_of(self.target, replay.loss, labels, net.outputs(weights(run.steps), x))
         if head is not None:
-            net, x = query_network(run, self.model, head), (x, extra)
+            net, x = query_network(run, self.model, head, self.select), (x, extra)
         initial, prediction = (outputs_at(run, net, k, weights(k), x) for k in (0, run.steps))
         sweep = SweepInput(run, net, replay, self.rule, 0.0, differences, mixing, averages)
         return Prepared(sweep, x, initial, prediction, check)

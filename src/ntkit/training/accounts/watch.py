@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.files import Scratch
-from ntkit.inputs import Inputs
+from ntkit.inputs import Inputs, Picked
 from ntkit.network import as_inputs
 from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.result import Account
@@ -22,6 +22,7 @@ from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.gradients import Scaler
 from ntkit.training.recording.record import Recording
+from ntkit.training.recording.train_data import Train
 
 _LEAST = 16  # steps of a window
 
@@ -30,7 +31,7 @@ def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     loss: BatchLoss,
-    train: tuple[Inputs, Inputs],
+    train: Train,
     queries: Inputs,
     *,
     tol: float = 1e-8,
@@ -40,6 +41,9 @@ def watch(
     labels: Inputs | None = None,
     augment: Augment | None = None,
     scaler: Scaler | None = None,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
 ) -> Watch:
     r"""Return a context manager that accounts for the predictions of some queries while your loop trains.
 
@@ -65,6 +69,8 @@ def watch(
         As for `account`.
     scaler
         As for `record`.
+    inputs, targets, select
+        As for `account`.
 
     Returns
     -------
@@ -93,7 +99,9 @@ def watch(
     >>> run.account.contributions.shape, run.account.steps, run.account.converged
     (torch.Size([2, 1, 8]), 100, True)
     """
-    request = Request(model, loss, train, queries, target, labels, augment, tol, nodes, memory)
+    request = Request(
+        model, loss, train, queries, target, labels, augment, tol, nodes, memory, inputs, targets, select
+    )
     if isinstance(target, str) and target in ("predicted", "margin"):
         raise BadValueError(
             f"target={target!r} is known only when training is over; watch all outputs, or take a number, "

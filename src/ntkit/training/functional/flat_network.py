@@ -30,7 +30,14 @@ class FlatNetwork(Transforms):
     ``head(outputs, extra)`` turns raw outputs to ``[n, o]``; inputs are then pairs ``(x, extra)``.
     """
 
-    def __init__(self, model: nn.Module, run: Run, dtype: torch.dtype, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Run,
+        dtype: torch.dtype,
+        head: Head | None = None,
+        select: str | int | None = None,
+    ) -> None:
         module = copy_of(model).to(dtype)
         module.requires_grad_(False)
         for m in module.modules():  # to compute activations anew saves memory, and changes no number
@@ -52,11 +59,12 @@ class FlatNetwork(Transforms):
         # fused recurrent operations run under no vmap; a graph has them written out
         self.batchable = not any(isinstance(m, nn.RNNBase) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        self.net = network(module)
+        self.net = network(module, select=select)
         if head is not None:
             inner = self.net
             self.net = Network(
-                lambda w, x, buffers=None: head(inner.call(w, x[0], buffers), x[1]), module=module
+                lambda w, x, buffers=None: head(inner.selected(inner.call(w, x[0], buffers)), x[1]),
+                module=module,
             )
 
     def take_buffers(self, given: Mapping[str, Tensor]) -> None:
@@ -86,7 +94,7 @@ class FlatNetwork(Transforms):
 
     def raw(self, w: Tensor, x: Batch) -> Tensor:
         """Return the outputs of a batch in the module's own shape, as its loss takes them."""
-        return self.net.call(self.unflatten(w), x, self._own_buffers())
+        return self.net.selected(self.net.call(self.unflatten(w), x, self._own_buffers()))
 
     def outputs(self, w: Tensor, x: Batch) -> Tensor:
         """Return the outputs of a batch, ``[n, o]``."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.files import Json, as_bytes, as_path, hash_data
-from ntkit.inputs import Inputs, batch_size
-from ntkit.network import as_inputs, network, refuse_complex, unwrapped
+from ntkit.inputs import Picked, batch_size
+from ntkit.network import network, refuse_complex, unwrapped
 from ntkit.training.folder.optimizer_state import names_of
 from ntkit.training.folder.step import Forward, Part
 from ntkit.training.folder.writer import RunWriter
@@ -26,6 +26,7 @@ from ntkit.training.recording.gradients import Gradients, Scaler
 from ntkit.training.recording.indices import Indices, as_indices
 from ntkit.training.recording.sparse import Checkpointing
 from ntkit.training.recording.stats import Stats, Stopwatch
+from ntkit.training.recording.train_data import Train, as_pair, pair_of
 from ntkit.training.recording.weight_averages import AverageWatch, LookaheadWatch
 
 
@@ -33,11 +34,13 @@ def record(
     folder: str | os.PathLike[str],
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    train: tuple[Inputs, Inputs] | None = None,
+    train: Train | None = None,
     scaler: Scaler | None = None,
     average: nn.Module | None = None,
     every: int = 1,
     lookahead: int | None = None,
+    inputs: Picked = None,
+    targets: Picked = None,
 ) -> Recording:
     r"""Return a context manager that records a training run, made by your own loop, into a folder.
 
@@ -62,7 +65,8 @@ def record(
         parameters of the model; those that it does not hold are frozen. Several, as a list, make one step
         together.
     train
-        The training data ``(x, y)``, if they are to be hashed and the indices checked against them.
+        The training data, if they are to be hashed and the indices checked against them: a pair ``(x, y)``,
+        or a ``Dataset`` or ``DataLoader`` of such, read in the order of its numbers.
     scaler
         The ``torch.amp.GradScaler`` of the loop, if it has one.
     average
@@ -76,6 +80,8 @@ def record(
         The number k of a loop that uses Lookahead, w = s + alpha (w - s) after each k-th step, with s the
         weights after the last time; ``optimizer`` is the inner one. alpha is measured; each time counts as a
         step without samples.
+    inputs, targets
+        As for `account`.
 
     Returns
     -------
@@ -107,6 +113,7 @@ def record(
     >>> run.steps
     3
     """
+    train = None if train is None else pair_of(train, inputs, targets)
     return Recording(folder, model, optimizer, train, scaler, average, every, lookahead)
 
 
@@ -118,7 +125,7 @@ class Recording:
         folder: str | os.PathLike[str],
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        train: tuple[Inputs, Inputs] | None,
+        train: Train | None,
         scaler: Scaler | None,
         average: nn.Module | None,
         every: int = 1,
@@ -347,18 +354,10 @@ class Recording:
         self._writer.step({}, [none], moved)
         self.steps += 1
 
-    def _read(self, train: tuple[Inputs, Inputs] | None) -> tuple[int | None, str | None]:
+    def _read(self, train: Train | None) -> tuple[int | None, str | None]:
         if train is None:
             return None, None
-        if not isinstance(train, (tuple, list)) or len(train) != 2:
-            raise BadValueError(
-                f"`train` is of type {type(train).__name__}; it must be a pair (x, y) of inputs and targets."
-            )
-        x, y = as_inputs(train[0], self._net, "train x"), as_inputs(train[1], self._net, "train y")
-        if batch_size(x) != batch_size(y):
-            raise BadValueError(
-                f"`train` has {batch_size(x)} inputs but {batch_size(y)} targets; give one for each."
-            )
+        x, y = as_pair(train, self._net)
         return batch_size(x), hash_data(x, y)
 
     def _check_still(self, values: bool) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ntkit.errors import BadValueError, PathMismatchError
 from ntkit.files import Scratch
 from ntkit.inputs import Batch, take
-from ntkit.network import copy_of
+from ntkit.network import copy_of, selected
 from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_settings, set_state
 from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run
@@ -50,9 +50,10 @@ class CheckpointedRun(Run):
         loss: BatchLoss,
         data: tuple[Batch, Batch],
         augment: Augment | None,
+        select: str | int | None = None,
     ) -> None:
         super().__init__(folder)
-        self._given = model, loss, data, augment
+        self._given = model, loss, data, augment, select
         self._segments: OrderedDict[int, Run] = OrderedDict()
         self._place = Scratch("replay")
 
@@ -131,7 +132,7 @@ class CheckpointedRun(Run):
                     )
 
     def _pass(self, recording: Recording, module: nn.Module, k: int, scale: float) -> None:
-        _, loss, data, augment = self._given
+        _, loss, data, augment, select = self._given
         batch, parts, forwards = self._passed(k)
         begin = 0
         for (size, weight), forward in zip(parts, forwards, strict=True):
@@ -146,7 +147,7 @@ class CheckpointedRun(Run):
             set_random_state(forward.rng, self.device)
             args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
             with autocast(forward.autocast, self.device):
-                value = checked_loss(loss, module(*args, **kwargs), y)
+                value = checked_loss(loss, selected(module(*args, **kwargs), select), y)
             value = value if weight == 1 else value * weight
             (value if scale == 1 else value * scale).backward()
 
@@ -185,6 +186,7 @@ def open_run(
     loss: BatchLoss,
     data: tuple[Batch, Batch],
     augment: Augment | None,
+    select: str | int | None = None,
 ) -> Run:
     """Return a run, one that replays its steps if it holds checkpoints only."""
     run = Run(folder)
@@ -193,4 +195,4 @@ def open_run(
     run.log.close()
     if not isinstance(model, nn.Module):
         raise BadValueError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
-    return CheckpointedRun(folder, model, loss, data, augment)
+    return CheckpointedRun(folder, model, loss, data, augment, select)

@@ -44,11 +44,12 @@ class Replay:
         data: tuple[Batch, Batch],
         loss: BatchLoss,
         augment: Augment | None = None,
+        select: str | int | None = None,
     ) -> None:
         self.run, self.data, self.augment = run, data, augment
-        self.net = FlatNetwork(model, run, torch.float64)
+        self.net = FlatNetwork(model, run, torch.float64, select=select)
         same = run.dtype == torch.float64
-        self.native = self.net if same else FlatNetwork(model, run, run.dtype)
+        self.native = self.net if same else FlatNetwork(model, run, run.dtype, select=select)
         self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, run.dtype)
         norm = nn.modules.batchnorm._BatchNorm
         self._norms = {name for name, m in self.net.module.named_modules() if isinstance(m, norm)}
