@@ -54,6 +54,7 @@ class Graph:
     mutates: bool  # some operation works in place
     decided: bool = False  # by a value of the sample: whether some query of attention sees nothing
     reads: tuple[str, ...] = ()  # where a tensor's values went to Python while it was traced: constants of it
+    by_weights: bool = False  # some of those values are made of weights too
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -117,10 +118,12 @@ def trace(net: Network, x: Batch) -> Graph:
     inputs = frozenset(placeholders[len(leaves) :])
     moving = moving_nodes(traced.graph.nodes, inputs)
     read = [f"{name} in {paths.get(node) or 'the model'}" for name, node in seen.read if node in moving]
+    made = moving_nodes(traced.graph.nodes, [n for n in placeholders if names.get(n) in weights])
+    by_weights = any(node in moving and node in made for _, node in seen.read)
     _purify(traced.graph)
     mutates = any(n.op == "call_function" and is_mutable(n) for n in traced.graph.nodes)
     traced.recompile()
-    graph = Graph(traced, names, inputs, paths, mutates, decided, tuple(dict.fromkeys(read)))
+    graph = Graph(traced, names, inputs, paths, mutates, decided, tuple(dict.fromkeys(read)), by_weights)
     refuse_random(graph)
     return graph
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
@@ -15,13 +14,11 @@ from torch.utils import _pytree as pytree
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError, nearest, one_of, whole
-from ntkit.faults import foreign
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
-from ntkit.graph import Graph, trace
 from ntkit.infinite.moments.numerics import Numerics
-from ntkit.infinite.program import Program, read
+from ntkit.infinite.paths import Paths
+from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
-from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.tiles import Compile, Tiles
 from ntkit.inputs import Batch, Inputs, Picked, take
@@ -68,15 +65,16 @@ class Limit:
         numerics: Numerics,
         settings: LimitSettings,
     ) -> None:
-        self.net, self.example, self.laws, self.numerics = net, example, laws, numerics
+        self.net, self.laws, self.numerics = net, laws, numerics
+        self.example = take(example, slice(0, 1))
         self._memory = settings["memory"]
         self._compile: Compile = settings["compile"]
-        again = given if callable(settings["inputs"]) else example  # from which a clone is read
+        again = given if callable(settings["inputs"]) else self.example  # from which a clone is read
         self.settings = {"model": net.module, "example": again, **settings}
         with torch.no_grad():
-            graph = _traced(net, example)
-            self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
-        self._tiles: dict[str | None, Tiles] = {}
+            self.paths = Paths(net, example, laws)
+        self.program: Program = self.paths.first.program
+        self._tiles: dict[tuple[Program, str | None], Tiles] = {}
         self.tiles(None)
         self.nngp, self.ntk = self.kernel("nngp"), self.kernel("ntk")
 
@@ -102,22 +100,16 @@ class Limit:
         kernel._limit = self
         return kernel
 
-    def tiles(self, line: str | None) -> Tiles:
-        """Return what evaluates a line of the program, or the output."""
+    def tiles(self, line: str | None, *batches: Batch) -> Tiles:
+        """Return what evaluates a line of the program, or the output, of the samples of some batches."""
         if not isinstance(line, str | None):
             raise BadTypeError(f"line={line!r}; expected the name of a line of the program, or None.")
-        if line not in self._tiles:
-            value = self.program.output if line is None else self._line(line)
-            self._tiles[line] = Tiles(value, self.numerics, self._memory, self._compile)
-        return self._tiles[line]
-
-    def _line(self, name: str) -> Wide:
-        lines = {line.name: line.value for line in self.program.lines if line.value is not None}
-        if name not in lines:
-            raise BadValueError(
-                f"The program has no line {name!r}; it has {', '.join(lines)}.{nearest(name, lines)}"
-            )
-        return lines[name]
+        with torch.no_grad():
+            program = self.paths.of(*batches).program if batches else self.program
+        if (program, line) not in self._tiles:
+            value = program.output if line is None else _line(program, line)
+            self._tiles[program, line] = Tiles(value, self.numerics, self._memory, self._compile)
+        return self._tiles[program, line]
 
     def __repr__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
@@ -132,6 +124,15 @@ class Limit:
                 f"{self.numerics.error:.1e} of the largest value."
             )
         return "\n".join(rows)
+
+
+def _line(program: Program, name: str) -> Wide:
+    lines = {line.name: line.value for line in program.lines if line.value is not None}
+    if name not in lines:
+        raise BadValueError(
+            f"The program has no line {name!r}; it has {', '.join(lines)}.{nearest(name, lines)}"
+        )
+    return lines[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,31 +152,6 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"Layer({self.name}: {self.kind} {self.text}{f', module {self.path!r}' if self.path else ''})"
-
-
-def _traced(net: Network, example: Batch) -> Graph:
-    try:
-        graph = trace(net, example)
-    except NtkitError:
-        raise
-    except Exception as error:
-        foreign(error, "tracing")
-        try:
-            net.direct(example)
-        except BadValueError as refusal:  # it does not run either
-            raise NoRuleError(str(refusal)) from error
-        raise NoRuleError(
-            f"{type(net.module).__name__} cannot be read as a graph, perhaps because it branches on its "
-            f"data: {type(error).__name__}: {str(error).partition(' - ')[0]}. ntkit.monte_carlo(model, ...) "
-            f"estimates the limit of whatever runs."
-        ) from error
-    if graph.reads:
-        raise NoRuleError(
-            f"{type(net.module).__name__} branches on its data, or reads their values otherwise "
-            f"({', '.join(graph.reads)}): the limit that is read off it would be that of one sample. Write "
-            f"it in operations on tensors; ntkit.monte_carlo(model, ...) estimates the limit of what runs."
-        )
-    return graph
 
 
 class LimitKernel(Kernel):
@@ -219,14 +195,15 @@ class LimitKernel(Kernel):
         first = as_inputs(x1, net, "x1", self.inputs)
         second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2", self.inputs))
         with undisturbed(net):
-            tiles = self.limit.tiles(self.line)
-            return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
+            first = self._checked(first)
+            tiles = self.limit.tiles(self.line, first, *([] if second is None else [second]))
+            return tiles(self.kind == "ntk", first, second, last=True)[0]
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""
         batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
-            return self.limit.tiles(self.line).diagonal(self.kind == "ntk", batch)[-1]
+            return self.limit.tiles(self.line, batch).diagonal(self.kind == "ntk", batch)[-1]
 
     def _checked(self, x: Batch) -> Batch:
         shapes, wanted = (
@@ -280,7 +257,8 @@ def infinite_width(
     model : torch.nn.Module
         The network as it stands, in eval mode; it is not changed. It must end in a linear map.
     example : tensor, or tuple or dict of tensors
-        A batch of inputs; only the shapes of its first sample count.
+        A batch of inputs, of which the shapes count. A network that reads values of its samples (whether a
+        mask hides anything) is read at a sample whose path serves all of the batch.
     sigma_w, sigma_b : float or dict
         The scales of ``"ntk"``; a dict gives them by module path, ``""`` for all other modules.
     parameterization : {"ntk", "standard"}
@@ -357,7 +335,7 @@ def infinite_width(
     net = network(model, select=select)
     refuse_stateful(net.module)
     refuse_complex(net, "The limit of infinite width")
-    one = take(as_inputs(example, net, "example", inputs), slice(0, 1))
+    batch = as_inputs(example, net, "example", inputs)
     settings: LimitSettings = {
         "sigma_w": sigma_w,
         "sigma_b": sigma_b,
@@ -372,4 +350,4 @@ def infinite_width(
     laws = Laws(parameterization, sigma_w, sigma_b)
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
-        return Limit(net, one, example, laws, numerics, settings)
+        return Limit(net, batch, example, laws, numerics, settings)

@@ -39,7 +39,7 @@ from ntkit.network import Network
 Operation = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A tensor program: lines that are inputs, products with weights, linear combinations, functions.
 
