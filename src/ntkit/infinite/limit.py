@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, NoRuleError, NtkitError, nearest, one_of, whole
+from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.paths import Paths

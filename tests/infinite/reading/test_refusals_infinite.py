@@ -69,7 +69,7 @@ REFUSED = {
     "sigmoid at the end": (Sequential(Linear(4, 3), nn.Sigmoid()), (4,), ["sigmoid", "Leave", "logits"]),
     "a norm at the end": (Sequential(Linear(4, W), nn.LayerNorm(W)), (4,), ["last line", "layer_norm"]),
     "a sum over channels": (hidden(lambda s, h, x: h * h.sum(1, keepdim=True)), (4,), ["sum over channels"]),
-    "a mean over channels": (Net(lambda s, x: s.a(x).mean(1), a=Linear(4, W)), (4,), ["mean over channels"]),
+    "a mean over channels": (Net(lambda s, x: s.a(x).mean(1), a=Linear(4, W)), (4,), ["does not end in"]),
     "one channel": (hidden(lambda s, h, x: h * h[:, :1]), (4,), []),
     "max over channels": (
         Net(lambda s, x: s.o(F.max_pool1d(s.a(x), 2)), a=Linear(4, W), o=Linear(W // 2, 1)),
@@ -95,9 +95,9 @@ REFUSED = {
         ["running statistics", "reset_running_stats"],
     ),
     "a branch on data": (
-        Net(lambda s, x: s.o(relu(s.a(x)) if x.sum() > 0 else s.a(x)), a=Linear(4, W), o=Linear(W, 1)),
+        Net(lambda s, x: s.o(relu(s.a(x)) if s.a(x).sum() > 0 else s.a(x)), a=Linear(4, W), o=Linear(W, 1)),
         (4,),
-        ["branches on its data"],
+        ["branches on values that its weights make"],
     ),
     "cumsum": (
         hidden(lambda s, h, x: h.cumsum(1).mean(1), 3),

@@ -10,14 +10,17 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ntkit.infinite.duals.dual import find
 from ntkit.infinite.layers.views import pixels, refactored
+from ntkit.infinite.moments.algebra import Value
 from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Function
+from ntkit.infinite.moments.functions import Apply, Function
 from ntkit.infinite.moments.positions import Move, Shape, Windows, at_windows, expand
+from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.rewrites import gathered
-from ntkit.infinite.moments.vectors import expanded
-from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.moments.vectors import Coefficient, expanded
+from ntkit.infinite.reading.rules import Entry, Reading, known, rule
+from ntkit.infinite.reading.values import Known, Wide
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None
@@ -129,27 +132,78 @@ for _kind, _by_rank in _POOLING.items():
 
 
 @rule(aten.mean.dim)
-def mean(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
+def mean(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide | Known:
     """Return the mean over positions; over channels it is a number, for norms written by hand."""
     return _reduction(read, a, dims, keepdim, "mean")
 
 
 @rule(aten.sum.dim_IntList)
-def sum_(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide:
+def sum_(read: Reading, a: Wide, dims: Dims = None, keepdim: bool = False, **_: object) -> Wide | Known:
     """Return the sum over positions."""
     return _reduction(read, a, dims, keepdim, "sum")
 
 
-def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide:
+def averaged(read: Reading, a: Wide, chosen: Sequence[int], keepdim: bool) -> Known:
+    """Return the mean over channels, and over the positions of some dimensions: numbers, without a gradient.
+
+    E[h] by the law of large numbers; of h^2, the second moment of h.
+    """
+    a = a.canonical()
+    parts = [(width / a.width, e) for width, e in a.pieces]
+    axes = [x for d in chosen for x in a.dims[d] if x >= 0]
+    sizes = tuple(1 if d in chosen else s for d, s in enumerate(a.sizes) if keepdim or d not in chosen)
+
+    def of(side: SideValues) -> Tensor:
+        total = side.numerics.zeros(1, *(1 for _ in a.shape))
+        for share, e in parts:
+            value = _average_of(side, e)
+            total = total if value is None else total + share * value
+        total = total.expand(side.n, *a.shape)
+        total = total.mean([1 + x for x in axes], keepdim=True) if axes else total
+        return total.reshape(side.n, *sizes)
+
+    read.lines.append(Entry("", "Mean", f"over {a.width} channels of {read.name(a)}: a number", read.path))
+    return Known(torch.ones(sizes, dtype=read.dtype), Coefficient(sizes, of), moments=True)
+
+
+def _average_of(side: SideValues, e: Expression) -> Value:
+    if isinstance(e, Apply) and e.function.dual is find(aten.pow.Tensor_Scalar, (2,), {}):
+        (h,) = e.arguments
+        assert isinstance(h, Expression)
+        return side.itself.moment(h, h, "equal")
+    return side.mean(e)
+
+
+@rule(aten.var.correction, aten.var.dim)
+def var(
+    read: Reading, a: Wide, dims: Dims = None, correction: float = 1, keepdim: bool = False, **_: object
+) -> Known:
+    """Return the variance over channels: a number, E[h^2] - E[h]^2."""
+    a = a.canonical()
+    rank = len(a.dims)
+    chosen = sorted(
+        {d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)}
+    )
+    if sum(x < 0 for d in chosen for x in a.dims[d]) != len(a.channels):
+        raise read.refuse("a variance over positions, or over some of the channels: it is random.")
+    square = Function("square", torch.square, find(aten.pow.Tensor_Scalar, (2,), {}))
+    first = averaged(read, a, chosen, keepdim)
+    second = averaged(read, a.map(lambda e: read.apply(square, e)), chosen, keepdim)
+    return known(lambda x, y: x - y * y, (second, first), {})
+
+
+def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide | Known:
     a = a.canonical()
     rank = len(a.dims)
     dims = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
     chosen = sorted({d % rank for d in dims})
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
+        if how == "mean" and sum(x < 0 for x in axes) == len(a.channels):
+            return averaged(read, a, chosen, keepdim)
         raise read.refuse(
-            f"a {how} over channels of infinite width has no limit as a vector (norms are known: LayerNorm, "
-            f"RMSNorm, GroupNorm)."
+            f"a {how} over channels of infinite width has no limit as a vector, nor has a mean over some of "
+            f"them only (norms are known: LayerNorm, RMSNorm, GroupNorm)."
         )
     wide = a
     if axes:

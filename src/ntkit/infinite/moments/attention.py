@@ -5,9 +5,9 @@ For out_t = sum_s A_ts V_s with A = softmax(z), z a Gaussian of covariance c Kq(
     E[out_t out'_t']     = E[(A K A'^T)_tt'],   K = E[V V']
     Theta(out_t, out'_t') = E[(A Theta_V A'^T)_tt'] + c sum_ss'rr' E[D_sr K_ss' D'_s'r'] Theta_z(tr, t'r')
 
-with D = d A_s / d z_r = A_s (delta_sr - A_r) and Theta_z / c = Theta_q Kk + Kq Theta_k, whose sums over s, s',
-r, r' are products of matrices. A covariance that is a product is drawn as Lq Z Lk^T: no matrix has a side
-of all scores.
+with D = d A_s / d z_r = A_s (delta_sr - A_r) and Theta_z / c = Theta_q Kk + Kq Theta_k, whose sums over
+s, s', r, r' are products of matrices. A covariance that is a product is drawn as Lq Z Lk^T: no matrix has
+a side of all scores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUASI = 1024  # dimensions up to which draws are quasi-random
 
 
 def scores_of(z: Expression) -> Scores | None:
-    """Return scores as a product of queries and keys, masked, and numbers; None where there is more in them."""
+    """Return scores as a product of queries and keys, masked, and numbers; None where there is more."""
     found: list[tuple[Inner, float, tuple[Coefficient, ...]]] = []
     offsets: list[Coefficient] = []
     stack: list[tuple[Expression, float, tuple[Coefficient, ...]]] = [(z, 1.0, ())]
@@ -284,7 +284,7 @@ class _Draws:
 
 
 def _lead(t: Tensor, dim: int, mine: Shape, lead: list[int], size: int) -> Tensor:
-    """Split the positions of a factor into the axes in front ``[W]``, repeated to those of scores, and rows."""
+    """Split the positions of a factor into the axes in front ``[W]``, repeated as in scores, and rows."""
     t = t.unflatten(dim, (*mine, size))
     rank = len(mine)
     at = t.ndim - 2 - rank
