@@ -173,18 +173,18 @@ def _purify(graph: fx.Graph) -> None:
             node.args = node.args[:4]  # gradients of its weight are dense
         if node.op != "call_function" or not is_mutable(node):
             continue
-        twin, old = _twin(node.target), node.args[0]
-        if twin is None or not isinstance(old, fx.Node):
+        new, old = twin(node.target), node.args[0]
+        if new is None or not isinstance(old, fx.Node):
             continue
         if not _shares_memory(old) and not any(_shares_memory(n) for n in old.users if n is not node):
-            in_place, node.target = node.target, twin
+            in_place, node.target = node.target, new
             if _meta(node) == _meta(old):
                 old.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
                 continue
             node.target = in_place
         if not torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "FuncTorchBatched"):
             with graph.inserting_before(node):
-                value = graph.call_function(twin, node.args, node.kwargs)
+                value = graph.call_function(new, node.args, node.kwargs)
             value.meta = dict(node.meta)
             node.target, node.args, node.kwargs = aten.copy_.default, (old, value), {}
     for node in reversed(graph.nodes):
@@ -192,18 +192,43 @@ def _purify(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _twin(op: Any) -> torch._ops.OpOverload | None:
+# Twins whose first argument has another name.
+_TWINS = {
+    getattr(aten, f"{name}_").default: getattr(aten, name).default
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+}
+
+
+def twin(op: Any) -> torch._ops.OpOverload | None:
     """Return the operation that gives a new value where this one writes into its first argument."""
     if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
         return None
+    if op in _TWINS:
+        return _TWINS[op]
     packet = getattr(aten, op._schema.name.removeprefix("aten::")[:-1], None)
     twins = [getattr(packet, name) for name in packet.overloads()] if packet is not None else []
-    twin = next((t for t in twins if _signature(t) == _signature(op)), None)
-    return aten.full_like.default if twin is aten.fill.Scalar else twin  # vmap would fill row by row
+    found = next((t for t in twins if _signature(t) == _signature(op)), None)
+    return aten.full_like.default if found is aten.fill.Scalar else found  # vmap would fill row by row
 
 
 def _signature(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
     return [(a.name, str(a.type)) for a in op._schema.arguments]
+
+
+def stale(node: fx.Node) -> bool:
+    """Return whether, after an operation in place, another view of the memory that it wrote into is used."""
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    old = node.args[0]
+    assert isinstance(old, fx.Node)
+    family, stack = {old}, [old]
+    while stack:
+        one = stack.pop()
+        up = [a for a in one.all_input_nodes[:1] if _shares_memory(one)]
+        down = [u for u in one.users if _shares_memory(u) and u.all_input_nodes[:1] == [one]]
+        new = [n for n in (*up, *down) if n not in family and order[n] < order[node]]
+        family.update(new)
+        stack += new
+    return any(order[user] > order[node] for view in family - {old} for user in view.users)
 
 
 def _meta(node: fx.Node) -> tuple:

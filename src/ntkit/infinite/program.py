@@ -13,14 +13,16 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.faults import named
-from ntkit.graph import Graph, is_mutable
+from ntkit.graph import Graph, is_mutable, stale, twin
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
     concat,
     conv,
+    einsum,
     elementwise,
     embedding,
+    indexing,
     linear,
     norm,
     pooling,
@@ -77,11 +79,14 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
             args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
             leaves, spec = pytree.tree_flatten((args, kwargs))
             mutable = is_mutable(node)
+            target = node.target
             if mutable and any(isinstance(leaf, Wide | Weight) for leaf in leaves):
-                raise reading.unknown("it writes into a value that shares its memory with another one.")
-            key = (node.target, str(spec), tuple(leaf if _plain(leaf) else id(leaf) for leaf in leaves))
+                target = twin(node.target)
+                if target is None or stale(node):
+                    raise reading.unknown("it writes into a value that shares its memory with another one.")
+            key = (target, str(spec), tuple(leaf if _plain(leaf) else id(leaf) for leaf in leaves))
             if key not in seen:
-                seen[key] = (_operation(reading, node.target, args, kwargs), leaves)
+                seen[key] = (_operation(reading, target, args, kwargs), leaves)
             env[node] = seen[key][0]
             if mutable:
                 env[node.args[0]] = env[node]  # pyright: ignore

@@ -20,6 +20,7 @@ aten = torch.ops.aten
     aten.clone.default,
     aten.alias.default,
     aten.dropout.default,
+    aten.type_as.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
