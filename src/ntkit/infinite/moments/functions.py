@@ -26,7 +26,7 @@ class Function:
     local: bool = True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Apply(Expression):
     """An H-variable h = phi(...): a function of vectors and of numbers, coordinate by coordinate."""
 
