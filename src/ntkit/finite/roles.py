@@ -116,10 +116,10 @@ class _Roles:
         elif op in (aten.linear, *_CONVOLUTIONS, *_TRANSPOSED, aten.convolution) and i == 2:
             kind = "bias"
         elif op in _SUMS and i == 0:
-            kind = "bias" if prod(shape) == shape[-1] else "other"
+            kind = "bias" if shape and prod(shape) == shape[-1] else "other"
         elif op in _PRODUCTS | _SUMS and len(others) - (0 in others and op in _SUMS) == 0:
             right = i == len(args[: 3 if op in _SUMS else 2]) - 1
-            kind, fan_in = "matrix", shape[-2] if right and len(shape) > 1 else shape[-1]
+            kind, fan_in = "matrix", (shape[-2:] if right else shape[-1:])[0]
         elif op is aten.einsum and not others:
             fan_in = _contracted(str(node.args[0]), i, shape)
             kind = "matrix" if fan_in else "other"

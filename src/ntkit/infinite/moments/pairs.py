@@ -230,5 +230,5 @@ def _aside(u: Expression, v: Expression) -> None:
     """Return zero for an attention and a vector that has nothing to do with its values."""
     values, other = (u.values, v) if isinstance(u, vec.Attended) else (v, u)
     values = values.values if isinstance(values, vec.Attended) else values
-    if not unrelated([values], [other]):
+    if not unrelated((values,), (other,)):
         raise refuse("The values of an attention meet the attention itself.")
