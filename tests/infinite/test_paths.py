@@ -58,7 +58,9 @@ def test_masks_that_are_asked_about_are_data(reads, hidden):
     asking = ntkit.infinite_width(Masked(True, reads).double(), batch)
     plain = ntkit.infinite_width(Masked(False).double(), batch)
     for kind in ("nngp", "ntk"):
-        torch.testing.assert_close(getattr(asking, kind)(batch), getattr(plain, kind)(batch), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            getattr(asking, kind)(batch), getattr(plain, kind)(batch), rtol=1e-12, atol=0
+        )
 
 
 def test_a_path_for_later_samples_is_looked_for():

@@ -127,9 +127,7 @@ class Dual(ABC):
                 m - a[..., parity::2].square().sum(-1) for m, a in zip(masses, (whole, second), strict=True)
             )
             some = left > _ROUNDING * masses[0]
-            more.append(
-                (torch.where(some, rest * torch.where(some, left, 1.0).rsqrt(), 0.0), root(right))
-            )
+            more.append((torch.where(some, rest * torch.where(some, left, 1.0).rsqrt(), 0.0), root(right)))
         both = zip((first, second), zip(*more, strict=True), strict=True)
         a, b = (torch.cat([c, torch.stack(rests, -1)], -1) for c, rests in both)
         return contract(a, b, correlation(cov, var1, var2)[0])
