@@ -51,7 +51,7 @@ class Linear:
 
 
 def mean_of(f, g, kinks, c):
-    """Return E[f(u) g(v) x y] of centered Gaussians (u, v, x, y) of covariance c, by regression on u and v."""
+    """Return E[f(u) g(v) x y] of Gaussians (u, v, x, y) of covariance c, by regression on u and v."""
     on = c[2:, :2] @ np.linalg.pinv(c[:2, :2], 1e-14, hermitian=True)
     rest = c[2, 3] - on[0] @ c[:2, 3]
     at = (c[0, 1], c[0, 0], c[1, 1])
@@ -71,7 +71,7 @@ def one(x):
 
 
 def oracle(phi, kinks, first, second, base):
-    """Return E[h h'] and Theta(h, h') of h = g + phi(u): g and u of both samples, covariance of the vectors."""
+    """Return E[h h'] and Theta(h, h') of h = g + phi(u), from g and u of both samples."""
     value, slope, _ = functions_of(phi)
     (g, u), (k, v) = first, second
     n = len(base) // 2
@@ -87,7 +87,8 @@ def oracle(phi, kinks, first, second, base):
     c = joint(zero, zero)
     at = (c[0, 1], c[0, 0], c[1, 1])
     slopes = [
-        expectation(slope, one, 0.0, w.weights @ o @ w.weights, 1.0, kinks) for w, o in zip((u, v), own)
+        expectation(slope, one, 0.0, w.weights @ o @ w.weights, 1.0, kinks)
+        for w, o in zip((u, v), own, strict=True)
     ]
     both = expectation(slope, slope, *at, kinks, kinks)
     kernel = expectation(value, value, *at, kinks, kinks) + g.weights @ across @ k.weights
@@ -134,17 +135,18 @@ def nothing(h):
 NETWORKS = {
     "a sum of two norms": (
         lambda s, x, f: f(s.p(s.a(x)) + s.q(s.b(x))),
-        lambda z: [(nothing(a), a.normed("p") + b.normed("q")) for a, b in zip(*z[:2])],
+        lambda z: [(nothing(a), a.normed("p") + b.normed("q")) for a, b in zip(*z[:2], strict=True)],
     ),
     "three norms and their multiples": (
         lambda s, x, f: f(s.p(s.a(x)) - 0.5 * s.q(s.b(x)) + 1.5 * s.r(s.c(x))),
         lambda z: [
-            (nothing(a), a.normed("p") + -0.5 * b.normed("q") + 1.5 * c.normed("r")) for a, b, c in zip(*z)
+            (nothing(a), a.normed("p") + -0.5 * b.normed("q") + 1.5 * c.normed("r"))
+            for a, b, c in zip(*z, strict=True)
         ],
     ),
     "a norm and a vector without": (
         lambda s, x, f: f(s.p(s.a(x)) + s.b(x)),
-        lambda z: [(nothing(a), a.normed("p") + b) for a, b in zip(*z[:2])],
+        lambda z: [(nothing(a), a.normed("p") + b) for a, b in zip(*z[:2], strict=True)],
     ),
     "two norms of one vector": (
         lambda s, x, f: f(s.p(s.a(x)) + 0.3 * s.q(s.a(x)) + s.a(x)),
@@ -152,11 +154,13 @@ NETWORKS = {
     ),
     "one norm of two vectors": (
         lambda s, x, f: f(s.p(s.a(x)) + 2 * s.p(s.b(x))),
-        lambda z: [(nothing(a), a.normed("p") + 2.0 * b.normed("p")) for a, b in zip(*z[:2])],
+        lambda z: [(nothing(a), a.normed("p") + 2.0 * b.normed("p")) for a, b in zip(*z[:2], strict=True)],
     ),
     "a norm of a norm, and a third": (
         lambda s, x, f: f(s.q(s.p(s.a(x)) + s.b(x)) + s.r(s.c(x))),
-        lambda z: [(nothing(a), (a.normed("p") + b).normed("q") + c.normed("r")) for a, b, c in zip(*z)],
+        lambda z: [
+            (nothing(a), (a.normed("p") + b).normed("q") + c.normed("r")) for a, b, c in zip(*z, strict=True)
+        ],
     ),
     "a mean over positions between": (
         lambda s, x, f: f(F.avg_pool1d(s.p(s.a(x)), 2) + s.q(s.b(x)).mean(2, keepdim=True)),
@@ -164,21 +168,24 @@ NETWORKS = {
     ),
     "positions that meet others": (
         lambda s, x, f: f(s.p(s.a(x)) + s.q(s.b(x)).flip(2)),
-        lambda z: [(nothing(a), a.normed("p") + b.normed("q")) for a, b in zip(z[0], z[1][::-1])],
+        lambda z: [
+            (nothing(a), a.normed("p") + b.normed("q")) for a, b in zip(z[0], z[1][::-1], strict=True)
+        ],
     ),
     "the function meets the norm in it": (
         lambda s, x, f: (lambda p: p + f(p + s.q(s.b(x))))(s.p(s.a(x))),
-        lambda z: [(a.normed("p"), a.normed("p") + b.normed("q")) for a, b in zip(*z[:2])],
+        lambda z: [(a.normed("p"), a.normed("p") + b.normed("q")) for a, b in zip(*z[:2], strict=True)],
     ),
     "the function meets a multiple of both": (
         lambda s, x, f: (lambda u: f(u) - 0.7 * u)(s.p(s.a(x)) + s.q(s.b(x))),
         lambda z: [
-            (-0.7 * (a.normed("p") + b.normed("q")), a.normed("p") + b.normed("q")) for a, b in zip(*z[:2])
+            (-0.7 * (a.normed("p") + b.normed("q")), a.normed("p") + b.normed("q"))
+            for a, b in zip(*z[:2], strict=True)
         ],
     ),
     "the function meets one norm of another vector": (
         lambda s, x, f: s.p(s.c(x)) + f(s.p(s.a(x)) + s.q(s.b(x))),
-        lambda z: [(c.normed("p"), a.normed("p") + b.normed("q")) for a, b, c in zip(*z)],
+        lambda z: [(c.normed("p"), a.normed("p") + b.normed("q")) for a, b, c in zip(*z, strict=True)],
     ),
 }
 

@@ -78,7 +78,7 @@ class Homogeneous(JointDual):
         return self.m**2 * var1 + (2 / math.pi * self.d**2) * (var1 * w + inner)
 
     def curved(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (2 d^2 / pi) times rho q, q^2 and -rho q, the slope's second derivatives by Price's theorem."""
+        """Return (2 d^2 / pi) times rho q, q^2 and -rho q, by Price's theorem."""
         rho, q = correlation(cov, var1, var2)
         rate = 2 / math.pi * self.d**2
         return rate * rho * q, rate * q * q, -rate * rho * q
