@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ntkit.errors import BadTypeError, BadValueError, real, whole
-from ntkit.network import copy_of, unwrapped
+from ntkit.compute.surroundings import undisturbed
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, real, whole
+from ntkit.faults import foreign
+from ntkit.finite.roles import Use, uses
+from ntkit.graph import trace
+from ntkit.inputs import Inputs
+from ntkit.network import as_inputs, copy_of, network, unwrapped
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _LINEAR = (
@@ -66,7 +71,14 @@ class Law:
                 self.parameter[self.padding] = 0
 
 
-def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0, *, seed: int) -> Module:
+def ntk_parametrize(
+    model: Module,
+    sigma_w: Sigma = 2**0.5,
+    sigma_b: Sigma = 0.0,
+    *,
+    seed: int,
+    example: Inputs | None = None,
+) -> Module:
     """Return a copy of a network in the NTK parameterization, with newly drawn parameters.
 
         y = sigma_w / sqrt(fan_in) W h + sigma_b b,   entries of W and b drawn from N(0, 1)
@@ -85,19 +97,24 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
         The scales; a dict gives them by module path, ``""`` for all other modules.
     seed : int
         Of the draw; the global random state stays as it is.
+    example : tensor, or tuple or dict of tensors
+        A batch of inputs. Where it is given, weights are read from what the network does with them, as
+        `infinite_width` reads them: whatever is multiplied as a matrix (``x @ self.weight``, an einsum, a
+        layer of another library) is one, whatever module holds it. Without it, layers are known by class.
 
     Raises
     ------
     NtkitError
-        A module whose NTK parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is
-        derived from others, as under weight norm, an uninitialized one): by name.
+        A parameter that is used as matrices with different fan_in by one module. A module whose NTK
+        parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is derived from others,
+        as under weight norm, an uninitialized one): by name.
 
     Notes
     -----
-    All other parameters (norm scales and shifts, PReLU slopes, learned positions, any of your own) keep
-    their own parameterization: no factor. One whose entries are all equal keeps its value; another is
-    drawn from the normal law with the mean and standard deviation of its entries, a mean within four
-    standard errors of zero being taken as zero. So a matrix of your own must carry its scale itself.
+    All other parameters (norm scales and shifts, PReLU slopes, learned positions; without ``example`` any
+    of your own) keep their own parameterization: no factor. One whose entries are all equal keeps its value;
+    another is drawn from the normal law with the mean and standard deviation of its entries, a mean within
+    four standard errors of zero being taken as zero.
 
     References
     ----------
@@ -111,14 +128,16 @@ def ntk_parametrize(model: Module, sigma_w: Sigma = 2**0.5, sigma_b: Sigma = 0.0
     >>> torch.allclose(ntkit.EmpiricalNTK(wide)(x), x @ x.T / 3 + 0.01, atol=1e-5)
     True
     """
-    copy, laws = parametrized(model, sigma_w, sigma_b)
+    copy, laws = parametrized(model, sigma_w, sigma_b, example)
     generator = torch.Generator().manual_seed(whole("seed", seed, None))
     for law in laws:
         law.draw(generator)
     return copy
 
 
-def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module, list[Law]]:
+def parametrized(
+    model: Module, sigma_w: Sigma, sigma_b: Sigma, example: Inputs | None = None
+) -> tuple[Module, list[Law]]:
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
@@ -126,21 +145,24 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
     plain: Module = unwrapped(model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
+    found = _uses(plain, example)
+    names = {name: found.get(id(p), []) for name, p in plain.named_parameters(remove_duplicate=False)}
     copy = copy_of(plain)
     laws: dict[int, Law] = {}
     factors: dict[int, float] = {}
     others: list[tuple[nn.Module, str, nn.Parameter]] = []
     for path, module in list(copy.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if not isinstance(module, _LINEAR) or not ("weight" in name or "bias" in name):
+            use = _role(path, module, name, parameter, names[f"{path}.{name}" if path else name])
+            if use is None:
                 others.append((module, name, parameter))
                 continue
-            is_bias = "bias" in name
-            fan_in = 1 if is_bias or isinstance(module, _EMBEDDINGS) else _fan_in(module, parameter)
-            factor = of_path(sigma_b if is_bias else sigma_w, path) / fan_in**0.5
+            factor = of_path(sigma_b if use.kind == "bias" else sigma_w, path) / (
+                1 if use.kind == "bias" else use.fan_in**0.5
+            )
             _scale(module, name, factor)
             factors.setdefault(id(parameter), factor)
-            laws.setdefault(id(parameter), Law(parameter, padding=getattr(module, "padding_idx", None)))
+            laws.setdefault(id(parameter), Law(parameter, padding=use.padding))
         if isinstance(module, nn.RNNBase):
             _read_anew(module)
     for module, name, parameter in others:
@@ -150,6 +172,50 @@ def parametrized(model: Module, sigma_w: Sigma, sigma_b: Sigma) -> tuple[Module,
             mean, std = _moments(parameter)
             laws[id(parameter)] = Law(parameter, mean, std)
     return copy, [law for law in laws.values() if law.std]
+
+
+def _uses(model: nn.Module, example: Inputs | None) -> dict[int, list[Use]]:
+    """Return the uses of each parameter by its id; none where there is no example or no graph."""
+    if example is None:
+        return {}
+    net = network(model)
+    x = as_inputs(example, net, "example")
+    found: dict[int, list[Use]] = {}
+    parameters = dict(model.named_parameters())
+    with undisturbed(net):
+        try:
+            graph = trace(net, x)
+        except NtkitError:
+            raise
+        except Exception as error:  # it branches on its data: layers are known by class
+            foreign(error, "tracing")
+            return {}
+        for use in uses(graph):
+            if use.name in parameters:
+                found.setdefault(id(parameters[use.name]), []).append(use)
+    return found
+
+
+def _role(path: str, module: nn.Module, name: str, parameter: Tensor, found: list[Use]) -> Use | None:
+    """Return how a module uses one of its parameters: from the graph, else from its class, or None."""
+    found = [use for use in found if use.kind != "other"]
+    found = [use for use in found if use.path == path] or found
+    roles = {"bias" if use.kind == "bias" else use.fan_in for use in found}
+    if len(roles) > 1:
+        ways = sorted(f"as a {u.kind}, fan_in {u.fan_in}" for u in {use.kind: use for use in found}.values())
+        raise BadValueError(
+            f"The NTK parameterization of {name!r} of {path or 'the model'} is not defined: it is used "
+            f"{' and '.join(ways)}, and one factor cannot serve both."
+        )
+    if found:
+        return found[0]
+    if not isinstance(module, _LINEAR) or not ("weight" in name or "bias" in name):
+        return None
+    if "bias" in name:
+        return Use(name, path, "bias")
+    if isinstance(module, _EMBEDDINGS):
+        return Use(name, path, "table", padding=module.padding_idx)
+    return Use(name, path, "matrix", _fan_in(module, parameter))
 
 
 def check_sigma(sigma_w: Sigma, sigma_b: Sigma) -> None:

@@ -118,7 +118,11 @@ def monte_carlo(
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
-    copy, draw = _standard(model, seed) if standard else _ntk(model, sigma_w, sigma_b, seed)
+    if standard:
+        copy, draw = _standard(model, seed)
+    else:
+        example = as_inputs(x1, network(model, select=select), "x1", inputs)
+        copy, draw = _ntk(model, sigma_w, sigma_b, seed, example)
     net = network(copy, select=select)
     refuse_complex(net, "An estimate of the limit")
     first = as_inputs(x1, net, "x1", inputs)
@@ -159,8 +163,8 @@ class _Means:
         return self.mean.to(dtype), error.to(dtype)
 
 
-def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int) -> tuple[nn.Module, Draw]:
-    copy, laws = parametrized(model, sigma_w, sigma_b)
+def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs) -> tuple[nn.Module, Draw]:
+    copy, laws = parametrized(model, sigma_w, sigma_b, x)
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> None:

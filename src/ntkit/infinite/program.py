@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.errors import NtkitError
 from ntkit.faults import named
+from ntkit.finite.roles import biases
 from ntkit.graph import Graph, is_mutable, stale, twin
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
@@ -64,6 +65,7 @@ class Program:
 
 def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
     """Read a graph as a tensor program."""
+    laws = replace(laws, biases=biases(graph))
     reading = Reading(laws, graph.paths, net.dtype, source=source)
     env: dict[fx.Node, Any] = {**_inputs(net, graph, example, reading)}
     seen: dict[tuple, tuple[object, list]] = {}

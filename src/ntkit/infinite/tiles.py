@@ -50,7 +50,7 @@ Tile = Callable[[Batch, Batch], tuple[Tensor, ...]]
 def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
     """Return K (and Theta) of a vector: the mean over positions, and over concatenated parts by width."""
     values = []
-    for of in (pairs.moment, pairs.tangent) if ntk else (pairs.moment,):
+    for of in (pairs.tangent, pairs.moment) if ntk else (pairs.moment,):  # moments as tangents need them
         parts = []
         for width, e in value.pieces:
             k = of(e, e, "equal")
@@ -58,7 +58,7 @@ def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
             parts.append(times(k.mean(axes) if k is not None and axes else k, width / value.width))
         whole = add(parts)
         values.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(pairs.batch))
-    return tuple(values)
+    return tuple(reversed(values))
 
 
 class Tiles:

@@ -33,13 +33,16 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
 
     With m = abs(cov), var1 var2 - m^2 = m (a + b) + a b for a = var1 - m and b = var2 - m: symmetric,
     and exactly zero (the arcsine exactly pi / 2) where both variances equal the covariance, whatever
-    fuses multiplications with additions. Clamped above zero, so that gradients are finite.
+    fuses multiplications with additions. In units of the larger variance, so that small ones do not
+    underflow; the root is clamped above zero, so that gradients are finite.
     """
     tiny = torch.finfo(cov.dtype).tiny
-    m = cov.abs()
-    a, b = var1 - m, var2 - m
-    s = (m * (a + b) + a * b).clamp(min=tiny).sqrt()
-    return s, torch.atan2(cov, s)
+    m, unit = cov.abs(), torch.maximum(var1, var2).detach()  # both are the same in any unit
+    unit = torch.where(unit > 0, unit, 1.0)
+    inverse = 1 / unit
+    a, b, r = (var1 - m) * inverse, (var2 - m) * inverse, m * inverse
+    s = (r * (a + b) + a * b).clamp(min=tiny).sqrt()
+    return (s - tiny**0.5) * unit, torch.atan2(cov * inverse, s)
 
 
 def correlation(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:

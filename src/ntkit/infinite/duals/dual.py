@@ -33,13 +33,15 @@ class Dual(ABC):
     ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``; ``error`` is what a
     series left out in the last call. ``traceable`` says that the methods are plain tensor operations, which
     ``make_fx`` and ``torch.compile`` can follow. Where phi jumps, phi' is the derivative that autograd takes:
-    it does not see the jump.
+    it does not see the jump. At a variance of zero u is zero, and phi'(u) the derivative ``at_zero`` that
+    autograd takes there: `by_autograd`.
     """
 
     how: str = "closed form"
     error: float = 0.0
     traceable: bool = True
     kinks: tuple[float, ...] = ()
+    at_zero: float | None = None
 
     @abstractmethod
     def phi(self, x: Tensor) -> Tensor:
@@ -170,6 +172,20 @@ class Dual(ABC):
         """Return E[phi'(u)] for the derivative that autograd takes: the gain, less the jumps of phi."""
         return self.gain(var)
 
+    def by_autograd(self, slope: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
+        """Return E[phi'(u) phi'(v)] from the slope: where a variance is zero, the derivative at zero."""
+        if 0.0 not in self.kinks or self.at_zero is None:
+            return slope
+        first, second = self.expected_slope(var1), self.expected_slope(var2)
+        return torch.where((var1 > 0) & (var2 > 0), slope, first * second)
+
+    def expected_slope(self, var: Tensor) -> Tensor:
+        """Return E[phi'(u)] as autograd takes it, at a variance of zero too."""
+        slope = self.mean_slope(var)
+        if self.at_zero is None or 0.0 not in self.kinks:
+            return slope
+        return torch.where(var > 0, slope, self.at_zero)
+
     def pieces(self) -> Pieces | None:
         """Return the function as polynomials times exponentials between kinks, where it is one."""
         return None
@@ -195,7 +211,9 @@ class Dual(ABC):
         Takes floats, arrays or tensors that broadcast together; plain numbers count as float64. Raises
         NtkitError for what is not finite, a negative variance, abs(cov) > sqrt(var1 var2).
         """
-        return self.both(*_checked(cov, var1, var2))
+        cov, var1, var2 = _checked(cov, var1, var2)
+        value, slope = self.both(cov, var1, var2)
+        return value, self.by_autograd(slope, var1, var2)
 
 
 class JointDual(Dual):
@@ -314,7 +332,17 @@ def find(op: object, args: tuple, kwargs: dict[str, Any]) -> Dual | None:
     plain = all(isinstance(a, float | int | str | None) for a in (*args, *kwargs.values()))
     if op not in DUAL_RULES or not plain:
         return None
-    return _of_arguments(DUAL_RULES[op], args, tuple(sorted(kwargs.items())))
+    dual = _of_arguments(DUAL_RULES[op], args, tuple(sorted(kwargs.items())))
+    if dual is not None and dual.at_zero is None:
+        dual.at_zero = _derivative_at_zero(op, args, kwargs) if 0.0 in dual.kinks else 0.0
+    return dual
+
+
+def _derivative_at_zero(op: Any, args: tuple, kwargs: dict[str, Any]) -> float:
+    with torch.enable_grad():
+        x = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        y = op(x.clone(), *args, **kwargs)
+        return float(torch.autograd.grad(y, x)[0]) if y.requires_grad else 0.0
 
 
 @cache

@@ -65,7 +65,7 @@ class Homogeneous(JointDual):
             return mm * cov * ones, mm * ones
         s, w = arcsine(cov, var1, var2)
         slope = mm + dd * w
-        return slope * cov + dd * (s - torch.finfo(s.dtype).tiny ** 0.5), slope
+        return slope * cov + dd * s, slope
 
     def radial(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
         """Return the value: u phi'(u) = phi(u)."""

@@ -60,16 +60,17 @@ class Step(Dual):
         return torch.full_like(var, self.m)
 
     def gain(self, var: Tensor) -> Tensor:
-        """Return d sqrt(2 / (pi var)), what the jump makes; infinite at a variance of zero."""
-        return self.d * math.sqrt(2 / math.pi) * var.rsqrt()
+        """Return d sqrt(2 / (pi var)), what the jump makes; zero at a variance of zero."""
+        safe = torch.where(var > 0, var, 1.0)
+        return torch.where(var > 0, self.d * math.sqrt(2 / math.pi) * safe.rsqrt(), 0.0)
 
     def mean_slope(self, var: Tensor) -> Tensor:
         """Return zero."""
         return torch.zeros_like(var)
 
     def square(self, var: Tensor) -> Tensor:
-        """Return (low^2 + high^2) / 2."""
-        return torch.full_like(var, self.m**2 + self.d**2)
+        """Return (low^2 + high^2) / 2, or m^2 at a variance of zero."""
+        return self.m**2 + self.d**2 * (var > 0).to(var.dtype)
 
 
 class RectifiedPower(JointDual):
@@ -101,7 +102,7 @@ class RectifiedPower(JointDual):
     def both(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and slope from one square root and one arcsine."""
         s, w = arcsine(cov, var1, var2)
-        s, w, q = s - torch.finfo(s.dtype).tiny ** 0.5, w + w.new_tensor(math.pi / 2), var1 * var2
+        w, q = w + w.new_tensor(math.pi / 2), var1 * var2
         k = self.power
         value, lower = ((s * _form(a, cov, q) + w * _form(b, cov, q)) for a, b in (_parts(k), _parts(k - 1)))
         return value / (2 * math.pi), k * k / (2 * math.pi) * lower

@@ -100,7 +100,7 @@ def _price(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -> Ten
         total = total + jump * density(k, var2) * _mean_given(slope_f, k, cov, var2, var1)
     for k, one in pieces.jumps(f):
         for j, two in pieces.jumps(g):
-            s = arcsine(cov, var1, var2)[0].detach()
+            s = arcsine(cov, var1, var2)[0].detach().clamp(min=1e-150)
             exponent = (k * k * var2 - 2 * k * j * cov + j * j * var1) / (2 * s * s)
             joint = torch.exp(-exponent.clamp(min=0)) / (2 * math.pi * s)
             total = total + one * two * torch.where(s > 1e-140, joint, 0.0)

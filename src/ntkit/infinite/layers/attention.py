@@ -176,10 +176,9 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
         raise read.refuse("attention whose values have other axes of positions than its scores.")
     shape = (*front, t)
     soft, how = weights.only, "sampling"
-    found = (
-        scores_of(soft.arguments[0]) if isinstance(soft, Apply) and soft.function.name == "softmax" else None
-    )
-    if found is not None and value.centered and unrelated([found.inner], [value]):
+    inside = soft.parts if isinstance(soft, Apply) and soft.function.name == "softmax" else ()
+    found = scores_of(inside[0]) if inside else None
+    if found is not None and value.centered and unrelated((found.inner,), (value,)):
         e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
         how = "draws of the scores"
     elif front:

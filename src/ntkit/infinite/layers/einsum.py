@@ -19,17 +19,14 @@ aten = torch.ops.aten
 @rule(aten.einsum.default)
 def einsum(read: Reading, equation: str, operands: Sequence[Operand], **_: object) -> Operand:
     """Return a product of matrices of two operands, each brought to [shared, own, summed]."""
-    left, _, out = equation.replace(" ", "").partition("->")
+    left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if (
-        len(operands) != 2
-        or "." in equation
-        or "->" not in equation
-        or any(len(set(t)) < len(t) for t in terms)
-    ):
+    twice = any(len(set(term)) < len(term) for term in terms)
+    if len(operands) != 2 or "." in equation or not arrow or twice:
         raise read.refuse("an einsum of other than two operands, or with diagonals or an ellipsis.")
-    (a, b), (one, two) = operands, terms
-    sizes = {c: s for t, x in zip(terms, operands, strict=True) for c, s in zip(t, sizes_of(x), strict=True)}
+    a, b = operands
+    one, two = terms
+    sizes = dict(zip(one + two, (*sizes_of(a), *sizes_of(b)), strict=True))
     shared = [c for c in one if c in two and c in out]
     summed = [c for c in one if c in two and c not in out]
     mine, theirs = ([c for c in t if c not in other] for t, other in ((one, two), (two, one)))

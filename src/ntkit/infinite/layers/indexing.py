@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ def _by_data(read: Reading, a: Wide, dim: int, index: Known, size: int, places: 
     if any(x < 0 for x in a.dims[dim]):
         raise read.refuse("an index of the sample chooses among channels of infinite width.")
     if dim == rank - 1:  # a product of matrices acts on the last dimension but one
-        return squeeze(read, _by_data(read, unsqueeze(read, a, rank), dim, index, size, places, gather), -1)
+        longer = unsqueeze(read, a, rank)
+        assert isinstance(longer, Wide)
+        return squeeze(read, _by_data(read, longer, dim, index, size, places, gather), -1)
     if dim != rank - 2:
         raise read.refuse("an index of the sample along a dimension that is not the one before the channels.")
     return mixed(read, _hot(read, index, size, places, gather), a)
@@ -180,8 +183,7 @@ def _of_table(read: Reading, table: Weight, index: Tensor) -> Wide:
 @rule(aten.repeat.default)
 def repeat(read: Reading, a: Wide, counts: Sequence[int]) -> Wide:
     """Repeat positions, again and again."""
-    while len(a.dims) < len(counts):
-        a = unsqueeze(read, a, 0)
+    a = replace(a, dims=((),) * (len(counts) - len(a.dims)) + a.dims)
     for d, count in enumerate(counts):
         if count != 1:
             a = _repeated(read, a, d, torch.arange(a.sizes[d]).repeat(count))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkit.infinite.moments.rewrites import stopped
 from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Operand, Weight, Wide, numbered
+from ntkit.infinite.reading.values import Operand, Weight, Wide, numbered, sizes_of
 
 aten = torch.ops.aten
 
@@ -34,6 +34,14 @@ aten = torch.ops.aten
 def same(read: Reading, a: Operand, *_: object, **__: object) -> Operand:
     """Return the same: the graph refuses active dropout, covariances keep the dtype of the network."""
     return a
+
+
+@rule(aten.copy.default)
+def copy(read: Reading, a: Operand, b: Operand, *_: object) -> Operand:
+    """Return what takes the place of a value of the same shape."""
+    if sizes_of(a) != sizes_of(b):
+        raise read.refuse(f"it fills the shape {sizes_of(a)} with values of shape {sizes_of(b)}.")
+    return b
 
 
 @rule(aten.detach.default)

@@ -42,10 +42,10 @@ def scores_of(z: Expression) -> Scores | None:
         match e:
             case VectorSum():
                 stack += [(term, number, masks) for term in e.terms]
-            case Multiple(factor=Coefficient()):
-                stack.append((e.inner, number, (*masks, e.factor)))
-            case Multiple():
-                stack.append((e.inner, number * e.factor, masks))
+            case Multiple(factor=Coefficient() as mask):
+                stack.append((e.inner, number, (*masks, mask)))
+            case Multiple(factor=float() | int() as factor):
+                stack.append((e.inner, number * factor, masks))
             case Inner():
                 found.append((e, number, masks))
             case Offset() if not masks:
@@ -234,7 +234,7 @@ class _Draws:
         cross = (
             a.new_zeros(a.shape[0], sizes[0], sizes[1])
             if value is None
-            else self._pairs(value, sizes[:1], sizes[1:], chunk)
+            else self._pairs(value, (sizes[0],), (sizes[1],), chunk)
         )
         cross = cross if first == 0 else cross.mT
         joint = torch.cat([torch.cat([a, cross], -1), torch.cat([cross.mT, b], -1)], -2)

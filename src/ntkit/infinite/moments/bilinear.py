@@ -32,10 +32,6 @@ def bilinear(pairs: PairValues, of: KernelOf, u: Expression, v: Expression, need
             return mapped(of(u.inner, v, "all"), lambda t: _mixed_left(pairs, u, t, v))
         case _, Mixed():
             return mapped(of(u, v.inner, "all"), lambda t: _mixed_right(pairs, v, t))
-        case VectorSum(), _:
-            return add(of(term, v, need) for term in u.terms)
-        case _, VectorSum():
-            return add(of(u, term, need) for term in v.terms)
         case Multiple(), _:
             factor = u.number(pairs.left)
             if isinstance(factor, Tensor):
@@ -46,6 +42,12 @@ def bilinear(pairs: PairValues, of: KernelOf, u: Expression, v: Expression, need
             if isinstance(factor, Tensor):
                 factor = pairs.lift(factor, "right", need, len(u.shape))
             return times(of(u, v.inner, need), factor)
+        case VectorSum(), VectorSum() if len(u.names) == len(v.names):  # sums of sums: level by level
+            return add(of(a, b, need) for a in u.terms for b in v.terms)
+        case VectorSum(), _ if not isinstance(v, VectorSum) or len(u.names) > len(v.names):
+            return add(of(term, v, need) for term in u.terms)
+        case _, VectorSum():
+            return add(of(u, term, need) for term in v.terms)
     raise AssertionError((u, v))
 
 

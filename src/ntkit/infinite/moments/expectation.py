@@ -100,7 +100,11 @@ def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
     second = closed(v)
     if first is not None and second is not None and not (u.gains and v.gains):
         inner = pairs.tangent(_argument(u), _argument(v), need)
-        return None if inner is None else inner * cross_slope(first, second, *_arguments(pairs, u, v, need))
+        if inner is None:
+            return None
+        cov, one, two = _arguments(pairs, u, v, need)
+        at_zero = first.expected_slope(one) * second.expected_slope(two)
+        return inner * torch.where((one > 0) & (two > 0), cross_slope(first, second, cov, one, two), at_zero)
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
     if series.serves(u) and series.serves(v):
@@ -132,7 +136,12 @@ def _arguments(pairs: PairValues, u: Apply, v: Apply, need: Need) -> tuple[Tenso
 
 
 def _both(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dual) -> tuple[Tensor, Tensor]:
-    return pairs.remember(("both", u, v, need), lambda: dual.both(*_arguments(pairs, u, v, need)))
+    def both() -> tuple[Tensor, Tensor]:
+        cov, one, two = _arguments(pairs, u, v, need)
+        value, slope = dual.both(cov, one, two)
+        return value, dual.by_autograd(slope, one, two)
+
+    return pairs.remember(("both", u, v, need), both)
 
 
 def _stein(
@@ -170,7 +179,7 @@ def slope(side: SideValues, u: Apply, b: Expression, jumps: bool) -> Tensor:
     """
     dual = closed(u)
     if dual is not None and u.arguments[0] is b:
-        of = dual.gain if jumps else dual.mean_slope
+        of = dual.gain if jumps else dual.expected_slope
         return side.remember(("slope", u, jumps), lambda: of(side.variance(b)))
     slopes = series.slopes if series.serves(u) else sampling.slopes
     return side.remember(("slopes", u, jumps), lambda: slopes(side, u, jumps))[b]

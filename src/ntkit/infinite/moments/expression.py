@@ -14,7 +14,7 @@ def always(value: bool) -> cached_property[bool]:
     return cached_property(lambda _: value)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Expression:
     """One coordinate of a vector at each of its positions: a random array of ``shape``.
 
@@ -28,6 +28,9 @@ class Expression:
         """Find what is known of it."""
         for name in ("gaussian", "centered", "gains", "raw", "names"):
             getattr(self, name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{list(self.shape)}"  # not its parts: they may be thousands
 
     @property
     def parts(self) -> tuple[Expression, ...]:

@@ -38,7 +38,7 @@ class Function:
     rows: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Apply(Expression):
     """An H-variable h = phi(...): a function of vectors and of numbers, coordinate by coordinate."""
 

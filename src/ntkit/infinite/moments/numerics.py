@@ -72,13 +72,14 @@ class Numerics:
         if covariance.shape[-1] <= FEW_VARIABLES:
             return _cholesky(covariance).to(self.dtype)
         diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
+        varies = (torch.diagonal(covariance, dim1=-2, dim2=-1) > 0)[..., None]  # what does not, stays at zero
         eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
         jitter = 4 * covariance.shape[-1] * torch.finfo(torch.float64).eps
         while True:
             factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + 1e-300) * eye)
             if not failed.any() or jitter > 1:
                 self.jitter = max(self.jitter, jitter)
-                return factor.to(self.dtype)
+                return (factor * varies).to(self.dtype)
             jitter *= 10
 
 

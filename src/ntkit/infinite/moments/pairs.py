@@ -108,8 +108,6 @@ class Pairs(Remembers):
         return self.remember((what, u, v, need), value)
 
     def _moment(self, u: Expression, v: Expression, need: Need) -> Value:
-        if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
-            return bilinear(self, self.moment, u, v, need)
         match u, v:
             case vec.Stopped(), _:
                 return self.moment(u.inner, v, need)
@@ -119,6 +117,9 @@ class Pairs(Remembers):
                 return times(self.moment(u.inner, v, need), u.vector.average)
             case _, vec.Gain():
                 return times(self.moment(u, v.inner, need), v.vector.average)
+        if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
+            return bilinear(self, self.moment, u, v, need)
+        match u, v:
             case (vec.Offset(), _) | (_, vec.Offset()):
                 return self.means(u, v, need)
             case vec.Line(), vec.Line():
@@ -229,5 +230,5 @@ def _aside(u: Expression, v: Expression) -> None:
     """Return zero for an attention and a vector that has nothing to do with its values."""
     values, other = (u.values, v) if isinstance(u, vec.Attended) else (v, u)
     values = values.values if isinstance(values, vec.Attended) else values
-    if not unrelated([values], [other]):
+    if not unrelated((values,), (other,)):
         raise refuse("The values of an attention meet the attention itself.")

@@ -17,7 +17,7 @@ from ntkit.compute.plan import chunks
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.draws import JointDraws, Lift
-from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.expression import Expression, walk
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import PairValues, SideValues
@@ -29,40 +29,41 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
     """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
     done = dict(drawn)
 
-    def of(e: Expression) -> Tensor:
-        if e not in done:
-            match e:
-                case vec.VectorSum():
-                    done[e] = sum((of(t) for t in e.terms[1:]), of(e.terms[0]))
-                case vec.Multiple():
-                    factor = e.number(side)
-                    done[e] = of(e.inner) * (lift(factor) if isinstance(factor, Tensor) else factor)
-                case vec.Gain():
-                    done[e] = of(e.vector) * of(e.inner)
-                case vec.Moved():
-                    done[e] = e.move.apply(of(e.inner))
-                case vec.Mixed():
-                    done[e] = matvec(lift(e.weights.value(side)), of(e.inner))
-                case vec.Stopped():
-                    done[e] = of(e.inner).detach()
-                case vec.Attended():
-                    z = of(e.scores.inner) * e.scores.number
-                    z = z if e.scores.trained else z.detach()
-                    for mask in e.scores.masks:
-                        z = z * lift(mask.value(side))
-                    for offset in e.scores.offsets:
-                        z = z + lift(offset.value(side))
-                    done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), of(e.values))
-                case vec.Offset():
-                    done[e] = lift(e.coefficient.value(side))
-                case Apply():
-                    args = (of(a) if isinstance(a, Expression) else lift(a.value(side)) for a in e.arguments)
-                    done[e] = e.function.call(*args)
-                case _:
-                    raise AssertionError(e)
-        return done[e]
+    def known(a: Expression | vec.Coefficient) -> Tensor:
+        return done[a] if isinstance(a, Expression) else lift(a.value(side))
 
-    return of(u)
+    for e in walk(u, below=lambda e: e not in drawn):
+        if e in done:
+            continue
+        match e:
+            case vec.VectorSum():
+                done[e] = sum((done[t] for t in e.terms[1:]), done[e.terms[0]])
+            case vec.Multiple():
+                factor = e.number(side)
+                done[e] = done[e.inner] * (lift(factor) if isinstance(factor, Tensor) else factor)
+            case vec.Gain():
+                done[e] = done[e.vector] * done[e.inner]
+            case vec.Moved():
+                done[e] = e.move.apply(done[e.inner])
+            case vec.Mixed():
+                done[e] = matvec(lift(e.weights.value(side)), done[e.inner])
+            case vec.Stopped():
+                done[e] = done[e.inner].detach()
+            case vec.Attended():
+                z = done[e.scores.inner] * e.scores.number
+                z = z if e.scores.trained else z.detach()
+                for mask in e.scores.masks:
+                    z = z * lift(mask.value(side))
+                for offset in e.scores.offsets:
+                    z = z + lift(offset.value(side))
+                done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
+            case vec.Offset():
+                done[e] = lift(e.coefficient.value(side))
+            case Apply():
+                done[e] = e.function.call(*map(known, e.arguments))
+            case _:
+                raise AssertionError(e)
+    return done[u]
 
 
 @dataclass
@@ -88,6 +89,9 @@ def at_draws(
             leaves = {b: t.expand(shape) for b, t in leaves.items()}
         elif u.axes is not None:
             leaves = {b: _spread(t, u, b) for b, t in leaves.items()}
+        else:
+            lead = torch.broadcast_shapes(*(t.shape[:2] for t in leaves.values()))
+            leaves = {b: t.expand(*lead, *t.shape[2:]) for b, t in leaves.items()}
         leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
         value = evaluate(u, leaves, lift, side)
         mixed = u.axes is None

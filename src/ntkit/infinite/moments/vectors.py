@@ -52,7 +52,7 @@ class WeightMatrix:
         return mine == theirs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Line(Expression):
     """A G-variable g = W h: the coordinates ``rows`` of a product with a weight."""
 
@@ -73,7 +73,7 @@ class Line(Expression):
         return self.matrix.same(other.matrix) and same_rows(self.rows, other.rows, self.matrix.name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Vector(Expression):
     """A vector of parameters: a G-variable with a mean, its own at each position of ``shape``."""
 
@@ -93,7 +93,7 @@ class Vector(Expression):
         return self.average == 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inner(Expression):
     """A G-variable sum_i q_i k_i / sqrt(d): a product of two vectors along their coordinates."""
 
@@ -109,7 +109,7 @@ class Inner(Expression):
         return union((self.left.names, self.right.names))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Raw(Expression):
     """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable."""
 
@@ -118,14 +118,14 @@ class Raw(Expression):
     raw = always(True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Offset(Expression):
     """A number for each sample and position, the same in all coordinates."""
 
     coefficient: Coefficient
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VectorSum(Expression):
     """A sum of vectors."""
 
@@ -164,7 +164,7 @@ class Linear(Expression):
         return self.inner.gaussian
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Multiple(Linear):
     """A vector times a number for each sample and position."""
 
@@ -176,7 +176,7 @@ class Multiple(Linear):
         return self.factor.value(side) if isinstance(self.factor, Coefficient) else self.factor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moved(Linear):
     """A vector whose positions were permuted, selected, averaged."""
 
@@ -184,7 +184,7 @@ class Moved(Linear):
     inner: Expression
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixed(Linear):
     """A vector whose positions are summed with weights of the sample: ``[n, t, s]`` for its last axis s."""
 
@@ -192,7 +192,7 @@ class Mixed(Linear):
     inner: Expression
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attended(Expression):
     """Means of values ``[*w, s]`` at positions, weighted by a softmax of scores ``[*w, t, s]``: ``[*w, t]``.
 
@@ -224,7 +224,7 @@ class Scores:
     trained: bool = True  # whether gradients go through them
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stopped(Linear):
     """A G-variable behind a ``detach``: it keeps its covariance, and no gradient passes."""
 
@@ -233,7 +233,7 @@ class Stopped(Linear):
     gaussian = always(True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gain(Linear):
     """A vector times a vector of parameters that are all equal at the start (the scale of a norm).
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -26,6 +27,7 @@ class Laws:
     parameterization: Parameterization
     sigma_w: Sigma
     sigma_b: Sigma
+    biases: Mapping[str, int] = field(default_factory=dict)  # added to products, by name with their fan_in
 
     def matrix(self, weight: Weight, fan_in: int, path: str) -> WeightLaw:
         """Return the law of a weight that is multiplied with a vector of ``fan_in`` entries."""
@@ -56,6 +58,8 @@ class Laws:
 
     def vector(self, weight: Weight) -> tuple[float, WeightLaw]:
         """Return mean and law of a vector of parameters used coordinate by coordinate."""
+        if weight.name in self.biases:
+            return self.bias(weight, self.biases[weight.name], "")
         average, variance = initial(weight.tensor)
         return average * weight.factor, WeightLaw(variance * weight.factor**2, weight.factor**2)
 
