@@ -11,7 +11,11 @@ from wide_networks import Net
 
 import ntkit
 from ntkit.infinite.layers.pooling import _windows
-from ntkit.infinite.moments.positions import at_windows
+from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.functions import Apply, Function
+from ntkit.infinite.moments.positions import Move, at_windows, reshape
+from ntkit.infinite.moments.rewrites import gathered
+from ntkit.infinite.moments.vectors import Vector, VectorSum, WeightLaw
 
 D = torch.float64
 WIDTH = 8
@@ -155,3 +159,45 @@ def test_maxima_of_one_layer_against_draws(name):
         for found, (mean, error) in zip((k[0, 0], k[0, 1], k[1, 1]), wanted[:, kind], strict=True):
             assert abs(float(found) - mean) <= 4 * error + 4e-3 * wanted[:, kind, 0].max()
             assert error <= 0.01 * wanted[:, kind, 0].max()
+
+
+# the maximum of two neighbors, by pooling and by slices; m: numbers of the sample
+NEIGHBORS = {
+    "a multiple by data": lambda h, m: torch.relu(h) * m,
+    "a sum with data": lambda h, m: torch.tanh(h + m) - m,
+    "a function of data": lambda h, m: torch.maximum(torch.tanh(h), m),
+    "a choice by data": lambda h, m: torch.where(m > 0, torch.relu(h), 0.3),
+    "data of one number": lambda h, m: torch.relu(h) * m.mean(2, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBORS)
+def test_numbers_of_the_sample_are_taken_along(name):
+    def limit(of):
+        def whole(s, x, m):
+            return s.o(of(NEIGHBORS[name](s.n(s.a(x)), m[:, None])).flatten(1))
+
+        parts = {"a": nn.Conv1d(2, WIDTH, 3, padding=1), "n": nn.BatchNorm1d(WIDTH)}
+        model = Net(whole, **parts, o=nn.Linear(3 * WIDTH, 1)).double().eval()
+        return ntkit.infinite_width(model, (x[:1], m[:1]), sigma_w=SIGMA_W, sigma_b=SIGMA_B, samples=2**13)
+
+    generator = torch.Generator().manual_seed(6)
+    x, m = torch.randn(3, 2, 6, generator=generator, dtype=D), torch.randn(3, 6, generator=generator, dtype=D)
+    pooled = limit(lambda h: F.max_pool1d(h, 2))
+    sliced = limit(lambda h: torch.maximum(h[:, :, ::2], h[:, :, 1::2]))
+    for kind in ("nngp", "ntk"):
+        one, two = (getattr(of, kind)((x, m)) for of in (pooled, sliced))
+        assert (one - two).abs().max() <= 1e-2 * two.abs().max()
+
+
+def test_positions_are_gathered_however_deep_a_function_is():
+    law = WeightLaw(1.0, 1.0)
+    move = Move((reshape, 1, (2, 2)), (4,), (2, 2), True)
+    h: Expression = Vector((4,), "b", torch.arange(1), 0.0, law)
+    for i in range(3000):
+        b = Vector((1,), f"b{i}", torch.arange(1), 0.5, law)
+        h = Apply((4,), Function("relu", torch.relu), (VectorSum((4,), (h, b)),))
+    found = gathered(h, move)
+    assert found is gathered(h, move) and found.shape == (2, 2)
+    mixing = Apply((4,), Function("softmax", torch.relu, None, False), (h,))
+    assert gathered(Apply((4,), Function("relu", torch.relu), (mixing,)), move) is None
