@@ -45,6 +45,14 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
     return (s - tiny**0.5) * unit, torch.atan2(cov * inverse, s)
 
 
+def correlation(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the correlation rho and sqrt(1 - rho^2); 0 and 1 where a variance is zero."""
+    some = (var1 > 0) & (var2 > 0)
+    size = root(torch.where(some, var1 * var2, 1.0))
+    rho = torch.where(some, cov / size, 0.0).clamp(-1, 1)
+    return rho, torch.where(some, arcsine(cov, var1, var2)[0] / size, 1.0).clamp(max=1)
+
+
 def fused_atan2(y: Tensor, x: Tensor) -> Any:
     """Return atan2(y, x) in arithmetic that a compiler fuses, to the precision of float32.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
-from ntkit.infinite.duals.correlation import root
+from ntkit.infinite.duals.correlation import correlation, root
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces, derivative, times_x
 from ntkit.infinite.duals.split import expectation
@@ -75,23 +75,90 @@ class Dual(ABC):
         if parts is not None:
             slope = derivative(parts)
             return expectation(times_x(times_x(slope)), slope, cov, var1, var2)
-        first = lambda degree, var: self._of_slope(lambda x: x * x, var, degree)  # noqa: E731
-        second = lambda degree, var: self._of_slope(torch.ones_like, var, degree)  # noqa: E731
-        return _series(first, second, cov, var1, var2)
+        return self._weighted(torch.square, cov, var1, var2) * var1
+
+    def curved(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return E[phi'(u) phi'(v) w] for w = a^2 - 1, a b and b^2 - 1.
+
+        u = sd1 a and v = sd2 (rho a + q b) with independent a and b, q = sqrt(1 - rho^2); the last two
+        vanish with q, without loss of digits.
+        """
+        rho, q = correlation(cov, var1, var2)
+        if self.pieces() is not None:
+            return self._curved_pieces(cov, var1, var2)
+        first, second = (self._of_slope(torch.ones_like, var, _DEGREE) for var in (var1, var2))
+        by_z = self._of_slope(lambda z: z, var1, _DEGREE)
+        orders = torch.arange(_DEGREE + 1, dtype=cov.dtype, device=cov.device)
+        once = second[..., 1:] * orders[1:].sqrt()
+        twice = once[..., 1:] * orders[1:-1].sqrt()
+        return (
+            self._weighted(lambda z: z * z - 1, cov, var1, var2) * (var1 > 0),
+            q * contract(by_z[..., :-1], once, rho),
+            q * q * contract(first[..., :-2], twice, rho),
+        )
+
+    def _curved_pieces(self, *at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return those of a function made of pieces, from the moments of u and v."""
+        cov, var1, var2 = torch.broadcast_tensors(*(t.double() for t in at))
+        rho, q = correlation(cov, var1, var2)
+        one, two = (torch.where(var > 0, var, 1.0) for var in (var1, var2))
+        slope = self.slope(cov, var1, var2)
+        uu, vv = self.weighted(cov, var1, var2) / one, self.weighted(cov, var2, var1) / two
+        uv = self.radial(cov, var1, var2) / (one * two).sqrt()
+        safe = torch.where(q > _NEAR, q, 1.0)
+        parts = (
+            torch.where(var1 > 0, uu - slope, 0.0),
+            torch.where(q > _NEAR, (uv - rho * uu) / safe, 0.0),
+            torch.where(q > _NEAR, (vv - 2 * rho * uv + rho * rho * uu) / safe**2 - slope, 0.0),
+        )
+        aa, ab, bb = (part.to(at[0].dtype) for part in parts)
+        return aa, ab, bb
+
+    def _weighted(
+        self, weight: Callable[[Tensor], Tensor], cov: Tensor, var1: Tensor, var2: Tensor
+    ) -> Tensor:
+        """Return E[weight(u / sd1) phi'(u) phi'(v)] for an even weight, exact at correlations of 1 and -1."""
+        ones = torch.ones_like
+        first, whole = (self._of_slope(w, var1, _DEGREE) for w in (weight, ones))
+        second = self._of_slope(ones, var2, _DEGREE)
+        more: list[tuple[Tensor, Tensor]] = []
+        for parity in (1, 0):  # what is left goes into the next orders, one odd and one even
+            rest = self._mass(weight, var1, parity) - (first * whole)[..., parity::2].sum(-1)
+            masses = [self._mass(ones, var, parity) for var in (var1, var2)]
+            left, right = (
+                m - a[..., parity::2].square().sum(-1) for m, a in zip(masses, (whole, second), strict=True)
+            )
+            some = left > _ROUNDING * masses[0]
+            more.append((torch.where(some, rest * torch.where(some, left, 1.0).rsqrt(), 0.0), root(right)))
+        both = zip((first, second), zip(*more, strict=True), strict=True)
+        a, b = (torch.cat([c, torch.stack(rests, -1)], -1) for c, rests in both)
+        return contract(a, b, correlation(cov, var1, var2)[0])
 
     def curvature(self, var: Tensor) -> Tensor:
         """Return E[(u^2 / var - 1) phi'(u)], zero at a variance of zero."""
-        scale = torch.where(var > 0, var, 1.0)
-        return self._of_slope(lambda x: x * x / scale[..., None] - 1, var, 0)[..., 0] * (var > 0)
+        return self._of_slope(lambda z: z * z - 1, var, 0)[..., 0] * (var > 0)
 
     def _of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
-        """Return the Hermite coefficients of weight(x) phi'(x)."""
+        """Return the Hermite coefficients of weight(x / sd) phi'(x)."""
+        scale = torch.where(var > 0, var, 1.0).double().sqrt()[..., None]
+        of = lambda x: weight(x / scale) * self._slope_at(x)  # noqa: E731
+        return coefficients(of, var.double(), degree, self.kinks).to(var.dtype)
+
+    def _mass(self, weight: Callable[[Tensor], Tensor], var: Tensor, parity: int) -> Tensor:
+        """Return E[weight(u / sd) (the even or the odd part of phi'(u))^2]."""
+        scale = torch.where(var > 0, var, 1.0).double().sqrt()[..., None]
+        sign = -1 if parity else 1
 
         def of(x: Tensor) -> Tensor:
-            y, pull = torch.func.vjp(self.phi, x)[:2]
-            return weight(x) * pull(torch.ones_like(y))[0]
+            part = (self._slope_at(x) + sign * self._slope_at(-x)) / 2
+            return weight(x / scale) * part.square()
 
-        return coefficients(of, var.double(), degree, self.kinks).to(var.dtype)
+        kinks = sorted({s * k for k in self.kinks for s in (1.0, -1.0)})
+        return coefficients(of, var.double(), 0, kinks)[..., 0].to(var.dtype)
+
+    def _slope_at(self, x: Tensor) -> Tensor:
+        y, pull = torch.func.vjp(self.phi, x)[:2]
+        return pull(torch.ones_like(y))[0]
 
     @abstractmethod
     def mean(self, var: Tensor) -> Tensor:
@@ -188,6 +255,8 @@ def _exact(
 
 
 _DEGREE = 256
+_NEAR = 3e-5  # sqrt(1 - rho^2) below which moments of pieces tell nothing of two directions
+_ROUNDING = 2e-14  # of a mass: a smaller rest is noise
 
 
 def _series(first: Callable, second: Callable, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.correlation import arcsine, root
+from ntkit.infinite.duals.correlation import arcsine, correlation, root
 from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
@@ -76,6 +76,12 @@ class Homogeneous(JointDual):
         s, w = arcsine(cov, var1, var2)
         inner = torch.where(var2 > 0, cov * s / torch.where(var2 > 0, var2, 1.0), 0.0)
         return self.m**2 * var1 + (2 / math.pi * self.d**2) * (var1 * w + inner)
+
+    def curved(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (2 d^2 / pi) times rho q, q^2 and -rho q, by Price's theorem."""
+        rho, q = correlation(cov, var1, var2)
+        rate = 2 / math.pi * self.d**2
+        return rate * rho * q, rate * q * q, -rate * rho * q
 
     def curvature(self, var: Tensor) -> Tensor:
         """Return zero: phi' is odd but for a number."""

@@ -67,6 +67,11 @@ class Series(Dual):
         self.error = 0.0
         return self._sum(lambda x: x * self.derivative(x), cov, var1, var2)
 
+    def _of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
+        if var.numel():
+            self._judge(self.derivative, var)
+        return super()._of_slope(weight, var, degree)
+
     def mean(self, var: Tensor) -> Tensor:
         """Return E[phi(u)]."""
         return coefficients(self.fn, var, 0, self.kinks)[..., 0]

@@ -31,6 +31,8 @@ class Aligned:
         self.rank = max(len(sizes_of(v)) for v in tensors)
         dims = [((),) * (self.rank - len(w.dims)) + w.dims for w in wides]
         wides = [Wide(w.pieces, w.shape, w.channels, d) for w, d in zip(wides, dims, strict=True)]
+        if len({tuple(w.channels) for w in wides}) > 1:
+            wides = [w.merged() for w in wides]
         self.channels = self._channels(wides)
         self.frame = [self._dimension(d, wides, tensors) for d in range(self.rank)]
         self.shape = tuple(s for dim in self.frame for s in dim if s > 0)

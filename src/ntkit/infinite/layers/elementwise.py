@@ -13,7 +13,7 @@ from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Function
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient
-from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.rules import Reading, known, rule
 from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, numbers, per_channel
 
 aten = torch.ops.aten
@@ -105,6 +105,8 @@ def _chosen(
         for x in (a, b)
         if not isinstance(x, Wide | Weight)
     ]
+    if data is not None and fills and all(bool(fill.isinf().all()) for fill in fills):
+        return _hidden(read, data, a, b)
     if data is None or not all(bool(fill.isfinite().all()) for fill in fills):
         return function(read, op, args, {})
 
@@ -125,6 +127,17 @@ def _chosen(
         return add(read, parts[0], parts[1])
     assert isinstance(parts[0], Wide | Weight)
     return parts[0]
+
+
+def _hidden(read: Reading, data: Known, a: Argument, b: Argument) -> Wide | Weight:
+    """Return a vector plus minus infinity where data hide it: scores of attention."""
+    vector, fill, shown = (a, b, True) if isinstance(a, Wide | Weight) else (b, a, False)
+    other = numbers(fill if isinstance(fill, Known | Tensor) else torch.tensor(float(fill)))  # pyright: ignore
+    assert other is not None
+    offset = known(
+        lambda c, x: torch.where(c.bool() == shown, torch.zeros_like(x), x), (data, other), {}
+    )
+    return add(read, vector, offset)
 
 
 def _number_times(share: Known, x: Known | Tensor | float) -> Known:

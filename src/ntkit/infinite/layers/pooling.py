@@ -120,9 +120,9 @@ _POOLING = {
         (aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default),
     ],
     _maximum: [
-        (aten.max_pool1d.default, aten.adaptive_max_pool1d.default),
-        (aten.max_pool2d.default, aten.adaptive_max_pool2d.default),
-        (aten.max_pool3d.default,),
+        (aten.max_pool1d.default, aten.max_pool1d_with_indices.default, aten.adaptive_max_pool1d.default),
+        (aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default),
+        (aten.max_pool3d.default, aten.max_pool3d_with_indices.default, aten.adaptive_max_pool3d.default),
     ],
 }
 for _kind, _by_rank in _POOLING.items():

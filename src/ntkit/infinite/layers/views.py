@@ -148,7 +148,20 @@ def permute(read: Reading, a: Wide | Weight, order: Sequence[int]) -> Wide | Wei
     return Wide(a.pieces, a.shape, a.channels, tuple(a.dims[i] for i in order))
 
 
-@rule(aten.transpose.int, aten.swapaxes.default)
+@rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
+def movedim(
+    read: Reading, a: Wide | Weight, source: int | Sequence[int], target: int | Sequence[int]
+) -> Wide | Weight:
+    """Move dimensions to other places, the rest in their order."""
+    rank = len(sizes_of(a))
+    sources, targets = ([d % rank for d in ([x] if isinstance(x, int) else x)] for x in (source, target))
+    order = [d for d in range(rank) if d not in sources]
+    for place, d in sorted(zip(targets, sources, strict=True)):
+        order.insert(place, d)
+    return permute(read, a, order)
+
+
+@rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 def transpose(read: Reading, a: Wide | Weight, first: int, second: int) -> Wide | Weight:
     """Swap two dimensions."""
     if isinstance(a, Weight):

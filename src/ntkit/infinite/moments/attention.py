@@ -23,7 +23,16 @@ from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import PairValues
-from ntkit.infinite.moments.vectors import Attended, Coefficient, Inner, Multiple, Offset, Scores, VectorSum
+from ntkit.infinite.moments.vectors import (
+    Attended,
+    Coefficient,
+    Inner,
+    Multiple,
+    Offset,
+    Scores,
+    Stopped,
+    VectorSum,
+)
 
 BLOCKS = 8  # of draws, whose spread gives the standard error
 TOGETHER = 16  # draws that have a seed of their own
@@ -36,6 +45,7 @@ def scores_of(z: Expression) -> Scores | None:
     """Return scores as a product of queries and keys, masked, and numbers; None where there is more."""
     found: list[tuple[Inner, float, tuple[Coefficient, ...]]] = []
     offsets: list[Coefficient] = []
+    trained = True
     stack: list[tuple[Expression, float, tuple[Coefficient, ...]]] = [(z, 1.0, ())]
     while stack:
         e, number, masks = stack.pop()
@@ -46,6 +56,9 @@ def scores_of(z: Expression) -> Scores | None:
                 stack.append((e.inner, number, (*masks, mask)))
             case Multiple(factor=float() | int() as factor):
                 stack.append((e.inner, number * factor, masks))
+            case Stopped():
+                trained = False
+                stack.append((e.inner, number, masks))
             case Inner():
                 found.append((e, number, masks))
             case Offset() if not masks:
@@ -55,7 +68,7 @@ def scores_of(z: Expression) -> Scores | None:
     if len(found) != 1:
         return None
     inner, number, masks = found[0]
-    return Scores(inner, number, masks, tuple(offsets), z.shape)
+    return Scores(inner, number, masks, tuple(offsets), z.shape, trained)
 
 
 def _times(c: Coefficient, number: float) -> Coefficient:

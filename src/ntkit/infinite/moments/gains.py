@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ntkit.infinite.duals.correlation import correlation
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add
@@ -66,8 +67,8 @@ def _shared(u: Expression, v: Expression) -> list[tuple[float, Expression, Expre
 def correction(pairs: PairValues, u: Expression, v: Expression, need: Need, dual: Dual) -> Value:
     """Return sum_gamma step (E[f f' x x'] - E[f f'] E[x x']) for f = phi'(u) and x = du / dgamma.
 
-    Given u = sd1 a and v = sd2 (rho a + sqrt(1 - rho^2) b) with independent a and b, x x' is replaced by its
-    part along a and b, the rest being independent of f f'.
+    Given u = sd1 a and v = sd2 (rho a + q b) with independent a and b, x x' is replaced by its part along a
+    and b, the rest being independent of f f'.
     """
     shared = _shared(u, v)
     if not shared:
@@ -77,22 +78,15 @@ def correction(pairs: PairValues, u: Expression, v: Expression, need: Need, dual
     value = pairs.covariance(u, v, need)
     cov = torch.zeros_like(one * two) if value is None else value
     sd1, sd2 = _safe(one), _safe(two)
-    rho = (cov / (sd1 * sd2)).clamp(-1, 1)
-    slope = dual.slope(cov, one, two)
-    uu = dual.weighted(cov, one, two) / sd1**2
-    vv = dual.weighted(cov, two, one) / sd2**2
-    uv = dual.radial(cov, one, two) / (sd1 * sd2)
-    rest = 1 - rho * rho
-    near = rest < NEAR
-    left = torch.where(near, 1.0, rest)
-    ab = torch.where(near, 0.0, (uv - rho * uu) / left.sqrt())
-    bb = torch.where(near, slope, (vv - 2 * rho * uv + rho * rho * uu) / left)
+    rho, q = correlation(cov, one, two)
+    apart = torch.where(q > NEAR, q, torch.inf)
+    aa, ab, bb = dual.curved(cov, one, two)
 
     def along(own: Tensor, other: Value, own_first: bool) -> tuple[Tensor, Tensor]:
-        """Return the parts along a and b of a vector, from its covariances with u and v over their sd."""
+        """Return the parts along a and b of a vector, from its covariances with u and v."""
         other = torch.zeros_like(own) if other is None else other
         a, second = (own / sd1, other / sd2) if own_first else (other / sd1, own / sd2)
-        return a, torch.where(near, 0.0, (second - rho * a) / left.sqrt())
+        return a, (second - rho * a) / apart
 
     terms = []
     for step, x, y in shared:
@@ -100,13 +94,11 @@ def correction(pairs: PairValues, u: Expression, v: Expression, need: Need, dual
         x_a, x_b = along(own, pairs.covariance(x, v, need), True)
         own = pairs.lift(_itself(pairs.right, y, v), "right", need, len(u.shape))
         y_a, y_b = along(own, pairs.covariance(u, y, need), False)
-        terms.append(
-            step * (x_a * y_a * (uu - slope) + (x_a * y_b + x_b * y_a) * ab + x_b * y_b * (bb - slope))
-        )
+        terms.append(step * (x_a * y_a * aa + (x_a * y_b + x_b * y_a) * ab + x_b * y_b * bb))
     return add(terms)
 
 
-NEAR = 1e-9  # 1 - rho^2 below which two vectors count as one
+NEAR = 3e-7  # sqrt(1 - rho^2) below which two vectors count as one
 
 
 def against(pairs: PairValues, u: Expression, g: Expression, need: Need, dual: Dual, left: bool) -> Value:

@@ -77,27 +77,41 @@ def _narrow(u: Expression, index: Tensor, known: Callable[[Expression], Expressi
 
 def gathered(u: Expression, move: Move) -> Expression | None:
     """Return positions of a vector, the move done before its functions; None where they mix positions."""
-    memo = u.__dict__.setdefault("gathered", {})
-    if move not in memo:
-        memo[move] = _gathered(u, move)
-    return memo[move]
+    done: Callable[[Expression], dict] = lambda e: e.__dict__.setdefault("gathered", {})  # noqa: E731
+    for e in walk(u, below=lambda e: move not in done(e) and not _moves(e) and _local(e)):
+        if move not in done(e):  # the same positions are the same vector
+            done(e)[move] = _gathered(e, move, lambda part: done(part)[move])
+    return done(u)[move]
 
 
-def _gathered(u: Expression, move: Move) -> Expression | None:
-    if u.gaussian and not u.gains:
-        return vec.Moved(move.after, move, vec.expanded(u, move.before))
-    if isinstance(u, vec.Vector) and all(s == 1 for s in u.shape):
-        return replace(u, shape=(1,) * len(move.after))
+def _moves(u: Expression) -> bool:
+    """Return whether a vector is moved itself, not what it is made of."""
+    return _alike(u) or isinstance(u, vec.Offset) or (u.gaussian and not u.gains)
+
+
+def _alike(u: Expression) -> bool:
+    return isinstance(u, vec.Vector) and all(s == 1 for s in u.shape)
+
+
+def _local(u: Expression) -> bool:
+    if isinstance(u, Apply):
+        return u.function.local
+    return isinstance(u, vec.VectorSum | vec.Multiple | vec.Gain)
+
+
+def _gathered(
+    u: Expression, move: Move, known: Callable[[Expression], Expression | None]
+) -> Expression | None:
     if isinstance(u, vec.Offset):
         coefficient = _numbers_at(u.coefficient, move)
         return vec.Offset(coefficient.shape, coefficient)
-    local = isinstance(u, Apply) and u.function.local
-    if not local and not isinstance(u, vec.VectorSum | vec.Multiple | vec.Gain):
+    if _alike(u):
+        return replace(u, shape=(1,) * len(move.after))
+    if _moves(u):
+        return vec.Moved(move.after, move, vec.expanded(u, move.before))
+    if not _local(u) or any(known(part) is None for part in u.parts):
         return None
-    parts = {part: gathered(part, move) for part in u.parts}
-    if any(part is None for part in parts.values()):
-        return None
-    moved = _rebuilt(u, lambda part: parts[part])  # pyright: ignore[reportArgumentType]
+    moved = _rebuilt(u, known)  # pyright: ignore[reportArgumentType]
     if isinstance(moved, vec.Multiple) and isinstance(moved.factor, vec.Coefficient):
         moved = replace(moved, factor=_numbers_at(moved.factor, move))
     if isinstance(moved, Apply):

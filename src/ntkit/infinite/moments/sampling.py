@@ -87,11 +87,11 @@ def at_draws(
         if u.local:  # a vector that broadcasts has a derivative for each position
             shape = torch.broadcast_shapes(*(t.shape for t in leaves.values()))
             leaves = {b: t.expand(shape) for b, t in leaves.items()}
-        elif u.axes is not None:
-            leaves = {b: _spread(t, u, b) for b, t in leaves.items()}
-        else:
+        else:  # and one for each draw, where it is drawn alike
             lead = torch.broadcast_shapes(*(t.shape[:2] for t in leaves.values()))
             leaves = {b: t.expand(*lead, *t.shape[2:]) for b, t in leaves.items()}
+        if u.axes is not None and not u.local:
+            leaves = {b: _spread(t, u, b) for b, t in leaves.items()}
         leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
         value = evaluate(u, leaves, lift, side)
         mixed = u.axes is None

@@ -94,6 +94,14 @@ class Wide:
         shape, widths = tuple(self.shape[i] for i in order), tuple(self.channels[j] for j in channels)
         return Wide(pieces, shape, widths, numbered([[a >= 0 for a in dim] for dim in self.dims]))
 
+    def merged(self) -> Wide:
+        """Return a canonical vector with its axes of channels as one, where they lie together."""
+        where = [d for d, dim in enumerate(self.dims) if any(a < 0 for a in dim)]
+        if len(self.channels) < 2 or len(where) != 1 or any(a >= 0 for a in self.dims[where[0]]):
+            return self
+        dims = tuple((-1,) if d == where[0] else dim for d, dim in enumerate(self.dims))
+        return Wide(self.pieces, self.shape, (prod(self.channels),), dims)
+
     def reshaped(self, shape: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
         """Return a canonical vector with its positions in another shape."""
         pieces = tuple((width, reshaped(expanded(e, self.shape), shape)) for width, e in self.pieces)

@@ -1,0 +1,277 @@
+"""Attention by draws of its scores: against draws of one head written out, and finite draws of many heads."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from wide_networks import Net
+
+import ntkit
+
+D = torch.float64
+SIGMA_W, SIGMA_B = 1.4, 0.3
+HEADS = 4
+PLAIN = ("q", "k", "v")
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def heads(t, h):
+    return t.unflatten(-1, (h, -1)).transpose(-2, -3)
+
+
+def joined(t):
+    return t.transpose(-2, -3).flatten(-2)
+
+
+def attention(s, e, keys=None, names=PLAIN, mask=None):
+    """Attention as torch writes it, with queries, keys and values by layers of those names."""
+    keys = e if keys is None else keys
+    q, k, v = (heads(s.get_submodule(n)(t), s.h) for n, t in zip(names, (e, keys, keys), strict=True))
+    return joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
+def by_hand(s, e, change=lambda z: z, after=lambda a: a):
+    q, k, v = (heads(s.get_submodule(n)(e), s.h) for n in PLAIN)
+    return joined(after(torch.softmax(change(q @ k.mT / q.shape[-1] ** 0.5), -1)) @ v)
+
+
+def network(of, width=8, h=HEADS, names="", bias=True, takes=1, **parts):
+    def call(s, *x):
+        e = [s.e(t) for t in x[:takes]]
+        out = of(s, *e, *x[takes:])
+        return s.o(out.flatten(1, -2).mean(1))
+
+    layers = {n: nn.Linear(width, width, bias=bias) for n in (*PLAIN, *names)}
+    layers = {"e": nn.Linear(3, width, bias=bias), **layers, "o": nn.Linear(width, 1)}
+    model = Net(call, **layers, **parts).double().eval()
+    model.h = h
+    return model
+
+
+def limit(model, x, **options):
+    first = tuple(t[:1] for t in x) if isinstance(x, tuple) else x[:1]
+    return ntkit.infinite_width(model, first, sigma_w=SIGMA_W, sigma_b=SIGMA_B, **options)
+
+
+def shape(seed, *sizes):
+    return 0.6 * torch.randn(2, *sizes, generator=seeded(seed), dtype=D)
+
+
+CAUSAL = torch.tril(torch.ones(3, 3)).bool()
+ADDED = torch.randn(3, 3, generator=seeded(11), dtype=D)
+SHOWN = torch.tensor([[True, True, True], [True, False, True]])
+WINDOWS = torch.randn(2, 1, 3, 3, generator=seeded(12), dtype=D)
+# the network, its inputs, and what is done to scores [2, *windows, t, s] before and after the softmax
+CASES = {
+    "plain": (lambda s, e: attention(s, e), shape(0, 3, 3), {}),
+    "a causal buffer": (
+        lambda s, e: attention(s, e, mask=s.m),
+        shape(1, 3, 3),
+        {"m": CAUSAL, "hide": ~CAUSAL},
+    ),
+    "an added buffer": (lambda s, e: attention(s, e, mask=s.m), shape(2, 3, 3), {"m": ADDED, "plus": ADDED}),
+    "minus infinity in a buffer": (
+        lambda s, e: by_hand(s, e, lambda z: z + s.m),
+        shape(3, 3, 3),
+        {"m": torch.zeros(3, 3).masked_fill(~CAUSAL, -torch.inf), "hide": ~CAUSAL},
+    ),
+    "a large number where hidden": (
+        lambda s, e: by_hand(s, e, lambda z: z.masked_fill(s.m, -1e9)),
+        shape(4, 3, 3),
+        {"m": ~CAUSAL, "hide": ~CAUSAL},
+    ),
+    "filled with minus infinity": (
+        lambda s, e: by_hand(s, e, lambda z: z.masked_fill(s.m, float("-inf"))),
+        shape(5, 3, 3),
+        {"m": ~CAUSAL, "hide": ~CAUSAL},
+    ),
+    "minus infinity by where": (
+        lambda s, e: by_hand(s, e, lambda z: torch.where(s.m, float("-inf"), z)),
+        shape(6, 3, 3),
+        {"m": ~CAUSAL, "hide": ~CAUSAL},
+    ),
+    "booleans of the sample": (
+        lambda s, e, m: attention(s, e, mask=m[:, None, None]),
+        (shape(7, 3, 3), SHOWN),
+        {"hide": ~SHOWN[:, None]},
+    ),
+    "numbers of the sample added": (
+        lambda s, e, m: attention(s, e, mask=m[:, None]),
+        (shape(8, 3, 3), shape(9, 3, 3)),
+        {"plus": shape(9, 3, 3)},
+    ),
+    "numbers of the sample multiply": (
+        lambda s, e, m: by_hand(s, e, lambda z: z * m[:, None, None] - 2 * m[:, None, None]),
+        (shape(10, 3, 3), shape(11, 3).abs()),
+        {"times": shape(11, 3).abs()[:, None], "plus": -2 * shape(11, 3).abs()[:, None]},
+    ),
+    "other keys": (lambda s, e, f: attention(s, e, f), (shape(12, 3, 3), shape(13, 4, 3)), {}),
+    "windows": (lambda s, e: attention(s, e), shape(14, 2, 3, 3), {}),
+    "windows with masks": (
+        lambda s, e: attention(s, e, mask=s.m),
+        shape(15, 2, 3, 3),
+        {"m": WINDOWS, "plus": WINDOWS[:, 0]},
+    ),
+    "windows in the batch": (
+        lambda s, e: attention(s, e.flatten(0, 1), mask=s.m).unflatten(0, (-1, 2)),
+        shape(16, 2, 3, 3),
+        {"m": ADDED, "plus": ADDED},
+    ),
+    "scores without a gradient": (
+        lambda s, e: by_hand(s, e, lambda z: z.detach()),
+        shape(17, 3, 3),
+        {"detached": True},
+    ),
+    "weights without a gradient": (
+        lambda s, e: by_hand(s, e, after=lambda a: a.detach()),
+        shape(18, 3, 3),
+        {"detached": True},
+    ),
+}
+
+
+def line(k, theta):
+    """Return both kernels behind a linear layer."""
+    k = SIGMA_W**2 * k + SIGMA_B**2
+    return k, k + SIGMA_W**2 * theta
+
+
+def simulated(x, keys, draws=2**13, plus=0.0, times=1.0, hide=None, detached=False):
+    """Return NNGP and NTK of the mean over positions of one attention, [2, 2] each, and their errors.
+
+    ``x [2, *windows, t, 3]``. All scores of both samples are drawn from one covariance, written out.
+    """
+    x, keys = (t if t.ndim == 4 else t[:, None] for t in (x, keys))
+    n, w, t = x.shape[:3]
+    s = keys.shape[2]
+
+    def kernel(a, b):
+        return line(SIGMA_W**-2 * (SIGMA_W**2 * torch.einsum("iwtd,jvsd->iwtjvs", a, b) / 3), 0.0)
+
+    (kq, tq), (kk, tk) = (line(*kernel(a, a)) for a in (x, keys))
+    kv, tv = kk, tk  # other weights, the same law
+    # scores [i, w, t, s]: covariance and tangent kernel of all pairs
+    cov = torch.einsum("iwtjvu,iwsjvr->iwtsjvur", kq, kk)
+    theta = torch.einsum("iwtjvu,iwsjvr->iwtsjvur", tq, kk) + torch.einsum("iwtjvu,iwsjvr->iwtsjvur", kq, tk)
+    size = n * w * t * s
+    values, vectors = torch.linalg.eigh(cov.reshape(size, size))
+    root = vectors * values.clamp(min=0).sqrt()
+    z = (torch.randn(draws, size, generator=seeded(99), dtype=D) @ root.T).reshape(draws, n, w, t, s)
+
+    def spread(c):
+        c = torch.as_tensor(c)
+        c = c if c.ndim != 3 or c.shape[0] != 2 or w > 1 else c[:, None]
+        return c.expand(n, w, t, s) if c.ndim else c
+
+    factor = spread(times)
+    z = factor * z + spread(plus)
+    z = z if hide is None else z.masked_fill(spread(hide), -torch.inf)
+    a = torch.softmax(z, -1)
+    d = (torch.diag_embed(a) - a[..., :, None] * a[..., None, :]) * factor.expand(n, w, t, s)[..., None, :]
+    found = []
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        k = torch.einsum("bwts,wsvr,bvur->b", a[:, i], kv[i][:, :, j], a[:, j])
+        through = torch.einsum("bwts,wsvr,bvur->b", a[:, i], tv[i][:, :, j], a[:, j])
+        if not detached:
+            whole = theta[i][:, :, :, j]
+            right = torch.einsum("bvury,wsvr->bwsvuy", d[:, j], kv[i][:, :, j])
+            both = torch.einsum("bwtsx,bwsvuy->bwtxvuy", d[:, i], right)
+            through = through + torch.einsum("bwtxvuy,wtxvuy->b", both, whole)
+        counts = (w * t) ** 2
+        nngp, ntk = line(k / counts, through / counts)
+        found.append([(float(m.mean()), float(m.std()) / draws**0.5) for m in (nngp, ntk)])
+    return torch.tensor(found, dtype=D)  # [pairs, kinds, 2]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_attention_against_draws_of_a_head(name):
+    of, x, options = CASES[name]
+    inputs = x if isinstance(x, tuple) else (x,)
+    takes = 1 + (name == "other keys")
+    model = network(of, takes=takes, **({"m": options["m"]} if "m" in options else {}))
+    found = limit(model, x, samples=2**14)
+    options = {k: v for k, v in options.items() if k != "m"}
+    wanted = simulated(inputs[0], inputs[1] if name == "other keys" else inputs[0], **options)
+    assert "draws of the scores" in str(found.program)
+    for kind, kernel in enumerate((found.nngp, found.ntk)):
+        k = kernel(x)
+        torch.testing.assert_close(k, k.T, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(kernel.diag(x), k.diagonal(), rtol=1e-12, atol=0)
+        scale = wanted[:, kind, 0].max()
+        for value, (mean, error) in zip((k[0, 0], k[0, 1], k[1, 1]), wanted[:, kind], strict=True):
+            assert abs(value - mean) <= 4 * error + 1e-2 * scale
+            assert error <= 1.5e-2 * scale
+
+
+def test_queries_of_zeros_look_everywhere_alike():
+    # without variance of their own scores are zero: means of the values, exactly
+    keys = shape(20, 4, 3)
+    model = network(lambda s, e, f: attention(s, e, f), bias=False, takes=2)
+    found = limit(model, (torch.zeros(2, 3, 3, dtype=D), keys), samples=2**8)
+    gram = SIGMA_W**4 * torch.einsum("isd,jrd->ij", keys, keys) / 3 / 16  # E[v v'], the mean over keys
+    nngp = SIGMA_W**2 * gram + SIGMA_B**2
+    x = (torch.zeros(2, 3, 3, dtype=D), keys)
+    torch.testing.assert_close(found.nngp(x), nngp, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.ntk(x), nngp + 2 * SIGMA_W**2 * gram, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_of_zeros_and_values_without_variance():
+    x = shape(21, 3, 3)
+    x[0, 1] = 0
+    x[1] = 0
+    found = limit(network(lambda s, e: attention(s, e), bias=False), x, samples=2**14)
+    for kernel in (found.nngp(x), found.ntk(x)):
+        assert torch.equal(kernel[1], torch.full((2,), SIGMA_B**2, dtype=D))
+    # the keys of the row of zeros have scores of zero, its query looks everywhere alike
+    wide = network(lambda s, e: attention(s, e), bias=False, width=512, h=16)
+    drawn = ntkit.monte_carlo(wide, 20, x, seed=1, sigma_w=SIGMA_W, sigma_b=SIGMA_B)
+    for kernel, mean, error in (
+        (found.nngp(x), drawn.nngp, drawn.nngp_error),
+        (found.ntk(x), drawn.ntk, drawn.ntk_error),
+    ):
+        assert ((kernel - mean).abs() <= 4 * error + 0.05 * kernel.max()).all()
+
+
+def layers(s, e):
+    e = e + s.p(attention(s, s.n(e)))
+    h = attention(s, s.n(e), names=("q2", "k2", "v2"), mask=s.m)
+    return torch.relu(e + s.p2(h)) + h
+
+
+MORE = ("p", "q2", "k2", "v2", "p2")
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_two_layers_with_skips_and_norms_against_many_heads(width):
+    x = shape(22, 3, 3)
+    model = network(layers, width, 8, MORE, m=CAUSAL, n=nn.LayerNorm(width))
+    found = limit(model, x, samples=2**13)
+    drawn = ntkit.monte_carlo(model, 24, x, seed=3, sigma_w=SIGMA_W, sigma_b=SIGMA_B)
+    for kernel, mean, error in (
+        (found.nngp(x), drawn.nngp, drawn.nngp_error),
+        (found.ntk(x), drawn.ntk, drawn.ntk_error),
+    ):
+        allowed = 4 * error + 8 / width * kernel.abs().max()
+        assert ((kernel - mean).abs() <= allowed).all()
+        assert allowed.max() < 0.45 * kernel.abs().max()
+
+
+def test_blocks_do_not_depend_on_tiles():
+    x = torch.cat([shape(seed, 3, 3) for seed in (23, 24, 25)])
+    model = network(layers, 8, 4, MORE, m=CAUSAL, n=nn.LayerNorm(8))
+    small, large = (limit(model, x, samples=2**10, memory=m) for m in ("4MiB", "1GiB"))
+    for kind in ("nngp", "ntk"):
+        one, two = getattr(small, kind), getattr(large, kind)
+        whole = two(x)
+        torch.testing.assert_close(one(x), whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(two(x[1:3], x[2:]), whole[1:3, 2:], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(two.diag(x), whole.diagonal(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(whole, whole.T, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(two(x[3:], x[:2]), whole[3:, :2], rtol=1e-10, atol=1e-10)
