@@ -144,7 +144,12 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
     if len(weights.shape) != 2 or len(weights.pieces) > 1:
         raise read.refuse("attention over more than one axis of positions.")
     shape = (weights.shape[0],)
-    function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
+    keys = weights.shape[1]
+
+    def mean(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return matvec(expand(p, (p.shape[-2], keys)), x)
+
+    function = Function("weighted mean", mean, None, False, (True, False))
     u = expanded(weights.only, weights.shape)
     e = Apply(shape, function, (u, value))
     dims = [tuple(x for x in d if x < 0) for d in values.dims]
@@ -169,7 +174,11 @@ def _over_positions(*ops: torch._ops.OpOverload) -> None:
             )
         a, axis = single(a, dim)
         back, shape = axis - len(a.shape), a.shape
-        function = Function(name, lambda t: ops[0](expand(t, shape), back), None, False)
+        if len(shape) == 2 and back == -1:  # row by row
+            along = lambda t: ops[0](expand(t, (t.shape[-2], shape[-1])), -1)  # noqa: E731
+            function = Function(name, along, None, False, (True,))
+        else:
+            function = Function(name, lambda t: ops[0](expand(t, shape), back), None, False)
         value = a.map(lambda e: read.apply(function, expanded(e, shape)))
         return read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", value)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import Need
+from ntkit.infinite.moments.evaluate import Lift
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import Shape, broadcast
@@ -16,7 +16,6 @@ from ntkit.infinite.moments.protocols import PairValues
 from ntkit.infinite.moments.vectors import Vector
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
-Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
 
 FEW = 1024  # pairs of positions of two samples up to which each is drawn on its own: fewer dimensions,
 SOME = 64  # smaller error; with fewer points from this number of pairs on

@@ -80,6 +80,8 @@ def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
     """Return E[u v'] where one of them is a function."""
     if not (isinstance(u, Apply) and isinstance(v, Apply)):
         return _stein(pairs, u, v, need, "moment")
+    if sampling.by_rows(u, v):
+        return sampling.product(pairs, u, v, need)
     if all(pairs.covariance(a, b, need) is None for a in u.basis for b in v.basis):
         return pairs.means(u, v, need)
     parts = _factors(u, v)
@@ -117,6 +119,8 @@ def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
         cov, one, two = _arguments(pairs, u, v, need)
         at_zero = first.expected_slope(one) * second.expected_slope(two)
         return inner * torch.where((one > 0) & (two > 0), cross_slope(first, second, cov, one, two), at_zero)
+    if sampling.by_rows(u, v):
+        return sampling.tangent(pairs, u, v, need)
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
     if series.serves(u) and series.serves(v):

@@ -17,13 +17,15 @@ from ntkit.infinite.moments.vectors import Coefficient, Inner, Line, Mixed, Move
 class Function:
     """A function of coordinates: ``call`` takes tensors ``[..., *shape]`` and returns one.
 
-    ``local`` if each position of the result depends on the same position of the arguments only.
+    ``local`` if each position of the result depends on the same position of the arguments only. ``rows``,
+    where it goes row by row along the first axis: whether of an argument it takes the same row (else all).
     """
 
     name: str
     call: Callable[..., Tensor]
     dual: Dual | None = None
     local: bool = True
+    rows: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

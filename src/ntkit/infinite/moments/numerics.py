@@ -26,6 +26,7 @@ class Numerics:
         self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
         self.sampled = False
         self._drawn: dict[int, Tensor] = {}
+        self._engine: tuple[int, int, SobolEngine] | None = None
 
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros of the program's dtype."""
@@ -49,6 +50,25 @@ class Numerics:
             points = torch.special.ndtri(uniform.clamp(half, 1 - half))
             self._drawn[dimensions] = points.to(self.device, self.dtype)
         return self._drawn[dimensions]
+
+    def points(self, dimensions: int, part: slice) -> Tensor:
+        """Return some of the points ``[size of part, dimensions]``, the same whatever the parts."""
+        if self.count * dimensions * 8 <= self.budget // 2:
+            return self.normal(dimensions)[part]
+        most, start = SobolEngine.MAXDIM, part.start
+        if self._engine is None or self._engine[:2] != (dimensions, start):  # a part after another is quick
+            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed).fast_forward(start)
+            self._engine = (dimensions, start, engine)
+        uniform = self._engine[2].draw(part.stop - start, dtype=torch.float64)
+        self._engine = (dimensions, part.stop, self._engine[2])
+        half = 0.5 / 2**30
+        found = [torch.special.ndtri(uniform.clamp_(half, 1 - half))]
+        if dimensions > most:
+            seeds = (hash((self.seed, dimensions, i)) for i in range(start, part.stop))
+            more = (torch.Generator().manual_seed(one) for one in seeds)
+            rest = [torch.randn(dimensions - most, generator=g, dtype=torch.float64) for g in more]
+            found.append(torch.stack(rest))
+        return torch.cat(found, 1).to(self.device, self.dtype)
 
     def note(self, blocks: Tensor) -> None:
         """Keep the largest standard error, from the means over blocks of points (relative to the largest)."""

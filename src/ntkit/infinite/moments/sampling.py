@@ -14,48 +14,15 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
-from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments import rows
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.draws import JointDraws, Lift, is_local
-from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.draws import JointDraws, is_local
+from ntkit.infinite.moments.evaluate import Lift, evaluate
+from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import matvec
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 
 BLOCKS = 8  # of points, whose spread gives the standard error
-
-
-def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues) -> Tensor:
-    """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
-    done = dict(drawn)
-
-    def known(a: Expression | vec.Coefficient) -> Tensor:
-        return done[a] if isinstance(a, Expression) else lift(a.value(side))
-
-    for e in walk(u, below=lambda e: e not in drawn):
-        if e in done:
-            continue
-        match e:
-            case vec.VectorSum():
-                done[e] = sum((done[t] for t in e.terms[1:]), done[e.terms[0]])
-            case vec.Multiple():
-                factor = e.number(side)
-                done[e] = done[e.inner] * (lift(factor) if isinstance(factor, Tensor) else factor)
-            case vec.Gain():
-                done[e] = done[e.vector] * done[e.inner]
-            case vec.Moved():
-                done[e] = e.move.apply(done[e.inner])
-            case vec.Mixed():
-                done[e] = matvec(lift(e.weights.value(side)), done[e.inner])
-            case vec.Stopped():
-                done[e] = done[e.inner].detach()
-            case vec.Offset():
-                done[e] = lift(e.coefficient.value(side))
-            case Apply():
-                done[e] = e.function.call(*map(known, e.arguments))
-            case _:
-                raise AssertionError(e)
-    return done[u]
 
 
 @dataclass
@@ -108,6 +75,11 @@ def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> di
     return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
 
 
+def by_rows(u: Expression, v: Expression) -> bool:
+    """Return whether two functions are drawn row by row of their scores."""
+    return rows.rows_of(u) is not None and rows.rows_of(v) is not None
+
+
 def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Tensor:
     """Return E[u v']."""
     return _sampled(pairs, u, v, need, pairs.derive)[0]
@@ -129,6 +101,14 @@ def _sampled(
 def _sample(
     pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
 ) -> tuple[Tensor, Value]:
+    if by_rows(u, v):
+        assert isinstance(u, Apply) and isinstance(v, Apply)
+        value, theta = rows.sample(pairs, u, v, derive)
+        if need == "all":
+            return value, theta
+        equal = at_equal(value, u.shape, v.shape)
+        assert equal is not None
+        return equal, at_equal(theta, u.shape, v.shape)
     draws = JointDraws(pairs, u, v, need)
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for chunk in chunks(draws.count, draws.chunk):
@@ -224,7 +204,7 @@ def _contract(
 
 def mean(side: SideValues, u: Apply) -> Tensor:
     """Return E[u], ``[n, *shape]``."""
-    return _alone(side, u, False)[u]
+    return rows.mean(side, u) if by_rows(u, u) else _alone(side, u, False)[u]
 
 
 def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
