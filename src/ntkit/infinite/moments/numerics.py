@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
 FEW_VARIABLES = 12  # variables up to which a factor is written out
 
 
@@ -26,7 +29,8 @@ class Numerics:
         self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
         self.sampled = False
         self._drawn: dict[int, Tensor] = {}
-        self._engine: tuple[int, int, SobolEngine] | None = None
+        self._engines: dict[int, SobolEngine] = {}
+        self._lock = Lock()
 
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros of the program's dtype."""
@@ -39,34 +43,29 @@ class Numerics:
     def normal(self, dimensions: int) -> Tensor:
         """Return standard normal points ``[count, dimensions]``."""
         if dimensions not in self._drawn:
-            most = SobolEngine.MAXDIM
-            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed)
-            uniform = engine.draw(self.count, dtype=torch.float64)
-            if dimensions > most:
-                generator = torch.Generator().manual_seed(self.seed)
-                more = torch.rand(self.count, dimensions - most, generator=generator, dtype=torch.float64)
-                uniform = torch.cat([uniform, more], 1)
-            half = 0.5 / 2**30
-            points = torch.special.ndtri(uniform.clamp(half, 1 - half))
-            self._drawn[dimensions] = points.to(self.device, self.dtype)
+            self._drawn[dimensions] = self._points(dimensions, slice(0, self.count))
         return self._drawn[dimensions]
 
     def points(self, dimensions: int, part: slice) -> Tensor:
         """Return some of the points ``[size of part, dimensions]``, the same whatever the parts."""
-        if self.count * dimensions * 8 <= self.budget // 2:
-            return self.normal(dimensions)[part]
-        most, start = SobolEngine.MAXDIM, part.start
-        if self._engine is None or self._engine[:2] != (dimensions, start):  # a part after another is quick
-            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed).fast_forward(start)
-            self._engine = (dimensions, start, engine)
-        uniform = self._engine[2].draw(part.stop - start, dtype=torch.float64)
-        self._engine = (dimensions, part.stop, self._engine[2])
+        small = self.count * dimensions * 8 <= self.budget // 4
+        return self.normal(dimensions)[part] if small else self._points(dimensions, part)
+
+    def _points(self, dimensions: int, part: slice) -> Tensor:
+        """Return points of Sobol through the normal quantile, pseudo-random in the dimensions behind."""
+        if dimensions not in self._engines:
+            self._engines[dimensions] = SobolEngine(min(dimensions, SOBOL), scramble=True, seed=self.seed)
+        with self._lock:
+            engine = self._engines[dimensions]
+            if engine.num_generated > part.start:
+                engine.reset()
+            engine.fast_forward(part.start - engine.num_generated)
+            uniform = engine.draw(part.stop - part.start, dtype=torch.float64)
         half = 0.5 / 2**30
         found = [torch.special.ndtri(uniform.clamp_(half, 1 - half))]
-        if dimensions > most:
-            seeds = (hash((self.seed, dimensions, i)) for i in range(start, part.stop))
-            more = (torch.Generator().manual_seed(one) for one in seeds)
-            rest = [torch.randn(dimensions - most, generator=g, dtype=torch.float64) for g in more]
+        if dimensions > SOBOL:
+            made = [torch.Generator().manual_seed(hash((self.seed, i))) for i in range(part.start, part.stop)]
+            rest = [torch.randn(dimensions - SOBOL, generator=g, dtype=torch.float64) for g in made]
             found.append(torch.stack(rest))
         return torch.cat(found, 1).to(self.device, self.dtype)
 

@@ -105,11 +105,9 @@ class RowDraws:
         self.count = prod(pairs.batch)
         index = torch.arange(self.count)
         self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
-        self.both = (0,) if self.alone else (0, 1)
-        self.queries = sum(self.rows[i].scores.shape[0] for i in self.both)
-        self.keys = sum(self.rows[i].keys for i in self.both)
-        self.size = sum(self.rows[i].size for i in self.both)
-        self.dimensions = self.queries * self.keys + self.size
+        self.queries = sum(r.scores.shape[0] for r in self.rows)
+        self.keys = sum(r.keys for r in self.rows)
+        self.dimensions = self.queries * self.keys + sum(r.size for r in self.rows)
 
     @property
     def bytes(self) -> int:
@@ -177,7 +175,9 @@ class RowDraws:
         m, n, w = factors
         z = self.numerics.points(self.dimensions, points)
         grid = z[:, : self.queries * self.keys].reshape(len(z), 1, self.queries, self.keys)
-        others = torch.einsum("sm,bkm->sbk", z[:, self.queries * self.keys :], w) if w is not None else None
+        grid = grid[..., : m.shape[-1], : n.shape[-1]]  # a sample alone is drawn as the first of two
+        rest = z[:, self.queries * self.keys :]
+        others = torch.einsum("sm,bkm->sbk", rest[:, : w.shape[-1]], w) if w is not None else None
         drawn: dict[int, dict[Expression, Tensor]] = {}
         q = k = o = 0
         for i in order:
