@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Value, add
-from ntkit.infinite.moments.draws import random
+from ntkit.infinite.moments.draws import BLOCKS, parts_of, random
 from ntkit.infinite.moments.evaluate import evaluate
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 
-BLOCKS = 8  # of points, whose spread gives the standard error
 COPIES = 10  # arrays over rows and keys that are held for a draw
 
 
@@ -118,14 +117,9 @@ class RowDraws:
 
     def chunks(self) -> list[tuple[slice, list[slice]]]:
         """Return pairs of samples that are drawn at a time, and points at a time, within the budget."""
-        points, most = self.numerics.count, max(1, self.numerics.budget // self.bytes)
-        each = max(1, min(points // BLOCKS, most))
-        block = points // BLOCKS
-        parts = [
-            slice(b * block + i, min(b * block + i + each, (b + 1) * block))
-            for b in range(BLOCKS)
-            for i in range(0, block, each)
-        ]
+        block, most = self.numerics.count // BLOCKS, max(1, self.numerics.budget // self.bytes)
+        each = min(block, most)
+        parts = parts_of(block * BLOCKS, each)
         samples = max(1, min(self.count, most // each))
         return [(slice(i, min(i + samples, self.count)), parts) for i in range(0, self.count, samples)]
 
