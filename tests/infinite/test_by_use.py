@@ -1,4 +1,4 @@
-"""A weight is what the network does with it, whatever module holds it: limit, draws and parametrization agree."""
+"""A weight is what the network does with it, whatever module holds it: limit and draws agree."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class Subclass(nn.Linear):
 
 
 def plain(width):
-    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+    return nn.Sequential(
+        nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2)
+    )
 
 
 def foreign(width, kind):
@@ -162,7 +164,9 @@ def test_a_graph_convolution_of_its_own_kind():
     assert limit.layers  # bias behind the sum: sigma_b^2 at each node, once
     for width in (64, 256):
         drawn = ntkit.monte_carlo(Graph(width).double(), 24, (x, a), sigma_w=W, sigma_b=B)
-        assert ((drawn.ntk - limit.ntk((x, a))).abs() <= 4.5 * drawn.ntk_error + 2 / width * drawn.ntk.max()).all()
+        assert (
+            (drawn.ntk - limit.ntk((x, a))).abs() <= 4.5 * drawn.ntk_error + 2 / width * drawn.ntk.max()
+        ).all()
 
 
 def test_one_weight_with_two_factors_is_refused():

@@ -1,4 +1,4 @@
-"""Networks of a thousand layers: within the interpreter's usual depth, in time and memory linear in theirs."""
+"""Networks of a thousand layers: no deep recursion, in time and memory linear in the depth."""
 
 from __future__ import annotations
 

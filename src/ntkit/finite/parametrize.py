@@ -105,15 +105,16 @@ def ntk_parametrize(
     Raises
     ------
     NtkitError
-        A parameter that is used as matrices with different fan_in by one module. A module whose NTK parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is
-        derived from others, as under weight norm, an uninitialized one): by name.
+        A parameter that one module uses as matrices with different fan_in. A module whose NTK
+        parameterization is not defined (`torch.nn.Bilinear`, a layer whose weight is derived from others,
+        as under weight norm, an uninitialized one): by name.
 
     Notes
     -----
     All other parameters (norm scales and shifts, PReLU slopes, learned positions; without ``example`` any
-    of your own) keep their own parameterization: no factor. One whose entries are all equal keeps its value; another is
-    drawn from the normal law with the mean and standard deviation of its entries, a mean within four
-    standard errors of zero being taken as zero.
+    of your own) keep their own parameterization: no factor. One whose entries are all equal keeps its
+    value; another is drawn from the normal law with the mean and standard deviation of its entries, a mean
+    within four standard errors of zero being taken as zero.
 
     References
     ----------
@@ -156,7 +157,9 @@ def parametrized(
             if use is None:
                 others.append((module, name, parameter))
                 continue
-            factor = of_path(sigma_b if use.kind == "bias" else sigma_w, path) / (1 if use.kind == "bias" else use.fan_in**0.5)
+            factor = of_path(sigma_b if use.kind == "bias" else sigma_w, path) / (
+                1 if use.kind == "bias" else use.fan_in**0.5
+            )
             _scale(module, name, factor)
             factors.setdefault(id(parameter), factor)
             laws.setdefault(id(parameter), Law(parameter, padding=use.padding))
@@ -194,7 +197,7 @@ def _uses(model: nn.Module, example: Inputs | None) -> dict[int, list[Use]]:
 
 
 def _role(path: str, module: nn.Module, name: str, parameter: Tensor, found: list[Use]) -> Use | None:
-    """Return how a module uses one of its parameters: from the graph, else from its class; None for others."""
+    """Return how a module uses a parameter: by the graph, else by its class; None for other parameters."""
     found = [use for use in found if use.kind != "other"]
     found = [use for use in found if use.path == path] or found
     roles = {"bias" if use.kind == "bias" else use.fan_in for use in found}

@@ -31,7 +31,16 @@ _VIEWS = {
     *(aten.t, aten.transpose, aten.permute, aten.view, aten.reshape, aten.unsqueeze, aten.squeeze),
     *(aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.expand),
     *(aten.narrow, aten.contiguous, aten.clone, aten.alias, aten.detach, aten.flatten, aten.unflatten),
-    *(aten.to, aten._to_copy, aten.type_as, aten.movedim, aten.swapaxes, aten.numpy_T, aten.mT, aten._unsafe_view),
+    *(
+        aten.to,
+        aten._to_copy,
+        aten.type_as,
+        aten.movedim,
+        aten.swapaxes,
+        aten.numpy_T,
+        aten.mT,
+        aten._unsafe_view,
+    ),
 }
 _MULTIPLES = {aten.mul, aten.div}
 _PRODUCTS = {aten.mm, aten.matmul, aten.bmm}
@@ -107,7 +116,7 @@ class _Roles:
         elif op in (aten.linear, *_CONVOLUTIONS, *_TRANSPOSED, aten.convolution) and i == 2:
             kind = "bias"
         elif op in _SUMS and i == 0:
-            kind = "bias" if prod(shape) == shape[-1] else "other"
+            kind = "bias" if prod(shape) == max(shape, default=0) else "other"
         elif op in _PRODUCTS | _SUMS and len(others) - (0 in others and op in _SUMS) == 0:
             right = i == len(args[: 3 if op in _SUMS else 2]) - 1
             kind, fan_in = "matrix", shape[-2] if right and len(shape) > 1 else shape[-1]

@@ -23,8 +23,8 @@ from ntkit.infinite.program import Program, read
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.source import source_of
 from ntkit.infinite.reading.values import Wide
-from ntkit.infinite.tiles import Compile, Tiles
-from ntkit.inputs import Batch, Inputs, take
+from ntkit.infinite.tiles import Compile, Plan, Tiles
+from ntkit.inputs import Batch, Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful
 from ntkit.network import Network, as_inputs, network, refuse_complex
@@ -211,6 +211,15 @@ class LimitKernel(Kernel):
         with undisturbed(net):
             tiles = self.limit.tiles(self.line)
             return tiles(self.kind == "ntk", self._checked(first), second, last=True)[0]
+
+    def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
+        """Return how the kernel between two batches is made: tiles, bytes, sampled points. Print it."""
+        net = self.limit.net
+        first = self._checked(as_inputs(x1, net, "x1"))
+        second = first if x2 is None else self._checked(as_inputs(x2, net, "x2"))
+        with undisturbed(net), torch.no_grad():
+            tiles = self.limit.tiles(self.line)
+            return tiles.plan(self.kind == "ntk", first, batch_size(first), batch_size(second))
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""

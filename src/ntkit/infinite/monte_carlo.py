@@ -155,9 +155,7 @@ class _Means:
         return self.mean.to(dtype), error.to(dtype)
 
 
-def _ntk(
-    model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs
-) -> tuple[nn.Module, Draw]:
+def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs) -> tuple[nn.Module, Draw]:
     copy, laws = parametrized(model, sigma_w, sigma_b, x)
     generator = torch.Generator().manual_seed(seed)
 

@@ -90,8 +90,9 @@ class Dual(ABC):
     def expected_slope(self, var: Tensor) -> Tensor:
         """Return E[phi'(u)] as autograd takes it, at a variance of zero too."""
         slope = self.mean_slope(var)
-        kinked = 0.0 in self.kinks and self.at_zero is not None
-        return torch.where(var > 0, slope, self.at_zero) if kinked else slope
+        if 0.0 not in self.kinks or self.at_zero is None:
+            return slope
+        return torch.where(var > 0, slope, torch.full_like(slope, self.at_zero))
 
     def pieces(self) -> Pieces | None:
         """Return the function as polynomials times exponentials between kinks, where it is one."""

@@ -60,7 +60,7 @@ class Step(Dual):
         return torch.full_like(var, self.m)
 
     def gain(self, var: Tensor) -> Tensor:
-        """Return d sqrt(2 / (pi var)), what the jump makes; zero at a variance of zero, as covariances are."""
+        """Return d sqrt(2 / (pi var)), what the jump makes; zero where the variance is."""
         safe = torch.where(var > 0, var, 1.0)
         return torch.where(var > 0, self.d * math.sqrt(2 / math.pi) * safe.rsqrt(), 0.0)
 

@@ -59,7 +59,7 @@ class Expression:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The weights of the G-variables that it is made of: without a common one, vectors are independent."""
+        """The weights of the G-variables in it: without a common one, vectors are independent."""
         return union(part.names for part in self.parts)
 
 

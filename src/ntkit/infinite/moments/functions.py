@@ -76,7 +76,9 @@ def _basis(u: Expression) -> tuple[Expression, ...]:
         if e in seen or isinstance(e, Offset):
             continue
         seen.add(e)
-        if isinstance(e, Multiple) and not isinstance(e.factor, Coefficient):  # a function of the vector itself
+        if isinstance(e, Multiple) and not isinstance(
+            e.factor, Coefficient
+        ):  # a function of the vector itself
             stack.append(e.inner)
         elif isinstance(e, Vector) or (e.gaussian and not e.gains):
             found[e] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
@@ -10,6 +11,17 @@ from torch.quasirandom import SobolEngine
 
 SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
 FEW_VARIABLES = 12  # variables up to which a factor is written out
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How a function is sampled: how many points, how many at a time, and the bytes that these hold."""
+
+    function: str
+    how: str  # what is drawn together
+    points: int
+    at_once: int
+    bytes: int
 
 
 class Numerics:
@@ -28,6 +40,7 @@ class Numerics:
         self.dtype, self.device = dtype, device
         self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
         self.sampled = False
+        self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
         self._engines: dict[int, SobolEngine] = {}
         self._lock = Lock()
@@ -75,6 +88,11 @@ class Numerics:
         scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
         self.error = max(self.error, float(spread.max() / scale))
         self.sampled = True
+
+    def planned(self, function: str, how: str, points: int, parts: list[slice], bytes: int) -> None:
+        """Keep how a function is sampled: all points, or the largest of parts of them at a time."""
+        at_once = max(part.stop - part.start for part in parts)
+        self.plan[function, how] = Sampled(function, how, points, at_once, at_once * bytes)
 
     def tell(self, error: float) -> None:
         """Keep the relative error of a quadrature, where it is more than rounding."""

@@ -77,7 +77,9 @@ def _read(u: Apply) -> Rows | None:
             if takes is None or any(not isinstance(a, Expression) for a in e.arguments):
                 return None
             stack += [(a, of) for a, of in zip(e.arguments, takes, strict=True) if isinstance(a, Expression)]
-        elif row and not isinstance(e, Apply | vec.VectorSum | vec.Multiple | vec.Gain | vec.Stopped | vec.Offset):
+        elif row and not isinstance(
+            e, Apply | vec.VectorSum | vec.Multiple | vec.Gain | vec.Stopped | vec.Offset
+        ):
             return None
         else:
             stack += [(part, row) for part in e.parts]
@@ -124,7 +126,7 @@ class RowDraws:
         return [(slice(i, min(i + samples, self.count)), parts) for i in range(0, self.count, samples)]
 
     def cross(self, kind: str, a: Expression, b: Expression, which: tuple[int, int], part: slice) -> Value:
-        """Return a moment, a covariance or a tangent kernel at all positions, ``[B, size of a, size of b]``."""
+        """Return a moment, covariance or tangent kernel at all positions, ``[B, size of a, size of b]``."""
         (i, j), sizes = which, (prod(a.shape), prod(b.shape))
         pairs = self.pairs if i != j else self.sides[i].itself
         value = getattr(pairs, kind)(*((a, b) if i <= j else (b, a)), "all")
@@ -140,7 +142,9 @@ class RowDraws:
             value = value[self.index[i][part]] if value.shape[0] > 1 else value
         return value if i <= j else value.mT
 
-    def factor(self, terms: list[tuple[int, Expression]], kind: str, part: slice, scale: float = 1.0) -> Tensor:
+    def factor(
+        self, terms: list[tuple[int, Expression]], kind: str, part: slice, scale: float = 1.0
+    ) -> Tensor:
         """Return the factor of the joint covariance of vectors, ``[B, m, m]``."""
         count = len(range(*part.indices(self.count)))
         rows = []
@@ -163,7 +167,11 @@ class RowDraws:
         return m, n, self.factor(whole, "covariance", part) if whole else None
 
     def draw(
-        self, order: tuple[int, ...], part: slice, points: slice, factors: tuple[Tensor, Tensor, Tensor | None]
+        self,
+        order: tuple[int, ...],
+        part: slice,
+        points: slice,
+        factors: tuple[Tensor, Tensor, Tensor | None],
     ) -> dict[int, dict[Expression, Tensor]]:
         """Return draws of each side: scores ``[S, B, T, 1, keys]``, others ``[S, B, T, *shape]``."""
         m, n, w = factors
@@ -193,7 +201,7 @@ class RowDraws:
             drawn[i] = here
         return drawn
 
-    def lift(self, which: int, part: slice):  # noqa: ANN201
+    def lift(self, which: int, part: slice):
         """Return how numbers of a side broadcast with draws: rows apart, or as they are."""
         index = self.index[which][part]
         t = self.rows[which].scores.shape[0]
@@ -212,7 +220,11 @@ def sample(pairs: PairValues, u: Apply, v: Apply, derive: bool) -> tuple[Tensor,
     draws = RowDraws(pairs, u, v)
     orders: list[tuple[int, ...]] = [(0,)] if draws.alone else [(0, 1), (1, 0)]
     values, tangents = [], []
-    for part, points in draws.chunks():
+    chunks = draws.chunks()
+    draws.numerics.planned(
+        u.function.name, "row by row of scores", draws.numerics.count, chunks[0][1], draws.bytes
+    )
+    for part, points in chunks:
         slopes = _between(draws, part) if derive else {}
         blocks: list[Tensor] = []
         tangent: Tensor | None = None
@@ -249,7 +261,9 @@ def mean(side: SideValues, u: Apply) -> Tensor:
     for part, points in draws.chunks():
         factors, total = draws.factors((0,), part), side.numerics.zeros(1)
         for here in points:
-            total = total + _evaluate(draws, 0, draws.draw((0,), part, here, factors)[0], part, False)[0].sum(0)
+            total = total + _evaluate(draws, 0, draws.draw((0,), part, here, factors)[0], part, False)[0].sum(
+                0
+            )
         found.append(total / (side.numerics.count // BLOCKS * BLOCKS))
     return torch.cat(found)
 

@@ -21,6 +21,7 @@ from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 
+
 @dataclass
 class Drawn:
     """One vector at its draws, with its derivatives by the vectors of its basis."""
@@ -108,6 +109,9 @@ def _sample(
     draws = JointDraws(pairs, u, v, need)
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     parts, points = draws.chunks(derive)
+    how = "each pair of positions" if draws.apart else "all positions together"
+    names = " and ".join(dict.fromkeys(e.function.name for e in (u, v) if isinstance(e, Apply)))
+    draws.numerics.planned(names, how, draws.samples, points, draws.bytes(derive))
     for chunk in parts:
         orders = [(0, 1)] if draws.alone else [(0, 1), (1, 0)]
         found = [_ordered(draws, order, chunk, points, derive) for order in orders]
@@ -158,9 +162,7 @@ def _ordered(
     return value * one[:, :, None] * two[:, None, :], theta
 
 
-def _product(
-    draws: JointDraws, a: Tensor, b: Tensor, squares: list[Value], size: int, pieces: int
-) -> Tensor:
+def _product(draws: JointDraws, a: Tensor, b: Tensor, squares: list[Value], size: int, pieces: int) -> Tensor:
     """Return the sums of products over some points, in so many pieces; add those of the squares."""
     if draws.apart:
         return (a * b).expand(size, -1).unflatten(0, (pieces, -1)).sum(1)
