@@ -119,7 +119,7 @@ class _Roles:
             kind = "bias" if prod(shape) == max(shape, default=0) else "other"
         elif op in _PRODUCTS | _SUMS and len(others) - (0 in others and op in _SUMS) == 0:
             right = i == len(args[: 3 if op in _SUMS else 2]) - 1
-            kind, fan_in = "matrix", shape[-2] if right and len(shape) > 1 else shape[-1]
+            kind, fan_in = "matrix", shape[-2:][0] if right else shape[-1:][0]
         elif op is aten.einsum and not others:
             fan_in = _contracted(str(node.args[0]), i, shape)
             kind = "matrix" if fan_in else "other"
