@@ -20,8 +20,8 @@ from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.values import Wide
-from ntkit.infinite.tiles import Compile, Tiles
-from ntkit.inputs import Batch, Inputs, Picked, take
+from ntkit.infinite.tiles import Compile, Plan, Tiles
+from ntkit.inputs import Batch, Inputs, Picked, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful
 from ntkit.network import Network, as_inputs, network, refuse_complex
@@ -198,6 +198,15 @@ class LimitKernel(Kernel):
             first = self._checked(first)
             tiles = self.limit.tiles(self.line, first, *([] if second is None else [second]))
             return tiles(self.kind == "ntk", first, second, last=True)[0]
+
+    def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
+        """Return how the kernel between two batches is made: tiles, bytes, sampled points. Print it."""
+        net = self.limit.net
+        first = self._checked(as_inputs(x1, net, "x1", self.inputs))
+        second = first if x2 is None else self._checked(as_inputs(x2, net, "x2", self.inputs))
+        with undisturbed(net), torch.no_grad():
+            tiles = self.limit.tiles(self.line, first, second)
+            return tiles.plan(self.kind == "ntk", first, batch_size(first), batch_size(second))
 
     def diag(self, x: Inputs) -> Float[Tensor, " n"]:
         """Return the kernel of each sample with itself, ``[n]``."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ntkit.compute.plan import parse_memory
+from ntkit.compute.plan import format_bytes, parse_memory
 from ntkit.compute.precision import exact
 from ntkit.compute.threads import threads
 from ntkit.errors import one_of
@@ -24,11 +25,11 @@ from ntkit.infinite.moments import expectation
 from ntkit.infinite.moments.algebra import add, times
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.numerics import Numerics, Sampled
 from ntkit.infinite.moments.order import Order
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
-from ntkit.infinite.moments.vectors import behind
+from ntkit.infinite.moments.vectors import Attended, behind
 from ntkit.infinite.reading.values import Wide
 from ntkit.inputs import Batch, batch_size, take
 
@@ -59,6 +60,37 @@ def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
         whole = add(parts)
         values.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(pairs.batch))
     return tuple(reversed(values))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block of a limit's kernel is made: its tiles, what they hold, what is sampled and how.
+
+    ``pair`` and ``sample`` are the bytes that a pair of samples and a sample alone hold at most.
+    """
+
+    shape: tuple[int, int]
+    tile: tuple[int, int]
+    pair: int
+    sample: int
+    budget: int
+    steps: int
+    sampled: tuple[Sampled, ...]
+
+    def __str__(self) -> str:
+        """Show what is tiled, the bytes, the points."""
+        rows = [
+            f"kernel {list(self.shape)} in tiles of {self.tile[0]} x {self.tile[1]} samples, "
+            f"{self.steps} steps",
+            f"  a pair of samples holds at most {format_bytes(self.pair)}, a sample alone "
+            f"{format_bytes(self.sample)}, of a budget of {format_bytes(self.budget)}",
+        ]
+        for s in self.sampled:
+            rows.append(
+                f"  {s.function}: {s.points} points, {s.how}; {s.at_once} at a time "
+                f"({format_bytes(s.bytes)} a pair)"
+            )
+        return "\n".join(rows)
 
 
 class Tiles:
@@ -180,6 +212,16 @@ class Tiles:
         side = max(1, min(int(most**0.5), self.budget // 8 // workers // self.side(x, ntk)))
         return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
 
+    def plan(self, ntk: bool, x: Batch, n1: int, n2: int) -> Plan:
+        """Return how a block is made."""
+        tile = self.sizes(x, n1, n2, ntk)
+        order, sample = self._measured(x, ntk)
+        if not self.plain and not self.numerics.plan:  # a pair of samples shows what is drawn for it
+            one, other = (PairSide(take(x, slice(0, 1)), self.numerics) for _ in range(2))
+            kernels(Pairs(one, other, True, ntk), self.value, ntk)
+        sampled = tuple(self.numerics.plan.values())
+        return Plan((n1, n2), tile, order.held, sample, self.budget, len(order.steps), sampled)
+
     def _tile(self, ntk: bool, last: bool, x: Batch, rows: int, columns: int) -> Tile | None:
         """Return a compiled tile, or None where there is no compiler or nothing to compile."""
         if not self.plain:
@@ -267,5 +309,7 @@ def _filled(x: Batch, start: int, count: int) -> Batch:
 
 
 def _traceable(e: Expression) -> bool:
-    dual = expectation.closed(e) if isinstance(e, Apply) else None
-    return not isinstance(e, Apply) or (dual is not None and dual.traceable)
+    if isinstance(e, Apply):
+        dual = expectation.closed(e)
+        return dual is not None and dual.traceable
+    return not isinstance(e, Attended)

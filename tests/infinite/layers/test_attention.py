@@ -1,9 +1,5 @@
 """Attention by draws of its scores: against draws of one head written out, and finite draws of many heads."""
 
-import subprocess
-import sys
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -98,6 +98,7 @@ def _sampled(pairs: PairValues, u: Attended, v: Attended, derive: bool) -> tuple
     if values is None and through is None:
         return None, None
     draws = _Draws(pairs, u, v)
+    draws.planned()
     parts = [draws.means(part, values, through, derive) for part in chunks(draws.count, draws.chunk)]
     shape = (*pairs.batch, *u.shape, *v.shape)
     return tuple(  # pyright: ignore[reportReturnType]
@@ -133,6 +134,13 @@ class _Draws:
         """How many pairs are drawn at a time within the budget."""
         held = TOGETHER * self.each * self.numerics.zeros(1).element_size()
         return max(1, self.numerics.budget // held)
+
+    def planned(self) -> None:
+        """Tell how many draws are made, and how many at a time."""
+        held = self.each * self.numerics.zeros(1).element_size()
+        pairs = min(self.count, self.chunk)
+        at_once = [slice(0, len(seeds) * TOGETHER) for _, seeds in self._seeds(slice(0, pairs))]
+        self.numerics.planned("attention", "scores of all positions together", self.draws, at_once, held)
 
     def _seeds(self, chunk: slice) -> Iterator[tuple[int, range]]:
         """Return blocks of draws in parts that fit into the budget: its number, and the seeds of a part."""

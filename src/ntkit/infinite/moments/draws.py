@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
+from ntkit.compute.plan import chunks
 from ntkit.infinite.moments.algebra import Need
+from ntkit.infinite.moments.evaluate import Lift
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import Shape, broadcast
@@ -16,10 +17,20 @@ from ntkit.infinite.moments.protocols import PairValues
 from ntkit.infinite.moments.vectors import Moved, Vector
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
-Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
+Factors = tuple[int, list[tuple[list[Variable], list[int], Tensor]]]  # dimensions, and groups of variables
 
 FEW = 1024  # pairs of positions of two samples up to which each is drawn on its own: fewer dimensions,
+BLOCKS = 8  # of points, whose spread gives the standard error
 SOME = 64  # smaller error; with fewer points from this number of pairs on
+
+
+def parts_of(points: int, most: int) -> list[slice]:
+    """Return all points, or parts of each of `BLOCKS` equal blocks, of at most so many."""
+    if points <= most:
+        return [slice(0, points)]
+    size = points // BLOCKS
+    ends = [(b * size, (b + 1) * size) for b in range(BLOCKS)]
+    return [slice(i, min(i + most, high)) for low, high in ends for i in range(low, high, most)]
 
 
 def random(b: Expression) -> bool:
@@ -73,7 +84,7 @@ class JointDraws:
         same = pairs.left is pairs.right and not pairs.outer and (need == "equal" or not self.apart)
         self.alone = u is v and same
         parts = (8 if places > SOME else 1) if self.apart else 2  # half of the points, in both orders
-        self.samples = self.numerics.count // parts
+        self.samples = max(BLOCKS, self.numerics.count // parts // BLOCKS * BLOCKS)
         joint = broadcast(u.shape, v.shape) if need == "equal" else (*u.shape, *v.shape)
         positions: Shape = joint if self.apart else ()
         self.shape = (*pairs.batch, *positions)
@@ -81,12 +92,20 @@ class JointDraws:
         index = torch.arange(prod(pairs.batch))
         self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
 
-    @property
-    def chunk(self) -> int:
-        """How many pairs are drawn at a time within the budget."""
+    def bytes(self, derive: bool) -> int:
+        """Return the bytes of one draw for one pair, derivatives between all positions included."""
         each = sum(self.size(b) + prod(b.shape) * (root(b) is not b) for bases in self.bases for b in bases)
-        held = self.samples * self.numerics.zeros(1).element_size() * 4 * max(each, 1)
-        return max(1, self.numerics.budget // held)
+        numbers = 4 * max(1, each)
+        for e, vectors in zip(self.vectors, self.bases, strict=True):
+            if derive and isinstance(e, Apply) and e.axes is None:
+                numbers += 4 * prod(e.shape) * sum(prod(b.shape) for b in vectors)
+        return numbers * self.numerics.zeros(1).element_size()
+
+    def chunks(self, derive: bool) -> tuple[list[slice], list[slice]]:
+        """Return pairs that are drawn at a time, and points: all at a time, or parts of blocks of them."""
+        most = max(1, self.numerics.budget // self.bytes(derive))
+        pairs = max(1, min(self.count, most // self.samples))
+        return list(chunks(self.count, pairs)), parts_of(self.samples, max(1, most // pairs))
 
     def size(self, b: Expression) -> int:
         """Return how many numbers a vector has at each draw."""
@@ -112,8 +131,8 @@ class JointDraws:
         index = self.index[which][chunk]
         return lambda value: value[index] if value.shape[0] > 1 else value
 
-    def draw(self, order: tuple[int, int], chunk: slice) -> list[dict[Expression, Tensor]]:
-        """Return draws ``[S, B, *shape]`` of both bases, the first of the order by the first dimensions."""
+    def factors(self, order: tuple[int, int], chunk: slice) -> Factors:
+        """Return which dimensions each group of variables is drawn by, and the factor of its covariance."""
         x, y = order
         variables = [(x, b) for b in self.roots[x]] + ([] if self.alone else [(y, b) for b in self.roots[y]])
         variables = list(dict.fromkeys(variables))
@@ -122,17 +141,26 @@ class JointDraws:
             size = self.size(variable[1])
             places[variable] = range(start, start + size)
             start += size
-        z = self.numerics.normal(2 * start if self.alone else start)[: self.samples]
-        drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
-        whole: dict[Variable, Tensor] = {}
+        groups = []
         for group in self._groups(variables):
             columns = [i for variable in group for i in places[variable]]
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
-            factor = self.numerics.factor(torch.cat(rows, -2))
+            groups.append((group, columns, self.numerics.factor(torch.cat(rows, -2))))
+        return 2 * start if self.alone else start, groups
+
+    def draw(
+        self, order: tuple[int, int], chunk: slice, points: slice, factors: Factors
+    ) -> list[dict[Expression, Tensor]]:
+        """Return draws ``[S, B, *shape]`` of both bases, the first of the order by the first dimensions."""
+        dimensions, groups = factors
+        z = self.numerics.points(dimensions, points)
+        drawn: list[dict[Expression, Tensor]] = [self._fixed(0, chunk), self._fixed(1, chunk)]
+        whole: dict[Variable, Tensor] = {}
+        for group, columns, factor in groups:
             values = torch.einsum("sm,bkm->sbk", z[:, columns], factor)
-            parts = values.split([len(places[g]) for g in group], -1)
+            parts = values.split([self.size(b) for _, b in group], -1)
             whole |= dict(zip(group, parts, strict=True))
-        for which in (x,) if self.alone else (0, 1):
+        for which in (order[0],) if self.alone else (0, 1):
             for b, drawn_as in zip(self.bases[which], self.roots[which], strict=True):
                 part = whole[which, drawn_as]
                 g = part.reshape(*part.shape[:2], *(() if self.apart else drawn_as.shape))
@@ -140,7 +168,7 @@ class JointDraws:
                 average = self.sides[which].mean(b)
                 drawn[which][b] = g if average is None else g + self.lift(which, chunk)(average)
         if self.alone:
-            drawn[y] = drawn[x]
+            drawn[order[1]] = drawn[order[0]]
         return drawn
 
     def _fixed(self, which: int, chunk: slice) -> dict[Expression, Tensor]:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from threading import Lock
+
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
 FEW_VARIABLES = 12  # variables up to which a factor is written out
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How a function is sampled: how many points, how many at a time, and the bytes that these hold."""
+
+    function: str
+    how: str  # what is drawn together
+    points: int
+    at_once: int
+    bytes: int
 
 
 class Numerics:
@@ -25,7 +40,10 @@ class Numerics:
         self.dtype, self.device = dtype, device
         self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
         self.sampled = False
+        self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
+        self._engines: dict[int, SobolEngine] = {}
+        self._lock = Lock()
 
     def probe(self) -> Numerics:
         """Return the same with few points: what values hold in memory does not depend on their number."""
@@ -42,17 +60,31 @@ class Numerics:
     def normal(self, dimensions: int) -> Tensor:
         """Return standard normal points ``[count, dimensions]``."""
         if dimensions not in self._drawn:
-            most = SobolEngine.MAXDIM
-            engine = SobolEngine(min(dimensions, most), scramble=True, seed=self.seed)
-            uniform = engine.draw(self.count, dtype=torch.float64)
-            if dimensions > most:
-                generator = torch.Generator().manual_seed(self.seed)
-                more = torch.rand(self.count, dimensions - most, generator=generator, dtype=torch.float64)
-                uniform = torch.cat([uniform, more], 1)
-            half = 0.5 / 2**30
-            points = torch.special.ndtri(uniform.clamp(half, 1 - half))
-            self._drawn[dimensions] = points.to(self.device, self.dtype)
+            self._drawn[dimensions] = self._points(dimensions, slice(0, self.count))
         return self._drawn[dimensions]
+
+    def points(self, dimensions: int, part: slice) -> Tensor:
+        """Return some of the points ``[size of part, dimensions]``, the same whatever the parts."""
+        small = self.count * dimensions * 8 <= self.budget // 4
+        return self.normal(dimensions)[part] if small else self._points(dimensions, part)
+
+    def _points(self, dimensions: int, part: slice) -> Tensor:
+        """Return points of Sobol through the normal quantile, pseudo-random in the dimensions behind."""
+        if dimensions not in self._engines:
+            self._engines[dimensions] = SobolEngine(min(dimensions, SOBOL), scramble=True, seed=self.seed)
+        with self._lock:
+            engine = self._engines[dimensions]
+            if engine.num_generated > part.start:
+                engine.reset()
+            engine.fast_forward(part.start - engine.num_generated)
+            uniform = engine.draw(part.stop - part.start, dtype=torch.float64)
+        half = 0.5 / 2**30
+        found = [torch.special.ndtri(uniform.clamp_(half, 1 - half))]
+        if dimensions > SOBOL:
+            made = [torch.Generator().manual_seed(hash((self.seed, i))) for i in range(part.start, part.stop)]
+            rest = [torch.randn(dimensions - SOBOL, generator=g, dtype=torch.float64) for g in made]
+            found.append(torch.stack(rest))
+        return torch.cat(found, 1).to(self.device, self.dtype)
 
     def note(self, blocks: Tensor) -> None:
         """Keep the largest standard error, from the means over blocks of points (relative to the largest)."""
@@ -60,6 +92,11 @@ class Numerics:
         scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
         self.error = max(self.error, float(spread.max() / scale))
         self.sampled = True
+
+    def planned(self, function: str, how: str, points: int, parts: list[slice], bytes: int) -> None:
+        """Keep how a function is sampled: all points, or the largest of parts of them at a time."""
+        at_once = max(part.stop - part.start for part in parts)
+        self.plan[function, how] = Sampled(function, how, points, at_once, at_once * bytes)
 
     def tell(self, error: float) -> None:
         """Keep the relative error of a quadrature, where it is more than rounding."""

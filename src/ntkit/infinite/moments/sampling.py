@@ -13,57 +13,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.compute.plan import chunks
-from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.draws import JointDraws, Lift
-from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.draws import BLOCKS, JointDraws, basis
+from ntkit.infinite.moments.evaluate import Lift, evaluate
+from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import expand, matvec
 from ntkit.infinite.moments.protocols import PairValues, SideValues
-
-BLOCKS = 8  # of points, whose spread gives the standard error
-
-
-def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues) -> Tensor:
-    """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
-    done = dict(drawn)
-
-    def known(a: Expression | vec.Coefficient) -> Tensor:
-        return done[a] if isinstance(a, Expression) else lift(a.value(side))
-
-    for e in walk(u, below=lambda e: e not in drawn):
-        if e in done:
-            continue
-        match e:
-            case vec.VectorSum():
-                done[e] = sum((done[t] for t in e.terms[1:]), done[e.terms[0]])
-            case vec.Multiple():
-                factor = e.number(side)
-                done[e] = done[e.inner] * (lift(factor) if isinstance(factor, Tensor) else factor)
-            case vec.Gain():
-                done[e] = done[e.vector] * done[e.inner]
-            case vec.Moved():
-                done[e] = e.move.apply(done[e.inner])
-            case vec.Mixed():
-                done[e] = matvec(lift(e.weights.value(side)), done[e.inner])
-            case vec.Stopped():
-                done[e] = done[e.inner].detach()
-            case vec.Attended():
-                z = done[e.scores.inner] * e.scores.number
-                z = z if e.scores.trained else z.detach()
-                for mask in e.scores.masks:
-                    z = z * lift(mask.value(side))
-                for offset in e.scores.offsets:
-                    z = z + lift(offset.value(side))
-                done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
-            case vec.Offset():
-                done[e] = lift(e.coefficient.value(side))
-            case Apply():
-                done[e] = e.function.call(*map(known, e.arguments))
-            case _:
-                raise AssertionError(e)
-    return done[u]
 
 
 @dataclass
@@ -149,10 +104,14 @@ def _sample(
 ) -> tuple[Tensor, Value]:
     draws = JointDraws(pairs, u, v, need)
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for chunk in chunks(draws.count, draws.chunk):
+    parts, points = draws.chunks(derive)
+    how = "each pair of positions" if draws.apart else "all positions together"
+    names = " and ".join(dict.fromkeys(e.function.name for e in (u, v) if isinstance(e, Apply)))
+    draws.numerics.planned(names, how, draws.samples, points, draws.bytes(derive))
+    for chunk in parts:
         orders = [(0, 1)] if draws.alone else [(0, 1), (1, 0)]
-        parts = [_ordered(draws, order, chunk, derive) for order in orders]
-        for values, part in zip(means, zip(*parts, strict=True), strict=True):
+        found = [_ordered(draws, order, chunk, points, derive) for order in orders]
+        for values, part in zip(means, zip(*found, strict=True), strict=True):
             total = add(part)
             if total is not None:
                 values.append(total / len(part))
@@ -168,62 +127,97 @@ def _sample(
     return value, whole(means[1])
 
 
-def _ordered(draws: JointDraws, order: tuple[int, int], chunk: slice, derive: bool) -> tuple[Tensor, Value]:
+def _ordered(
+    draws: JointDraws, order: tuple[int, int], chunk: slice, points: list[slice], derive: bool
+) -> tuple[Tensor, Value]:
+    """Return both from the points, some at a time; note the standard error of their blocks."""
     (u, v), (left, right) = draws.vectors, draws.sides
-    drawn = draws.draw(order, chunk)
-    first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
-    second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
-    theta = _tangent(draws, first, second, chunk) if derive else None
-    return _product(draws, first.value, second.value, chunk), theta
-
-
-def _product(draws: JointDraws, a: Tensor, b: Tensor, chunk: slice) -> Tensor:
-    """Return the mean of products over points, and note its standard error."""
-    count = draws.samples
+    factors = draws.factors(order, chunk)
+    between = _between(draws, chunk) if derive else {}
+    blocks: list[Value] = [None] * BLOCKS
+    squares: list[Value] = [None, None]
+    theta: Value = None
+    for part in points:
+        size = part.stop - part.start
+        drawn = draws.draw(order, chunk, part, factors)
+        first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
+        second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
+        if derive:
+            theta = add((theta, _tangent(draws, first, second, between, size)))
+        pieces = BLOCKS if size == draws.samples else 1
+        moments = _product(draws, first.value, second.value, squares, size, pieces)
+        for i, moment in enumerate(moments, part.start * BLOCKS // draws.samples):
+            blocks[i] = add((blocks[i], moment))
+    means = torch.stack([block for block in blocks if block is not None]) * (BLOCKS / draws.samples)
+    draws.numerics.note(means)
+    value = means.mean(0)
+    theta = None if theta is None else theta / draws.samples
     if draws.apart:
-        blocks = (a * b).expand(count, -1).unflatten(0, (BLOCKS, -1)).mean(1)
-        draws.numerics.note(blocks)
-        return blocks.mean(0)
-    both, size = zip((a, b), draws.vectors, strict=True), count // BLOCKS
-    a, b = (t.expand(count, -1, *e.shape).reshape(count, -1, prod(e.shape)) for t, e in both)
-    pairs = zip(a.split(size), b.split(size), strict=True)
-    blocks = torch.stack([torch.einsum("sbp,sbq->bpq", x, y) / size for x, y in pairs])
-    draws.numerics.note(blocks)
-    scale = _correction(draws, 0, a, chunk)[:, :, None] * _correction(draws, 1, b, chunk)[:, None, :]
-    return blocks.mean(0) * scale
+        return value, theta
+    one, two = (_correction(draws, which, squares[which], chunk) for which in (0, 1))
+    return value * one[:, :, None] * two[:, None, :], theta
 
 
-def _correction(draws: JointDraws, which: int, h: Tensor, chunk: slice) -> Tensor:
+def _product(draws: JointDraws, a: Tensor, b: Tensor, squares: list[Value], size: int, pieces: int) -> Tensor:
+    """Return the sums of products over some points, in so many pieces; add those of the squares."""
+    if draws.apart:
+        return (a * b).expand(size, -1).unflatten(0, (pieces, -1)).sum(1)
+    both = zip((a, b), draws.vectors, strict=True)
+    a, b = (t.expand(size, -1, *e.shape).reshape(size, -1, prod(e.shape)) for t, e in both)
+    squares[:] = [add((total, t.square().sum(0))) for total, t in zip(squares, (a, b), strict=True)]
+    split = zip(a.unflatten(0, (pieces, -1)), b.unflatten(0, (pieces, -1)), strict=True)
+    return torch.stack([torch.einsum("sbp,sbq->bpq", x, y) for x, y in split])
+
+
+def _correction(draws: JointDraws, which: int, squares: Value, chunk: slice) -> Tensor:
     """Return sqrt(E[h^2] / its mean over the draws): no correlation then exceeds one.
 
     E[h^2] at a position is an integral of few dimensions, known much better than what many positions share.
     """
     e = draws.vectors[which]
+    assert squares is not None
+    drawn = squares / draws.samples
     square = draws.sides[which].itself.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
     if square is None:
-        return torch.ones_like(h[0])
+        return torch.ones_like(drawn)
     known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
-    drawn = h.square().mean(0)
-    return torch.where(drawn > 0, known / drawn.clamp(min=torch.finfo(h.dtype).tiny), 1.0).clamp(min=0).sqrt()
+    tiny = torch.finfo(drawn.dtype).tiny
+    return torch.where(drawn > 0, known / drawn.clamp(min=tiny), 1.0).clamp(min=0).sqrt()
 
 
-def _tangent(draws: JointDraws, first: Drawn, second: Drawn, chunk: slice) -> Value:
-    terms = []
-    for a, left in first.slopes.items():
-        for b, right in second.slopes.items():
+Between = dict[tuple[Expression, Expression], Tensor]  # tangent kernels, [B] or [B, size, size]
+
+
+def _between(draws: JointDraws, chunk: slice) -> Between:
+    """Return the tangent kernels of the vectors that two functions depend on."""
+    found: Between = {}
+    for a in basis(draws.vectors[0]):
+        for b in basis(draws.vectors[1]):
             theta = draws.pairs.tangent(a, b, draws.need)
             if theta is not None:
-                terms.append(_contract(draws, left, right, draws.flat(theta, a, b)[chunk], (a, b)))
+                found[a, b] = draws.flat(theta, a, b)[chunk]
+    return found
+
+
+def _tangent(draws: JointDraws, first: Drawn, second: Drawn, between: Between, size: int) -> Value:
+    """Return the sum of E[d_a u Theta(a, b) d_b v'] over some points."""
+    terms = []
+    for (a, b), theta in between.items():
+        if a in first.slopes and b in second.slopes:
+            terms.append(_contract(draws, first.slopes[a], second.slopes[b], theta, (a, b), size))
     return add(terms)
 
 
 def _contract(
-    draws: JointDraws, left: Tensor, right: Tensor, theta: Tensor, ends: tuple[Expression, Expression]
+    draws: JointDraws,
+    left: Tensor,
+    right: Tensor,
+    theta: Tensor,
+    ends: tuple[Expression, Expression],
+    count: int,
 ) -> Tensor:
-    """Return E[d_a u Theta(a, b) d_b v']."""
-    count = draws.samples
     if draws.apart:
-        return (left * right).expand(count, -1).mean(0) * theta
+        return (left * right).expand(count, -1).sum(0) * theta
     (u, v), (a, b) = draws.vectors, ends
     pair, rows, columns = theta.shape[0], _rows(u, a), _rows(v, b)
     if rows is not None and columns is not None:
@@ -232,11 +226,11 @@ def _contract(
         left, right = (t.expand(count, pair, *shape).reshape(count, pair, -1) for t, shape in both)
         full = theta.reshape(pair, *_padded(a.shape, first), *_padded(b.shape, second))
         full = full.expand(pair, *first, *second).reshape(pair, prod(first), prod(second))
-        product = torch.einsum("sbp,sbq->bpq", left, right) / count * full
+        product = torch.einsum("sbp,sbq->bpq", left, right) * full
         return product.reshape(pair, prod(u.shape), prod(rows), prod(v.shape), -1).sum((2, 4))
-    left, right = _dense(left, draws, u, rows, pair), _dense(right, draws, v, columns, pair)
+    left, right = _dense(left, count, u, rows, pair), _dense(right, count, v, columns, pair)
     through = torch.einsum("sbpr,brt->sbpt", left, theta)
-    return torch.einsum("sbpt,sbqt->bpq", through, right) / count
+    return torch.einsum("sbpt,sbqt->bpq", through, right)
 
 
 def _padded(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
@@ -250,14 +244,12 @@ def _rows(e: Expression, b: Expression) -> tuple[int, ...] | None:
     return None if e.axes is None else b.shape[len(b.shape) - e.axes[b] :]
 
 
-def _dense(
-    slopes: Tensor, draws: JointDraws, e: Expression, rows: tuple[int, ...] | None, pair: int
-) -> Tensor:
+def _dense(slopes: Tensor, count: int, e: Expression, rows: tuple[int, ...] | None, pair: int) -> Tensor:
     """Return derivatives for all pairs of positions, ``[S, B, P, Q]``."""
     if rows is None:
         return slopes
     p = prod(e.shape)
-    slopes = slopes.expand(draws.samples, pair, *e.shape, *rows).reshape(draws.samples, pair, p, prod(rows))
+    slopes = slopes.expand(count, pair, *e.shape, *rows).reshape(count, pair, p, prod(rows))
     return torch.diag_embed(slopes.mT).movedim(-3, -1).flatten(-2)
 
 
@@ -274,10 +266,17 @@ def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
 def _alone(side: SideValues, u: Apply, derive: bool) -> dict[Expression, Tensor]:
     draws = JointDraws(side.itself, u, u, "equal")
     means: dict[Expression, list[Tensor]] = {}
-    for chunk in chunks(draws.count, draws.chunk):
-        at = at_draws(u, draws.draw((0, 1), chunk)[0], draws.lift(0, chunk), side, derive)
-        count = len(range(*chunk.indices(draws.count)))
-        for key, value in (at.slopes if derive else {u: at.value}).items():
-            shape = () if draws.apart else u.shape
-            means.setdefault(key, []).append(value.mean(0).expand(count, *shape))
+    parts, points = draws.chunks(derive)
+    for chunk in parts:
+        factors, count = draws.factors((0, 1), chunk), len(range(*chunk.indices(draws.count)))
+        sums: dict[Expression, Tensor] = {}
+        for part in points:
+            drawn = draws.draw((0, 1), chunk, part, factors)[0]
+            at = at_draws(u, drawn, draws.lift(0, chunk), side, derive)
+            for key, value in (at.slopes if derive else {u: at.value}).items():
+                shape = (part.stop - part.start, count, *(() if draws.apart else u.shape))
+                total = value.expand(shape).sum(0)
+                sums[key] = sums[key] + total if key in sums else total
+        for key, total in sums.items():
+            means.setdefault(key, []).append(total / draws.samples)
     return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in means.items()}

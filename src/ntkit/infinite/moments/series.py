@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from ntkit.infinite.moments.sampling import at_draws
 from ntkit.infinite.moments.vectors import Vector
 
 DEGREE = 160
+GRID = 1041  # nodes of the even grid
 _ORDER = 48  # nodes between two kinks, or two of the panels around them
 
 
@@ -94,15 +96,28 @@ def _correlation(pairs: PairValues, u: Apply, v: Apply, need: Need) -> Tensor:
 
 def _coefficients(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
     """Return coefficients ``[n, *shape, DEGREE + 2]`` of u and its derivatives, the rest's norm last."""
-    return side.remember(("hermite", u), lambda: _expansions(side, u))
+
+    def all_samples() -> dict[Expression, Tensor]:
+        each = 24 * GRID * prod(u.shape)  # bytes: a value and a derivative at all nodes, and a copy
+        size = max(1, side.numerics.budget // each)
+        parts = [_expansions(side, u, slice(i, i + size)) for i in range(0, side.n, size)]
+        keys = dict.fromkeys(key for part in parts for key in part)
+        return {key: torch.cat([part[key] for part in parts]) for key in keys}
+
+    return side.remember(("hermite", u), all_samples)
 
 
-def _expansions(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
+def _expansions(side: SideValues, u: Apply, samples: slice) -> dict[Expression, Tensor]:
     """Expand u and its derivatives: on an even grid, or between the kinks that are found on it."""
     g = _random(u)
-    shape = (side.n, *u.shape)
-    variance = side.numerics.zeros(*shape) if g is None else side.variance(g).expand(shape)
-    average = None if g is None else side.mean(g)
+    shape = (len(range(*samples.indices(side.n))), *u.shape)
+
+    def lift(value: Tensor) -> Tensor:
+        return value[samples] if value.shape[0] > 1 else value
+
+    variance = side.numerics.zeros(*shape) if g is None else lift(side.variance(g)).expand(shape)
+    whole = None if g is None else side.mean(g)
+    average = None if whole is None else lift(whole)
     spread = variance.double().clamp(min=0).sqrt()
     vectors = [b for b in u.basis if isinstance(b, Vector)]
 
@@ -112,7 +127,7 @@ def _expansions(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
         ends: dict[Expression, Tensor] = {b: x.new_full(x.shape, b.average) for b in vectors}
         if g is not None:
             ends[g] = x if average is None else x + average
-        at = at_draws(u, ends, lambda value: value, side, derive=True)
+        at = at_draws(u, ends, lift, side, derive=True)
         values = {u: at.value, **at.slopes}  # of a step, whole numbers
         return {key: value.to(x.dtype).expand(x.shape) for key, value in values.items()}
 

@@ -1,0 +1,57 @@
+"""A function of vectors at draws of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.expression import Expression, walk
+from ntkit.infinite.moments.functions import Apply
+from ntkit.infinite.moments.positions import expand, matvec
+from ntkit.infinite.moments.protocols import SideValues
+
+Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
+
+
+def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: SideValues) -> Tensor:
+    """Return a function of vectors at draws ``[..., *shape]`` of those vectors."""
+    done = dict(drawn)
+
+    def known(a: Expression | vec.Coefficient) -> Tensor:
+        return done[a] if isinstance(a, Expression) else lift(a.value(side))
+
+    for e in walk(u, below=lambda e: e not in drawn):
+        if e in done:
+            continue
+        match e:
+            case vec.VectorSum():
+                done[e] = sum((done[t] for t in e.terms[1:]), done[e.terms[0]])
+            case vec.Multiple():
+                factor = e.number(side)
+                done[e] = done[e.inner] * (lift(factor) if isinstance(factor, Tensor) else factor)
+            case vec.Gain():
+                done[e] = done[e.vector] * done[e.inner]
+            case vec.Moved():
+                done[e] = e.move.apply(done[e.inner])
+            case vec.Mixed():
+                done[e] = matvec(lift(e.weights.value(side)), done[e.inner])
+            case vec.Stopped():
+                done[e] = done[e.inner].detach()
+            case vec.Attended():
+                z = done[e.scores.inner] * e.scores.number
+                z = z if e.scores.trained else z.detach()
+                for mask in e.scores.masks:
+                    z = z * lift(mask.value(side))
+                for offset in e.scores.offsets:
+                    z = z + lift(offset.value(side))
+                done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
+            case vec.Offset():
+                done[e] = lift(e.coefficient.value(side))
+            case Apply():
+                done[e] = e.function.call(*map(known, e.arguments))
+            case _:
+                raise AssertionError(e)
+    return done[u]
