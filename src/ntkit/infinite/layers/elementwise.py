@@ -134,9 +134,7 @@ def _hidden(read: Reading, data: Known, a: Argument, b: Argument) -> Wide | Weig
     vector, fill, shown = (a, b, True) if isinstance(a, Wide | Weight) else (b, a, False)
     other = numbers(fill if isinstance(fill, Known | Tensor) else torch.tensor(float(fill)))  # pyright: ignore
     assert other is not None
-    offset = known(
-        lambda c, x: torch.where(c.bool() == shown, torch.zeros_like(x), x), (data, other), {}
-    )
+    offset = known(lambda c, x: torch.where(c.bool() == shown, torch.zeros_like(x), x), (data, other), {})
     return add(read, vector, offset)
 
 
