@@ -155,6 +155,23 @@ FIXED = {
         lambda s, h: torch.cat([h.new_zeros(h.shape[0], 2, WIDTH), h], 1),
         lambda s, h: F.pad(h, (0, 0, 2, 0)),
     ),
+    "gather of some channels": (
+        lambda s, h: torch.cat([h.gather(1, wide(INDEX, h)[..., :4]), h[:, INDEX, 4:]], -1),
+        lambda s, h: hot(INDEX) @ h,
+    ),
+    "scatter_add of some rows": (
+        lambda s, h: torch.zeros_like(h).scatter_add(1, wide(PLACES[:2], h), h),
+        lambda s, h: hot(PLACES[:2]).mT @ h[:, :2],
+    ),
+    "numbers at positions, einsum": (
+        lambda s, h: torch.einsum("t,btc->btc", MATRIX[0], h),
+        lambda s, h: h * MATRIX[0, :, None],
+    ),
+    "a scale, einsum": (lambda s, h: torch.einsum("btc,c->btc", h, s.g), lambda s, h: h * s.g),
+    "a product of vectors, einsum": (
+        lambda s, h: torch.einsum("btc,btc->btc", h, s.b(h)),
+        lambda s, h: h * s.b(h),
+    ),
     "baddbmm": (
         lambda s, h: torch.baddbmm(h[:, :3], MATRIX.expand(h.shape[0], -1, -1), h, beta=0.5, alpha=2),
         lambda s, h: 0.5 * h[:, :3] + 2 * MATRIX @ h,
@@ -192,7 +209,12 @@ def test_fixed_indices_matrices_and_fills(name):
         return lambda s, h: of(s, relu(h))
 
     for seed in (0, 1):
-        same(*map(weighted, FIXED[name]), tokens(seed), w=nn.Parameter(torch.randn(WIDTH, WIDTH)))
+        same(
+            *map(weighted, FIXED[name]),
+            tokens(seed),
+            w=nn.Parameter(torch.randn(WIDTH, WIDTH)),
+            g=nn.Parameter(torch.ones(WIDTH)),
+        )
 
 
 BY_DATA = {
@@ -292,6 +314,10 @@ RMS_NORMS = {
     "by a power": lambda s, h: s.n.weight * h * (EPS + (h**2).mean(dim=-1, keepdim=True)) ** -0.5,
     "by norm": lambda s, h: s.n.weight * h / (h.norm(dim=-1, keepdim=True) ** 2 / WIDTH + EPS).sqrt(),
 }
+NORMALIZED = {
+    "F.normalize": lambda s, h: s.n.weight * F.normalize(h, dim=-1) * WIDTH**0.5,
+    "expanded": lambda s, h: s.n.weight * (h / h.square().mean(-1, keepdim=True).sqrt().expand_as(h)),
+}
 BEFORE = {"a product": lambda h: h, "a ReLU": relu, "a shifted tanh": lambda h: torch.tanh(h) + 0.5}
 
 
@@ -307,6 +333,17 @@ def test_layer_norms_by_hand(name, before):
 def test_rms_norms_by_hand(name, before):
     one = lambda s, h: RMS_NORMS[name](s, BEFORE[before](h))  # noqa: E731
     same(one, lambda s, h: s.n(BEFORE[before](h)), tokens(), n=nn.RMSNorm(WIDTH, EPS))
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_lengths_of_one_by_hand(name):
+    same(NORMALIZED[name], lambda s, h: s.n(h), tokens(), n=nn.RMSNorm(WIDTH, 0.0))
+    same(
+        lambda s, h: NORMALIZED[name](s, relu(h)),
+        lambda s, h: s.n(relu(h)),
+        tokens(1),
+        n=nn.RMSNorm(WIDTH, 0.0),
+    )
 
 
 def test_a_norm_over_positions_by_hand():

@@ -109,7 +109,17 @@ def _of_dimension(read: Reading, a: Wide, dim: int, index: Index) -> Index:
 def gather(read: Reading, a: Wide, dim: int, index: Index, **_: object) -> Wide:
     """Take entries of a dimension by an index that is the same in all channels."""
     dim %= len(a.dims)
-    return taken(read, a, dim, _of_dimension(read, a, dim, index))
+    sizes = [n if d == dim else m for d, (n, m) in enumerate(zip(a.sizes, sizes_of(index), strict=True))]
+    return taken(read, _cut(read, a, sizes), dim, _of_dimension(read, a, dim, index))
+
+
+def _cut(read: Reading, a: Wide, sizes: Sequence[int]) -> Wide:
+    """Return the first entries of each dimension, of which an index may have fewer than its source."""
+    for d, size in enumerate(sizes):
+        part = slice_(read, a, d, 0, size)
+        assert isinstance(part, Wide)
+        a = part
+    return a
 
 
 @rule(aten.scatter_add.default, aten.index_add.default)
@@ -134,6 +144,10 @@ def _into(read: Reading, base: Operand, dim: int, index: Index, a: Operand, how:
     if not isinstance(a, Wide):
         raise read.refuse("it writes numbers into a vector.")
     dim %= len(a.dims)
+    if len(sizes_of(index)) > 1:
+        a = _cut(read, a, sizes_of(index))
+    if any(d != dim and n != m for d, (n, m) in enumerate(zip(a.sizes, sizes_of(base), strict=True))):
+        raise read.refuse("it writes into a part of the channels or of other positions.")
     sums = _summed(read, a, dim, _of_dimension(read, a, dim, index), sizes_of(base)[dim], how)
     if isinstance(base, Tensor) and not base.any():
         return sums
