@@ -59,6 +59,8 @@ def cases() -> Iterator[tuple[str, Bad, Call]]:
 
 CASES = {name: (bad, call) for name, bad, call in cases()}
 
+pytestmark = pytest.mark.filterwarnings("ignore:The evidence still grows")  # random targets
+
 
 @pytest.fixture(autouse=True, scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

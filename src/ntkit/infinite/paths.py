@@ -24,16 +24,15 @@ class Path:
 
     def __init__(self, net: Network, example: Batch, laws: Laws) -> None:
         self.net = net
-        self.graph = _traced(net, example)
-        self.program: Program = read(net, self.graph, example, laws, partial(source_of, net, example))
-
-    @property
-    def certain(self) -> bool:
-        """Whether the graph is that of all samples: no value of the traced one decided what is in it."""
-        return not (self.graph.reads or self.graph.decided)
+        graph = _traced(net, example)
+        self.program: Program = read(net, graph, example, laws, partial(source_of, net, example))
+        # None where it is that of all samples: no value of the traced one decided what is in it
+        self.graph = graph if graph.reads or graph.decided else None
 
     def misses(self, x: Batch) -> int | None:
         """Return the first sample whose outputs the graph does not give, None if it gives those of all."""
+        if self.graph is None:
+            return None
         weights, buffers = self.net.weights, self.net.buffers
         for i in range(batch_size(x)):
             one = take(x, slice(i, i + 1))
@@ -55,12 +54,10 @@ class Paths:
     def __init__(self, net: Network, example: Batch, laws: Laws) -> None:
         self.net, self.laws = net, laws
         self.found = [Path(net, take(example, slice(0, 1)), laws)]
-        self.first = self.found[0] if self.found[0].certain else self.of(example)
+        self.first = self.of(example)
 
     def of(self, *batches: Batch) -> Path:
         """Return a path that serves all samples of some batches."""
-        if self.found[0].certain:
-            return self.found[0]
         for path in self.found:
             if self._missed(path, batches) is None:
                 return path
@@ -71,7 +68,8 @@ class Paths:
             missed = self._missed(path, batches)
             if missed is None:
                 return path
-        reads = ", ".join(self.found[0].graph.reads) or "which queries of attention see nothing"
+        graph = self.found[0].graph
+        reads = ", ".join(graph.reads if graph else ()) or "which queries of attention see nothing"
         raise NoRuleError(
             f"{type(self.net.module).__name__} reads values of its samples ({reads}) and takes another path "
             f"for some of these samples than for others: no one program is that of all. Give samples of one "

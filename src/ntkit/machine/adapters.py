@@ -115,6 +115,11 @@ def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
                     f"Inputs of shapes {tuple(x1.shape)} and {tuple(x2.shape)}; expected [n, d] without "
                     f"batch axes."
                 )
+            if torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad):
+                raise BadValueError(
+                    "The inputs require a gradient, by which the kernel of a network is not differentiable. "
+                    "Give x.detach(), or call the model under torch.no_grad()."
+                )
             same = x1.shape == x2.shape and torch.equal(x1, x2)
             if diag:
                 return kernel.diag(x1) if same else torch.diagonal(kernel(x1, x2))

@@ -227,7 +227,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
                 f"solver='lbfgs' needs the kernel matrix, which does not fit into memory={self.memory!r}; "
                 "give more, or solver='newton'."
             )
-        problem = Problem(kernel, target, loss_of(self.loss), float(self.alpha), ones.to(target))
+        size = kernel.size  # (s K, s alpha) is the same problem as (K, alpha), and is solved as such
+        alpha = float(self.alpha) / size
+        problem = Problem(kernel.over(size), target, loss_of(self.loss), alpha, ones.to(target))
         self.solver_ = "newton" if self.solver == "auto" else self.solver
         inner = "Cholesky" if target.numel() <= DENSE else "conjugate gradients"
         if not isinstance(kernel, Blocks):
@@ -243,5 +245,5 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.dual_coef_ = optimum.c.cpu().numpy()
+        self.dual_coef_ = optimum.c.cpu().numpy() / size
         self.gradient_norm_, self.n_iter_ = optimum.gradient, max(1, optimum.iterations)

@@ -26,6 +26,17 @@ class Blocks:
         self.gram = gram
         self.outputs = gram.shape[-1] if gram.ndim > 2 else None
 
+    @property
+    def size(self) -> float:
+        """The mean of k(x, x), 1 where that is zero."""
+        diagonal = torch.diagonal(self.gram).movedim(-1, 0)
+        own = torch.diagonal(diagonal, dim1=-2, dim2=-1) if diagonal.ndim == 3 else diagonal
+        return float(own.mean()) or 1.0
+
+    def over(self, size: float) -> Blocks:
+        """Return the matrix divided by a number."""
+        return Blocks(self.gram / size)
+
     def __matmul__(self, c: Tensor) -> Tensor:
         if self.gram.ndim == 2:
             return self.gram @ c
@@ -46,14 +57,26 @@ class Blocks:
 class Products:
     """The matrix of a kernel on a batch, acting on ``[n, o]`` through its operator, never formed."""
 
-    def __init__(self, kernel: Any, x: np.ndarray) -> None:
+    def __init__(self, kernel: Any, x: np.ndarray, factor: float = 1.0) -> None:
+        self.kernel, self.x, self.factor = kernel, x, factor
         self.operator, n = kernel.operator(x), len(x)
         outputs = self.operator.shape[0] // n
         self.outputs = None if outputs == 1 else outputs
 
+    @property
+    def size(self) -> float:
+        """The mean of k(x, x), 1 where that is zero."""
+        own = self.kernel.diag(self.x)
+        own = torch.diagonal(own, dim1=-2, dim2=-1) if own.ndim == 3 else own
+        return self.factor * float(own.double().mean()) or 1.0
+
+    def over(self, size: float) -> Products:
+        """Return the matrix divided by a number."""
+        return Products(self.kernel, self.x, self.factor / size)
+
     def __matmul__(self, c: Tensor) -> Tensor:
         columns = c if self.outputs is None else c.reshape(-1, 1)
-        return (self.operator @ columns.to(self.operator.dtype)).to(c).reshape(c.shape)
+        return self.factor * (self.operator @ columns.to(self.operator.dtype)).to(c).reshape(c.shape)
 
 
 @dataclass(frozen=True)
