@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -141,7 +141,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def _check(self) -> None:
         for name, least in (("noise", 0.0), ("amplitude", np.nextafter(0, 1))):
             value = getattr(self, name)
-            if not (isinstance(value, str) and value == "ml") and not (is_size(value) and value >= least):
+            if not (isinstance(value, str) and value == "ml") and not (
+                is_size(value) and float(value) >= least
+            ):
                 near = nearest(value, ("ml",))
                 expected = "a variance >= 0" if name == "noise" else "a factor > 0"
                 raise BadValueError(f"{name}={value!r}; expected {expected}, or 'ml'.{near}")
@@ -326,7 +328,7 @@ def _maximum(at: Callable[[float], Found], low: float, high: float) -> tuple[Fou
     found = [at(log) for log in grid]
     i = max(range(len(grid)), key=lambda j: found[j].evidence)
     bounds = (grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)])
-    refined = minimize_scalar(
+    refined: Any = minimize_scalar(
         lambda log: -at(log).evidence, bounds=bounds, method="bounded", options={"xatol": 1e-5}
     )
     best = max(found[i], at(float(refined.x)), key=lambda one: one.evidence)

@@ -1,5 +1,9 @@
 """Attention by draws of its scores: against draws of one head written out, and finite draws of many heads."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,3 +275,28 @@ def test_blocks_do_not_depend_on_tiles():
         torch.testing.assert_close(two.diag(x), whole.diagonal(), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(whole, whole.T, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(two(x[3:], x[:2]), whole[3:, :2], rtol=1e-10, atol=1e-10)
+
+
+LONG = """
+import resource, sys
+sys.path[:0] = [{tests!r}]
+import torch, ntkit
+from torch import nn
+from layers.test_attention import attention, network
+torch.set_num_threads(1)
+mask = torch.ones(197, 197).tril().bool()
+model = network(lambda s, e: attention(s, e, mask=s.m), m=mask).float()
+x = torch.randn(2, 197, 3, generator=torch.Generator().manual_seed(0))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ntk = ntkit.infinite_width(model, x[:1], samples=2**9, memory="500MiB").ntk(x)
+assert torch.isfinite(ntk).all() and torch.allclose(ntk, ntk.T, rtol=1e-5)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_197_tokens_stay_within_the_budget():
+    tests = str(Path(__file__).parents[1])
+    ran = subprocess.run([sys.executable, "-c", LONG.format(tests=tests)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 0.5 + 1.5  # GiB: the budget, and what torch itself takes

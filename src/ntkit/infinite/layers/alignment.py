@@ -15,7 +15,17 @@ from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.rewrites import narrow
 from ntkit.infinite.moments.vectors import Coefficient, Raw, Vector
 from ntkit.infinite.reading.rules import Reading, rows_of
-from ntkit.infinite.reading.values import Argument, Known, Operand, Weight, Wide, numbered, numbers, sizes_of
+from ntkit.infinite.reading.values import (
+    Argument,
+    Known,
+    Operand,
+    Weight,
+    Wide,
+    compact,
+    numbered,
+    numbers,
+    sizes_of,
+)
 
 Term = Expression | Coefficient | float | int
 Concatenated = tuple[tuple[int, Expression], ...]
@@ -114,6 +124,9 @@ class Aligned:
             alike = numbers(one)
             if not flat and alike is not None and bool((one == known.example).all()):
                 return self._numbers(alike, True)
+        alike = per_channel and not fixed and self._one_for_all(known)
+        if alike:
+            return self._numbers(alike, False)
         if per_channel:
             raw = self.raw(known)
             return self._cut(((raw.data.shape[-1], raw),))
@@ -122,6 +135,22 @@ class Aligned:
         shape = self._positions(sizes)
         numbers_of = Coefficient(shape, lambda side: known.numbers.value(side).reshape(-1, *shape))
         return [numbers_of] * len(self.bounds)
+
+    def _one_for_all(self, known: Known) -> Known | None:
+        """Return numbers that were expanded along the channels with one for all of them."""
+        example, lead = compact(known.example), self.rank - known.example.ndim
+        dims = [d for d, dim in enumerate(self.frame[lead:]) if -1 in dim and known.example.shape[d] > 1]
+        if any(example.shape[d] > 1 for d in dims):
+            return None
+        sizes = tuple(1 if d in dims else s for d, s in enumerate(known.example.shape))
+
+        def of(side: SideValues) -> Tensor:
+            value = known.numbers.value(side)
+            for d in dims:
+                value = value.narrow(d + 1, 0, 1)
+            return value
+
+        return Known(known.example[tuple(slice(s) for s in sizes)], Coefficient(sizes, of), known.moments)
 
     def _positions(self, sizes: Shape) -> Shape:
         """Return the positions of numbers: those of the frame, or ones where they broadcast."""

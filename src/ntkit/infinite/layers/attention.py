@@ -41,7 +41,20 @@ def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     known = numbers(a)
     if known is not None and isinstance(b, Wide):
         return mixed(read, known, b.canonical())
+    known = numbers(b)
+    if known is not None and isinstance(a, Wide) and not any(x < 0 for x in a.dims[-1]):
+        return swapped(mixed(read, _swapped_numbers(known), swapped(a).canonical()))
     raise read.refuse("a product of this kind of values.")
+
+
+def swapped(a: Wide) -> Wide:
+    """Return a vector with its last two dimensions swapped."""
+    return replace(a, dims=(*a.dims[:-2], a.dims[-1], a.dims[-2]))
+
+
+def _swapped_numbers(a: Known) -> Known:
+    example = a.example.mT
+    return Known(example, Coefficient(tuple(example.shape), lambda side: a.numbers.value(side).mT), a.moments)
 
 
 def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:

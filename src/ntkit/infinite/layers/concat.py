@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.alignment import Aligned, Concatenated, combine
+from ntkit.infinite.layers.alignment import Aligned, Concatenated, Term, combine
 from ntkit.infinite.layers.arithmetic import total
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import single, unsqueeze
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import VectorSum
+from ntkit.infinite.moments.vectors import Coefficient, Offset, VectorSum
 from ntkit.infinite.reading.rules import Reading, known, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers, sizes_of
 
@@ -46,12 +46,21 @@ def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     template = _hollow(first, dim)
     wides, start, parts = [], 0, []
     for v in values:
-        wides.append(v if isinstance(v, Wide) else combine(read, [v, template], lambda x, _: total(x)))
+        wides.append(v if isinstance(v, Wide) else combine(read, [v, template], _alone))
     whole = sum(w.sizes[dim] for w in wides)
     for w in wides:
         parts.append(padded(read, w, dim, start, whole - start - w.sizes[dim]))
         start += w.sizes[dim]
     return read.write("Concat", f"positions of {text}", combine(read, parts, total))
+
+
+def _alone(x: Term, like: Term) -> Expression:
+    """Return a parameter, or numbers, as a vector with axes like those of another."""
+    if not isinstance(x, float | int):
+        return total(x)
+    assert isinstance(like, Expression)
+    ones = (1,) * len(like.shape)
+    return Offset(ones, Coefficient(ones, lambda side: side.numerics.zeros(1, *ones) + x))
 
 
 def _hollow(v: Wide, dim: int) -> Wide:

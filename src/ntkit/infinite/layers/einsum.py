@@ -32,6 +32,17 @@ def einsum(read: Reading, equation: str, operands: Sequence[Operand], **_: objec
     mine, theirs = ([c for c in t if c not in other] for t, other in ((one, two), (two, one)))
     if any(c not in out for c in (*mine, *theirs)):
         raise read.refuse("an einsum that sums over an index of one operand only.")
+    order = [*shared, *mine, *theirs]
+    if not summed:
+        first, second = (
+            _reshaped(
+                read,
+                _permuted(read, x, [t.index(c) for c in order if c in t]),
+                [sizes[c] if c in t else 1 for c in order],
+            )
+            for x, t in zip(operands, terms, strict=True)
+        )
+        return _permuted(read, mul(read, first, second), [order.index(c) for c in out])
     first = _arranged(read, a, one, [shared, mine, summed], sizes)
     second = _arranged(read, b, two, [shared, summed, theirs], sizes)
     if isinstance(first, Weight) and isinstance(second, Wide):  # W h, as h' W'
@@ -39,7 +50,6 @@ def einsum(read: Reading, equation: str, operands: Sequence[Operand], **_: objec
         product = _swapped(read, product)
     else:
         product = linear.matmul(read, first, second)
-    order = [*shared, *mine, *theirs]
     product = _reshaped(read, product, [sizes[c] for c in order])
     return _permuted(read, product, [order.index(c) for c in out])
 

@@ -14,7 +14,7 @@ from ntkit.infinite.moments.functions import Function
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient
 from ntkit.infinite.reading.rules import Reading, known, rule
-from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, numbers, per_channel
+from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, compact, numbers, per_channel
 
 aten = torch.ops.aten
 
@@ -67,7 +67,8 @@ def div(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
         return function(read, aten.div.Tensor, (a, b), {})
     if isinstance(b, Known):
         inverse = Coefficient(b.numbers.shape, lambda side: 1 / b.numbers.value(side))
-        return mul(read, a, Known(1 / b.example, inverse, b.moments))
+        example = (1 / compact(b.example)).expand(b.example.shape)
+        return mul(read, a, Known(example, inverse, b.moments))
     return mul(read, a, 1 / b)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.arithmetic import add
+from ntkit.infinite.layers.arithmetic import add, mul
 from ntkit.infinite.layers.attention import mixed
 from ntkit.infinite.layers.selections import selected, slice_
 from ntkit.infinite.layers.views import expand, refactored, single, squeeze, unsqueeze
-from ntkit.infinite.moments.positions import Move
+from ntkit.infinite.moments.positions import Move, broadcast
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Vector
-from ntkit.infinite.reading.rules import Reading, rows_of, rule
+from ntkit.infinite.reading.rules import Reading, known, rows_of, rule
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, sizes_of
 
 aten = torch.ops.aten
@@ -108,13 +109,25 @@ def _of_dimension(read: Reading, a: Wide, dim: int, index: Index) -> Index:
 def gather(read: Reading, a: Wide, dim: int, index: Index, **_: object) -> Wide:
     """Take entries of a dimension by an index that is the same in all channels."""
     dim %= len(a.dims)
-    return taken(read, a, dim, _of_dimension(read, a, dim, index))
+    sizes = [n if d == dim else m for d, (n, m) in enumerate(zip(a.sizes, sizes_of(index), strict=True))]
+    return taken(read, _cut(read, a, sizes), dim, _of_dimension(read, a, dim, index))
+
+
+def _cut(read: Reading, a: Wide, sizes: Sequence[int]) -> Wide:
+    """Return the first entries of each dimension, of which an index may have fewer than its source."""
+    for d, size in enumerate(sizes):
+        part = slice_(read, a, d, 0, size)
+        assert isinstance(part, Wide)
+        a = part
+    return a
 
 
 @rule(aten.scatter_add.default, aten.index_add.default)
-def scatter_add(read: Reading, base: Operand, dim: int, index: Index, a: Operand, **_: object) -> Wide:
+def scatter_add(
+    read: Reading, base: Operand, dim: int, index: Index, a: Operand, *, alpha: float = 1
+) -> Wide:
     """Sum positions into the places of an index: messages of a graph to its nodes."""
-    return _into(read, base, dim, index, a, "sum")
+    return _into(read, base, dim, index, mul(read, a, float(alpha)) if alpha != 1 else a, "sum")
 
 
 @rule(aten.scatter_reduce.two, aten.index_reduce.default)
@@ -131,6 +144,10 @@ def _into(read: Reading, base: Operand, dim: int, index: Index, a: Operand, how:
     if not isinstance(a, Wide):
         raise read.refuse("it writes numbers into a vector.")
     dim %= len(a.dims)
+    if len(sizes_of(index)) > 1:
+        a = _cut(read, a, sizes_of(index))
+    if any(d != dim and n != m for d, (n, m) in enumerate(zip(a.sizes, sizes_of(base), strict=True))):
+        raise read.refuse("it writes into a part of the channels or of other positions.")
     sums = _summed(read, a, dim, _of_dimension(read, a, dim, index), sizes_of(base)[dim], how)
     if isinstance(base, Tensor) and not base.any():
         return sums
@@ -141,27 +158,37 @@ def _into(read: Reading, base: Operand, dim: int, index: Index, a: Operand, how:
 def index(read: Reading, a: Wide | Weight, indices: Sequence[Index | None]) -> Wide:
     """Take entries by one index; by others of zero where a dimension has one entry only."""
     sizes = sizes_of(a)
-    trivial = [d for d, i in enumerate(indices) if isinstance(i, Tensor) and sizes[d] == 1 and not i.any()]
-    left = [d for d, i in enumerate(indices) if i is not None and d not in trivial]
-    if not left and trivial:
-        left, trivial = trivial[-1:], trivial[:-1]
-    if len(left) != 1 or any(d > left[0] for d in trivial):
+    given = {d: i for d, i in enumerate(indices) if i is not None}
+    trivial = [d for d, i in given.items() if isinstance(i, Tensor) and sizes[d] == 1 and not i.any()]
+    left = [d for d in given if d not in trivial] or trivial[-1:]
+    if len(left) != 1:
         raise read.refuse("it takes entries by an index in several dimensions at once.")
     (dim,) = left
-    chosen = indices[dim]
-    assert chosen is not None
-    example = chosen if isinstance(chosen, Tensor) else chosen.example
-    if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
-        chosen = example = chosen.nonzero()[:, 0]
+    given = {d: _places(i) for d, i in given.items()}
+    chosen, shape = given[dim], broadcast(*(sizes_of(i) for i in given.values()))
     if isinstance(a, Weight):
-        if dim or isinstance(chosen, Known):
+        if len(given) > 1 or dim or isinstance(chosen, Known):
             raise read.refuse(f"it takes entries of the weight {a.name!r} by an index of the sample.")
         return _of_table(read, a, chosen)
-    wide = taken(read, a, dim, chosen)
-    shape = [*sizes[:dim], *example.shape, *sizes[dim + 1 :]]
-    for d in reversed(trivial):
-        del shape[d]
-    return refactored(read, wide, shape)
+    if isinstance(chosen, Known):
+        chosen = known(torch.broadcast_to, (chosen, shape), {})
+    else:
+        chosen = chosen.expand(shape)
+    first = min(given)
+    before = [s for d, s in enumerate(sizes) if d not in given and d < first]
+    after = [s for d, s in enumerate(sizes) if d not in given and d > first]
+    if max(given) - first >= len(given):  # not side by side: their dimensions come first
+        if prod(before) * prod(sizes[d] for d in range(first, dim) if d not in given) > 1:
+            raise read.refuse("it takes entries by indices of dimensions that are not side by side.")
+        before, after = [], before + after
+    return refactored(read, taken(read, a, dim, chosen), [*before, *shape, *after])
+
+
+def _places(index: Index) -> Index:
+    """Return an index of booleans as the places where they are true."""
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        return index.nonzero()[:, 0]
+    return index
 
 
 def _of_table(read: Reading, table: Weight, index: Tensor) -> Wide:

@@ -174,29 +174,66 @@ def _average_of(side: SideValues, e: Expression) -> Value:
     return side.mean(e)
 
 
-@rule(aten.var.correction, aten.var.dim)
-def var(
-    read: Reading, a: Wide, dims: Dims = None, correction: float = 1, keepdim: bool = False, **_: object
-) -> Known:
-    """Return the variance over channels: a number, E[h^2] - E[h]^2."""
+def _chosen(dims: Dims, rank: int) -> list[int]:
+    """Return the dimensions that are meant, of all where none is given (or an empty list)."""
+    some = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    return sorted({d % rank for d in some})
+
+
+def _variance(read: Reading, a: Wide, dims: Dims, keepdim: bool) -> tuple[Known, Known]:
+    """Return variance and mean over channels: numbers, E[h^2] - E[h]^2 and E[h]."""
     a = a.canonical()
     rank = len(a.dims)
-    chosen = sorted(
-        {d % rank for d in (range(rank) if dims is None else [dims] if isinstance(dims, int) else dims)}
-    )
+    chosen = _chosen(dims, rank)
     if sum(x < 0 for d in chosen for x in a.dims[d]) != len(a.channels):
         raise read.refuse("a variance over positions, or over some of the channels: it is random.")
-    square = Function("square", torch.square, find(aten.pow.Tensor_Scalar, (2,), {}))
     first = averaged(read, a, chosen, keepdim)
-    second = averaged(read, a.map(lambda e: read.apply(square, e)), chosen, keepdim)
-    return known(lambda x, y: x - y * y, (second, first), {})
+    second = averaged(read, _squared(read, a), chosen, keepdim)
+    return known(lambda x, y: x - y * y, (second, first), {}), first
+
+
+def _squared(read: Reading, a: Wide) -> Wide:
+    square = Function("square", torch.square, find(aten.pow.Tensor_Scalar, (2,), {}))
+    return a.map(lambda e: read.apply(square, e))
+
+
+def _moments(*ops: torch._ops.OpOverload, root: bool, both: bool) -> None:
+    """Register a variance or its root, alone or with the mean."""
+
+    @rule(*ops)
+    def moments(
+        read: Reading, a: Wide, dims: Dims = None, correction: float = 1, keepdim: bool = False, **_: object
+    ) -> Known | tuple[Known, Known]:
+        variance, average = _variance(read, a, dims, keepdim)
+        spread = known(torch.sqrt, (variance,), {}) if root else variance
+        return (spread, average) if both else spread
+
+
+_moments(aten.var.correction, aten.var.dim, root=False, both=False)
+_moments(aten.std.correction, aten.std.dim, root=True, both=False)
+_moments(aten.var_mean.correction, aten.var_mean.dim, root=False, both=True)
+_moments(aten.std_mean.correction, aten.std_mean.dim, root=True, both=True)
+
+
+@rule(aten.linalg_vector_norm.default)
+def vector_norm(
+    read: Reading, a: Wide, order: float = 2, dims: Dims = None, keepdim: bool = False, **_: object
+) -> Known:
+    """Return the length over channels: a number, the root of their count times E[h^2]."""
+    a = a.canonical()
+    rank = len(a.dims)
+    chosen = _chosen(dims, rank)
+    if order != 2 or sum(x < 0 for d in chosen for x in a.dims[d]) != len(a.channels):
+        raise read.refuse("a norm over positions, over some of the channels, or of another order than two.")
+    count = prod(a.sizes[d] for d in chosen)
+    square = averaged(read, _squared(read, a), chosen, keepdim)
+    return known(lambda x: (count * x).sqrt(), (square,), {})
 
 
 def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> Wide | Known:
     a = a.canonical()
     rank = len(a.dims)
-    dims = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
-    chosen = sorted({d % rank for d in dims})
+    chosen = _chosen(dims, rank)
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
         if how == "mean" and sum(x < 0 for x in axes) == len(a.channels):

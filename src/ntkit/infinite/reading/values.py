@@ -156,6 +156,13 @@ def numbers(value: object) -> Known | None:
     return None
 
 
+def compact(t: Tensor) -> Tensor:
+    """Return a tensor with one entry along the dimensions along which it was expanded."""
+    for d, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        t = t.narrow(d, 0, 1) if stride == 0 and size > 1 else t
+    return t
+
+
 def sizes_of(value: Operand) -> Shape:
     """Return the shape of the tensor that a value stands for."""
     if isinstance(value, Wide):
