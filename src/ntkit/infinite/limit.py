@@ -283,7 +283,8 @@ def infinite_width(
         value depends on its pair only. ``limit.error`` is the
         standard error found (of functions that are integrated, what the quadrature leaves).
     memory : int or str
-        A budget in bytes for the tiles in which blocks are made.
+        A budget in bytes for the tiles in which blocks are made, and for the points that are sampled at a
+        time, which take a quarter of it (a mebibyte at least). ``print(limit.ntk.plan(x))`` shows both.
     compile : bool or "auto"
         Whether tiles go through `torch.compile`; ``"auto"``: where the work is long enough to pay for it.
     inputs : optional

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
+LEAST = 2**20  # bytes of draws at a time: with fewer, each operation takes longer to call than to run
 FEW_VARIABLES = 12  # variables up to which a factor is written out
 
 
@@ -30,7 +31,7 @@ class Numerics:
     ``jitter`` is the largest number added to a covariance, relative to its diagonal, for it to have a
     Cholesky factor; ``error`` the largest error of an expectation, relative to the largest value: the
     standard error of one that was ``sampled``, what a quadrature leaves of others; ``memory`` is the budget
-    in bytes, of which draws may take a quarter.
+    in bytes, of which draws may take a quarter, and a mebibyte always.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Numerics:
     ) -> None:
         self.count, self.seed = count, seed
         self.dtype, self.device = dtype, device
-        self.jitter, self.error, self.budget = 0.0, 0.0, min(2**28, memory // 4)
+        self.jitter, self.error, self.budget = 0.0, 0.0, max(LEAST, min(2**28, memory // 4))
         self.sampled = False
         self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
