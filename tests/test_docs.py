@@ -21,7 +21,9 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(ntkit.__path__, "ntkit.")
 PAGES = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
 PRINTED = ["Contribution(index=", "[closed form]", "accuracy 0.9"]
-WAYS = r"\[(closed form|quadrature|Hermite series|product of independent factors|sampling)\]"
+WAYS = (
+    r"\[(closed form|quadrature|Hermite series|product of independent factors|draws of the scores|sampling)\]"
+)
 
 
 @pytest.mark.parametrize(("block", "printed"), [*zip(BLOCKS, PRINTED, strict=True)])

@@ -78,6 +78,7 @@ def ntk_parametrize(
     *,
     seed: int,
     example: Inputs | None = None,
+    select: str | int | None = None,
 ) -> Module:
     """Return a copy of a network in the NTK parameterization, with newly drawn parameters.
 
@@ -101,6 +102,8 @@ def ntk_parametrize(
         A batch of inputs. Where it is given, weights are read from what the network does with them, as
         `infinite_width` reads them: whatever is multiplied as a matrix (``x @ self.weight``, an einsum, a
         layer of another library) is one, whatever module holds it. Without it, layers are known by class.
+    select : str or int, optional
+        Which part of outputs that are a dict, a tuple or an object the example is to be read with.
 
     Raises
     ------
@@ -128,7 +131,7 @@ def ntk_parametrize(
     >>> torch.allclose(ntkit.EmpiricalNTK(wide)(x), x @ x.T / 3 + 0.01, atol=1e-5)
     True
     """
-    copy, laws = parametrized(model, sigma_w, sigma_b, example)
+    copy, laws = parametrized(model, sigma_w, sigma_b, example, select)
     generator = torch.Generator().manual_seed(whole("seed", seed, None))
     for law in laws:
         law.draw(generator)
@@ -136,7 +139,11 @@ def ntk_parametrize(
 
 
 def parametrized(
-    model: Module, sigma_w: Sigma, sigma_b: Sigma, example: Inputs | None = None
+    model: Module,
+    sigma_w: Sigma,
+    sigma_b: Sigma,
+    example: Inputs | None = None,
+    select: str | int | None = None,
 ) -> tuple[Module, list[Law]]:
     """Return a copy in the NTK parameterization, and the laws from which its parameters are to be drawn."""
     if not isinstance(model, nn.Module):
@@ -145,7 +152,7 @@ def parametrized(
     plain: Module = unwrapped(model)  # pyright: ignore
     for path, module in plain.named_modules():
         _refuse(path, module)
-    found = _uses(plain, example)
+    found = _uses(plain, example, select)
     names = {name: found.get(id(p), []) for name, p in plain.named_parameters(remove_duplicate=False)}
     copy = copy_of(plain)
     laws: dict[int, Law] = {}
@@ -174,11 +181,11 @@ def parametrized(
     return copy, [law for law in laws.values() if law.std]
 
 
-def _uses(model: nn.Module, example: Inputs | None) -> dict[int, list[Use]]:
+def _uses(model: nn.Module, example: Inputs | None, select: str | int | None) -> dict[int, list[Use]]:
     """Return the uses of each parameter by its id; none where there is no example or no graph."""
     if example is None:
         return {}
-    net = network(model)
+    net = network(model, select=select)
     x = as_inputs(example, net, "example")
     found: dict[int, list[Use]] = {}
     parameters = dict(model.named_parameters())

@@ -122,7 +122,7 @@ def monte_carlo(
         copy, draw = _standard(model, seed)
     else:
         example = as_inputs(x1, network(model, select=select), "x1", inputs)
-        copy, draw = _ntk(model, sigma_w, sigma_b, seed, example)
+        copy, draw = _ntk(model, sigma_w, sigma_b, seed, example, select)
     net = network(copy, select=select)
     refuse_complex(net, "An estimate of the limit")
     first = as_inputs(x1, net, "x1", inputs)
@@ -163,8 +163,10 @@ class _Means:
         return self.mean.to(dtype), error.to(dtype)
 
 
-def _ntk(model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs) -> tuple[nn.Module, Draw]:
-    copy, laws = parametrized(model, sigma_w, sigma_b, x)
+def _ntk(
+    model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs, select: str | int | None
+) -> tuple[nn.Module, Draw]:
+    copy, laws = parametrized(model, sigma_w, sigma_b, x, select)
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> None:
