@@ -13,6 +13,8 @@ SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than ot
 LEAST = 2**20  # bytes of draws at a time: with fewer, each operation takes longer to call than to run
 FEW_VARIABLES = 12  # variables up to which a factor is written out
 
+_LOCK = Lock()  # on the engines of Sobol, which tiles in several threads move
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -44,7 +46,6 @@ class Numerics:
         self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
         self._engines: dict[int, SobolEngine] = {}
-        self._lock = Lock()
 
     def probe(self) -> Numerics:
         """Return the same with few points: what values hold in memory does not depend on their number."""
@@ -73,7 +74,7 @@ class Numerics:
         """Return points of Sobol through the normal quantile, pseudo-random in the dimensions behind."""
         if dimensions not in self._engines:
             self._engines[dimensions] = SobolEngine(min(dimensions, SOBOL), scramble=True, seed=self.seed)
-        with self._lock:
+        with _LOCK:
             engine = self._engines[dimensions]
             if engine.num_generated > part.start:
                 engine.reset()
