@@ -61,7 +61,7 @@ def test_a_small_budget_gives_the_same_numbers(name):
     model = build().double()
     x = torch.randn(3, *shape, dtype=D, generator=torch.Generator().manual_seed(1))
     large, small = (
-        ntkit.infinite_width(model, x[:1], sigma_b=0.2, samples=1024, memory=memory)
+        ntkit.infinite_width(model, x[:1], sigma_b=0.2, samples=2**12, memory=memory)
         for memory in ("2GiB", "1MiB")
     )
     for one, two in ((large.nngp, small.nngp), (large.ntk, small.ntk)):
@@ -70,6 +70,7 @@ def test_a_small_budget_gives_the_same_numbers(name):
     assert max(plans[1]) < max(plans[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal attention"])
 def test_rows_against_wide_attention(name):
     build, shape = NETWORKS[name]

@@ -75,7 +75,10 @@ def shallow(room=400):
         sys.setrecursionlimit(before)
 
 
-@pytest.mark.parametrize("kind", ["layer", "normed", "post"])
+LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("normed", "post")]
+
+
+@pytest.mark.parametrize("kind", ["layer", *LONG])
 def test_a_thousand_layers(kind):
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     limit = ntkit.infinite_width(network(kind), x[:1], sigma_b=0.1)
@@ -98,6 +101,7 @@ def test_the_memory_of_a_pair_does_not_grow_with_the_depth(kind):
     assert len(orders[1].steps) <= 4.2 * len(orders[0].steps)
 
 
+@pytest.mark.slow
 def test_vectors_are_cut_and_stopped_however_deep_they_are():
     """Rewriting goes through a thousand sums at once."""
 

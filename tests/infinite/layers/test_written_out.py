@@ -64,6 +64,14 @@ def averaged(index, size):
     return sums / sums.sum(1, keepdim=True).clamp(min=1)
 
 
+LONG = {"scatter_add onto a vector", "scatter_reduce, sum", "index_add of a multiple"}  # seconds each
+
+
+def few(cases):
+    """Return the names of cases, those that take seconds marked as slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in cases]
+
+
 FIXED = {
     "gather": (lambda s, h: h.gather(1, wide(INDEX, h)), lambda s, h: hot(INDEX) @ h),
     "gather from behind": (lambda s, h: h.gather(-2, wide(INDEX, h)), lambda s, h: hot(INDEX) @ h),
@@ -203,7 +211,7 @@ FIXED = {
 
 
 @pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", few(FIXED))
 def test_fixed_indices_matrices_and_fills(name):
     def weighted(of):
         return lambda s, h: of(s, relu(h))
@@ -247,7 +255,7 @@ BY_DATA = {
 }
 
 
-@pytest.mark.parametrize("name", BY_DATA)
+@pytest.mark.parametrize("name", few(BY_DATA))
 def test_indices_of_the_sample(name):
     one, two = (lambda s, h, i, of=of: of(relu(h), i) for of in BY_DATA[name])
     for seed in (0, 1, 2):
