@@ -145,7 +145,9 @@ def test_derivatives_by_structure(case):
         assert_kernel(k(x), truth)
     assert_kernel(k.operator(x) @ torch.eye(4, dtype=D), truth)
     assert_kernel(k(x[:3], x[2:]), truth[:3, 2:])
-    assert {row.way for row in k.explain(x).rows} == {"structure"}, k.explain(x)
+    old = torch.__version__.startswith("2.6.") and case in ("jacrev", "hessian")  # torch cannot trace them
+    ways = {row.way for row in k.explain(x).rows}
+    assert ways == ({"contraction"} if old else {"structure"}), k.explain(x)
 
 
 def test_the_limit_of_a_derivative_is_refused():
