@@ -12,7 +12,7 @@ from ntkit.infinite.moments import attention, expectation
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, refuse, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
-from ntkit.infinite.moments.evaluation import reader
+from ntkit.infinite.moments.demand import reader
 from ntkit.infinite.moments.expression import Expression, apart
 from ntkit.infinite.moments.functions import Apply, unrelated
 from ntkit.infinite.moments.order import KINDS, Order, bytes_of

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import Need, Value
-from ntkit.infinite.moments.evaluation import made
+from ntkit.infinite.moments.demand import made
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.positions import Shape
