@@ -86,10 +86,7 @@ def ours(model: nn.Module, others: Any, x: Any, truth: Tensor | None, bar: float
     except ntkit.NtkitError as error:
         return {"status": "refused", "words": told(error)}
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)
-        inside = [f for f in place if "ntkit" in Path(f.filename).parts] or place
-        lines = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in (inside[-1], place[-1])]
-        return {"status": "foreign", "words": told(error), "traceback": lines}
+        return failed(error)
     shares: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -103,6 +100,14 @@ def ours(model: nn.Module, others: Any, x: Any, truth: Tensor | None, bar: float
     expected = truth.diagonal(dim1=2, dim2=3).mean(-1)
     result["error"] = max(difference(mean, expected), difference(full, truth))
     return {**result, "status": "served" if result["error"] <= bar else "wrong"}
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """Return the row of a model at which ntkit raised another error than its own."""
+    place = traceback.extract_tb(error.__traceback__)
+    inside = [f for f in place if "ntkit" in Path(f.filename).parts] or place
+    lines = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in (inside[-1], place[-1])]
+    return {"status": "foreign", "words": told(error), "traceback": lines}
 
 
 def loop(model: nn.Module, x: Any) -> Tensor:

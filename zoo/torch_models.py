@@ -6,6 +6,7 @@ import torch
 from entry import SAMPLES, Entry, image, vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 
 class Translator(nn.Module):
@@ -97,6 +98,38 @@ class Frames(nn.Module):
         return self.head(hidden.reshape(n, frames, -1)).mean(1)
 
 
+class Heat(nn.Module):
+    """The residual u_t - u_xx of the heat equation, for a network u(x, t), as PINNs train it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ``[n, 1]``."""
+        with torch.enable_grad():
+            x, t = x.detach().requires_grad_(), t.detach().requires_grad_()
+            u = self.network(torch.cat([x, t], 1)).sum()
+            du_dx, du_dt = torch.autograd.grad(u, (x, t), create_graph=True)
+            return du_dt - torch.autograd.grad(du_dx.sum(), x, create_graph=True)[0]
+
+
+class Packed(nn.Module):
+    """A GRU over sequences of several lengths, packed, and its state after the last token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.cells = nn.Embedding(20, 8), nn.GRU(8, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return ``[n, 3]``."""
+        packed = pack_padded_sequence(self.words(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.cells(packed)[1].transpose(0, 1).flatten(1))
+
+
 def tokens() -> Tensor:
     """Return tokens."""
     return torch.randint(0, 20, (SAMPLES, 6))
@@ -109,6 +142,8 @@ ENTRIES = [
     Entry("frames", Frames, vectors(2, 3, 8, 8)),
     Entry("cached product", Cached, vectors(5), note="kept by the module"),
     Entry("experts by a branch", Routed, vectors(6)),
+    Entry("heat equation", Heat, lambda: (vectors(1)(), vectors(1)()), note="derivatives by its inputs"),
+    Entry("packed sequences", Packed, lambda: (tokens(), torch.tensor([3, 6, 4]))),
     Entry("bilinear", lambda: nn.Bilinear(4, 5, 3), lambda: (vectors(4)(), vectors(5)())),
     Entry("embedding bag", lambda: nn.EmbeddingBag(20, 5, mode="mean"), tokens),
     Entry("batch norm in training mode", lambda: _Training(nn.BatchNorm1d(5)), vectors(5), per_sample=False),

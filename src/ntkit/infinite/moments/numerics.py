@@ -11,6 +11,7 @@ from torch.quasirandom import SobolEngine
 
 SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
 LEAST = 2**20  # bytes of draws at a time: with fewer, each operation takes longer to call than to run
+ROUNDING = 100  # epsilons, relative to the largest variance, that a covariance may lack by rounding
 FEW_VARIABLES = 12  # variables up to which a factor is written out
 
 _LOCK = Lock()  # on the engines of Sobol, which tiles in several threads move
@@ -106,20 +107,44 @@ class Numerics:
             self.error = max(self.error, error)
 
     def factor(self, covariance: Tensor) -> Tensor:
-        """Return lower triangular factors of covariances ``[..., m, m]`` that may be singular."""
+        """Return lower triangular factors of covariances ``[B, m, m]`` that may be singular.
+
+        Covariances that were themselves sampled may have negative eigenvalues: these are left out, all
+        variances kept, and what that changes is part of the error. Each factor depends on its matrix only.
+        """
         covariance = covariance.double()
         if covariance.shape[-1] <= FEW_VARIABLES:
             return _cholesky(covariance).to(self.dtype)
-        diagonal = torch.diagonal(covariance, dim1=-2, dim2=-1).amax(-1)[..., None, None]
-        varies = (torch.diagonal(covariance, dim1=-2, dim2=-1) > 0)[..., None]  # what does not, stays at zero
+        variances = torch.diagonal(covariance, dim1=-2, dim2=-1)
+        largest = variances.amax(-1)[..., None, None]
         eye = torch.eye(covariance.shape[-1], dtype=torch.float64, device=covariance.device)
         jitter = 4 * covariance.shape[-1] * torch.finfo(torch.float64).eps
-        while True:
-            factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * diagonal + 1e-300) * eye)
-            if not failed.any() or jitter > 1:
-                self.jitter = max(self.jitter, jitter)
-                return (factor * varies).to(self.dtype)
+        factor, failed = torch.linalg.cholesky_ex(covariance + (jitter * largest + 1e-300) * eye)
+        left = failed != 0
+        most = max(jitter, ROUNDING * torch.finfo(self.dtype).eps)
+        while left.any() and jitter < most:
             jitter *= 10
+            again, failed = torch.linalg.cholesky_ex(
+                covariance[left] + (jitter * largest[left] + 1e-300) * eye
+            )
+            factor[left] = again
+            left[left.clone()] = failed != 0
+        self.jitter = max(self.jitter, jitter)
+        if left.any():
+            factor[left] = nearest = _semidefinite(covariance[left])
+            change = (nearest @ nearest.mT - covariance[left]).abs().amax((-2, -1))
+            self.tell(float((change / largest[left, 0, 0].clamp(min=1e-300)).max()))
+        return (factor * (variances > 0)[..., None]).to(self.dtype)  # what does not vary stays at zero
+
+
+def _semidefinite(covariance: Tensor) -> Tensor:
+    """Return lower triangular factors of matrices without negative eigenvalues, of the same diagonals."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()[..., None, :]
+    variances = torch.diagonal(covariance, dim1=-2, dim2=-1)
+    kept = root.square().sum(-1)
+    scale = torch.where(kept > 0, variances / torch.where(kept > 0, kept, 1.0), 0.0).sqrt()
+    return torch.linalg.qr((root * scale[..., None]).mT).R.mT
 
 
 def _cholesky(covariance: Tensor) -> Tensor:
