@@ -2,7 +2,7 @@
 #   PYTHON=python3.12   another Python
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu   another build of torch
 #   VENV=.venv          another place for the virtual environment
-#   MODELS="'timm/*'"    the models of `make zoo`, as patterns
+#   MODELS="'timm/*'"    the models of `make zoo` and `make zoo-limits`, as patterns
 #   TESTS=tests/machine what pytest gets besides, in `make test` and `make floor`
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -49,6 +49,9 @@ slow: $(VENV)/test.stamp
 # models of other libraries, in an environment of their own; what is done with the same versions is kept
 zoo: $(ZOO)/zoo.stamp
 	OMP_NUM_THREADS=1 $(ZOO)/bin/python zoo/run.py $(MODELS)
+
+zoo-limits: $(ZOO)/zoo.stamp
+	OMP_NUM_THREADS=1 $(ZOO)/bin/python zoo/run.py --limits $(MODELS)
 
 studies-quick: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m study

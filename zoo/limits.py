@@ -16,7 +16,8 @@ from wide import wide, width
 import ntkit
 
 POINTS = 256  # of the functions that are sampled
-FACTORS, DRAWS = (1, 4), 16  # widths of the draws, as multiples of the entry's own
+FACTORS, DRAWS = (1.0, 4.0), 16  # widths of the draws, as multiples of the entry's own,
+LARGE = 2**20  # a quarter of these where it has more weights
 SLOW = 30.0  # seconds: a limit or a pair of draws that takes longer is not compared
 OUTPUTS = 4
 
@@ -84,7 +85,8 @@ def _limit(model: nn.Module, x: Any) -> dict[str, Any]:
 def _draws(entry: Entry, head: bool, x: Any) -> Any:
     """Return for each width how far the limit is from draws, or why there are none."""
     rows = []
-    for factor in FACTORS:
+    large = sum(p.numel() for p in wide(entry, 1).parameters()) > LARGE
+    for factor in (f / 4 if large else f for f in FACTORS):
         try:
             network = wide(entry, factor)
             ended = Ending(network, entry.select, None)
@@ -107,10 +109,10 @@ def _compared(model: nn.Module, x: Any) -> dict[str, Any]:
         drawn = ntkit.monte_carlo(model, 2, x)
         if (time.perf_counter() - begin) < SLOW / 4:
             drawn = ntkit.monte_carlo(model, DRAWS, x)
-    row: dict[str, Any] = {"draws": drawn.samples, "error": limit.error}
+    row: dict[str, Any] = {"draws": drawn.samples}
     for kind in ("nngp", "ntk"):
         truth, mean = getattr(limit, kind)(x), getattr(drawn, kind)
         scale = truth.abs().max()
         row[kind] = float((mean - truth).abs().max() / scale)
         row[f"{kind}_error"] = float(getattr(drawn, f"{kind}_error").max() / scale)
-    return row
+    return {**row, "error": limit.error}

@@ -1,7 +1,7 @@
 """Many models of other libraries through ntkit, each in a process of its own: ``make zoo``.
 
 What is done with the same versions is not run again (``--again`` does). Results go to ``docs/zoo.json``,
-the page is ``docs/zoo.md``.
+the page is ``docs/zoo.md``; with ``--limits`` (``make zoo-limits``) to ``docs/zoo_limits.json`` and its page.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import limits
+import limits_page
+import measure
+import page
 import torch
 from entry import Entry
-from measure import measure, told
-from page import page
+from measure import told
 
 import ntkit
 from ntkit.files import write_atomically
@@ -40,8 +45,25 @@ LIBRARIES = {
     "diffusers": ("diffusers_models",),
     "peft": ("peft_models",),
 }
-PATIENCE = 120.0  # seconds that one model may take
 MEMORY = 10 * 2**30  # bytes that one model may hold
+ABOVE = "infinite training machine diagnose data report studies".split()  # rooms that finite kernels lack
+
+Measure = Callable[[Entry, Callable[[dict[str, Any]], None]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is done with each model, and what is made of the results."""
+
+    measure: Measure
+    page: Callable[[dict[str, Any]], tuple[str, list[str]]]
+    name: str  # of the files in docs
+    rooms: frozenset[str]  # of ntkit that no result depends on
+    patience: float  # seconds that one model may take
+
+
+KERNELS = Table(measure.measure, page.page, "zoo", frozenset(ABOVE), 120.0)
+LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 240.0)
 
 
 def entries(library: str) -> list[Entry]:
@@ -49,9 +71,10 @@ def entries(library: str) -> list[Entry]:
     return [entry for name in LIBRARIES[library] for entry in importlib.import_module(name).ENTRIES]
 
 
-def versions(library: str) -> dict[str, str]:
+def versions(library: str, table: Table = KERNELS) -> dict[str, str]:
     """Return what a result depends on: torch, the library, and ntkit's sources."""
-    sources = sorted((ROOT / "src" / "ntkit").rglob("*.py"))
+    source = ROOT / "src" / "ntkit"
+    sources = sorted(p for p in source.rglob("*.py") if p.relative_to(source).parts[0] not in table.rooms)
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
     return {
         "torch": importlib.metadata.version("torch").partition("+")[0],
@@ -61,16 +84,16 @@ def versions(library: str) -> dict[str, str]:
     }
 
 
-def run(entry: Entry, patience: float = PATIENCE) -> dict[str, Any]:
+def run(entry: Entry, table: Table = KERNELS) -> dict[str, Any]:
     """Measure a model in a process of its own; a crash or a late end is a result too."""
     context = multiprocessing.get_context("fork")  # the libraries are imported once, here
     ear, mouth = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(entry, mouth))
+    process = context.Process(target=_child, args=(table.measure, entry, mouth))
     process.start()
     mouth.close()
     result: dict[str, Any] = {"name": entry.name, "status": "crashed", "words": "before it began"}
     result |= {"note": entry.note, "per_sample": entry.per_sample}
-    end = time.monotonic() + patience
+    end = time.monotonic() + table.patience
     late = False
     try:
         while not (late := not ear.poll(max(0.0, end - time.monotonic()))):
@@ -79,14 +102,14 @@ def run(entry: Entry, patience: float = PATIENCE) -> dict[str, Any]:
         pass
     if late:
         process.kill()
-        if "ntkit" not in result:
+        if "ntkit" not in result and result.get("status") != "served":
             where = result.get("words", "")
-            result |= {"status": "late", "words": f"{where}: ended after {patience:.0f} s"}
+            result |= {"status": "late", "words": f"{where}: ended after {table.patience:.0f} s"}
     process.join()
     return result
 
 
-def _child(entry: Entry, mouth: Connection) -> None:
+def _child(measure: Measure, entry: Entry, mouth: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -104,9 +127,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="patterns, as in 'timm/*'; all without any")
     parser.add_argument("--again", action="store_true", help="repeat what is done")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "zoo.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "zoo.md")
+    parser.add_argument("--limits", action="store_true", help="limits of infinite width, not kernels")
+    parser.add_argument("--results", type=Path, help="a file of another place")
+    parser.add_argument("--page", type=Path, help="a page of another place")
     chosen = parser.parse_args()
+    table = LIMITS if chosen.limits else KERNELS
+    chosen.results = chosen.results or ROOT / "docs" / f"{table.name}.json"
+    chosen.page = chosen.page or ROOT / "docs" / f"{table.name}.md"
     done = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
     ntkit.EmpiricalNTK(torch.nn.Linear(1, 1))(torch.ones(1, 1))  # what torch imports late, it imports here
     results: dict[str, Any] = {}
@@ -114,7 +141,7 @@ def main() -> None:
         if chosen.names and not any(fnmatchcase(library, p.partition("/")[0]) for p in chosen.names):
             results |= {k: r for k, r in done.items() if k.startswith(f"{library}/")}
             continue
-        now = versions(library)
+        now = versions(library, table)
         for entry in entries(library):
             key = f"{library}/{entry.name}"
             results[key] = done.get(key)
@@ -122,7 +149,7 @@ def main() -> None:
                 continue
             if chosen.again or results[key] is None or results[key]["versions"] != now:
                 begin = time.perf_counter()
-                results[key] = {**run(entry), "versions": now}
+                results[key] = {**run(entry, table), "versions": now}
                 words = results[key].get("words", "")[:150]
                 error = f"{results[key]['error']:.0e}" if "error" in results[key] else ""
                 seconds = time.perf_counter() - begin
@@ -131,7 +158,7 @@ def main() -> None:
                 write_atomically(chosen.results, (json.dumps(known, indent=1) + "\n").encode())
     results = {k: r for k, r in results.items() if r is not None}
     write_atomically(chosen.results, (json.dumps(results, indent=1) + "\n").encode())
-    text, missed = page(results)
+    text, missed = table.page(results)
     write_atomically(chosen.page, text.encode())
     print("\n".join(missed))
     sys.exit(int(bool(missed)))

@@ -20,8 +20,8 @@ Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def wide(entry: Entry, factor: int) -> nn.Module:
-    """Return the network of an entry, each width ``factor`` times as large, fresh, in float64 and eval mode.
+def wide(entry: Entry, factor: float) -> nn.Module:
+    """Return the network of an entry, its widths times a factor, fresh, in float64 and eval mode.
 
     The sizes are options where the entry names them; else the layers are made anew, which holds where the
     network's own code knows no width.
@@ -34,7 +34,7 @@ def wide(entry: Entry, factor: int) -> nn.Module:
         if args != list(build.args) or options != build.keywords:
             return build.func(*args, **options).double().eval()
     network = build()
-    if factor > 1:
+    if factor != 1:
         for module in list(network.modules()):
             for name, child in list(module.named_children()):
                 setattr(module, name, _widened(child, factor))
@@ -47,27 +47,26 @@ def width(network: nn.Module) -> int:
     return min(sizes, default=1)
 
 
-def _scaled(options: dict[str, Any], factor: int) -> dict[str, Any]:
+def _scaled(options: dict[str, Any], factor: float) -> dict[str, Any]:
     return {k: _times(v, factor) if k in SIZES else v for k, v in options.items()}
 
 
-def _times(value: Any, factor: int) -> Any:
+def _times(value: Any, factor: float) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_times(v, factor) for v in value)
-    return value * factor if isinstance(value, int) and not isinstance(value, bool) else value
+    return int(value * factor) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _size(value: int, factor: int) -> int:
-    return value if value in FIXED else value * factor
+def _size(value: int, factor: float) -> int:
+    return value if value in FIXED else int(value * factor)
 
 
-def _widened(layer: nn.Module, factor: int) -> nn.Module:
+def _widened(layer: nn.Module, factor: float) -> nn.Module:
     """Return a fresh layer with more channels, or the layer itself."""
     if type(layer) in Conv:
         assert isinstance(layer, Conv)
-        groups = 1 if layer.groups == 1 else layer.groups * factor
-        if layer.groups > 1 and layer.groups != layer.in_channels:
-            groups = layer.groups
+        each = 1 < layer.groups == layer.in_channels  # depthwise
+        groups = int(layer.groups * factor) if each else layer.groups
         return type(layer)(
             _size(layer.in_channels, factor),
             _size(layer.out_channels, factor),

@@ -2,7 +2,7 @@
 
 A pass through vmap and autograd costs some twenty microseconds an operation, and adds a zero to what
 each tapped operation gave. For a network of few operations this is a good part of the kernel's time, so
-from the second call of a shape on its passes are replayed.
+its passes are replayed for a shape that comes again and again. Writing them out costs some forty passes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ntkit.faults import foreign
 
 aten = torch.ops.aten
 _TENSOR = object()
+OFTEN = 4  # calls of a shape before its passes are written out
 _VIEWS = (aten.expand.default, aten.view.default, aten.detach.default, aten.unsqueeze.default)
 
 
@@ -60,29 +61,29 @@ class Tapes:
 
     def __init__(self, most: int = 16) -> None:
         self._most = most
-        self._known: dict[Hashable, Callable[..., Any] | None] = {}  # None: called once
+        self._known: dict[Hashable, Callable[..., Any] | int] = {}  # a number: calls so far
         self.off = False  # while a network is proved, for shapes that may not come again
 
     def __reduce__(self) -> tuple:
         return Tapes, (self._most,)  # copies write their own
 
     def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function; from the second call with a key on, replay what it did.
+        """Call a function, at first as it is; after `OFTEN` calls with a key, replay what it did.
 
         A function that cannot be written out, or whose tape gives another result, is called as it is.
         """
         if self.off:
             return function(*args)
-        if key not in self._known:
-            self._known[key] = None
-            if len(self._known) > self._most:
-                del self._known[next(iter(self._known))]
-            return function(*args)
-        replay = self._known[key]
-        if replay is None:
+        known = self._known.get(key, 0)
+        if isinstance(known, int):
+            if known < OFTEN:
+                self._known[key] = known + 1
+                if len(self._known) > self._most:
+                    del self._known[next(iter(self._known))]
+                return function(*args)
             tape = _written(function, args)
-            replay = self._known[key] = function if tape is None else tape.run
-        return replay(*args)
+            known = self._known[key] = function if tape is None else tape.run
+        return known(*args)
 
 
 def _written(function: Callable[..., Any], args: tuple) -> Tape | None:

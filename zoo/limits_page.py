@@ -1,0 +1,95 @@
+"""The page of the zoo in the limit, made from its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from limits import POINTS
+
+SERVED = 60  # bar
+FOREIGN = ("foreign", "crashed", "late", "broken")
+Results = dict[str, dict[str, Any]]
+
+HEAD = f"""# The zoo in the limit of infinite width
+
+`make zoo-limits` makes this page: the models of [the zoo](zoo.md) with fresh weights, each through
+`infinite_width` in a process of its own, `samples={POINTS}`, on three different samples, on one thread.
+
+- *error*: `limit.error`, the largest relative error of an expectation; 0 where all are closed forms.
+- *read*, *s*: seconds until the network is read, and until its NTK is made.
+- *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other: the
+  smallest width and the largest difference of NNGP and NTK, over the largest value. The bar for each is four
+  standard errors (of the draws and of the limit together) and 8 / width, and that the difference of the
+  wider network is smaller or within its standard errors. What knows its width by itself is not drawn.
+- A model that ends in no linear layer has got one (+): the limit is that of a read-out.
+"""
+
+
+def page(results: Results) -> tuple[str, list[str]]:
+    """Return the page, and the bars that were missed."""
+    states = Counter(r["status"] for r in results.values())
+    served = {k: r for k, r in results.items() if r["status"] == "served"}
+    drawn = {k: r for k, r in served.items() if isinstance(r.get("draws"), list)}
+    apart = [k for k, r in drawn.items() if not all(near(r))]
+    foreign = sum(states[s] for s in FOREIGN)
+    bars = [
+        (f"other errors than ntkit's own, crashes, late ends: {foreign} (bar 0)", not foreign),
+        (f"NaN or infinities: {states['wrong']} (bar 0)", not states["wrong"]),
+        (f"served: {len(served)} (bar {SERVED})", len(served) >= SERVED),
+        (
+            f"met by draws of two widths: {len(drawn) - len(apart)} of {len(drawn)} (bar all)"
+            + (f"; not {', '.join(apart)}" if apart else ""),
+            not apart,
+        ),
+    ]
+    lines = [HEAD, f"{len(results)} models; {states['refused']} are refused.", ""]
+    lines += [f"- {text}: {'met' if reached else '**missed**'}" for text, reached in bars]
+    for library in dict.fromkeys(key.partition("/")[0] for key in results):
+        rows = [r for k, r in results.items() if k.startswith(f"{library}/")]
+        lines += ["", f"## {library} {rows[0]['versions'][library]}", ""]
+        lines += [
+            "| model | error | read | s | draws: width, NNGP, NTK | wider |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_row(r) for r in rows if r["status"] == "served"]
+        others = [r for r in rows if r["status"] != "served"]
+        if others:
+            lines += ["", "| not served | why |", "|---|---|"]
+            lines += [f"| {_name(r)} | {_why(r)} |" for r in others]
+    return "\n".join(lines) + "\n", [text for text, reached in bars if not reached]
+
+
+def near(r: dict[str, Any]) -> list[bool]:
+    """Return for each width whether draws and limit agree, and at last whether the difference falls."""
+    found = []
+    for row in r["draws"]:
+        bars = [4 * (row[f"{kind}_error"] + row["error"]) + 8 / row["width"] for kind in ("nngp", "ntk")]
+        found.append(row["nngp"] <= bars[0] and row["ntk"] <= bars[1])
+    first, last = r["draws"][0], r["draws"][-1]
+    noise = {kind: 4 * (last[f"{kind}_error"] + last["error"]) for kind in ("nngp", "ntk")}
+    falls = [last[kind] <= max(first[kind], most) for kind, most in noise.items()]
+    return [*found, all(falls)]
+
+
+def _row(r: dict[str, Any]) -> str:
+    cells = [_name(r), f"{r['error']:.1e}" if r["error"] else "0", f"{r['read']:.2f}", f"{r['seconds']:.2f}"]
+    draws = r.get("draws", "too slow")
+    if isinstance(draws, str):
+        return f"| {' | '.join(cells)} | {_escaped(draws)} | |"
+    for row, held in zip(draws, near(r), strict=False):
+        parts = [f"{row[kind]:.3f} ± {row[f'{kind}_error']:.3f}" for kind in ("nngp", "ntk")]
+        cells.append(f"{row['width']}: {', '.join(parts)}" + ("" if held else " **apart**"))
+    return f"| {' | '.join(cells)} |"
+
+
+def _name(r: dict[str, Any]) -> str:
+    return r["name"] + (" +" if r.get("head") else "") + (f" ({r['note']})" if r["note"] else "")
+
+
+def _why(r: dict[str, Any]) -> str:
+    return _escaped(r["words"] if r["status"] == "refused" else f"**{r['status']}**: {r.get('words', '')}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
