@@ -14,7 +14,11 @@ from ntkit.training.recording.stats import Stopwatch
 
 
 class ForwardWatch:
-    """Watches the forward passes of a module that gradients flow through."""
+    """Watches the forward passes of a module that gradients flow through.
+
+    A batch is announced before its forward pass or behind it, but before its backward pass. Where the module
+    itself is not called (a loop may call what it wraps), what was drawn since the batch was announced counts.
+    """
 
     def __init__(
         self,
@@ -26,6 +30,9 @@ class ForwardWatch:
         self._module, self._device, self._changed = module, device, changed
         self._began: Tensor | None = None
         self._announced: Tensor | None = None
+        self._early: Forward | None = None  # a forward pass whose batch is not announced yet
+        self._seen = self._aside = False  # by the announced batch; by the loop, which calls parts of it
+        self._taken = True  # no batch is waiting for its backward pass
         self.last = Forward()
         apart: Any = torch.compiler.disable  # hooks are not part of a compiled network
         self._hooks = [
@@ -38,9 +45,21 @@ class ForwardWatch:
 
     def announce(self) -> Forward:
         """Say that a batch is about to come; the returned record is filled in by its forward pass."""
+        early, self._early = None if self._aside else self._early, None
+        self.last = early or Forward(modes=self._modes())
+        self._seen, self._taken = early is not None, False
         self._announced = random_state(self._device)
-        self.last = Forward(modes=self._modes())
+        if self._aside and early is None:
+            self.last.buffers = self._changed()
         return self.last
+
+    def backward(self) -> None:
+        """Say that the backward pass of the announced batch begins."""
+        if not self._seen and not self._taken and self._announced is not None:
+            self._aside = True
+            if not torch.equal(self._announced, random_state(self._device)):
+                self.last.rng = self._announced
+        self._taken = True
 
     def close(self) -> None:
         """Stop watching."""
@@ -58,10 +77,14 @@ class ForwardWatch:
         if module is not self._module or self._began is None or not torch.is_grad_enabled():
             return
         began, self._began, now = self._began, None, random_state(self._device)
-        forward = self.last
+        if self._taken:
+            forward = self._early = Forward()
+        else:
+            forward, self._seen = self.last, True
         forward.modes, forward.buffers = self._modes(), self._buffers
         forward.rng = None if torch.equal(began, now) else began
-        if self._announced is not None and not torch.equal(self._announced, began):
+        forward.announced = None
+        if self._announced is not None and not self._taken and not torch.equal(self._announced, began):
             forward.announced = self._announced
         kind = self._device.type
         dtype = str(torch.get_autocast_dtype(kind)).removeprefix("torch.")

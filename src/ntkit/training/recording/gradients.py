@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,9 +37,15 @@ class Gradients:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], scaler: Scaler | None, timed: Stopwatch, copies: bool = True
+        self,
+        parameters: Mapping[str, Tensor],
+        scaler: Scaler | None,
+        timed: Stopwatch,
+        copies: bool = True,
+        backward: Callable[[], None] = lambda: None,
     ) -> None:
         self._copies = copies or scaler is not None  # which unscales without a trace
+        self._backward = backward  # hears of each backward pass as it begins
         self._watch = timed(self._begins), timed(self._ends)
         self._parameters = parameters
         self._scaler = scaler
@@ -87,6 +93,7 @@ class Gradients:
             self._seen.add(name)
             return
         self._seen = {name}
+        self._backward()
         scale = self._scale()
         grads = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         held = {n: g for n, g in grads.items() if g.layout != torch.strided or g.any()}
@@ -113,8 +120,7 @@ class Gradients:
         return float(self._scaler.get_scale())
 
     def _ends(self, name: str, p: Tensor) -> None:
-        assert p.grad is not None
-        if p.grad.layout != torch.strided:
+        if p.grad is None or p.grad.layout != torch.strided:  # None: taken by an optimizer in this pass
             return
         if self._copies:
             copy = self._raw.get(name)

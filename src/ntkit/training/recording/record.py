@@ -200,9 +200,11 @@ class Recording:
     def __enter__(self) -> Recording:
         self._writer = self._begin_folder()
         timed = self._timed = Stopwatch()
-        self._gradients = Gradients(self._trained, self._scaler, timed, copies=self._every == 1)
         self._forwards = ForwardWatch(
             self._module, self._net.device, lambda: self._writer.changed_buffers(), timed
+        )
+        self._gradients = Gradients(
+            self._trained, self._scaler, timed, copies=self._every == 1, backward=self._forwards.backward
         )
         self._still = {
             name: (p, p._version, p.detach().cpu().clone())

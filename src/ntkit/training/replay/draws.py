@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntkit.errors import PathMismatchError
+from ntkit.training.folder.random_state import random_from, random_state
 
 aten = torch.ops.aten
 
@@ -19,13 +20,14 @@ aten = torch.ops.aten
 class Draws:
     """What the random operations of one forward pass gave, to be reused."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.made: list[tuple[Any, Any]] | None = None
+        self._device = device
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Keep what random operations give."""
-        with _Noting() as mode:
+        with _Noting(self._device) as mode:
             yield
         self.made = mode.made
 
@@ -33,7 +35,7 @@ class Draws:
     def repeated(self) -> Iterator[None]:
         """Return it again, in the dtype of the present computation."""
         assert self.made is not None
-        with _Repeating(self.made):
+        with _Repeating(self.made, self._device):
             yield
 
 
@@ -42,23 +44,28 @@ def _is_random(operation: Any) -> bool:
 
 
 class _Noting(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._device = device
         self.made: list[tuple[Any, Any]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
+        if not _is_random(func):
+            return func(*args, **(kwargs or {}))
+        before = random_state(self._device)
         result = func(*args, **(kwargs or {}))
-        if _is_random(func):
+        if not torch.equal(before, random_state(self._device)):  # attention without dropout does not
             copies = pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, result)
             self.made.append((func, copies))
         return result
 
 
 class _Repeating(TorchDispatchMode):
-    def __init__(self, made: list[tuple[Any, Any]]) -> None:
+    def __init__(self, made: list[tuple[Any, Any]], device: torch.device) -> None:
         super().__init__()
+        self._device = device
         self._coming = iter(made)
 
     def __torch_dispatch__(
@@ -67,6 +74,11 @@ class _Repeating(TorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_random(func):
             return func(*args, **kwargs)
+        before = random_state(self._device)
+        with random_from(before, self._device):
+            tried = func(*args, **kwargs)
+            if torch.equal(before, random_state(self._device)):
+                return tried
         operation, result = next(self._coming, (None, None))
         if operation is None or result is None or operation.overloadpacket is not func.overloadpacket:
             raise PathMismatchError(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
-from ntkit.errors import NtkitError
+from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.inputs import Batch, take
-from ntkit.training.folder.random_state import random_from
+from ntkit.training.folder.random_state import random_from, random_state
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
 from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast, cast_loss, checked_loss
@@ -124,7 +124,7 @@ class Replay:
     def forward(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> tuple[Tensor, Tensor]:
         """Return outputs, in the network's own shape, and loss of a batch at step k, as it went then."""
         net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
-        forward, draws = part.forward, Draws()
+        forward, draws = part.forward, Draws(self.run.device)
         self.go_to(k, forward)
         data = (part.x, part.y)
         with ExitStack() as stack:
@@ -138,7 +138,14 @@ class Replay:
             if native:
                 stack.enter_context(autocast(forward.autocast, self.run.device))
             x, y = data if native else cast(data, torch.float64)
+            before = random_state(self.run.device)
             outputs = net.raw(w, x)
+            if forward.rng is None and not torch.equal(before, random_state(self.run.device)):
+                raise PathMismatchError(
+                    f"Step {k} of {self.run.folder}: the network draws random numbers (dropout, say), and "
+                    f"the recording saw none. Call the network between run.batch(indices) and the backward "
+                    f"pass, and give the same network to account."
+                )
         if native and forward.autocast is not None:
             with autocast(forward.autocast, self.run.device):
                 return outputs, part.weight * checked_loss(loss, outputs, y)
