@@ -20,7 +20,7 @@ aten = torch.ops.aten
 class Draws:
     """What the random operations of one forward pass gave, to be reused."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device | str) -> None:
         self.made: list[tuple[Any, Any]] | None = None
         self._device = device
 
@@ -44,7 +44,7 @@ def _is_random(operation: Any) -> bool:
 
 
 class _Noting(TorchDispatchMode):
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device | str) -> None:
         super().__init__()
         self._device = device
         self.made: list[tuple[Any, Any]] = []
@@ -63,7 +63,7 @@ class _Noting(TorchDispatchMode):
 
 
 class _Repeating(TorchDispatchMode):
-    def __init__(self, made: list[tuple[Any, Any]], device: torch.device) -> None:
+    def __init__(self, made: list[tuple[Any, Any]], device: torch.device | str) -> None:
         super().__init__()
         self._device = device
         self._coming = iter(made)
