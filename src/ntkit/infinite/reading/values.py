@@ -107,6 +107,17 @@ class Wide:
         pieces = tuple((width, reshaped(expanded(e, self.shape), shape)) for width, e in self.pieces)
         return Wide(pieces, shape, self.channels, tuple(dims))
 
+    def per_dimension(self) -> Wide:
+        """Return the same with one axis of positions for each dimension that has any, but those of size 1."""
+        a = self.canonical()
+        sizes = [prod(a.size(x) for x in dim if x >= 0) for dim in a.dims]
+        shape = tuple(size for size in sizes if size > 1)
+        axis, dims = 0, []
+        for dim, size in zip(a.dims, sizes, strict=True):
+            dims.append((*([axis] if size > 1 else []), *(x for x in dim if x < 0)))
+            axis += size > 1
+        return a.reshaped(shape, dims)
+
     def narrowed(self, index: Tensor, channels: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
         """Return some of the coordinates, by their numbers."""
         return Wide(_narrowed(self.pieces, index), self.shape, channels, tuple(dims))
