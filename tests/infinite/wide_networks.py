@@ -370,6 +370,25 @@ def _(w):
     return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, HEADS, batch_first=True), o=out(w))
 
 
+@case("rotary embeddings", 4, 3)
+def _(w):
+    theta = torch.arange(4)[:, None] * 10.0 ** torch.linspace(0.5, -1, w // HEADS // 2)
+    cos, sin = (torch.cat([t, t], -1) for t in (theta.cos(), theta.sin()))
+
+    def turned(s, t):
+        first, second = t.chunk(2, -1)
+        return t * s.cos + torch.cat([-second, first], -1) * s.sin
+
+    def of(s, x):
+        e = s.e(x)
+        q, k, v = (a(s.n(e)).unflatten(-1, (HEADS, -1)).transpose(1, 2) for a in (s.q, s.k, s.v))
+        a = F.scaled_dot_product_attention(turned(s, q), turned(s, k), v, is_causal=True)
+        return s.o((e + s.p(a.transpose(1, 2).flatten(2))).mean(1))
+
+    parts = {name: Linear(w, w, bias=False) for name in "qkvp"}
+    return Net(of, e=Linear(3, w), n=nn.RMSNorm(w), o=out(w), cos=cos, sin=sin, **parts)
+
+
 def _attention_by_d(w, tied):
     def of(s, x):
         e = s.e(x)

@@ -32,6 +32,7 @@ from ntkit.infinite.moments.vectors import (
     Scores,
     Stopped,
     VectorSum,
+    turns,
 )
 
 BLOCKS = 8  # of draws, whose spread gives the standard error
@@ -120,6 +121,8 @@ class _Draws:
         self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
         unit = BLOCKS * TOGETHER
         self.draws = unit * max(1, self.numerics.count // FEWER // unit)
+        self.turn = turns(u.scores.inner, v.scores.inner)
+        self.rank = 1 if self.turn is None else self.turn.shape[-1]
         (*self.lead, self.t, self.s), (*other, self.t2, self.s2) = (e.scores.shape for e in self.ends)
         self.w, self.w2 = prod(self.lead), prod(other)
 
@@ -127,7 +130,9 @@ class _Draws:
     def each(self) -> int:
         """The numbers that a draw of one pair takes, with those of the products."""
         rows, columns = self.w * self.t + self.w2 * self.t2, self.w * self.s + self.w2 * self.s2
-        return 2 * rows * columns + 6 * (self.w * self.t + self.w * self.s) * self.w2 * (self.s2 + self.t2)
+        return 2 * self.rank * rows * columns + 6 * (self.w * self.t + self.w * self.s) * self.w2 * (
+            self.s2 + self.t2
+        )
 
     @property
     def chunk(self) -> int:
@@ -177,13 +182,13 @@ class _Draws:
                     kernels[block] = kernels[block] + out.sum(0)
                     kb = torch.einsum("bwsvr,nbvur->nbwsvu", k, b) if curved else zero
                     for i, (y, _) in enumerate(curved):
-                        yb = torch.einsum("bwsvr,nbvur->nbwsvu", y, second)
-                        ay = torch.einsum("nbwts,bwsvr->nbwtvr", first, y)
-                        right = torch.einsum("bwsvr,nbvur->nbwsvu", k * y, second) - kb * yb
-                        term = torch.einsum("nbwts,nbwsvu->bwtvu", first, right)
-                        term = term - torch.einsum("nbwtvr,nbvur->bwtvu", ak * ay, second)
-                        ayb = torch.einsum("nbwtvr,nbvur->nbwtvu", ay, second)
-                        tangents[i + 1] = tangents[i + 1] + term + (out * ayb).sum(0)
+                        for x in range(self.rank):
+                            ends = (
+                                (first, second)
+                                if self.turn is None
+                                else (first * self.turn[..., x], second * self.turn[..., x])
+                            )
+                            tangents[i + 1] = tangents[i + 1] + _bent(*ends, ak, kb, k, y, out)
                 if theta is not None:
                     at = torch.einsum("nbwts,bwsvr->nbwtvr", a, theta)
                     tangents[0] = tangents[0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
@@ -219,13 +224,14 @@ class _Draws:
         )[chunk]
 
     def _normal(self, block: int) -> Tensor:
-        """Return some draws ``[n, rows, columns]``; of many, the second half the negative of the first."""
+        """Return draws ``[n, rank, rows, columns]``; of many, the second half the negative of the first."""
         rows, columns = self.w * self.t + self.w2 * self.t2, self.w * self.s + self.w2 * self.s2
-        if rows * columns <= QUASI:
-            points = self.numerics.normal(rows * columns)[block * TOGETHER : (block + 1) * TOGETHER]
-            return points.reshape(-1, rows, columns)
+        sizes = (self.rank, rows, columns)
+        if prod(sizes) <= QUASI:
+            points = self.numerics.normal(prod(sizes))[block * TOGETHER : (block + 1) * TOGETHER]
+            return points.reshape(-1, *sizes)
         generator = torch.Generator().manual_seed((self.numerics.seed << 20) + block)
-        z = torch.randn(TOGETHER // 2, rows, columns, generator=generator, dtype=torch.float64)
+        z = torch.randn(TOGETHER // 2, *sizes, generator=generator, dtype=torch.float64)
         z = z.to(self.numerics.device, self.numerics.dtype)
         return torch.cat([z, -z])
 
@@ -274,10 +280,13 @@ class _Draws:
             scores = self.ends[which].scores
             (*lead, t, s), inner = scores.shape, scores.inner
             w = prod(lead)
-            rows = torch.einsum("bpx,nxy->nbpy", queries, z[:, : queries.shape[-1], : keys.shape[-1]])
+            rows = torch.einsum("bpx,nkxy->nbkpy", queries, z[..., : queries.shape[-1], : keys.shape[-1]])
             rows = _lead(rows, -2, inner.left.shape[:-2], lead, t)
             columns = _lead(keys, -2, inner.right.shape[:-2], lead, s)
-            value = rows @ columns.mT * (scores.number * inner.factor**0.5)
+            value = rows @ columns[:, None].mT * (scores.number * inner.factor**0.5)
+            value = (
+                value[:, :, 0] if self.turn is None else torch.einsum("nbkwts,tsk->nbwts", value, self.turn)
+            )
             for mask in scores.masks:
                 value = value * self._numbers(mask, scores, which, chunk)
             for offset in scores.offsets:
@@ -302,6 +311,17 @@ class _Draws:
             factors = [self._numbers(mask, e.scores, which, chunk) for mask in e.scores.masks]
             found.append(prod(factors[1:], start=factors[0]) if factors else None)
         return found
+
+
+def _bent(first: Tensor, second: Tensor, ak: Tensor, kb: Tensor, k: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Return the sum over draws of D K D' Y, from weights a, b and a K, K b, ``out`` = a K b."""
+    yb = torch.einsum("bwsvr,nbvur->nbwsvu", y, second)
+    ay = torch.einsum("nbwts,bwsvr->nbwtvr", first, y)
+    right = torch.einsum("bwsvr,nbvur->nbwsvu", k * y, second) - kb * yb
+    term = torch.einsum("nbwts,nbwsvu->bwtvu", first, right)
+    term = term - torch.einsum("nbwtvr,nbvur->bwtvu", ak * ay, second)
+    ayb = torch.einsum("nbwtvr,nbvur->nbwtvu", ay, second)
+    return term + (out * ayb).sum(0)
 
 
 def _lead(t: Tensor, dim: int, mine: Shape, lead: list[int], size: int) -> Tensor:

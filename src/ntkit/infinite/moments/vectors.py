@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import refuse
@@ -16,10 +17,14 @@ from ntkit.infinite.moments.protocols import Contraction, SideValues
 
 @dataclass(frozen=True, eq=False)
 class Coefficient:
-    """A number for each sample and position, not a random variable: ``[n, *shape]`` for a side."""
+    """A number for each sample and position, not a random variable: ``[n, *shape]`` for a side.
+
+    ``fixed`` are the numbers where they are the network's own, the same for all samples.
+    """
 
     shape: Shape
     of: Callable[[SideValues], Tensor]
+    fixed: Tensor | None = None
 
     def value(self, side: SideValues) -> Tensor:
         """Return the numbers of a batch."""
@@ -100,6 +105,7 @@ class Inner(Expression):
     left: Expression
     right: Expression
     factor: float  # of the covariance: d c^2 for c q.k
+    turn: Tensor | None = None  # [t, s, r]: the covariance times (turn turn')[ts, t's'], summed over r
 
     centered = always(True)  # a product of independent centered vectors
 
@@ -185,6 +191,20 @@ class Moved(Linear):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Turned(Linear):
+    """Fixed matrices times the coordinates of each head: ``[*positions, d', d]``, the same for all heads.
+
+    Its coordinates have not one law: its kernels are means over them.
+    """
+
+    matrices: Tensor
+    inner: Expression
+
+    gaussian = always(False)
+    raw = always(True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixed(Linear):
     """A vector whose positions are summed with weights of the sample: ``[n, t, s]`` for its last axis s."""
 
@@ -254,6 +274,15 @@ class Gain(Linear):
     def centered(self) -> bool:
         """As the vector."""
         return self.inner.centered
+
+
+def turns(u: Inner, v: Inner) -> Tensor | None:
+    """Return how the channels of queries and keys of two scores are turned, None where they are not."""
+    if u.turn is None and v.turn is None:
+        return None
+    if u.turn is None or v.turn is None or not torch.equal(u.turn, v.turn):
+        raise refuse("Scores with other rotations of queries and keys (rotary embeddings) meet.")
+    return u.turn
 
 
 def behind(*roots: Expression) -> Iterator[Expression]:
