@@ -65,10 +65,11 @@ def line(k, theta):
     return k, k + SIGMA_W**2 * theta
 
 
-def simulated(x, keys, draws=2**13, plus=0.0, times=1.0, hide=None, detached=False, turn=None):
+def simulated(x, keys, draws=2**13, plus=0.0, times=1.0, hide=None, detached=False, turn=None, table=None):
     """Return NNGP and NTK of the mean over positions of one attention, [2, 2] each, and their errors.
 
-    ``turn [t, s, t, s]``: by what the covariance of scores is multiplied.
+    ``turn [t, s, t, s]``: by what the covariance of scores is multiplied; ``table``: places [t, s] of entries
+    that are added, their variance and their rate.
     ``x [2, *windows, t, 3]``. All scores of both samples are drawn from one covariance, written out.
     """
     x, keys = (t if t.ndim == 4 else t[:, None] for t in (x, keys))
@@ -85,6 +86,10 @@ def simulated(x, keys, draws=2**13, plus=0.0, times=1.0, hide=None, detached=Fal
     theta = torch.einsum("iwtjvu,iwsjvr->iwtsjvur", tq, kk) + torch.einsum("iwtjvu,iwsjvr->iwtsjvur", kq, tk)
     if turn is not None:
         cov, theta = (m * turn[:, :, None, None] for m in (cov, theta))
+    if table is not None:
+        places, variance, rate = table
+        same = (places[:, :, None, None] == places)[:, :, None, None].to(D)
+        cov, theta = cov + variance * same, theta + rate * same
     size = n * w * t * s
     values, vectors = torch.linalg.eigh(cov.reshape(size, size))
     root = vectors * values.clamp(min=0).sqrt()

@@ -317,6 +317,16 @@ case("ResNet", 2, 4, 4)(resnet)
 
 # positions: tokens, attention, recurrence
 
+case("layer norm over channels and some positions", 4, 3)(
+    lambda w: Net(
+        lambda s, x: s.o(relu(s.b(s.n(relu(s.a(x)).unflatten(1, (2, 2)).flatten(2)))).mean(1)),
+        a=Linear(3, w),
+        n=nn.LayerNorm(2 * w),
+        b=Linear(2 * w, w),
+        o=out(w),
+    )
+)
+
 case("learned positions", 4, 3)(
     lambda w: Net(
         lambda s, x: s.o(relu(s.a(x) + s.p).mean(1)),
@@ -387,6 +397,21 @@ def _(w):
 
     parts = {name: Linear(w, w, bias=False) for name in "qkvp"}
     return Net(of, e=Linear(3, w), n=nn.RMSNorm(w), o=out(w), cos=cos, sin=sin, **parts)
+
+
+@case("relative positions", 4, 3)
+def _(w):
+    places = torch.arange(4)[:, None] - torch.arange(4) + 3
+
+    def of(s, x):
+        e = s.e(x)
+        q, k, v = s.qkv(e).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        bias = s.b[places.flatten()].unflatten(0, (4, 4)).permute(2, 0, 1)
+        a = torch.softmax(q @ k.mT * (w // HEADS) ** -0.5 + bias, -1) @ v
+        return s.o(a.transpose(1, 2).flatten(2).mean(1))
+
+    table = nn.Parameter(torch.randn(7, HEADS))
+    return Net(of, e=Linear(3, w), qkv=Linear(w, 3 * w), b=table, o=out(w))
 
 
 def _attention_by_d(w, tied):

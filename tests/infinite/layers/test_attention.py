@@ -6,7 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_head import SIGMA_B, SIGMA_W, D, attention, by_hand, limit, network, seeded, shape, simulated
+import torch.nn.functional as F
+from one_head import (
+    PLAIN,
+    SIGMA_B,
+    SIGMA_W,
+    D,
+    attention,
+    by_hand,
+    heads,
+    joined,
+    limit,
+    network,
+    seeded,
+    shape,
+    simulated,
+)
 from torch import nn
 
 import ntkit
@@ -15,6 +30,20 @@ CAUSAL = torch.tril(torch.ones(3, 3)).bool()
 ADDED = torch.randn(3, 3, generator=seeded(11), dtype=D)
 SHOWN = torch.tensor([[True, True, True], [True, False, True]])
 WINDOWS = torch.randn(2, 1, 3, 3, generator=seeded(12), dtype=D)
+PLACES = torch.arange(3)[:, None] - torch.arange(3) + 2  # of relative positions
+ENTRIES = torch.tensor([0.9, -0.9]).repeat(10).reshape(5, 4).T.reshape(5, 4).double()  # mean 0, variance 0.81
+
+
+def tabled(s, e, after=lambda z: z):
+    bias = s.b[PLACES.flatten()].unflatten(0, (3, 3)).permute(2, 0, 1)
+    return by_hand(s, e, lambda z: after(z + bias))
+
+
+def bucketed(s, e):
+    index = PLACES.clamp(1, 3) - 1
+    return by_hand(s, e, lambda z: z + s.b(index).permute(2, 0, 1)[None])
+
+
 # the network, its inputs, and what is done to scores [2, *windows, t, s] before and after the softmax
 CASES = {
     "plain": (lambda s, e: attention(s, e), shape(0, 3, 3), {}),
@@ -71,6 +100,21 @@ CASES = {
         shape(16, 2, 3, 3),
         {"m": ADDED, "plus": ADDED},
     ),
+    "a table of relative positions": (
+        tabled,
+        shape(30, 3, 3),
+        {"b": nn.Parameter(ENTRIES), "table": (PLACES, 0.81, 1.0)},
+    ),
+    "a table of which entries are shared": (
+        bucketed,
+        shape(31, 3, 3),
+        {"b": nn.Embedding(3, 4), "table": (PLACES.clamp(1, 3), SIGMA_W**2, SIGMA_W**2)},
+    ),
+    "a table in windows with masks": (
+        lambda s, e: tabled(s, e.flatten(0, 1), lambda z: z + s.m).unflatten(0, (-1, 2)),
+        shape(32, 2, 3, 3),
+        {"m": ADDED, "plus": ADDED, "b": nn.Parameter(ENTRIES), "table": (PLACES, 0.81, 1.0)},
+    ),
     "scores without a gradient": (
         lambda s, e: by_hand(s, e, lambda z: z.detach()),
         shape(17, 3, 3),
@@ -89,9 +133,9 @@ def test_one_attention_against_draws_of_a_head(name):
     of, x, options = CASES[name]
     inputs = x if isinstance(x, tuple) else (x,)
     takes = 1 + (name == "other keys")
-    model = network(of, takes=takes, **({"m": options["m"]} if "m" in options else {}))
+    model = network(of, takes=takes, **{k: v for k, v in options.items() if k in "mb"})
     found = limit(model, x, samples=2**14)
-    options = {k: v for k, v in options.items() if k != "m"}
+    options = {k: v for k, v in options.items() if k not in "mb"}
     wanted = simulated(inputs[0], inputs[1] if name == "other keys" else inputs[0], **options)
     assert "draws of the scores" in str(found.program)
     for kind, kernel in enumerate((found.nngp, found.ntk)):
@@ -114,6 +158,55 @@ def test_queries_of_zeros_look_everywhere_alike():
     x = (torch.zeros(2, 3, 3, dtype=D), keys)
     torch.testing.assert_close(found.nngp(x), nngp, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.ntk(x), nngp + 2 * SIGMA_W**2 * gram, rtol=1e-10, atol=1e-12)
+
+
+def test_a_table_adds_its_entries_to_the_tangent_kernel():
+    # queries of zeros and entries that are all alike: weights are numbers, and each sum is exact
+    keys = shape(20, 3, 3)
+
+    def of(s, e, f):
+        q, k, v = (heads(s.get_submodule(n)(t), s.h) for n, t in zip(PLAIN, (e, f, f), strict=True))
+        bias = s.b[PLACES.flatten()].unflatten(0, (3, 3)).permute(2, 0, 1)
+        return joined(torch.softmax(q @ k.mT / 2**0.5 + s.m + bias, -1) @ v)
+
+    table = nn.Parameter(torch.full((5, 4), 0.7, dtype=D))
+    x = (torch.zeros(2, 3, 3, dtype=D), keys)
+    found = limit(network(of, bias=False, takes=2, b=table, m=ADDED), x, samples=2**8)
+    a = torch.softmax(ADDED, -1)
+    k = SIGMA_W**4 * torch.einsum("isd,jrd->isjr", keys, keys) / 3
+    average = torch.einsum("ts,isjr,ur->ij", a, k, a) / 9
+    hot = F.one_hot(PLACES, 5).double()
+    bent = a[..., None] * (hot - torch.einsum("ts,tsm->tm", a, hot)[:, None])
+    of_table = torch.einsum("tsm,isjr,urm->ij", bent, k, bent) / 9
+    nngp = SIGMA_W**2 * average + SIGMA_B**2
+    torch.testing.assert_close(found.nngp(x), nngp, rtol=1e-10, atol=1e-12)
+    # queries of zeros: scores do not move with the weights of queries and keys
+    ntk = nngp + SIGMA_W**2 * (2 * average + of_table)
+    torch.testing.assert_close(found.ntk(x), ntk, rtol=1e-10, atol=1e-12)
+    assert (of_table.diagonal() > 0.02 * average.diagonal()).all()
+
+
+def in_windows(reshape):
+    """Return attention in two windows in the batch, shifted by one token, its scores masked and reshaped."""
+
+    def of(s, e):
+        e = torch.relu(e).unflatten(1, (2, 3)).flatten(1, 2).roll(1, 1)
+        w = e.unflatten(1, (2, 3)).flatten(0, 1)
+        q, k, v = (heads(s.get_submodule(n)(w), s.h) for n in PLAIN)
+        z = q @ k.mT / 2**0.5
+        z = (z.unflatten(0, (-1, 2)) + s.m[:, None]).flatten(0, 1) if reshape else z + s.m[:, None]
+        return joined(torch.softmax(z, -1) @ v).unflatten(0, (-1, 2)).flatten(1, 2).roll(-1, 1)
+
+    return of
+
+
+def test_windows_shifted_and_masked_one_by_one():
+    x = shape(33, 6, 3)
+    masks = torch.stack([ADDED, 2 * ADDED])
+    one, two = (limit(network(in_windows(how), m=masks), x, samples=2**8) for how in (True, False))
+    for kind in ("nngp", "ntk"):
+        torch.testing.assert_close(getattr(one, kind)(x), getattr(two, kind)(x), rtol=1e-12, atol=1e-12)
+        assert getattr(one, kind)(x).isfinite().all()
 
 
 def test_rows_of_zeros_and_values_without_variance():

@@ -11,11 +11,11 @@ from torch import Tensor
 from ntkit.infinite.layers import rotary
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import refactored, single
-from ntkit.infinite.moments.attention import scores_of
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply, Function, sources, unrelated
 from ntkit.infinite.moments.positions import Shape, broadcast, expand, matvec
 from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.scores import scores_of
 from ntkit.infinite.moments.vectors import (
     Attended,
     Coefficient,
@@ -213,12 +213,19 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
         raise read.refuse("attention of concatenated vectors.")
     *front, t, _ = weights.shape
     if _padded(lead, tuple(front)) != tuple(front):
-        raise read.refuse("attention whose values have other axes of positions than its scores.")
+        alike = [prod(w.size(x) for x in d if x >= 0) for w in (weights, values) for d in w.dims[:-2]]
+        if alike[: len(alike) // 2] != alike[len(alike) // 2 :]:
+            raise read.refuse("attention whose values have other axes of positions than its scores.")
+        value = reshaped(value, (*front, value.shape[-1]))
     shape = (*front, t)
     soft, how = weights.only, "sampling"
     inside = soft.parts if isinstance(soft, Apply) and soft.function.name == "softmax" else ()
     found = scores_of(inside[0]) if inside else None
-    if found is not None and value.centered and unrelated((found.inner,), (value,)):
+    if (
+        found is not None
+        and value.centered
+        and unrelated((found.inner, *(table.vector for table in found.tables)), (value,))
+    ):
         e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
         how = "draws of the scores"
     elif front:

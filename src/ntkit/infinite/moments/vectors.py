@@ -117,9 +117,13 @@ class Inner(Expression):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Raw(Expression):
-    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable."""
+    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable.
+
+    ``places [*shape]`` where it is zero but in one channel, the same for all samples.
+    """
 
     data: Coefficient
+    places: Tensor | None = None
 
     raw = always(True)
 
@@ -229,12 +233,35 @@ class Attended(Expression):
     @property
     def parts(self) -> tuple[Expression, ...]:
         """The vectors that it is made of."""
-        return (self.scores.inner, self.values)
+        return (self.scores.inner, *(table.vector for table in self.scores.tables), self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Parameters in scores, ``number vector``: at each place one of ``count`` entries of a vector of them.
+
+    ``places [t, s]``, -1 for none; ``scale`` is the number with those inside the vector.
+    """
+
+    vector: Expression
+    number: float
+    name: str
+    rows: Tensor
+    average: float
+    law: WeightLaw
+    count: int
+    places: Tensor
+    scale: float
+    trained: bool
+
+    def same(self, other: Table) -> bool:
+        """Return whether two are made of the same parameters."""
+        return self.name == other.name and same_rows(self.rows, other.rows, self.name)
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of attention, number inner masks + offsets: what a softmax is taken of."""
+    """Scores of attention, number inner masks + offsets + tables: what a softmax is taken of."""
 
     inner: Inner
     number: float
@@ -242,6 +269,7 @@ class Scores:
     offsets: tuple[Coefficient, ...]
     shape: Shape
     trained: bool = True  # whether gradients go through them
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
