@@ -186,6 +186,41 @@ def test_a_table_adds_its_entries_to_the_tangent_kernel():
     assert (of_table.diagonal() > 0.02 * average.diagonal()).all()
 
 
+SHARED = {"the keys": "qkk", "the queries": "qkq"}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_values_that_are_keys_or_queries_are_like_values_of_their_own(name):
+    # each coordinate of the values is one of d in a score: no correlation is left
+    x = shape(34, 3, 3)
+    own = limit(network(attention), x, samples=2**8)
+    shared = limit(network(lambda s, e: attention(s, e, names=SHARED[name])), x, samples=2**8)
+    for kind in ("nngp", "ntk"):
+        k = getattr(own, kind)(x)
+        torch.testing.assert_close(getattr(shared, kind)(x), k, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [256, 1024])
+def test_values_that_are_keys_against_many_heads(width):
+    x = shape(34, 3, 3)
+    model = network(lambda s, e: attention(s, e, names="qkk"), width, width // 16)
+    found = limit(model, x, samples=2**12)
+    drawn = ntkit.monte_carlo(model, 24, x, seed=3, sigma_w=SIGMA_W, sigma_b=SIGMA_B)
+    for kernel, mean, error in (
+        (found.nngp(x), drawn.nngp, drawn.nngp_error),
+        (found.ntk(x), drawn.ntk, drawn.ntk_error),
+    ):
+        allowed = 4 * error + (8 / width + 1 / 64) * kernel.abs().max()
+        assert ((kernel - mean).abs() <= allowed).all()
+        assert allowed.max() < 0.3 * kernel.abs().max()
+
+
+def test_queries_that_are_keys_are_refused_by_name():
+    with pytest.raises(ntkit.NtkitError, match="one projection for both"):
+        limit(network(lambda s, e: attention(s, e, names="qqv")), shape(0, 3, 3))
+
+
 def in_windows(reshape):
     """Return attention in two windows in the batch, shifted by one token, its scores masked and reshaped."""
 

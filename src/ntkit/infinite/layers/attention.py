@@ -99,8 +99,9 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
         return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
     if sources(u) & sources(v) or not (u.centered and v.centered):
         raise read.refuse(
-            "scores of queries and keys that are not independent diverge with the width under a scale of "
-            "1/sqrt(d); scale them by 1/d."
+            "scores of queries and keys that are not independent (one projection for both, or a mean that is "
+            "not zero) diverge with the width under a scale of 1/sqrt(d): their softmax becomes a maximum; "
+            "scale them by 1/d."
         )
     shape = (*broadcast(lead, other), a, b)
     queries, keys = reshaped(u, (*lead, a, 1)), reshaped(v, (*other, 1, b))
@@ -221,11 +222,8 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
     soft, how = weights.only, "sampling"
     inside = soft.parts if isinstance(soft, Apply) and soft.function.name == "softmax" else ()
     found = scores_of(inside[0]) if inside else None
-    if (
-        found is not None
-        and value.centered
-        and unrelated((found.inner, *(table.vector for table in found.tables)), (value,))
-    ):
+    apart = found is not None and unrelated(tuple(table.vector for table in found.tables), (value,))
+    if found is not None and value.centered and apart:  # a coordinate of the values is 1/sqrt(d) of a score
         e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
         how = "draws of the scores"
     elif front:
