@@ -187,7 +187,8 @@ class Composed(Kernel):
 class Normalized(Kernel):
     """The cosine of another kernel: k(x, x') / sqrt(k(x, x) k(x', x')).
 
-    Where k has a value per pair of outputs, output o of x is divided by its own norm sqrt(k_oo(x, x)).
+    Where k has a value per pair of outputs (or positions), output o of x is divided by its own norm
+    sqrt(k_oo(x, x)).
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -198,23 +199,23 @@ class Normalized(Kernel):
         block = self.kernel(x1, x2)
         n1 = self._norms(x1, block.ndim)
         n2 = n1 if x2 is None else self._norms(x2, block.ndim)
-        if block.ndim == 4:
-            return block / (n1[:, None, :, None] * n2[None, :, None, :])
-        return block / (n1[:, None] * n2[None, :])
+        ones = [1] * _ends(block.ndim)
+        n1 = n1.reshape(n1.shape[0], 1, *n1.shape[1:], *ones)
+        return block / (n1 * n2.reshape(1, n2.shape[0], *ones, *n2.shape[1:]))
 
     def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return ones; off the diagonal of outputs, the cosines of a sample's outputs."""
         diag = self.kernel.diag(x)
-        if diag.ndim == 3:
-            norms = self._norms(x, 4)
-            return diag / (norms[:, :, None] * norms[:, None, :])
-        self._norms(x, diag.ndim + 1)
-        return torch.ones_like(diag)
+        norms, ones = self._norms(x, diag.ndim + 1), [1] * _ends(diag.ndim + 1)
+        if not ones:
+            return torch.ones_like(diag)
+        n, *ends = norms.shape
+        return diag / (norms.reshape(n, *ends, *ones) * norms.reshape(n, *ones, *ends))
 
     def _norms(self, x: Inputs, block_ndim: int) -> Tensor:
         diag = self.kernel.diag(x)
-        if block_ndim == 4:
-            diag = torch.diagonal(diag, dim1=-2, dim2=-1)
+        for left in range(_ends(block_ndim), 0, -1):
+            diag = torch.diagonal(diag, dim1=1, dim2=1 + left)
         bad = (diag <= 0).reshape(diag.shape[0], -1).any(1).nonzero().flatten().tolist()
         if bad:
             raise BadValueError(
@@ -222,3 +223,8 @@ class Normalized(Kernel):
                 f"for sample(s) {bad[:10]}. Leave those samples out or use the kernel as it is."
             )
         return diag.sqrt()
+
+
+def _ends(block_ndim: int) -> int:
+    """Return how many axes of outputs or positions each of the two has, where there are all pairs of them."""
+    return (block_ndim - 2) // 2 if block_ndim % 2 == 0 else 0

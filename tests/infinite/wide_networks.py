@@ -317,6 +317,16 @@ case("ResNet", 2, 4, 4)(resnet)
 
 # positions: tokens, attention, recurrence
 
+case("layer norm over channels and some positions", 4, 3)(
+    lambda w: Net(
+        lambda s, x: s.o(relu(s.b(s.n(relu(s.a(x)).unflatten(1, (2, 2)).flatten(2)))).mean(1)),
+        a=Linear(3, w),
+        n=nn.LayerNorm(2 * w),
+        b=Linear(2 * w, w),
+        o=out(w),
+    )
+)
+
 case("learned positions", 4, 3)(
     lambda w: Net(
         lambda s, x: s.o(relu(s.a(x) + s.p).mean(1)),
@@ -368,6 +378,40 @@ def _(w):
         return s.o(s.a(e, e, e, attn_mask=mask, need_weights=False)[0].mean(1))
 
     return Net(of, e=Linear(3, w), a=nn.MultiheadAttention(w, HEADS, batch_first=True), o=out(w))
+
+
+@case("rotary embeddings", 4, 3)
+def _(w):
+    theta = torch.arange(4)[:, None] * 10.0 ** torch.linspace(0.5, -1, w // HEADS // 2)
+    cos, sin = (torch.cat([t, t], -1) for t in (theta.cos(), theta.sin()))
+
+    def turned(s, t):
+        first, second = t.chunk(2, -1)
+        return t * s.cos + torch.cat([-second, first], -1) * s.sin
+
+    def of(s, x):
+        e = s.e(x)
+        q, k, v = (a(s.n(e)).unflatten(-1, (HEADS, -1)).transpose(1, 2) for a in (s.q, s.k, s.v))
+        a = F.scaled_dot_product_attention(turned(s, q), turned(s, k), v, is_causal=True)
+        return s.o((e + s.p(a.transpose(1, 2).flatten(2))).mean(1))
+
+    parts = {name: Linear(w, w, bias=False) for name in "qkvp"}
+    return Net(of, e=Linear(3, w), n=nn.RMSNorm(w), o=out(w), cos=cos, sin=sin, **parts)
+
+
+@case("relative positions", 4, 3)
+def _(w):
+    places = torch.arange(4)[:, None] - torch.arange(4) + 3
+
+    def of(s, x):
+        e = s.e(x)
+        q, k, v = s.qkv(e).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        bias = s.b[places.flatten()].unflatten(0, (4, 4)).permute(2, 0, 1)
+        a = torch.softmax(q @ k.mT * (w // HEADS) ** -0.5 + bias, -1) @ v
+        return s.o(a.transpose(1, 2).flatten(2).mean(1))
+
+    table = nn.Parameter(torch.randn(7, HEADS))
+    return Net(of, e=Linear(3, w), qkv=Linear(w, 3 * w), b=table, o=out(w))
 
 
 def _attention_by_d(w, tied):

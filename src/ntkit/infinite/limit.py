@@ -74,7 +74,7 @@ class Limit:
         with torch.no_grad():
             self.paths = Paths(net, example, laws)
         self.program: Program = self.paths.first.program
-        self._tiles: dict[tuple[Program, str | None], Tiles] = {}
+        self._tiles: dict[tuple[Program, str | None, bool], Tiles] = {}
         self.tiles(None)
         self.nngp, self.ntk = self.kernel("nngp"), self.kernel("ntk")
 
@@ -93,23 +93,43 @@ class Limit:
         """The largest relative error so far: the standard error where sampled, else that of quadrature."""
         return self.numerics.error
 
-    def kernel(self, kind: LimitKind, line: str | None = None) -> LimitKernel:
-        """Return the NNGP or NTK of the output, or of a line of the program."""
+    def kernel(self, kind: LimitKind, line: str | None = None, positions: bool = False) -> LimitKernel:
+        """Return the NNGP or NTK of the output, or of a line of the program.
+
+            K(x, x')[p, p'] = E[h_p(x) h_p'(x')],   Theta(x, x')[p, p'] of the same pairs
+
+        ``[n1, n2]``, the mean over equal positions; with ``positions`` all pairs of them (nodes of a graph,
+        pixels, tokens), ``[n1, n2, *positions, *positions']``, and ``[n, *positions, *positions']`` on the
+        diagonal: the dimensions of the output or of the line in their order, without samples, channels,
+        and those of size 1. A line that there is not is an `NtkitError` of the first call.
+
+        >>> import torch, ntkit
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 1, 3, padding=1))
+        >>> limit = ntkit.infinite_width(model, torch.randn(1, 2, 5))
+        >>> limit.kernel("ntk", positions=True)(torch.randn(4, 2, 5), torch.randn(3, 2, 5)).shape
+        torch.Size([4, 3, 5, 5])
+        """
         one_of("kind", kind, get_args(LimitKind))
-        kernel = LimitKernel(kind=kind, line=line, **self.settings)  # pyright: ignore[reportArgumentType]
+        settings: dict[str, Any] = self.settings
+        kernel = LimitKernel(kind=kind, line=line, positions=positions, **settings)
         kernel._limit = self
         return kernel
 
-    def tiles(self, line: str | None, *batches: Batch) -> Tiles:
+    def tiles(self, line: str | None, *batches: Batch, positions: bool = False) -> Tiles:
         """Return what evaluates a line of the program, or the output, of the samples of some batches."""
         if not isinstance(line, str | None):
             raise BadTypeError(f"line={line!r}; expected the name of a line of the program, or None.")
+        if not isinstance(positions, bool):
+            raise BadTypeError(f"positions={positions!r}; expected True or False.")
         with torch.no_grad():
             program = self.paths.of(*batches).program if batches else self.program
-        if (program, line) not in self._tiles:
-            value = program.output if line is None else _line(program, line)
-            self._tiles[program, line] = Tiles(value, self.numerics, self._memory, self._compile)
-        return self._tiles[program, line]
+        key = (program, line, positions)
+        if key not in self._tiles:
+            output = program.framed if positions else program.output
+            value = output if line is None else _line(program, line)
+            self._tiles[key] = Tiles(value, self.numerics, self._memory, self._compile, positions)
+        return self._tiles[key]
 
     def __repr__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
@@ -158,7 +178,8 @@ class LimitKernel(Kernel):
     """The NNGP or the NTK of a network's infinite-width limit, ``[n1, n2]`` for each single output.
 
     The full kernel of o outputs is this one times the identity of size o. Made by `infinite_width`; with
-    ``line`` the kernel of a line of the program, as in ``limit.layers``.
+    ``line`` the kernel of a line of the program, as in ``limit.layers``; with ``positions`` that of all
+    pairs of positions, ``[n1, n2, *positions, *positions']``: see `Limit.kernel`.
     """
 
     def __init__(
@@ -167,9 +188,11 @@ class LimitKernel(Kernel):
         example: Inputs,
         kind: LimitKind = "ntk",
         line: str | None = None,
+        positions: bool = False,
         **settings: Unpack[LimitSettings],
     ) -> None:
         self.model, self.example, self.kind, self.line = model, example, kind, line
+        self.positions = positions
         self.inputs: Picked = None
         defaults = {p.name: p.default for p in signature(infinite_width).parameters.values()}
         self._settings = {k: v for k, v in defaults.items() if k not in ("model", "example")} | settings
@@ -185,18 +208,22 @@ class LimitKernel(Kernel):
         """The limit that this kernel belongs to, read again after `set_params` or `clone`."""
         if self._limit is None:
             one_of("kind", self.kind, get_args(LimitKind))
-            params = self.get_params(deep=False)
-            self._limit = infinite_width(**{k: v for k, v in params.items() if k not in ("kind", "line")})
+            own = ("kind", "line", "positions")
+            params = {k: v for k, v in self.get_params(deep=False).items() if k not in own}
+            self._limit = infinite_width(**params)
         return self._limit
 
-    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2"]:
-        """Return the kernel ``[n1, n2]`` between two batches (the second is the first if left out)."""
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
+        """Return the kernel between two batches (the second is the first if left out).
+
+        ``[n1, n2]``, or ``[n1, n2, *positions, *positions']``.
+        """
         net = self.limit.net
         first = as_inputs(x1, net, "x1", self.inputs)
         second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2", self.inputs))
         with undisturbed(net):
             first = self._checked(first)
-            tiles = self.limit.tiles(self.line, first, *([] if second is None else [second]))
+            tiles = self._tiles(first, *([] if second is None else [second]))
             return tiles(self.kind == "ntk", first, second, last=True)[0]
 
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
@@ -205,14 +232,17 @@ class LimitKernel(Kernel):
         first = self._checked(as_inputs(x1, net, "x1", self.inputs))
         second = first if x2 is None else self._checked(as_inputs(x2, net, "x2", self.inputs))
         with undisturbed(net), torch.no_grad():
-            tiles = self.limit.tiles(self.line, first, second)
+            tiles = self._tiles(first, second)
             return tiles.plan(self.kind == "ntk", first, batch_size(first), batch_size(second))
 
-    def diag(self, x: Inputs) -> Float[Tensor, " n"]:
-        """Return the kernel of each sample with itself, ``[n]``."""
+    def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
+        """Return the kernel of each sample with itself, ``[n]`` or ``[n, *positions, *positions']``."""
         batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
-            return self.limit.tiles(self.line, batch).diagonal(self.kind == "ntk", batch)[-1]
+            return self._tiles(batch).diagonal(self.kind == "ntk", batch)[-1]
+
+    def _tiles(self, *batches: Batch) -> Tiles:
+        return self.limit.tiles(self.line, *batches, positions=self.positions)
 
     def _checked(self, x: Batch) -> Batch:
         shapes, wanted = (
@@ -233,6 +263,7 @@ class LimitKernel(Kernel):
 
     def __repr__(self) -> str:
         line = f" of line {self.line}" if self.line else ""
+        line += " between positions" if self.positions else ""
         laws = f"{self.get_params()['parameterization']} parameterization"
         return f"LimitKernel({self.kind}{line} of {type(self.model).__name__}, {laws})"
 

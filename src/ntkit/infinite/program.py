@@ -46,11 +46,13 @@ Operation = Callable[..., Any]
 class Program:
     """A tensor program: lines that are inputs, products with weights, linear combinations, functions.
 
-    ``print(program)`` shows each line with the module that it comes from.
+    ``print(program)`` shows each line with the module that it comes from. ``output`` are the outputs in one
+    row, ``framed`` those in the dimensions that the network gives them.
     """
 
     lines: tuple[Entry, ...]
     output: Wide
+    framed: Wide
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -95,7 +97,8 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
     while last is not None and last.target is torch.ops.aten.reshape.default and last.name not in graph.paths:
         last = last.args[0]  # outputs are reshaped by ntkit
     reading.node = last if last is not None and last.op == "call_function" else None
-    return Program(tuple(reading.lines), _check_output(reading, result), tuple(reading.notes))
+    output, framed = _check_output(reading, result), env[last]  # pyright: ignore[reportArgumentType]
+    return Program(tuple(reading.lines), output, framed, tuple(reading.notes))
 
 
 def _plain(leaf: object) -> bool:

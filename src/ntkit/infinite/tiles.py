@@ -28,6 +28,7 @@ from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import Numerics, Sampled
 from ntkit.infinite.moments.order import Order
 from ntkit.infinite.moments.pairs import Pairs
+from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.moments.vectors import Attended, behind
 from ntkit.infinite.reading.values import Wide
@@ -48,17 +49,21 @@ Compile = bool | Literal["auto"]
 Tile = Callable[[Batch, Batch], tuple[Tensor, ...]]
 
 
-def kernels(pairs: Pairs, value: Wide, ntk: bool) -> tuple[Tensor, ...]:
-    """Return K (and Theta) of a vector: the mean over positions, and over concatenated parts by width."""
+def kernels(pairs: Pairs, value: Wide, ntk: bool, positions: bool = False) -> tuple[Tensor, ...]:
+    """Return K (and Theta) of a vector: the mean over concatenated parts by width, and over equal positions.
+
+    With ``positions`` those of all pairs of positions, behind the axes of samples.
+    """
     values = []
+    shape = (*pairs.batch, *value.shape, *value.shape) if positions else pairs.batch
     for of in (pairs.tangent, pairs.moment) if ntk else (pairs.moment,):  # moments as tangents need them
         parts = []
         for width, e in value.pieces:
-            k = of(e, e, "equal")
-            axes = [] if k is None else list(range(len(pairs.batch), k.ndim))
+            k = of(e, e, "all" if positions else "equal")
+            axes = [] if k is None or positions else list(range(len(pairs.batch), k.ndim))
             parts.append(times(k.mean(axes) if k is not None and axes else k, width / value.width))
         whole = add(parts)
-        values.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(pairs.batch))
+        values.append((pairs.left.numerics.zeros(1) if whole is None else whole).expand(shape))
     return tuple(reversed(values))
 
 
@@ -97,11 +102,20 @@ class Tiles:
     """The evaluation of a vector of a program on batches of any size.
 
     A tile is a block of samples by samples whose values fit into the budget. Tiles of one call have one
-    shape (the last ones are filled up), so that they are compiled once.
+    shape (the last ones are filled up), so that they are compiled once. With ``positions`` blocks are
+    ``[n1, n2, *positions, *positions]``.
     """
 
-    def __init__(self, value: Wide, numerics: Numerics, memory: int | float | str, compile: Compile) -> None:
-        self.value, self.numerics = value, numerics
+    def __init__(
+        self,
+        value: Wide,
+        numerics: Numerics,
+        memory: int | float | str,
+        compile: Compile,
+        positions: bool = False,
+    ) -> None:
+        self.value = value.per_dimension() if positions else value
+        self.numerics, self.positions = numerics, positions
         self.compile: Compile = one_of("compile", compile, (True, False, "auto"))
         self.budget = parse_memory(memory)
         self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))
@@ -125,7 +139,8 @@ class Tiles:
             rows = columns = min(rows, columns, -(-n1 // PARTS))
         elif symmetric and (rows < n1 or columns < n2):
             rows = columns = min(rows, columns)
-        blocks = tuple(_room(n1, n2, self.numerics) for _ in range(1 if last else 1 + ntk))
+        behind = (*self.value.shape, *self.value.shape) if self.positions else ()
+        blocks = tuple(_room((n1, n2, *behind), self.numerics) for _ in range(1 if last else 1 + ntk))
         every = ((i, j) for i in range(0, n1, rows) for j in range(0, n2, columns))
         corners = [(i, j) for i, j in every if i <= j or not symmetric]
         sides = _Sides(self.numerics, self.budget // 4)
@@ -143,7 +158,7 @@ class Tiles:
                 part = value[: n1 - i, : n2 - j]
                 block[i : i + rows, j : j + columns] = part
                 if symmetric and i != j:
-                    block[j : j + columns, i : i + rows] = part.T
+                    block[j : j + columns, i : i + rows] = _turned(part)
 
         if len(corners) == 1 and self.compile is not True:
             fill(corners[0])
@@ -153,8 +168,9 @@ class Tiles:
                 _each(lambda corner: fill(corner, compiled), corners, workers)
         if symmetric:  # a correlation of exactly one, whatever the order of summation was
             exact = self.diagonal(ntk, x1)
+            every = torch.arange(n1)
             for block, value in zip(blocks, exact[-1:] if last else exact, strict=True):
-                block.diagonal().copy_(value)
+                block[every, every] = value
         return blocks
 
     def _first(
@@ -176,7 +192,7 @@ class Tiles:
         with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.side(x, ntk)))
             sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))
-            parts = [kernels(side.itself, self.value, ntk) for side in sides]
+            parts = [kernels(side.itself, self.value, ntk, self.positions) for side in sides]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def order(self, x: Batch, ntk: bool) -> Order:
@@ -192,8 +208,8 @@ class Tiles:
             few = self.numerics.probe()
             one, other = (PairSide(take(x, slice(0, 1)), few) for _ in range(2))
             pairs = Pairs(one, other, True, ntk)
-            kernels(pairs, self.value, ntk)
-            kernels(one.itself, self.value, ntk)
+            kernels(pairs, self.value, ntk, self.positions)
+            kernels(one.itself, self.value, ntk, self.positions)
             self._known[ntk] = pairs.order, max(1, one.bytes)
         return self._known[ntk]
 
@@ -201,7 +217,7 @@ class Tiles:
         """Return K (and Theta) of pairs, with no value in memory longer than it is needed."""
         if ntk in self._known:
             pairs.follow(self._known[ntk][0])
-        return kernels(pairs, self.value, ntk)
+        return kernels(pairs, self.value, ntk, self.positions)
 
     def sizes(self, x: Batch, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
         """Return the samples of a tile: as even as they can be within the budget."""
@@ -218,7 +234,7 @@ class Tiles:
         order, sample = self._measured(x, ntk)
         if not self.plain and not self.numerics.plan:  # a pair of samples shows what is drawn for it
             one, other = (PairSide(take(x, slice(0, 1)), self.numerics) for _ in range(2))
-            kernels(Pairs(one, other, True, ntk), self.value, ntk)
+            kernels(Pairs(one, other, True, ntk), self.value, ntk, self.positions)
         sampled = tuple(self.numerics.plan.values())
         return Plan((n1, n2), tile, order.held, sample, self.budget, len(order.steps), sampled)
 
@@ -273,11 +289,17 @@ class _Sides:
         return side
 
 
-def _room(n1: int, n2: int, like: Numerics) -> Tensor:
-    """Return an empty matrix; NumPy asks for large pages, which are several times faster to fill at first."""
+def _room(shape: Shape, like: Numerics) -> Tensor:
+    """Return an empty block; NumPy asks for large pages, which are several times faster to fill at first."""
     if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.empty((n1, n2), str(like.dtype).removeprefix("torch.")))
-    return torch.empty(n1, n2, dtype=like.dtype, device=like.device)
+        return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _turned(block: Tensor) -> Tensor:
+    """Return a block with both samples in each other's place, and their positions."""
+    rank = (block.ndim - 2) // 2
+    return block.permute(1, 0, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
 
 
 @contextmanager

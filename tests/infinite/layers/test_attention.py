@@ -7,67 +7,43 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from one_head import (
+    PLAIN,
+    SIGMA_B,
+    SIGMA_W,
+    D,
+    attention,
+    by_hand,
+    heads,
+    joined,
+    limit,
+    network,
+    seeded,
+    shape,
+    simulated,
+)
 from torch import nn
-from wide_networks import Net
 
 import ntkit
-
-D = torch.float64
-SIGMA_W, SIGMA_B = 1.4, 0.3
-HEADS = 4
-PLAIN = ("q", "k", "v")
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def heads(t, h):
-    return t.unflatten(-1, (h, -1)).transpose(-2, -3)
-
-
-def joined(t):
-    return t.transpose(-2, -3).flatten(-2)
-
-
-def attention(s, e, keys=None, names=PLAIN, mask=None):
-    """Attention as torch writes it, with queries, keys and values by layers of those names."""
-    keys = e if keys is None else keys
-    q, k, v = (heads(s.get_submodule(n)(t), s.h) for n, t in zip(names, (e, keys, keys), strict=True))
-    return joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-
-
-def by_hand(s, e, change=lambda z: z, after=lambda a: a):
-    q, k, v = (heads(s.get_submodule(n)(e), s.h) for n in PLAIN)
-    return joined(after(torch.softmax(change(q @ k.mT / q.shape[-1] ** 0.5), -1)) @ v)
-
-
-def network(of, width=8, h=HEADS, names="", bias=True, takes=1, **parts):
-    def call(s, *x):
-        e = [s.e(t) for t in x[:takes]]
-        out = of(s, *e, *x[takes:])
-        return s.o(out.flatten(1, -2).mean(1))
-
-    layers = {n: nn.Linear(width, width, bias=bias) for n in (*PLAIN, *names)}
-    layers = {"e": nn.Linear(3, width, bias=bias), **layers, "o": nn.Linear(width, 1)}
-    model = Net(call, **layers, **parts).double().eval()
-    model.h = h
-    return model
-
-
-def limit(model, x, **options):
-    first = tuple(t[:1] for t in x) if isinstance(x, tuple) else x[:1]
-    return ntkit.infinite_width(model, first, sigma_w=SIGMA_W, sigma_b=SIGMA_B, **options)
-
-
-def shape(seed, *sizes):
-    return 0.6 * torch.randn(2, *sizes, generator=seeded(seed), dtype=D)
-
 
 CAUSAL = torch.tril(torch.ones(3, 3)).bool()
 ADDED = torch.randn(3, 3, generator=seeded(11), dtype=D)
 SHOWN = torch.tensor([[True, True, True], [True, False, True]])
 WINDOWS = torch.randn(2, 1, 3, 3, generator=seeded(12), dtype=D)
+PLACES = torch.arange(3)[:, None] - torch.arange(3) + 2  # of relative positions
+ENTRIES = torch.tensor([0.9, -0.9]).repeat(10).reshape(5, 4).T.reshape(5, 4).double()  # mean 0, variance 0.81
+
+
+def tabled(s, e, after=lambda z: z):
+    bias = s.b[PLACES.flatten()].unflatten(0, (3, 3)).permute(2, 0, 1)
+    return by_hand(s, e, lambda z: after(z + bias))
+
+
+def bucketed(s, e):
+    index = PLACES.clamp(1, 3) - 1
+    return by_hand(s, e, lambda z: z + s.b(index).permute(2, 0, 1)[None])
+
+
 # the network, its inputs, and what is done to scores [2, *windows, t, s] before and after the softmax
 CASES = {
     "plain": (lambda s, e: attention(s, e), shape(0, 3, 3), {}),
@@ -124,6 +100,21 @@ CASES = {
         shape(16, 2, 3, 3),
         {"m": ADDED, "plus": ADDED},
     ),
+    "a table of relative positions": (
+        tabled,
+        shape(30, 3, 3),
+        {"b": nn.Parameter(ENTRIES), "table": (PLACES, 0.81, 1.0)},
+    ),
+    "a table of which entries are shared": (
+        bucketed,
+        shape(31, 3, 3),
+        {"b": nn.Embedding(3, 4), "table": (PLACES.clamp(1, 3), SIGMA_W**2, SIGMA_W**2)},
+    ),
+    "a table in windows with masks": (
+        lambda s, e: tabled(s, e.flatten(0, 1), lambda z: z + s.m).unflatten(0, (-1, 2)),
+        shape(32, 2, 3, 3),
+        {"m": ADDED, "plus": ADDED, "b": nn.Parameter(ENTRIES), "table": (PLACES, 0.81, 1.0)},
+    ),
     "scores without a gradient": (
         lambda s, e: by_hand(s, e, lambda z: z.detach()),
         shape(17, 3, 3),
@@ -137,67 +128,14 @@ CASES = {
 }
 
 
-def line(k, theta):
-    """Return both kernels behind a linear layer."""
-    k = SIGMA_W**2 * k + SIGMA_B**2
-    return k, k + SIGMA_W**2 * theta
-
-
-def simulated(x, keys, draws=2**13, plus=0.0, times=1.0, hide=None, detached=False):
-    """Return NNGP and NTK of the mean over positions of one attention, [2, 2] each, and their errors.
-
-    ``x [2, *windows, t, 3]``. All scores of both samples are drawn from one covariance, written out.
-    """
-    x, keys = (t if t.ndim == 4 else t[:, None] for t in (x, keys))
-    n, w, t = x.shape[:3]
-    s = keys.shape[2]
-
-    def kernel(a, b):
-        return line(SIGMA_W**-2 * (SIGMA_W**2 * torch.einsum("iwtd,jvsd->iwtjvs", a, b) / 3), 0.0)
-
-    (kq, tq), (kk, tk) = (line(*kernel(a, a)) for a in (x, keys))
-    kv, tv = kk, tk  # other weights, the same law
-    # scores [i, w, t, s]: covariance and tangent kernel of all pairs
-    cov = torch.einsum("iwtjvu,iwsjvr->iwtsjvur", kq, kk)
-    theta = torch.einsum("iwtjvu,iwsjvr->iwtsjvur", tq, kk) + torch.einsum("iwtjvu,iwsjvr->iwtsjvur", kq, tk)
-    size = n * w * t * s
-    values, vectors = torch.linalg.eigh(cov.reshape(size, size))
-    root = vectors * values.clamp(min=0).sqrt()
-    z = (torch.randn(draws, size, generator=seeded(99), dtype=D) @ root.T).reshape(draws, n, w, t, s)
-
-    def spread(c):
-        c = torch.as_tensor(c)
-        c = c if c.ndim != 3 or c.shape[0] != 2 or w > 1 else c[:, None]
-        return c.expand(n, w, t, s) if c.ndim else c
-
-    factor = spread(times)
-    z = factor * z + spread(plus)
-    z = z if hide is None else z.masked_fill(spread(hide), -torch.inf)
-    a = torch.softmax(z, -1)
-    d = (torch.diag_embed(a) - a[..., :, None] * a[..., None, :]) * factor.expand(n, w, t, s)[..., None, :]
-    found = []
-    for i, j in ((0, 0), (0, 1), (1, 1)):
-        k = torch.einsum("bwts,wsvr,bvur->b", a[:, i], kv[i][:, :, j], a[:, j])
-        through = torch.einsum("bwts,wsvr,bvur->b", a[:, i], tv[i][:, :, j], a[:, j])
-        if not detached:
-            whole = theta[i][:, :, :, j]
-            right = torch.einsum("bvury,wsvr->bwsvuy", d[:, j], kv[i][:, :, j])
-            both = torch.einsum("bwtsx,bwsvuy->bwtxvuy", d[:, i], right)
-            through = through + torch.einsum("bwtxvuy,wtxvuy->b", both, whole)
-        counts = (w * t) ** 2
-        nngp, ntk = line(k / counts, through / counts)
-        found.append([(float(m.mean()), float(m.std()) / draws**0.5) for m in (nngp, ntk)])
-    return torch.tensor(found, dtype=D)  # [pairs, kinds, 2]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_one_attention_against_draws_of_a_head(name):
     of, x, options = CASES[name]
     inputs = x if isinstance(x, tuple) else (x,)
     takes = 1 + (name == "other keys")
-    model = network(of, takes=takes, **({"m": options["m"]} if "m" in options else {}))
+    model = network(of, takes=takes, **{k: v for k, v in options.items() if k in "mb"})
     found = limit(model, x, samples=2**14)
-    options = {k: v for k, v in options.items() if k != "m"}
+    options = {k: v for k, v in options.items() if k not in "mb"}
     wanted = simulated(inputs[0], inputs[1] if name == "other keys" else inputs[0], **options)
     assert "draws of the scores" in str(found.program)
     for kind, kernel in enumerate((found.nngp, found.ntk)):
@@ -220,6 +158,90 @@ def test_queries_of_zeros_look_everywhere_alike():
     x = (torch.zeros(2, 3, 3, dtype=D), keys)
     torch.testing.assert_close(found.nngp(x), nngp, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.ntk(x), nngp + 2 * SIGMA_W**2 * gram, rtol=1e-10, atol=1e-12)
+
+
+def test_a_table_adds_its_entries_to_the_tangent_kernel():
+    # queries of zeros and entries that are all alike: weights are numbers, and each sum is exact
+    keys = shape(20, 3, 3)
+
+    def of(s, e, f):
+        q, k, v = (heads(s.get_submodule(n)(t), s.h) for n, t in zip(PLAIN, (e, f, f), strict=True))
+        bias = s.b[PLACES.flatten()].unflatten(0, (3, 3)).permute(2, 0, 1)
+        return joined(torch.softmax(q @ k.mT / 2**0.5 + s.m + bias, -1) @ v)
+
+    table = nn.Parameter(torch.full((5, 4), 0.7, dtype=D))
+    x = (torch.zeros(2, 3, 3, dtype=D), keys)
+    found = limit(network(of, bias=False, takes=2, b=table, m=ADDED), x, samples=2**8)
+    a = torch.softmax(ADDED, -1)
+    k = SIGMA_W**4 * torch.einsum("isd,jrd->isjr", keys, keys) / 3
+    average = torch.einsum("ts,isjr,ur->ij", a, k, a) / 9
+    hot = F.one_hot(PLACES, 5).double()
+    bent = a[..., None] * (hot - torch.einsum("ts,tsm->tm", a, hot)[:, None])
+    of_table = torch.einsum("tsm,isjr,urm->ij", bent, k, bent) / 9
+    nngp = SIGMA_W**2 * average + SIGMA_B**2
+    torch.testing.assert_close(found.nngp(x), nngp, rtol=1e-10, atol=1e-12)
+    # queries of zeros: scores do not move with the weights of queries and keys
+    ntk = nngp + SIGMA_W**2 * (2 * average + of_table)
+    torch.testing.assert_close(found.ntk(x), ntk, rtol=1e-10, atol=1e-12)
+    assert (of_table.diagonal() > 0.02 * average.diagonal()).all()
+
+
+SHARED = {"the keys": "qkk", "the queries": "qkq"}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_values_that_are_keys_or_queries_are_like_values_of_their_own(name):
+    # each coordinate of the values is one of d in a score: no correlation is left
+    x = shape(34, 3, 3)
+    own = limit(network(attention), x, samples=2**8)
+    shared = limit(network(lambda s, e: attention(s, e, names=SHARED[name])), x, samples=2**8)
+    for kind in ("nngp", "ntk"):
+        k = getattr(own, kind)(x)
+        torch.testing.assert_close(getattr(shared, kind)(x), k, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [256, 1024])
+def test_values_that_are_keys_against_many_heads(width):
+    x = shape(34, 3, 3)
+    model = network(lambda s, e: attention(s, e, names="qkk"), width, width // 16)
+    found = limit(model, x, samples=2**12)
+    drawn = ntkit.monte_carlo(model, 24, x, seed=3, sigma_w=SIGMA_W, sigma_b=SIGMA_B)
+    for kernel, mean, error in (
+        (found.nngp(x), drawn.nngp, drawn.nngp_error),
+        (found.ntk(x), drawn.ntk, drawn.ntk_error),
+    ):
+        allowed = 4 * error + (8 / width + 1 / 64) * kernel.abs().max()
+        assert ((kernel - mean).abs() <= allowed).all()
+        assert allowed.max() < 0.3 * kernel.abs().max()
+
+
+def test_queries_that_are_keys_are_refused_by_name():
+    with pytest.raises(ntkit.NtkitError, match="one projection for both"):
+        limit(network(lambda s, e: attention(s, e, names="qqv")), shape(0, 3, 3))
+
+
+def in_windows(reshape):
+    """Return attention in two windows in the batch, shifted by one token, its scores masked and reshaped."""
+
+    def of(s, e):
+        e = torch.relu(e).unflatten(1, (2, 3)).flatten(1, 2).roll(1, 1)
+        w = e.unflatten(1, (2, 3)).flatten(0, 1)
+        q, k, v = (heads(s.get_submodule(n)(w), s.h) for n in PLAIN)
+        z = q @ k.mT / 2**0.5
+        z = (z.unflatten(0, (-1, 2)) + s.m[:, None]).flatten(0, 1) if reshape else z + s.m[:, None]
+        return joined(torch.softmax(z, -1) @ v).unflatten(0, (-1, 2)).flatten(1, 2).roll(-1, 1)
+
+    return of
+
+
+def test_windows_shifted_and_masked_one_by_one():
+    x = shape(33, 6, 3)
+    masks = torch.stack([ADDED, 2 * ADDED])
+    one, two = (limit(network(in_windows(how), m=masks), x, samples=2**8) for how in (True, False))
+    for kind in ("nngp", "ntk"):
+        torch.testing.assert_close(getattr(one, kind)(x), getattr(two, kind)(x), rtol=1e-12, atol=1e-12)
+        assert getattr(one, kind)(x).isfinite().all()
 
 
 def test_rows_of_zeros_and_values_without_variance():
@@ -282,7 +304,7 @@ import resource, sys
 sys.path[:0] = [{tests!r}]
 import torch, ntkit
 from torch import nn
-from layers.test_attention import attention, network
+from one_head import attention, network
 torch.set_num_threads(1)
 mask = torch.ones(197, 197).tril().bool()
 model = network(lambda s, e: attention(s, e, mask=s.m), m=mask).float()

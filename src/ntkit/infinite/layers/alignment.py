@@ -133,7 +133,8 @@ class Aligned:
         if fixed and known.example.numel() == 1:
             return [float(known.example)] * len(self.bounds)
         shape = self._positions(sizes)
-        numbers_of = Coefficient(shape, lambda side: known.numbers.value(side).reshape(-1, *shape))
+        own = known.example.reshape(shape) if fixed else None
+        numbers_of = Coefficient(shape, lambda side: known.numbers.value(side).reshape(-1, *shape), own)
         return [numbers_of] * len(self.bounds)
 
     def _one_for_all(self, known: Known) -> Known | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
+from ntkit.infinite.layers import rotary
 from ntkit.infinite.layers.alignment import Term, combine, shape_of
 from ntkit.infinite.moments.expectation import how
 from ntkit.infinite.moments.expression import Expression
@@ -107,6 +109,9 @@ def mul(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
         return Weight(a.name, a.tensor, a.shape, a.factor * b)
     if isinstance(b, Weight) and isinstance(a, float | int):
         return mul(read, b, a)
+    for vector, numbers in ((a, b), (b, a)):
+        if isinstance(vector, Wide) and isinstance(numbers, Tensor) and rotary.varies(vector, numbers):
+            return rotary.scaled(read, vector, numbers)
     value = combine(read, [a, b], lambda x, y: times(read, x, y))
     text = f"{read.name(a)} * {read.name(b)}"
     if isinstance(value.only, Apply):

@@ -8,12 +8,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ntkit.infinite.layers import rotary
+from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import refactored, single
-from ntkit.infinite.moments.attention import scores_of
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply, Function, sources, unrelated
 from ntkit.infinite.moments.positions import Shape, broadcast, expand, matvec
 from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.moments.scores import scores_of
 from ntkit.infinite.moments.vectors import (
     Attended,
     Coefficient,
@@ -32,7 +34,7 @@ aten = torch.ops.aten
 def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     """Return a product of two vectors, or of numbers and a vector along positions."""
     if isinstance(a, Wide) and isinstance(b, Wide):
-        a, b = a.canonical(), b.canonical()
+        a, b = _own_heads(read, a.canonical()), _own_heads(read, b.canonical())
         inner_a, inner_b = a.dims[-1], b.dims[-2]
         if inner_a and inner_b and all(x < 0 for x in inner_a) and all(x < 0 for x in inner_b):
             return scores(read, a, b)
@@ -47,6 +49,23 @@ def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     raise read.refuse("a product of this kind of values.")
 
 
+def _own_heads(read: Reading, a: Wide) -> Wide:
+    """Return a vector whose heads were repeated for groups of others, with these copies as heads.
+
+    No weight behind the attention is shared by them, so that each is like one of its own.
+    """
+    for d, dim in enumerate(a.dims):
+        copies = [x for x in dim if x >= 0 and any(y < 0 for y in dim)]
+        if len(copies) == 1 and all(len(e.shape) and e.shape[copies[0]] == 1 for _, e in a.pieces):
+            (axis,) = copies
+            dims = [tuple(x - (x > axis) for x in y if x != axis) for y in a.dims]
+            shape = a.shape[:axis] + a.shape[axis + 1 :]
+            one = replace(a, shape=(*a.shape[:axis], 1, *a.shape[axis + 1 :])).reshaped(shape, dims)
+            index = torch.arange(one.sizes[d]).repeat_interleave(a.shape[axis])
+            return _own_heads(read, selected(read, one, d, index, False))
+    return a
+
+
 def swapped(a: Wide) -> Wide:
     """Return a vector with its last two dimensions swapped."""
     return replace(a, dims=(*a.dims[:-2], a.dims[-1], a.dims[-2]))
@@ -59,27 +78,35 @@ def _swapped_numbers(a: Known) -> Known:
 
 def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
     """Q K^T: a G-variable of a head, where the heads are many."""
+    width = q.sizes[-1]
+    q, left = rotary.unturned(read, q, width)
+    k, right = rotary.unturned(read, k, width)
+    left, right = rotary.along(read, left, q, len(q.dims) - 2), rotary.along(read, right, k, len(k.dims) - 1)
     first, lead, a = _batched(read, q, len(q.dims) - 2)
     second, other, b = _batched(read, k, len(k.dims) - 1)
+    turn = rotary.factor(left, right, width, a, b)
     lead, other = _padded(lead, other), _padded(other, lead)
-    width = q.sizes[-1]
     heads = tuple(s for s, place in zip(q.channels, _places(q), strict=True) if place != len(q.dims) - 1)
     u, constant_u = _unscaled(first)
     v, constant_v = _unscaled(second)
     constant = constant_u * constant_v
     averages = abs(constant * _later(read)) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
     if averages:
+        if turn is not None:
+            raise read.refuse("queries and keys that are turned (rotary embeddings) under a scale of 1/d.")
         if lead:
             raise read.refuse("scores scaled by 1/d over more than one axis of positions.")
         return averaged(read, q, k, reshaped(u, (a, 1)), reshaped(v, (1, b)), constant * width)
     if sources(u) & sources(v) or not (u.centered and v.centered):
         raise read.refuse(
-            "scores of queries and keys that are not independent diverge with the width under a scale of "
-            "1/sqrt(d); scale them by 1/d."
+            "scores of queries and keys that are not independent (one projection for both, or a mean that is "
+            "not zero) diverge with the width under a scale of 1/sqrt(d): their softmax becomes a maximum; "
+            "scale them by 1/d."
         )
     shape = (*broadcast(lead, other), a, b)
-    left, right = reshaped(u, (*lead, a, 1)), reshaped(v, (*other, 1, b))
-    inner = Inner(shape, left, right, width * (constant_u * constant_v) ** 2)
+    queries, keys = reshaped(u, (*lead, a, 1)), reshaped(v, (*other, 1, b))
+    turn = None if turn is None else turn.to(read.dtype)
+    inner = Inner(shape, queries, keys, width * (constant_u * constant_v) ** 2, turn)
     layout = [[x >= 0 for x in (d or e)] for d, e in zip(q.dims[:-2], k.dims[:-2], strict=True)]
     if not heads:
         layout, heads = [[False, *layout[0]], *layout[1:]] if layout else [], (1,)
@@ -89,7 +116,8 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
         "is random."
     )
     wide = Wide(((prod(heads), inner),), shape, heads, dims)
-    return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width})", wide, "g")
+    turned = "" if turn is None else ", both turned" if left is not None and right is not None else ", turned"
+    return read.write("Scores", f"{read.name(q)} . {read.name(k)}   (width {width}{turned})", wide, "g")
 
 
 def _later(read: Reading) -> float:
@@ -186,12 +214,16 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
         raise read.refuse("attention of concatenated vectors.")
     *front, t, _ = weights.shape
     if _padded(lead, tuple(front)) != tuple(front):
-        raise read.refuse("attention whose values have other axes of positions than its scores.")
+        alike = [prod(w.size(x) for x in d if x >= 0) for w in (weights, values) for d in w.dims[:-2]]
+        if alike[: len(alike) // 2] != alike[len(alike) // 2 :]:
+            raise read.refuse("attention whose values have other axes of positions than its scores.")
+        value = reshaped(value, (*front, value.shape[-1]))
     shape = (*front, t)
     soft, how = weights.only, "sampling"
     inside = soft.parts if isinstance(soft, Apply) and soft.function.name == "softmax" else ()
     found = scores_of(inside[0]) if inside else None
-    if found is not None and value.centered and unrelated((found.inner,), (value,)):
+    apart = found is not None and unrelated(tuple(table.vector for table in found.tables), (value,))
+    if found is not None and value.centered and apart:  # a coordinate of the values is 1/sqrt(d) of a score
         e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
         how = "draws of the scores"
     elif front:
@@ -199,9 +231,12 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
     else:
         function = Function("weighted mean", lambda p, x: matvec(expand(p, weights.shape), x), None, False)
         e = Apply(shape, function, (expanded(soft, weights.shape), value))
-    dims = numbered(
-        [*([x >= 0 for x in d] for d in weights.dims[:-2]), [True], [x >= 0 for x in values.dims[-1]]]
-    )
+    fronts = (*[()] * (rank - len(values.dims)), *values.dims[:-2])
+    layout = [
+        [*([True] * sum(x >= 0 for x in one)), *([False] * sum(x < 0 for x in other))]
+        for one, other in zip(weights.dims[:-2], fronts, strict=True)
+    ]
+    dims = numbered([*layout, [True], [x >= 0 for x in values.dims[-1]]])
     wide = Wide(((values.pieces[0][0], e),), shape, values.channels, dims)
     wide = read.write("Nonlin", f"{read.name(a)} {read.name(v)}   [{how}]", wide)
     return refactored(read, wide, wide.sizes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ntkit.infinite.layers import rotary
 from ntkit.infinite.layers.alignment import Aligned, Concatenated, Term, combine
 from ntkit.infinite.layers.arithmetic import total
 from ntkit.infinite.layers.selections import selected
@@ -41,6 +42,10 @@ def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     first = next(v for v in values if isinstance(v, Wide))
     dim %= len(first.dims)
     text = ", ".join(map(read.name, values))
+    if any(x < 0 for x in first.dims[dim]) and len(first.channels) > 1:
+        whole = rotary.rejoined(read, [v for v in values if isinstance(v, Wide)], dim, False)
+        if whole is not None and all(isinstance(v, Wide) for v in values):
+            return read.write("Concat", f"parts of the channels of heads: {text}", whole)
     if any(x < 0 for x in first.dims[dim]):
         return read.write("Concat", f"channels of {text}", _channels(read, values, dim))
     template = _hollow(first, dim)
@@ -105,7 +110,23 @@ def stack(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
             return unsqueeze(read, v, dim)
         return v.unsqueeze(dim) if isinstance(v, Tensor) else known(torch.unsqueeze, (v, dim), {})
 
+    wides = [v for v in values if isinstance(v, Wide)]
+    if len(wides) == len(values) and _flattened(read):
+        whole = rotary.rejoined(read, wides, dim, True)
+        if whole is not None:
+            return read.write(
+                "Concat", f"channels of heads in turns: {', '.join(map(read.name, values))}", whole
+            )
     return cat(read, [longer(v) for v in values], dim)
+
+
+def _flattened(read: Reading) -> bool:
+    """Return whether the next operation merges the new dimension with the one before."""
+    users = list(read.node.users) if read.node is not None else []
+    return bool(users) and all(node.target in _MERGING for node in users)
+
+
+_MERGING = (aten.flatten.using_ints, aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)

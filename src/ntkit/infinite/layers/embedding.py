@@ -32,7 +32,9 @@ def embedding(read: Reading, weight: object, tokens: object, padding: int = -1, 
         return hot * count**0.5
 
     matrix, rows = matrix_of(read, weight, 1, 1)
-    line = Line(shape, matrix, rows, ((1.0, Raw(shape, Coefficient(full, of))),), PositionMean(len(shape)))
+    fixed = isinstance(tokens, torch.Tensor) and not bool((tokens == padding).any())
+    raw = Raw(shape, Coefficient(full, of), data.example.reshape(shape) if fixed else None)
+    line = Line(shape, matrix, rows, ((1.0, raw),), PositionMean(len(shape)))
     dims = numbered([[True] if s != 1 else [] for s in sizes])
     wide = Wide(((width, line),), shape, (width,), (*dims, (-1,)))
     text = f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)"

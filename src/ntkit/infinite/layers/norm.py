@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,29 +11,29 @@ from ntkit.infinite.layers.alignment import combine
 from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient
-from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.moments.vectors import Coefficient, Vector
+from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, per_channel
 
 aten = torch.ops.aten
 Affine = Weight | None  # parameters of a norm
 
 
-def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float, text: str) -> Wide:
-    """Return (h - E[h]) / sqrt(Var[h] + eps), moments over the channels (``pooled``: and over the positions).
+def normalized(read: Reading, a: Wide, pooled: Sequence[int], centered: bool, eps: float, text: str) -> Wide:
+    """Return (h - E[h]) / sqrt(Var[h] + eps), moments over the channels and the axes ``pooled`` of positions.
 
     Vectors that are concatenated share the moments, each by its width.
     """
-    shape = (1,) * len(a.shape) if pooled else a.shape
+    shape = tuple(1 if x in pooled else size for x, size in enumerate(a.shape))
     parts = [(width / a.width, e) for width, e in a.pieces]
-    axes = list(range(1, len(a.shape) + 1))
+    axes = [1 + x for x in pooled]
 
     def first(side: SideValues) -> Tensor:
         mean = side.numerics.zeros(1, *(1 for _ in a.shape))
         for share, e in parts:
             value = side.mean(e) if centered else None
             mean = mean if value is None else mean + share * value
-        return mean.expand(mean.shape[0], *a.shape).mean(axes, keepdim=True) if pooled and axes else mean
+        return mean.expand(mean.shape[0], *a.shape).mean(axes, keepdim=True) if axes else mean
 
     average = Coefficient(shape, first)
 
@@ -40,7 +42,7 @@ def normalized(read: Reading, a: Wide, pooled: bool, centered: bool, eps: float,
         for share, e in parts:
             value = side.itself.moment(e, e, "equal")
             square = square if value is None else square + share * value
-        if pooled and axes:
+        if axes:
             square = square.expand(square.shape[0], *a.shape).mean(axes, keepdim=True)
         return (square - average.value(side).square() + eps).rsqrt()
 
@@ -71,15 +73,35 @@ def _wide(read: Reading, a: Operand, what: str) -> Wide:
     return a
 
 
-def _over(read: Reading, a: Wide, count: int, what: str) -> bool:
-    """Return whether a norm over the last ``count`` dimensions takes in all positions; check the channels."""
+def _over(read: Reading, a: Wide, count: int, what: str) -> list[int]:
+    """Return the axes of positions in the last ``count`` dimensions, which hold all channels."""
     last = [x for d in a.dims[-count:] for x in d]
-    channels, positions = sum(x < 0 for x in last), sum(x >= 0 for x in last)
-    if channels != len(a.channels):
+    if sum(x < 0 for x in last) != len(a.channels):
         raise read.refuse(f"{what} over positions, or over some of the channels: its statistics are random.")
-    if positions and positions != len(a.shape):
-        raise read.refuse(f"{what} over channels and some of the positions.")
-    return bool(positions)
+    return [x for x in last if x >= 0]
+
+
+def _at_each(read: Reading, a: Wide, count: int, weight: Affine, bias: Affine) -> Wide:
+    """Return gamma h + beta, with entries for each position and channel of the last ``count`` dimensions."""
+    if len(a.pieces) > 1 and not (weight is None and bias is None):
+        raise read.refuse("a norm of concatenated vectors with parameters of their own at each position.")
+    if weight is not None:
+        gamma = _of_each(read, a, count, weight)
+        a = read.write("LinComb", f"{weight.name} * ...", a.map(lambda e: times(read, e, gamma)))
+    if bias is not None:
+        beta = _of_each(read, a, count, bias)
+        a = read.write("LinComb", f"... + {bias.name}", a.map(lambda e: total(e, beta)))
+    return a
+
+
+def _of_each(read: Reading, a: Wide, count: int, weight: Weight) -> Vector:
+    axes = [x for d in a.dims[-count:] for x in d]
+    order = [i for i, x in enumerate(axes) if x >= 0] + [i for i, x in enumerate(axes) if x < 0]
+    t = weight.tensor.reshape([a.size(x) for x in axes]).permute(order)
+    read.use(weight.name, "coordinate by coordinate")
+    average, law = read.laws.vector(weight)
+    shape = tuple(size if x in axes else 1 for x, size in enumerate(a.shape))
+    return Vector(shape, weight.name, rows_of(t).reshape(-1, a.width)[0], average, law)
 
 
 @rule(aten.layer_norm.default)
@@ -88,11 +110,11 @@ def layer_norm(
 ) -> Wide:
     """Layer norm over the channels."""
     a = _wide(read, a, "a layer norm")
+    a = a.canonical()
     pooled = _over(read, a, len(sizes), "a layer norm")
-    if pooled and (weight is not None or bias is not None):
-        raise read.refuse("a layer norm over positions with affine parameters of their own at each position.")
     eps = options[0] if options else 1e-5
-    return affine(read, normalized(read, a, pooled, True, eps, "layer_norm"), weight, bias, None)
+    h = normalized(read, a, pooled, True, eps, "layer_norm")
+    return _at_each(read, h, len(sizes), weight, bias) if pooled else affine(read, h, weight, bias, None)
 
 
 @rule(aten.rms_norm.default)
@@ -100,10 +122,11 @@ def rms_norm(
     read: Reading, a: Operand, sizes: Shape, weight: Affine = None, eps: float | None = None
 ) -> Wide:
     """RMS norm over the channels: no mean is subtracted."""
-    a = _wide(read, a, "an RMS norm")
+    a = _wide(read, a, "an RMS norm").canonical()
     pooled = _over(read, a, len(sizes), "an RMS norm")
     eps = torch.finfo(read.dtype).eps if eps is None else eps
-    return affine(read, normalized(read, a, pooled, False, eps, "rms_norm"), weight, None, None)
+    h = normalized(read, a, pooled, False, eps, "rms_norm")
+    return _at_each(read, h, len(sizes), weight, None) if pooled else affine(read, h, weight, None, None)
 
 
 @rule(aten.group_norm.default)
@@ -119,7 +142,7 @@ def group_norm(
     if len(a.pieces) > 1 and groups > 1:
         raise read.refuse("a group norm of concatenated vectors: its groups are not alike.")
     eps = options[0] if options else 1e-5
-    return affine(read, normalized(read, a, True, True, eps, "group_norm"), weight, bias, 1)
+    return affine(read, normalized(read, a, range(len(a.shape)), True, eps, "group_norm"), weight, bias, 1)
 
 
 @rule(aten.instance_norm.default)

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.views import refactored, viewed
+from ntkit.infinite.layers.views import refactored, single, viewed
 from ntkit.infinite.moments.positions import Move
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Weight, Wide, sizes_of
@@ -27,6 +27,8 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
     """Return the entries ``index`` of a dimension: positions, or coordinates of the channels."""
     a = a.canonical()
     dim %= len(a.dims)
+    if len(a.dims[dim]) > 1 and all(x >= 0 for x in a.dims[dim]):
+        a, _ = single(a, dim)
     axes = a.dims[dim]
     if len(axes) > 1:
         raise read.refuse("it selects from a dimension where channels or positions were flattened together.")

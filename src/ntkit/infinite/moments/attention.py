@@ -19,19 +19,16 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
+from ntkit.infinite.moments import tables
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import PairValues
 from ntkit.infinite.moments.vectors import (
     Attended,
     Coefficient,
-    Inner,
-    Multiple,
-    Offset,
     Scores,
-    Stopped,
-    VectorSum,
+    Table,
+    turns,
 )
 
 BLOCKS = 8  # of draws, whose spread gives the standard error
@@ -39,40 +36,6 @@ TOGETHER = 16  # draws that have a seed of their own
 FEWER = 4  # as many draws less than points elsewhere: the values are integrated
 CACHED = 2**25  # bytes of draws that are worked on together
 QUASI = 1024  # dimensions up to which draws are quasi-random
-
-
-def scores_of(z: Expression) -> Scores | None:
-    """Return scores as a product of queries and keys, masked, and numbers; None where there is more."""
-    found: list[tuple[Inner, float, tuple[Coefficient, ...]]] = []
-    offsets: list[Coefficient] = []
-    trained = True
-    stack: list[tuple[Expression, float, tuple[Coefficient, ...]]] = [(z, 1.0, ())]
-    while stack:
-        e, number, masks = stack.pop()
-        match e:
-            case VectorSum():
-                stack += [(term, number, masks) for term in e.terms]
-            case Multiple(factor=Coefficient() as mask):
-                stack.append((e.inner, number, (*masks, mask)))
-            case Multiple(factor=float() | int() as factor):
-                stack.append((e.inner, number * factor, masks))
-            case Stopped():
-                trained = False
-                stack.append((e.inner, number, masks))
-            case Inner():
-                found.append((e, number, masks))
-            case Offset() if not masks:
-                offsets.append(_times(e.coefficient, number))
-            case _:
-                return None
-    if len(found) != 1:
-        return None
-    inner, number, masks = found[0]
-    return Scores(inner, number, masks, tuple(offsets), z.shape, trained)
-
-
-def _times(c: Coefficient, number: float) -> Coefficient:
-    return c if number == 1 else Coefficient(c.shape, lambda side: number * c.value(side))
 
 
 def moment(pairs: PairValues, u: Attended, v: Attended, need: Need) -> Value:
@@ -120,6 +83,17 @@ class _Draws:
         self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
         unit = BLOCKS * TOGETHER
         self.draws = unit * max(1, self.numerics.count // FEWER // unit)
+        self.turn = turns(u.scores.inner, v.scores.inner)
+        self.rank = 1 if self.turn is None else self.turn.shape[-1]
+        self.entries: list[
+            tuple[Table, int]
+        ] = []  # tables of different parameters, and where their draws begin
+        self.extra = 0
+        for e in self.ends:
+            for table in e.scores.tables:
+                if not any(one.same(table) for one, _ in self.entries):
+                    self.entries.append((table, self.extra))
+                    self.extra += table.count
         (*self.lead, self.t, self.s), (*other, self.t2, self.s2) = (e.scores.shape for e in self.ends)
         self.w, self.w2 = prod(self.lead), prod(other)
 
@@ -127,7 +101,11 @@ class _Draws:
     def each(self) -> int:
         """The numbers that a draw of one pair takes, with those of the products."""
         rows, columns = self.w * self.t + self.w2 * self.t2, self.w * self.s + self.w2 * self.s2
-        return 2 * rows * columns + 6 * (self.w * self.t + self.w * self.s) * self.w2 * (self.s2 + self.t2)
+        pairs = 6 * (self.w * self.t + self.w * self.s) * self.w2 * (self.s2 + self.t2)
+        entries = (
+            (self.w * self.w2 * (self.s + self.t) * (self.extra + self.t * self.s2)) if self.extra else 0
+        )
+        return 2 * self.rank * rows * columns + pairs + entries
 
     @property
     def chunk(self) -> int:
@@ -160,14 +138,16 @@ class _Draws:
         theta = None if through is None else self._pairs(through, (self.w, self.s), (self.w2, self.s2), chunk)
         trained = derive and values is not None and u.scores.trained and v.scores.trained
         curved = self._curved(u, v, chunk) if trained else []
+        shared = self._shared_tables(u, v) if trained else []
+        tabled = zero
         orders = [(0, 1)] if self.alone else [(0, 1), (1, 0)]
         factors = [self._factors(order, chunk) for order in orders]
         kernels: list[Tensor] = [zero] * BLOCKS
         tangents: list[Tensor] = [zero] * (1 + len(curved))
         for block, seeds in self._seeds(chunk):
-            z = torch.cat([self._normal(seed) for seed in seeds])
+            z, drawn = map(torch.cat, zip(*(self._normal(seed) for seed in seeds), strict=True))
             for factor in factors:
-                a, b = self._weights(z, factor, chunk)
+                a, b = self._weights(z, drawn, factor, chunk)
                 first, second = (
                     w if m is None else w * m for w, m in zip((a, b), self._masks(chunk), strict=True)
                 )
@@ -175,15 +155,19 @@ class _Draws:
                     ak = torch.einsum("nbwts,bwsvr->nbwtvr", a, k)
                     out = torch.einsum("nbwtvr,nbvur->nbwtvu", ak, b)
                     kernels[block] = kernels[block] + out.sum(0)
-                    kb = torch.einsum("bwsvr,nbvur->nbwsvu", k, b) if curved else zero
+                    kb = torch.einsum("bwsvr,nbvur->nbwsvu", k, b) if curved or shared else zero
+                    for table, left, right, step in shared:
+                        tabled = tabled + step * tables.through(
+                            a, b, k, ak, kb, out, left, right, table.count
+                        )
                     for i, (y, _) in enumerate(curved):
-                        yb = torch.einsum("bwsvr,nbvur->nbwsvu", y, second)
-                        ay = torch.einsum("nbwts,bwsvr->nbwtvr", first, y)
-                        right = torch.einsum("bwsvr,nbvur->nbwsvu", k * y, second) - kb * yb
-                        term = torch.einsum("nbwts,nbwsvu->bwtvu", first, right)
-                        term = term - torch.einsum("nbwtvr,nbvur->bwtvu", ak * ay, second)
-                        ayb = torch.einsum("nbwtvr,nbvur->nbwtvu", ay, second)
-                        tangents[i + 1] = tangents[i + 1] + term + (out * ayb).sum(0)
+                        for x in range(self.rank):
+                            ends = (
+                                (first, second)
+                                if self.turn is None
+                                else (first * self.turn[..., x], second * self.turn[..., x])
+                            )
+                            tangents[i + 1] = tangents[i + 1] + _bent(*ends, ak, kb, k, y, out)
                 if theta is not None:
                     at = torch.einsum("nbwts,bwsvr->nbwtvr", a, theta)
                     tangents[0] = tangents[0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
@@ -191,6 +175,7 @@ class _Draws:
         if values is not None:
             self.numerics.note(torch.stack(kernels) * (BLOCKS / count))
         whole = [tangents[0] / count] if theta is not None else []
+        whole += [tabled / count] if shared else []
         whole += [total / count * other for total, (_, other) in zip(tangents[1:], curved, strict=True)]
         return None if values is None else sum(kernels, zero) / count, add(whole)
 
@@ -218,16 +203,36 @@ class _Draws:
             -1, *left, *right
         )[chunk]
 
-    def _normal(self, block: int) -> Tensor:
-        """Return some draws ``[n, rows, columns]``; of many, the second half the negative of the first."""
+    def _shared_tables(self, u: Attended, v: Attended) -> list[tuple[Table, Tensor, Tensor, float]]:
+        """Return tables that both attentions have, their places in each, and the step of their entries."""
+        found = []
+        for a in u.scores.tables:
+            for b in v.scores.tables:
+                if a.same(b) and a.law.step:
+                    places = [t.places.where(t.places >= 0, a.count) for t in (a, b)]
+                    found.append(
+                        (a, *(p.to(self.numerics.device) for p in places), a.law.step * a.scale * b.scale)
+                    )
+        return found
+
+    def _normal(self, block: int) -> tuple[Tensor, Tensor]:
+        """Return draws ``[n, rank, rows, columns]`` and of the entries of tables ``[n, entries]``.
+
+        Of many, the second half are the negative of the first.
+        """
         rows, columns = self.w * self.t + self.w2 * self.t2, self.w * self.s + self.w2 * self.s2
-        if rows * columns <= QUASI:
-            points = self.numerics.normal(rows * columns)[block * TOGETHER : (block + 1) * TOGETHER]
-            return points.reshape(-1, rows, columns)
+        sizes = (self.rank, rows, columns)
+        if prod(sizes) + self.extra <= QUASI:
+            points = self.numerics.normal(prod(sizes) + self.extra)
+            points = points[block * TOGETHER : (block + 1) * TOGETHER]
+            return points[:, : prod(sizes)].reshape(-1, *sizes), points[:, prod(sizes) :]
         generator = torch.Generator().manual_seed((self.numerics.seed << 20) + block)
-        z = torch.randn(TOGETHER // 2, rows, columns, generator=generator, dtype=torch.float64)
-        z = z.to(self.numerics.device, self.numerics.dtype)
-        return torch.cat([z, -z])
+        both = []
+        for shape in (sizes, (self.extra,)):
+            z = torch.randn(TOGETHER // 2, *shape, generator=generator, dtype=torch.float64)
+            z = z.to(self.numerics.device, self.numerics.dtype)
+            both.append(torch.cat([z, -z]))
+        return both[0], both[1]
 
     def _factors(self, order: tuple[int, int], chunk: slice) -> list[tuple[Tensor, Tensor]]:
         """Return for both sides factors of the covariances of queries and of keys, ``[B, rows, columns]``."""
@@ -266,7 +271,7 @@ class _Draws:
         )
 
     def _weights(
-        self, z: Tensor, factors: list[tuple[Tensor, Tensor]], chunk: slice
+        self, z: Tensor, drawn: Tensor, factors: list[tuple[Tensor, Tensor]], chunk: slice
     ) -> tuple[Tensor, Tensor]:
         """Return the softmax of both scores at draws, ``[n, B, W, t, s]``."""
         both = []
@@ -274,16 +279,29 @@ class _Draws:
             scores = self.ends[which].scores
             (*lead, t, s), inner = scores.shape, scores.inner
             w = prod(lead)
-            rows = torch.einsum("bpx,nxy->nbpy", queries, z[:, : queries.shape[-1], : keys.shape[-1]])
+            rows = torch.einsum("bpx,nkxy->nbkpy", queries, z[..., : queries.shape[-1], : keys.shape[-1]])
             rows = _lead(rows, -2, inner.left.shape[:-2], lead, t)
             columns = _lead(keys, -2, inner.right.shape[:-2], lead, s)
-            value = rows @ columns.mT * (scores.number * inner.factor**0.5)
+            value = rows @ columns[:, None].mT * (scores.number * inner.factor**0.5)
+            value = (
+                value[:, :, 0] if self.turn is None else torch.einsum("nbkwts,tsk->nbwts", value, self.turn)
+            )
             for mask in scores.masks:
                 value = value * self._numbers(mask, scores, which, chunk)
             for offset in scores.offsets:
                 value = value + self._numbers(offset, scores, which, chunk)
+            for table in scores.tables:
+                value = value + self._entries(table, drawn)[:, None, None]
             both.append(torch.softmax(value.reshape(*value.shape[:2], w, t, s), -1))
         return both[0], both[0] if self.alone else both[1]
+
+    def _entries(self, table: Table, drawn: Tensor) -> Tensor:
+        """Return what a table adds to scores at draws of its entries, ``[n, t, s]``."""
+        start = next(at for one, at in self.entries if one.same(table))
+        entries = table.average + table.law.variance**0.5 * drawn[:, start : start + table.count]
+        entries = torch.cat([entries, entries.new_zeros(len(entries), 1)], 1)
+        places = table.places.where(table.places >= 0, table.count).to(drawn.device)
+        return table.scale * entries[:, places]
 
     def _numbers(self, c: Coefficient, scores: Scores, which: int, chunk: slice) -> Tensor:
         value = c.value(self.sides[which])
@@ -302,6 +320,17 @@ class _Draws:
             factors = [self._numbers(mask, e.scores, which, chunk) for mask in e.scores.masks]
             found.append(prod(factors[1:], start=factors[0]) if factors else None)
         return found
+
+
+def _bent(first: Tensor, second: Tensor, ak: Tensor, kb: Tensor, k: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Return the sum over draws of D K D' Y, from weights a, b and a K, K b, ``out`` = a K b."""
+    yb = torch.einsum("bwsvr,nbvur->nbwsvu", y, second)
+    ay = torch.einsum("nbwts,bwsvr->nbwtvr", first, y)
+    right = torch.einsum("bwsvr,nbvur->nbwsvu", k * y, second) - kb * yb
+    term = torch.einsum("nbwts,nbwsvu->bwtvu", first, right)
+    term = term - torch.einsum("nbwtvr,nbvur->bwtvu", ak * ay, second)
+    ayb = torch.einsum("nbwtvr,nbvur->nbwtvu", ay, second)
+    return term + (out * ayb).sum(0)
 
 
 def _lead(t: Tensor, dim: int, mine: Shape, lead: list[int], size: int) -> Tensor:

@@ -47,6 +47,9 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                     z = z * lift(mask.value(side))
                 for offset in e.scores.offsets:
                     z = z + lift(offset.value(side))
+                for table in e.scores.tables:
+                    added = done[table.vector] * table.number
+                    z = z + (added if table.trained and e.scores.trained else added.detach())
                 done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
             case vec.Offset():
                 done[e] = lift(e.coefficient.value(side))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments import attention, expectation
+from ntkit.infinite.moments import attention, expectation, turned
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, refuse, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
@@ -136,6 +136,8 @@ class Pairs(Remembers):
                 return self._data(u, v, need)
             case (vec.Raw(), _) | (_, vec.Raw()):
                 return self.means(u, v, need)
+            case (vec.Turned(), _) | (_, vec.Turned()):
+                return turned.moment(self, u, v, need)
             case (Apply(), _) | (_, Apply()):
                 return expectation.product(self, u, v, need)
         return self.means(u, v, need)
@@ -163,6 +165,8 @@ class Pairs(Remembers):
                 return attention.tangent(self, u, v, need)
             case (vec.Attended(), _) | (_, vec.Attended()):
                 return _aside(u, v)
+            case (vec.Turned(), _) | (_, vec.Turned()):
+                return turned.tangent(self, u, v, need)
             case (Apply(), _) | (_, Apply()):
                 return expectation.tangent(self, u, v, need)
             case vec.Vector(), vec.Vector():
@@ -212,7 +216,17 @@ class Pairs(Remembers):
     def _inner(self, u: vec.Inner, v: vec.Inner, need: Need, first: KernelOf, second: KernelOf) -> Value:
         """Return the covariance of two sums over coordinates, positions ``[t]`` and ``[s]`` in ``[t, s]``."""
         a, b = first(u.left, v.left, need), second(u.right, v.right, need)
-        return None if a is None or b is None else u.factor * a * b
+        if a is None or b is None:
+            return None
+        turn = vec.turns(u, v)
+        if turn is None:
+            return u.factor * a * b
+        if need == "equal":
+            return u.factor * a * b * turn.square().sum(-1)
+        t, s, _ = turn.shape
+        turn = turn.flatten(0, 1)
+        lead = [1] * (len(u.shape) - 2)
+        return u.factor * a * b * (turn @ turn.T).reshape(*lead, t, s, *[1] * (len(v.shape) - 2), t, s)
 
     def _data(self, u: vec.Raw, v: vec.Raw, need: Need) -> Tensor:
         """Return products of data; a constant of the network has one row for all samples."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ntkit.infinite.moments import vectors as vec
@@ -52,13 +53,19 @@ def _stopped(u: Expression, known: Callable[[Expression], Expression]) -> Expres
     return vec.Stopped(u.shape, u)
 
 
-def narrow(u: Expression, index: Tensor) -> Expression:
-    """Return some coordinates of a vector: other rows of the weights that made it."""
+def narrow(u: Expression, index: Tensor, width: int | None = None) -> Expression:
+    """Return some coordinates of a vector: other rows of the weights that made it.
+
+    With the width of the vector it remembers which part of which vector it is.
+    """
     key = tuple(index.tolist())
     done: Callable[[Expression], dict] = lambda e: e.__dict__.setdefault("narrowed", {})  # noqa: E731
     for e in walk(u, below=lambda e: key not in done(e)):
         if key not in done(e):  # the same coordinates are the same vector
-            done(e)[key] = _narrow(e, index, lambda part: done(part)[key])
+            part = _narrow(e, index, lambda part: done(part)[key])
+            done(e)[key] = part
+            if width is not None and part is not e:
+                part.__dict__.setdefault("part", (e, index, width))
     return done(u)[key]
 
 
@@ -72,7 +79,21 @@ def _narrow(u: Expression, index: Tensor, known: Callable[[Expression], Expressi
             return u
         case vec.Inner():
             raise ValueError("some of the heads of an attention")
+        case vec.Turned():
+            return _some_rows(u, index)
     return _rebuilt(u, known)
+
+
+def _some_rows(u: vec.Turned, index: Tensor) -> Expression:
+    """Return the same coordinates of some heads."""
+    out, size = u.matrices.shape[-2:]
+    heads, rows = index // out, index % out
+    count = int((rows == rows[0]).sum())
+    heads, rows = heads.reshape(count, -1), rows.reshape(count, -1)
+    if not (bool((heads == heads[:, :1]).all()) and bool((rows == rows[:1]).all())):
+        raise ValueError("other coordinates of one head than of others")
+    whole = heads[:, :1] * size + torch.arange(size)
+    return replace(u, matrices=u.matrices[..., rows[0], :], inner=narrow(u.inner, whole.reshape(-1)))
 
 
 def gathered(u: Expression, move: Move) -> Expression | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ntkit.infinite.moments import expectation
+from ntkit.infinite.moments import expectation, turned
 from ntkit.infinite.moments import vectors as vec
 from ntkit.infinite.moments.algebra import Value, add, mapped, times
 from ntkit.infinite.moments.expression import Expression
@@ -68,6 +68,8 @@ class PairSide(Remembers):
                 return mapped(self.mean(u.inner), lambda t: matvec(weights.value(self), expand(t, shape)))
             case vec.Stopped():
                 return self.mean(u.inner)
+            case vec.Turned():
+                return turned.mean(self, u)
             case Apply():
                 return expectation.mean(self, u)
         raise AssertionError(u)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ntkit.infinite.moments.algebra import refuse
@@ -16,10 +17,14 @@ from ntkit.infinite.moments.protocols import Contraction, SideValues
 
 @dataclass(frozen=True, eq=False)
 class Coefficient:
-    """A number for each sample and position, not a random variable: ``[n, *shape]`` for a side."""
+    """A number for each sample and position, not a random variable: ``[n, *shape]`` for a side.
+
+    ``fixed`` are the numbers where they are the network's own, the same for all samples.
+    """
 
     shape: Shape
     of: Callable[[SideValues], Tensor]
+    fixed: Tensor | None = None
 
     def value(self, side: SideValues) -> Tensor:
         """Return the numbers of a batch."""
@@ -100,6 +105,7 @@ class Inner(Expression):
     left: Expression
     right: Expression
     factor: float  # of the covariance: d c^2 for c q.k
+    turn: Tensor | None = None  # [t, s, r]: the covariance times (turn turn')[ts, t's'], summed over r
 
     centered = always(True)  # a product of independent centered vectors
 
@@ -111,9 +117,13 @@ class Inner(Expression):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Raw(Expression):
-    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable."""
+    """Data as a vector: numbers ``[n, *shape, channels]`` for a side, not a random variable.
+
+    ``places [*shape]`` where it is zero but in one channel, the same for all samples.
+    """
 
     data: Coefficient
+    places: Tensor | None = None
 
     raw = always(True)
 
@@ -185,6 +195,20 @@ class Moved(Linear):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Turned(Linear):
+    """Fixed matrices times the coordinates of each head: ``[*positions, d', d]``, the same for all heads.
+
+    Its coordinates have not one law: its kernels are means over them.
+    """
+
+    matrices: Tensor
+    inner: Expression
+
+    gaussian = always(False)
+    raw = always(True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixed(Linear):
     """A vector whose positions are summed with weights of the sample: ``[n, t, s]`` for its last axis s."""
 
@@ -209,12 +233,35 @@ class Attended(Expression):
     @property
     def parts(self) -> tuple[Expression, ...]:
         """The vectors that it is made of."""
-        return (self.scores.inner, self.values)
+        return (self.scores.inner, *(table.vector for table in self.scores.tables), self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Parameters in scores, ``number vector``: at each place one of ``count`` entries of a vector of them.
+
+    ``places [t, s]``, -1 for none; ``scale`` is the number with those inside the vector.
+    """
+
+    vector: Expression
+    number: float
+    name: str
+    rows: Tensor
+    average: float
+    law: WeightLaw
+    count: int
+    places: Tensor
+    scale: float
+    trained: bool
+
+    def same(self, other: Table) -> bool:
+        """Return whether two are made of the same parameters."""
+        return self.name == other.name and same_rows(self.rows, other.rows, self.name)
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of attention, number inner masks + offsets: what a softmax is taken of."""
+    """Scores of attention, number inner masks + offsets + tables: what a softmax is taken of."""
 
     inner: Inner
     number: float
@@ -222,6 +269,7 @@ class Scores:
     offsets: tuple[Coefficient, ...]
     shape: Shape
     trained: bool = True  # whether gradients go through them
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -254,6 +302,15 @@ class Gain(Linear):
     def centered(self) -> bool:
         """As the vector."""
         return self.inner.centered
+
+
+def turns(u: Inner, v: Inner) -> Tensor | None:
+    """Return how the channels of queries and keys of two scores are turned, None where they are not."""
+    if u.turn is None and v.turn is None:
+        return None
+    if u.turn is None or v.turn is None or not torch.equal(u.turn, v.turn):
+        raise refuse("Scores with other rotations of queries and keys (rotary embeddings) meet.")
+    return u.turn
 
 
 def behind(*roots: Expression) -> Iterator[Expression]:

@@ -206,7 +206,8 @@ class Reading:
         if any(isinstance(a, Expression) and a.raw for a in arguments):
             raise self.refuse(
                 "a nonlinear function of numbers that differ from channel to channel has no limit; bring "
-                "data through a linear layer first."
+                "data through a linear layer first (rotary embeddings are read in front of scores, where "
+                "their positions are fixed)."
             )
         return Apply(broadcast(*(a.shape for a in arguments)), function, arguments)
 

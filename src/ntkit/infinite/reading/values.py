@@ -95,17 +95,30 @@ class Wide:
         return Wide(pieces, shape, widths, numbered([[a >= 0 for a in dim] for dim in self.dims]))
 
     def merged(self) -> Wide:
-        """Return a canonical vector with its axes of channels as one, where they lie together."""
-        where = [d for d, dim in enumerate(self.dims) if any(a < 0 for a in dim)]
-        if len(self.channels) < 2 or len(where) != 1 or any(a >= 0 for a in self.dims[where[0]]):
+        """Return a canonical vector with the axes of channels of each dimension as one."""
+        if any(any(a < 0 for a in dim) and any(a >= 0 for a in dim) for dim in self.dims):
             return self
-        dims = tuple((-1,) if d == where[0] else dim for d, dim in enumerate(self.dims))
-        return Wide(self.pieces, self.shape, (prod(self.channels),), dims)
+        groups = [[self.size(a) for a in dim if a < 0] for dim in self.dims]
+        dims = numbered(
+            [[False] if group else [True] * len(dim) for dim, group in zip(self.dims, groups, strict=True)]
+        )
+        return Wide(self.pieces, self.shape, tuple(prod(group) for group in groups if group), dims)
 
     def reshaped(self, shape: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
         """Return a canonical vector with its positions in another shape."""
         pieces = tuple((width, reshaped(expanded(e, self.shape), shape)) for width, e in self.pieces)
         return Wide(pieces, shape, self.channels, tuple(dims))
+
+    def per_dimension(self) -> Wide:
+        """Return the same with one axis of positions for each dimension that has any, but those of size 1."""
+        a = self.canonical()
+        sizes = [prod(a.size(x) for x in dim if x >= 0) for dim in a.dims]
+        shape = tuple(size for size in sizes if size > 1)
+        axis, dims = 0, []
+        for dim, size in zip(a.dims, sizes, strict=True):
+            dims.append((*([axis] if size > 1 else []), *(x for x in dim if x < 0)))
+            axis += size > 1
+        return a.reshaped(shape, dims)
 
     def narrowed(self, index: Tensor, channels: Shape, dims: Sequence[tuple[Axis, ...]]) -> Wide:
         """Return some of the coordinates, by their numbers."""
@@ -135,7 +148,7 @@ def _narrowed(
     for width, e in pieces:
         mine = index[(index >= start) & (index < start + width)] - start
         if len(mine):
-            narrowed.append((len(mine), narrow(e, mine)))
+            narrowed.append((len(mine), narrow(e, mine, width)))
         start += width
     if len(narrowed) > 1 and not torch.equal(index, index.sort().values):
         raise ValueError("a permutation of concatenated vectors")
