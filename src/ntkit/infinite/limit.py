@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
+from ntkit.errors import BadTypeError, BadValueError, one_of, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
+from ntkit.infinite.coordinates import OfCoordinates, entry_of
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
@@ -43,7 +44,7 @@ class LimitSettings(TypedDict):
     select: str | int | None
 
 
-class Limit:
+class Limit(OfCoordinates):
     """The infinite-width limit of a network, made by `infinite_width`.
 
     Attributes
@@ -147,12 +148,9 @@ class Limit:
 
 
 def _line(program: Program, name: str) -> Wide:
-    lines = {line.name: line.value for line in program.lines if line.value is not None}
-    if name not in lines:
-        raise BadValueError(
-            f"The program has no line {name!r}; it has {', '.join(lines)}.{nearest(name, lines)}"
-        )
-    return lines[name]
+    value = entry_of(program, name).value
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True, eq=False)

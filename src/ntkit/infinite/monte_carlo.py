@@ -10,18 +10,16 @@ from typing import get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of, whole
+from ntkit.errors import BadTypeError, NtkitError, one_of, whole
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
-from ntkit.finite.parametrize import Sigma, parametrized
+from ntkit.finite.parametrize import Sigma
+from ntkit.infinite.drawing import redrawn
 from ntkit.infinite.reading.laws import Parameterization
 from ntkit.inputs import Batch, Inputs, Picked, take
-from ntkit.network import Network, as_inputs, copy_of, network, refuse_complex
-
-Draw = Callable[[], None]
+from ntkit.network import Network, as_inputs, network, refuse_complex
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,11 +116,8 @@ def monte_carlo(
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
-    if standard:
-        copy, draw = _standard(model, seed)
-    else:
-        example = as_inputs(x1, network(model, select=select), "x1", inputs)
-        copy, draw = _ntk(model, sigma_w, sigma_b, seed, example, select)
+    example = None if standard else as_inputs(x1, network(model, select=select), "x1", inputs)
+    copy, draw = redrawn(model, parameterization, sigma_w, sigma_b, seed, example, select)
     net = network(copy, select=select)
     refuse_complex(net, "An estimate of the limit")
     first = as_inputs(x1, net, "x1", inputs)
@@ -161,51 +156,6 @@ class _Means:
     def result(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         error = (self.squares / (self.count - 1) / self.count).sqrt()
         return self.mean.to(dtype), error.to(dtype)
-
-
-def _ntk(
-    model: nn.Module, sigma_w: Sigma, sigma_b: Sigma, seed: int, x: Inputs, select: str | int | None
-) -> tuple[nn.Module, Draw]:
-    copy, laws = parametrized(model, sigma_w, sigma_b, x, select)
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw() -> None:
-        for law in laws:
-            law.draw(generator)
-
-    return copy, draw
-
-
-def _standard(model: nn.Module, seed: int) -> tuple[nn.Module, Draw]:
-    """Return a copy, and what draws it by its modules' own initialization, innermost first."""
-    copy = copy_of(model)
-    resets = []
-    for path, module in copy.named_modules():
-        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-        names = [name for name, _ in module.named_parameters(recurse=False)]
-        if names and not callable(reset):
-            raise BadValueError(
-                f"{path or 'the model'} ({type(module).__name__}) has the parameter {names[0]!r} but no "
-                f"reset_parameters, so parameterization='standard' cannot draw it anew. Give it that "
-                f"method, or use parameterization='ntk'."
-            )
-        if any(is_lazy(p) for p in module.parameters(recurse=False)):
-            raise BadValueError(f"{path} ({type(module).__name__}) is not initialized; run the model once.")
-        if callable(reset):
-            resets.insert(0, reset)
-    buffers = {name: b.clone() for name, b in copy.named_buffers()}
-    seeds = torch.Generator().manual_seed(seed)
-    cuda = {p.device.index for p in copy.parameters() if p.device.type == "cuda"}
-
-    def draw() -> None:
-        with torch.random.fork_rng(sorted(cuda)), torch.no_grad():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-            for reset in resets:
-                reset()
-            for name, b in copy.named_buffers():
-                b.copy_(buffers[name])
-
-    return copy, draw
 
 
 def _nngp(

@@ -71,6 +71,8 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
     reading = Reading(laws, graph.paths, net.dtype, source=source)
     env: dict[fx.Node, Any] = {**_inputs(net, graph, example, reading)}
     seen: dict[tuple, tuple[object, list]] = {}
+    open_lines: dict[int, Entry] = {}  # by their values, until the node is met that has this value
+    read_lines = 0
     result: object = None
     last: Any = None
     for node in graph.module.graph.nodes:
@@ -94,6 +96,10 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
             env[node] = seen[key][0]
             if mutable:
                 env[node.args[0]] = env[node]  # pyright: ignore
+            open_lines |= {id(line.value): line for line in reading.lines[read_lines:]}
+            read_lines = len(reading.lines)
+            if (line := open_lines.pop(id(env[node]), None)) is not None:
+                line.node = node.name
     while last is not None and last.target is torch.ops.aten.reshape.default and last.name not in graph.paths:
         last = last.args[0]  # outputs are reshaped by ntkit
     reading.node = last if last is not None and last.op == "call_function" else None

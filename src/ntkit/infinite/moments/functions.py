@@ -56,7 +56,7 @@ class Apply(Expression):
     @cached_property
     def basis(self) -> tuple[Expression, ...]:
         """The largest Gaussian vectors that it is a function of, and the parameters in it."""
-        return _basis(self)
+        return basis_of(self)
 
     @property
     def local(self) -> bool:
@@ -100,7 +100,8 @@ def _axes(e: Expression, parts: list[dict[Expression, int] | None]) -> dict[Expr
     return merged
 
 
-def _basis(u: Expression) -> tuple[Expression, ...]:
+def basis_of(u: Expression) -> tuple[Expression, ...]:
+    """Return the largest Gaussian vectors that a vector is a function of, and the parameters in it."""
     found: dict[Expression, None] = {}
     seen: set[Expression] = set()
     stack = [u]

@@ -94,6 +94,7 @@ class Entry:
     text: str
     path: str
     value: Wide | None = None
+    node: str = ""  # of the graph, whose value it is
 
 
 @dataclass
