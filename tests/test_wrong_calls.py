@@ -150,7 +150,7 @@ def test_the_command_line_names_the_nearest():
 
 def test_there_are_enough():
     assert len(CASES) >= 300
-    places = " ".join(SLOTS)
+    places = " ".join([*SLOTS, *PARTS])
     estimators = {"KernelRidge", "KernelClassifier", "GaussianProcess", "GradientFlow", "RandomFeatures"}
     rest = set(ntkit.__all__) - estimators - {"NoRuleError", "NtkitError", "__version__", "report", "testing"}
     assert {name for name in rest if name not in places} == set()

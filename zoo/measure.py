@@ -26,7 +26,9 @@ ONCE = 2.0  # seconds: what takes longer is not repeated
 T = TypeVar("T")
 
 
-def measure(entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+def measure(
+    entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: None, peers: bool = True
+) -> dict[str, Any]:
     """Return what is to be said of a model; ``tell`` hears of it in between, should the process end."""
     result: dict[str, Any] = {"name": entry.name, "note": entry.note, "per_sample": entry.per_sample}
     x = entry.samples()
@@ -44,7 +46,7 @@ def measure(entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: Non
         truth, result["loop"] = timed(lambda: (together if entry.together else loop)(model, x))
     tell({**result, "status": "crashed", "words": "in ntkit"})
     result |= ours(entry.make(), entry.others(), x, truth, BAR_FLOAT32 if casts.found else BAR)
-    if truth is not None:
+    if truth is not None and peers:
         tell({**result, "vmap": "crashed"})
         try:
             fresh = entry.make()

@@ -31,7 +31,9 @@ def serve(prepare: Callable[[], Callable[[], object]]) -> None:
                 start = time.perf_counter()
                 result = run()
                 answer = {"seconds": time.perf_counter() - start}
-                if answer["seconds"] < 30:
+                if answer["seconds"] < 30:  # what is compiled or written out for later calls is so then
+                    result = run()
+                while time.perf_counter() - start < 1:
                     result = run()
             elif command == "run":
                 if answer["seconds"] < 2:  # what lay idle while others ran is fetched again

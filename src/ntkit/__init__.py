@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ntkit.finite.linearize import taylor as taylor
     from ntkit.finite.parametrize import ntk_parametrize as ntk_parametrize
     from ntkit.finite.rules import register_rule as register_rule
+    from ntkit.infinite.by_hand import TensorProgram as TensorProgram
     from ntkit.infinite.duals.dual import register_dual as register_dual
     from ntkit.infinite.duals.of import dual as dual
     from ntkit.infinite.limit import infinite_width as infinite_width
@@ -53,6 +54,7 @@ _ROOMS = {
     "NtkitError": "ntkit.errors",
     "PathKernel": "ntkit.training.accounts.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
+    "TensorProgram": "ntkit.infinite.by_hand",
     "account": "ntkit.training.accounts.account",
     "dual": "ntkit.infinite.duals.of",
     "indexed": "ntkit.training.loops.loader",

@@ -36,7 +36,7 @@ def test_every_order_gives_the_kernel(monkeypatch, name, order):
     full = torch.einsum("nop,mqp->nmoq", j, j)
     diagonal = torch.diagonal(full, dim1=2, dim2=3)
     for outputs, expected in (("full", full), ("diagonal", diagonal), ("trace", diagonal.sum(-1))):
-        for memory in ("1GiB", "20kB"):
+        for memory in ("1GiB", "20kB") if outputs == "full" else ("1GiB",):
             k = ntkit.EmpiricalNTK(model, outputs=outputs, memory=memory)
             for found, wanted in ((k(x), expected), (k(x[:2], x), expected[:2])):
                 assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max()

@@ -75,17 +75,17 @@ def shallow(room=400):
         sys.setrecursionlimit(before)
 
 
-LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("normed", "post")]
+DEEP = [pytest.param(kind, DEPTH, marks=pytest.mark.slow) for kind in ("layer", "normed", "post")]
 
 
-@pytest.mark.parametrize("kind", ["layer", *LONG])
-def test_a_thousand_layers(kind):
+@pytest.mark.parametrize(("kind", "depth"), [("layer", 500), *DEEP])
+def test_a_thousand_layers(kind, depth):
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    limit = ntkit.infinite_width(network(kind), x[:1], sigma_b=0.1)
+    limit = ntkit.infinite_width(network(kind, depth), x[:1], sigma_b=0.1)
     with shallow():
         found = limit.nngp(x), limit.ntk(x)
         diagonal = limit.ntk.diag(x)
-    for a, b in zip(found, by_recursion(kind, x, DEPTH), strict=True):
+    for a, b in zip(found, by_recursion(kind, x, depth), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=0)
     torch.testing.assert_close(diagonal, found[1].diagonal(), rtol=1e-12, atol=0)
 

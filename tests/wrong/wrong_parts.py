@@ -18,6 +18,22 @@ PARTS: dict[str, tuple[str | list[Bad], Call]] = {
         values("pixels", 5, 1.5, [0, 7]),
         lambda v: ntkit.infinite_width(net(), TensorDataset(*data()), inputs=v),
     ),
+    "TensorProgram lines": (
+        values("y = v @", "y", ["y = tanh(x)"], ["y = x @ x"], "y = v @ x[0]", ""),
+        lambda v: ntkit.TensorProgram(v, {"x": 3}),
+    ),
+    "TensorProgram width": (
+        values(0, -3, 1.5, "64"),
+        lambda v: ntkit.TensorProgram("y = v @ x", {"x": 3}, width=v),
+    ),
+    "expect lines": (
+        values(["g9"], ["x"], [3]),
+        lambda v: ntkit.infinite_width(net(), data()[0]).expect(lambda g: g, data()[0], v),
+    ),
+    "coordinates line": (
+        values("g9", "x", 3, None),
+        lambda v: ntkit.infinite_width(net(), data()[0]).coordinates(v, data()[0]),
+    ),
     "account select": (values("logits", 3, ["logits"], 1.5), lambda v: account(select=v)),
     "account inputs": (
         values("pixels", 5, 1.5, [0, 7]),

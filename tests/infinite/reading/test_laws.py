@@ -44,9 +44,9 @@ def drawn(name, w, x, seeds):
     ("name", "width", "shape", "seeds"),
     [
         ("MLP", 1024, (64,), 20),
-        ("MLP", 256, (64,), 20),
+        pytest.param("MLP", 256, (64,), 20, marks=pytest.mark.slow),
         ("LayerNorm", 256, (64,), 20),
-        ("CNN", 128, (8, 4, 4), 20),
+        pytest.param("CNN", 128, (8, 4, 4), 20, marks=pytest.mark.slow),
     ],
 )
 def test_the_standard_limit_is_the_mean_of_initialized_networks(name, width, shape, seeds):

@@ -21,7 +21,7 @@ from ntkit.faults import foreign
 
 aten = torch.ops.aten
 _TENSOR = object()
-OFTEN = 4  # calls of a shape before its passes are written out
+OFTEN = 20  # calls of a shape before its passes are written out
 _VIEWS = (aten.expand.default, aten.view.default, aten.detach.default, aten.unsqueeze.default)
 
 
