@@ -28,6 +28,7 @@ from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     norm,
     pooling,
     recurrent,
+    reductions,
     selections,
     views,
 )

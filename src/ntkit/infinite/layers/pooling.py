@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
+from ntkit.infinite.layers import reductions
 from ntkit.infinite.layers.views import pixels, refactored
 from ntkit.infinite.moments.algebra import Value
 from ntkit.infinite.moments.expression import Expression
@@ -186,10 +187,14 @@ def _variance(read: Reading, a: Wide, dims: Dims, keepdim: bool) -> tuple[Known,
     rank = len(a.dims)
     chosen = _chosen(dims, rank)
     if sum(x < 0 for d in chosen for x in a.dims[d]) != len(a.channels):
-        raise read.refuse("a variance over positions, or over some of the channels: it is random.")
+        raise read.refuse("a variance over some of the channels only: it is random.")
     first = averaged(read, a, chosen, keepdim)
     second = averaged(read, _squared(read, a), chosen, keepdim)
     return known(lambda x, y: x - y * y, (second, first), {}), first
+
+
+def _positions_only(a: Wide, dims: Dims) -> bool:
+    return all(x >= 0 for d in _chosen(dims, len(a.dims)) for x in a.dims[d])
 
 
 def _squared(read: Reading, a: Wide) -> Wide:
@@ -198,12 +203,16 @@ def _squared(read: Reading, a: Wide) -> Wide:
 
 
 def _moments(*ops: torch._ops.OpOverload, root: bool, both: bool) -> None:
-    """Register a variance or its root, alone or with the mean."""
+    """Register a variance or its root, alone or with the mean; over positions, by sampling."""
 
     @rule(*ops)
     def moments(
         read: Reading, a: Wide, dims: Dims = None, correction: float = 1, keepdim: bool = False, **_: object
-    ) -> Known | tuple[Known, Known]:
+    ) -> Known | Wide | tuple[Known, Known] | tuple[Wide, Wide | Known]:
+        if _positions_only(a, dims):
+            spread = partial(torch.std if root else torch.var, dim=-1, correction=correction)
+            wide = reductions.reduced(read, a, dims, keepdim, "std" if root else "var", spread)
+            return (wide, mean(read, a, dims, keepdim)) if both else wide
         variance, average = _variance(read, a, dims, keepdim)
         spread = known(torch.sqrt, (variance,), {}) if root else variance
         return (spread, average) if both else spread
