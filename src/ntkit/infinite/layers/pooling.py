@@ -152,7 +152,8 @@ def averaged(read: Reading, a: Wide, chosen: Sequence[int], keepdim: bool) -> Kn
     a = a.canonical()
     parts = [(width / a.width, e) for width, e in a.pieces]
     axes = [x for d in chosen for x in a.dims[d] if x >= 0]
-    sizes = tuple(1 if d in chosen else s for d, s in enumerate(a.sizes) if keepdim or d not in chosen)
+    alike = {d for d, dim in enumerate(a.dims) if any(x < 0 for x in dim)}.union(chosen)  # heads too
+    sizes = tuple(1 if d in alike else s for d, s in enumerate(a.sizes) if keepdim or d not in chosen)
 
     def of(side: SideValues) -> Tensor:
         total = side.numerics.zeros(1, *(1 for _ in a.shape))
@@ -165,6 +166,14 @@ def averaged(read: Reading, a: Wide, chosen: Sequence[int], keepdim: bool) -> Kn
 
     read.lines.append(Entry("", "Mean", f"over {a.width} channels of {read.name(a)}: a number", read.path))
     return Known(torch.ones(sizes, dtype=read.dtype), Coefficient(sizes, of), moments=True)
+
+
+def of_heads(a: Wide, axes: Sequence[int]) -> bool:
+    """Return whether all axes of channels are among some, or those of each head: the last, behind others."""
+    mine = [-x - 1 for x in axes if x < 0]
+    size = prod(a.channels[j] for j in mine)
+    whole = len(mine) == len(a.channels)
+    return whole or (sorted(mine) == list(range(len(a.channels) - len(mine), len(a.channels))) and size > 1)
 
 
 def _average_of(side: SideValues, e: Expression) -> Value:
@@ -245,7 +254,7 @@ def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> W
     chosen = _chosen(dims, rank)
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
-        if how == "mean" and sum(x < 0 for x in axes) == len(a.channels):
+        if how == "mean" and of_heads(a, axes):
             return averaged(read, a, chosen, keepdim)
         raise read.refuse(
             f"a {how} over channels of infinite width has no limit as a vector, nor has a mean over some of "
