@@ -61,6 +61,7 @@ FORMS = {
     "chunks": (chunks, "halves"),
     "turns": (turns, "turns"),
     "pairs": (pairs, "turns"),
+    "complex numbers": (complex_numbers, "turns"),
     "scaled first": (scaled_first, "halves"),
 }
 
@@ -214,6 +215,12 @@ def test_many_heads(width):
 
 
 REFUSED = {
+    "complex numbers otherwise": (
+        lambda s, x: torch.view_as_real(torch.view_as_complex(s.a(x).unflatten(-1, (-1, 2))) ** 2).flatten(
+            -2
+        ),
+        "complex vectors are known in products",
+    ),
     "a nonlinear function": (lambda s, x: torch.relu(s.a(x) * s.c), "differ from channel to channel"),
     "numbers of the sample": (lambda s, x: s.a(x) * x.mean(-1, keepdim=True) * x, "differ from channel"),
 }
