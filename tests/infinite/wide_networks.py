@@ -399,6 +399,21 @@ def _(w):
     return Net(of, e=Linear(3, w), n=nn.RMSNorm(w), o=out(w), cos=cos, sin=sin, **parts)
 
 
+@case("queries and keys normed in each head, biases side by side", 4, 3)
+def _(w):
+    def of(s, x):
+        bias = torch.cat([s.q, torch.zeros_like(s.q), s.v])
+        q, k, v = F.linear(s.e(x), s.w, bias).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(s.nq(q), s.nk(k) * s.nk2, v)
+        return s.o(a.transpose(1, 2).flatten(2).mean(1))
+
+    biases = {name: nn.Parameter(torch.randn(w)) for name in "qv"}
+    norms = {"nq": nn.RMSNorm(w // HEADS), "nk": nn.LayerNorm(w // HEADS)}
+    scale = nn.Parameter(torch.full((w // HEADS,), 1.5))
+    weight = nn.Parameter(torch.randn(3 * w, w))
+    return Net(of, e=Linear(3, w), w=weight, nk2=scale, **norms, **biases, o=out(w))
+
+
 @case("relative positions", 4, 3)
 def _(w):
     places = torch.arange(4)[:, None] - torch.arange(4) + 3

@@ -18,6 +18,7 @@ from ntkit.graph import Graph, is_mutable, stale, twin
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     attention,
+    complex_numbers,
     concat,
     conv,
     einsum,
@@ -28,6 +29,7 @@ from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     norm,
     pooling,
     recurrent,
+    reductions,
     selections,
     views,
 )
@@ -147,6 +149,8 @@ def _operation(reading: Reading, op: Operation, args: tuple, kwargs: dict) -> ob
         if any(isinstance(leaf, Known) for leaf in leaves):
             return known(op, args, kwargs)
         return op(*args, **kwargs)
+    if any(isinstance(leaf, complex_numbers.Complexes) for leaf in leaves):
+        return complex_numbers.operation(reading, op, args)
     if op in LIMIT_RULES:
         return _ruled(reading, LIMIT_RULES[op], args, kwargs)
     pointwise = op in DUAL_RULES or elementwise.is_pointwise(op)

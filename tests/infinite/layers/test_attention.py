@@ -221,6 +221,24 @@ def test_queries_that_are_keys_are_refused_by_name():
         limit(network(lambda s, e: attention(s, e, names="qqv")), shape(0, 3, 3))
 
 
+def test_slopes_of_each_head_are_averaged_over_heads():
+    # ALiBi: a head at a time has the kernel of heads with its own slope
+    x, lags = shape(35, 3, 3), -torch.arange(3)[:, None].sub(torch.arange(3)).abs().double()
+    slopes = torch.tensor([0.2, 0.5, 1.0, 3.0], dtype=D)
+
+    def with_slopes(slopes):
+        m = slopes[:, None, None] * lags
+        return limit(network(lambda s, e: by_hand(s, e, lambda z: z + s.m), m=m), x, samples=2**14)
+
+    every, each = with_slopes(slopes), [with_slopes(slope.expand(4)) for slope in slopes]
+    assert "draws of the scores" in str(every.program)
+    for kind in ("nngp", "ntk"):
+        mean = torch.stack([getattr(one, kind)(x) for one in each]).mean(0)
+        torch.testing.assert_close(getattr(every, kind)(x), mean, rtol=5e-3, atol=0)
+        spread = getattr(each[0], kind)(x) - getattr(each[3], kind)(x)
+        assert (spread.abs() > 0.03 * mean).any()
+
+
 def in_windows(reshape):
     """Return attention in two windows in the batch, shifted by one token, its scores masked and reshaped."""
 

@@ -34,9 +34,12 @@ ALIASES = {
     "instance_norm.default",  # refused
     "lift_fresh_copy.default",
     "masked_fill.Tensor",
+    "max.default",  # refused
+    "min.default",  # refused
     "mm.default",
     "mul.Scalar",
     "numpy_T.default",
+    "prod.default",  # refused
     "rsub.Tensor",
     "split.sizes",
     "squeeze.default",
@@ -230,7 +233,32 @@ def by_both(s, h):
     return s.b((h - mean[..., None]) / (std + again)[..., None])
 
 
+def over_tokens(s, h):
+    high, low = h.amax(1, keepdim=True), h.tanh().amin(1, keepdim=True)
+    return h - high + low + h.max(1, keepdim=True).values - 0.5 * h.min(1, keepdim=True).values
+
+
+def sums_and_products(s, h):
+    return h.cumsum(1) / 2 + h.logsumexp(1, keepdim=True) - h[:, :2].prod(1, keepdim=True) / 4
+
+
+def complex_numbers(s, h):
+    def turned(t):
+        z = torch.view_as_complex(t.unflatten(-1, (8, -1, 2)).transpose(1, 2))
+        return torch.view_as_real(z * torch.polar(torch.ones_like(s.c), s.c)).flatten(-2)
+
+    a = F.scaled_dot_product_attention(
+        turned(s.q(h)), turned(s.k(h)), s.b(h).unflatten(-1, (8, -1)).transpose(1, 2)
+    )
+    return a.transpose(1, 2).flatten(2)
+
+
 OPERATIONS |= {
+    "maxima and minima over tokens": lambda: tokens(over_tokens),
+    "running sums and products of tokens": lambda: tokens(sums_and_products),
+    "rotations by complex numbers": lambda: tokens(
+        complex_numbers, q=square(), k=square(), b=square(), c=torch.arange(32).reshape(4, 8) / 9
+    ),
     "sums into places": lambda: tokens(messages, b=square()),
     "means into places": lambda: tokens(reduced, b=square()),
     "entries by an index": lambda: tokens(entries, b=square()),

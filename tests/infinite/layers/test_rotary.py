@@ -61,6 +61,7 @@ FORMS = {
     "chunks": (chunks, "halves"),
     "turns": (turns, "turns"),
     "pairs": (pairs, "turns"),
+    "complex numbers": (complex_numbers, "turns"),
     "scaled first": (scaled_first, "halves"),
 }
 
@@ -154,6 +155,23 @@ def test_a_part_of_the_channels_is_turned():
         torch.testing.assert_close(getattr(one, kind)(x), getattr(two, kind)(x), rtol=1e-7, atol=1e-7)
 
 
+def test_all_tokens_but_the_first_are_turned():
+    # the first one by an angle of zero
+    x = shape(0, T, 3)
+
+    def others(s, q):
+        return torch.cat([q[:, :, :1], halves(s, q[:, :, 1:])], 2)
+
+    some = {k: v[1:] for k, v in sines(SIZE, "halves").items()}
+    every = {
+        k: torch.cat([torch.full_like(v[:1], k == "cos"), v[1:]]) for k, v in sines(SIZE, "halves").items()
+    }
+    one = limit(network(rotary(others), WIDTH, H, **some), x, samples=2**8)
+    two = limit(network(rotary(halves), WIDTH, H, **every), x, samples=2**8)
+    for kind in ("nngp", "ntk"):
+        torch.testing.assert_close(getattr(one, kind)(x), getattr(two, kind)(x), rtol=1e-7, atol=1e-7)
+
+
 def test_one_head_and_numbers_that_are_all_alike():
     x = shape(0, T, 3)
     alike = {"cos": torch.full((T, SIZE), 0.6).double(), "sin": torch.full((T, SIZE), 0.8).double()}
@@ -197,6 +215,12 @@ def test_many_heads(width):
 
 
 REFUSED = {
+    "complex numbers otherwise": (
+        lambda s, x: torch.view_as_real(torch.view_as_complex(s.a(x).unflatten(-1, (-1, 2))) ** 2).flatten(
+            -2
+        ),
+        "complex vectors are known in products",
+    ),
     "a nonlinear function": (lambda s, x: torch.relu(s.a(x) * s.c), "differ from channel to channel"),
     "numbers of the sample": (lambda s, x: s.a(x) * x.mean(-1, keepdim=True) * x, "differ from channel"),
 }

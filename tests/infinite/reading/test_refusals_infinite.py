@@ -99,10 +99,20 @@ REFUSED = {
         (4,),
         ["branches on values that its weights make"],
     ),
-    "cumsum": (
-        hidden(lambda s, h, x: h.cumsum(1).mean(1), 3),
+    "median": (
+        hidden(lambda s, h, x: h.median(1).values, 3),
         (4, 3),
-        ["no rule", "cumsum", "register_limit_rule"],
+        ["no rule", "median", "register_limit_rule"],
+    ),
+    "a maximum over channels": (
+        hidden(lambda s, h, x: (h + h.amax(2, keepdim=True)).mean(1), 3),
+        (4, 3),
+        ["a max over channels of infinite width"],
+    ),
+    "sums over channels": (
+        hidden(lambda s, h, x: h.cumsum(2).mean(1), 3),
+        (4, 3),
+        ["sums over channels of infinite width"],
     ),
     "sort": (Sequential(Linear(4, W), Sorted(), Linear(W, 1)), (4,), ["no rule", "sort", "module '1'"]),
 }

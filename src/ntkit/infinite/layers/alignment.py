@@ -177,6 +177,9 @@ class Aligned:
     def _vector(self, weight: Weight) -> Expression:
         t = weight.tensor.reshape(self._sizes(weight.tensor))
         width = prod(self.channels)
+        shared = self._of_each_head(weight, t)
+        if shared is not None:
+            return shared
         shape: list[int] = []
         channels = []
         for d, dim in enumerate(self.frame):
@@ -197,6 +200,29 @@ class Aligned:
         self.read.use(weight.name, "coordinate by coordinate")
         average, law = self.read.laws.vector(weight)
         return Vector(tuple(shape), weight.name, rows, average, law)
+
+    def _of_each_head(self, weight: Weight, t: Tensor) -> Vector | None:
+        """Return parameters of the channels of a head, alike at the start, that all heads share.
+
+        The gradients of heads are independent: they add up like those of parameters of their own.
+        """
+        channels = [d for d, dim in enumerate(self.frame) if dim == (-1,)]
+        size = self.channels[-1]
+        if (
+            len(channels) < 2
+            or len(channels) != len(self.channels)
+            or t.shape[channels[-1]] != size
+            or size < 2
+        ):
+            return None
+        average, law = self.read.laws.vector(weight)
+        if law.variance or any(t.shape[d] != 1 for d in channels[:-1]):
+            return None
+        both = zip(t.shape, self.frame, strict=True)
+        shape = tuple(s if n != 1 else 1 for n, dim in both for s in dim if s > 0)
+        self.read.use(weight.name, "coordinate by coordinate")
+        rows = rows_of(t).movedim(channels[-1], -1).reshape(-1, size)[0]
+        return Vector(shape, weight.name, rows.repeat(prod(self.channels[:-1])), average, law)
 
     def pieces(self, terms: Sequence[Expression]) -> Concatenated:
         """Return the result of an operation on each piece, with its width."""

@@ -226,6 +226,8 @@ def weighted(read: Reading, a: Wide, v: Wide) -> Wide:
     if found is not None and value.centered and apart:  # a coordinate of the values is 1/sqrt(d) of a score
         e: Expression = Attended(shape, replace(found, shape=weights.shape), value)
         how = "draws of the scores"
+    elif found is not None and found.of_heads:
+        raise read.refuse("scores with numbers that differ from head to head and values of this kind.")
     elif front:
         raise read.refuse("attention over more than one axis of positions with this kind of scores.")
     else:
@@ -258,7 +260,15 @@ def _over_positions(*ops: torch._ops.OpOverload) -> None:
         a, axis = single(a, dim)
         back, shape = axis - len(a.shape), a.shape
         function = Function(name, lambda t: ops[0](expand(t, shape), back), None, False)
-        value = a.map(lambda e: read.apply(function, expanded(e, shape)))
+
+        def of(e: Expression) -> Expression:
+            e = expanded(e, shape)
+            found = scores_of(e) if name == "softmax" and back == -1 else None
+            if found is not None and found.of_heads:  # for the product with values
+                return Apply(shape, function, (e,))
+            return read.apply(function, e)
+
+        value = a.map(of)
         return read.write("Nonlin", f"{name}({read.name(a)})   [sampling]", value)
 
 

@@ -14,8 +14,8 @@ from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import single, unsqueeze
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import Coefficient, Offset, VectorSum
-from ntkit.infinite.reading.rules import Reading, known, rule
+from ntkit.infinite.moments.vectors import Coefficient, Offset, Vector, VectorSum
+from ntkit.infinite.reading.rules import Reading, known, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers, sizes_of
 
 aten = torch.ops.aten
@@ -39,6 +39,8 @@ def padded(read: Reading, a: Wide, dim: int, low: int, high: int) -> Wide:
 def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
     """Concatenate positions, or vectors of several widths along the channels."""
     values = [v for v in values if not (isinstance(v, Tensor) and v.numel() == 0)]
+    if not any(isinstance(v, Wide) for v in values):
+        return _parameters(read, values)
     first = next(v for v in values if isinstance(v, Wide))
     dim %= len(first.dims)
     text = ", ".join(map(read.name, values))
@@ -57,6 +59,22 @@ def cat(read: Reading, values: Sequence[Operand], dim: int = 0) -> Wide:
         parts.append(padded(read, w, dim, start, whole - start - w.sizes[dim]))
         start += w.sizes[dim]
     return read.write("Concat", f"positions of {text}", combine(read, parts, total))
+
+
+def _parameters(read: Reading, values: Sequence[Operand]) -> Wide:
+    """Return parameters side by side, zeros between them: the biases of queries, keys and values."""
+    pieces: Concatenated = ()
+    for v in values:
+        if isinstance(v, Weight) and v.tensor.ndim == 1:
+            read.use(v.name, "coordinate by coordinate")
+            average, law = read.laws.vector(v)
+            pieces += ((len(v.tensor), Vector((), v.name, rows_of(v.tensor), average, law)),)
+        elif isinstance(v, Tensor) and v.ndim == 1 and not v.any():
+            pieces += ((len(v), VectorSum((), ())),)
+        else:
+            raise read.refuse("it concatenates weights that are no vectors, or numbers, with weights.")
+    wide = Wide(pieces, (), (sum(width for width, _ in pieces),), ((-1,),))
+    return read.write("Parameter", ", ".join(map(read.name, values)), wide)
 
 
 def _alone(x: Term, like: Term) -> Expression:

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ntkit.infinite.layers.arithmetic import add
 from ntkit.infinite.layers.attention import between
 from ntkit.infinite.moments.algebra import Need
 from ntkit.infinite.moments.expression import Expression
@@ -83,8 +84,10 @@ def matrix_of(read: Reading, weight: Weight, out: int, fan_in: int) -> tuple[Wei
 
 
 @rule(aten.linear.default)
-def linear(read: Reading, h: Operand, weight: object, bias: Weight | None = None) -> Wide:
+def linear(read: Reading, h: Operand, weight: object, bias: Weight | Wide | None = None) -> Wide:
     """Y = h W^T + b."""
+    if isinstance(bias, Wide):  # of several parameters
+        return add(read, linear(read, h, weight), bias)
     if not isinstance(weight, Weight) or weight.tensor.ndim != 2:
         raise read.refuse("its weight is not a parameter of the model as it is (or a slice of one).")
     return product(read, h, weight, 0, bias)

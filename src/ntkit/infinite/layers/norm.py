@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ntkit.infinite.layers.alignment import combine
 from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
+from ntkit.infinite.layers.pooling import of_heads
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Vector
@@ -76,7 +77,7 @@ def _wide(read: Reading, a: Operand, what: str) -> Wide:
 def _over(read: Reading, a: Wide, count: int, what: str) -> list[int]:
     """Return the axes of positions in the last ``count`` dimensions, which hold all channels."""
     last = [x for d in a.dims[-count:] for x in d]
-    if sum(x < 0 for x in last) != len(a.channels):
+    if not of_heads(a, last):
         raise read.refuse(f"{what} over positions, or over some of the channels: its statistics are random.")
     return [x for x in last if x >= 0]
 

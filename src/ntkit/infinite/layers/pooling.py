@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
+from ntkit.infinite.layers import reductions
 from ntkit.infinite.layers.views import pixels, refactored
 from ntkit.infinite.moments.algebra import Value
 from ntkit.infinite.moments.expression import Expression
@@ -151,7 +152,8 @@ def averaged(read: Reading, a: Wide, chosen: Sequence[int], keepdim: bool) -> Kn
     a = a.canonical()
     parts = [(width / a.width, e) for width, e in a.pieces]
     axes = [x for d in chosen for x in a.dims[d] if x >= 0]
-    sizes = tuple(1 if d in chosen else s for d, s in enumerate(a.sizes) if keepdim or d not in chosen)
+    alike = {d for d, dim in enumerate(a.dims) if any(x < 0 for x in dim)}.union(chosen)  # heads too
+    sizes = tuple(1 if d in alike else s for d, s in enumerate(a.sizes) if keepdim or d not in chosen)
 
     def of(side: SideValues) -> Tensor:
         total = side.numerics.zeros(1, *(1 for _ in a.shape))
@@ -164,6 +166,14 @@ def averaged(read: Reading, a: Wide, chosen: Sequence[int], keepdim: bool) -> Kn
 
     read.lines.append(Entry("", "Mean", f"over {a.width} channels of {read.name(a)}: a number", read.path))
     return Known(torch.ones(sizes, dtype=read.dtype), Coefficient(sizes, of), moments=True)
+
+
+def of_heads(a: Wide, axes: Sequence[int]) -> bool:
+    """Return whether all axes of channels are among some, or those of each head: the last, behind others."""
+    mine = [-x - 1 for x in axes if x < 0]
+    size = prod(a.channels[j] for j in mine)
+    whole = len(mine) == len(a.channels)
+    return whole or (sorted(mine) == list(range(len(a.channels) - len(mine), len(a.channels))) and size > 1)
 
 
 def _average_of(side: SideValues, e: Expression) -> Value:
@@ -186,10 +196,14 @@ def _variance(read: Reading, a: Wide, dims: Dims, keepdim: bool) -> tuple[Known,
     rank = len(a.dims)
     chosen = _chosen(dims, rank)
     if sum(x < 0 for d in chosen for x in a.dims[d]) != len(a.channels):
-        raise read.refuse("a variance over positions, or over some of the channels: it is random.")
+        raise read.refuse("a variance over some of the channels only: it is random.")
     first = averaged(read, a, chosen, keepdim)
     second = averaged(read, _squared(read, a), chosen, keepdim)
     return known(lambda x, y: x - y * y, (second, first), {}), first
+
+
+def _positions_only(a: Wide, dims: Dims) -> bool:
+    return all(x >= 0 for d in _chosen(dims, len(a.dims)) for x in a.dims[d])
 
 
 def _squared(read: Reading, a: Wide) -> Wide:
@@ -198,12 +212,16 @@ def _squared(read: Reading, a: Wide) -> Wide:
 
 
 def _moments(*ops: torch._ops.OpOverload, root: bool, both: bool) -> None:
-    """Register a variance or its root, alone or with the mean."""
+    """Register a variance or its root, alone or with the mean; over positions, by sampling."""
 
     @rule(*ops)
     def moments(
         read: Reading, a: Wide, dims: Dims = None, correction: float = 1, keepdim: bool = False, **_: object
-    ) -> Known | tuple[Known, Known]:
+    ) -> Known | Wide | tuple[Known, Known] | tuple[Wide, Wide | Known]:
+        if _positions_only(a, dims):
+            spread = partial(torch.std if root else torch.var, dim=-1, correction=correction)
+            wide = reductions.reduced(read, a, dims, keepdim, "std" if root else "var", spread)
+            return (wide, mean(read, a, dims, keepdim)) if both else wide
         variance, average = _variance(read, a, dims, keepdim)
         spread = known(torch.sqrt, (variance,), {}) if root else variance
         return (spread, average) if both else spread
@@ -236,7 +254,7 @@ def _reduction(read: Reading, a: Wide, dims: Dims, keepdim: bool, how: str) -> W
     chosen = _chosen(dims, rank)
     axes = tuple(x for d in chosen for x in a.dims[d])
     if any(x < 0 for x in axes):
-        if how == "mean" and sum(x < 0 for x in axes) == len(a.channels):
+        if how == "mean" and of_heads(a, axes):
             return averaged(read, a, chosen, keepdim)
         raise read.refuse(
             f"a {how} over channels of infinite width has no limit as a vector, nor has a mean over some of "

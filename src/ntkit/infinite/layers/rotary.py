@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.moments.expression import Expression
+from ntkit.infinite.moments.positions import Move
 from ntkit.infinite.moments.vectors import Coefficient, Moved, Multiple, Turned, VectorSum, expanded
 from ntkit.infinite.reading.rules import Reading
 from ntkit.infinite.reading.values import Wide
@@ -247,15 +248,34 @@ def _terms(e: Expression) -> list[Term]:
     return [(e, 1.0)]
 
 
+def _at(e: Expression, move: Move) -> Expression:
+    """Return a vector at other positions, at the same ones the same vector; a part stays a part."""
+    moved = e.__dict__.setdefault("at positions", {})
+    if move not in moved:
+        moved[move] = Moved(move.after, move, expanded(e, move.before))
+        if "part" in e.__dict__:
+            whole, index, width = e.__dict__["part"]
+            moved[move].__dict__["part"] = (_at(whole, move), index, width)
+    return moved[move]
+
+
 def _moved(e: Moved, leaf: Expression, m: Tensor | float) -> Term:
-    """Return a vector and its matrices at other positions."""
-    at = leaf.__dict__.setdefault("at positions", {})  # the same positions are the same vector
-    if e.move not in at:
-        at[e.move] = Moved(e.shape, e.move, expanded(leaf, e.move.before))
+    """Return a vector and its matrices at other positions; the vector itself, where it is back at its own."""
     if isinstance(m, Tensor):
         m = m.expand(*e.move.before, *m.shape[-2:]).movedim((-2, -1), (0, 1))
         m = e.move.apply(m).movedim((0, 1), (-2, -1))
-    return at[e.move], m
+    whole = base = _at(leaf, e.move)
+    moves = []
+    while isinstance(base, Moved) and base.move.selects:
+        moves.append(base.move)
+        base = base.inner
+        if base.shape == e.shape:
+            places = own = torch.arange(1.0, 1 + prod(e.shape), dtype=torch.float64).reshape(1, *e.shape)
+            for move in reversed(moves):
+                places = move.apply(places)
+            if bool(((places == own) | (places == 0)).all()):
+                return base, m * (places[0] > 0).double()[..., None, None]
+    return whole, m
 
 
 def _chain(e: Expression, heads: int) -> dict[Expression, tuple[Tensor, int] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -77,7 +78,9 @@ def refactored(read: Reading, a: Wide, sizes: Sequence[int]) -> Wide:
     shape = tuple(n for mine in parts for n, position in mine if position)
     channels = tuple(n for mine in parts for n, position in mine if not position)
     if channels != a.channels and len(a.pieces) > 1:
-        raise read.refuse("concatenated vectors are cut into groups of channels.")
+        block = prod(channels[1:])
+        if any(bound % block for bound in accumulate(width for width, _ in a.pieces)):
+            raise read.refuse("concatenated vectors are cut into groups of channels.")
     pieces = a.pieces if shape == a.shape else a.reshaped(shape, ()).pieces
     return Wide(pieces, shape, channels, numbered([[position for _, position in mine] for mine in parts]))
 

@@ -13,7 +13,7 @@ a side of all scores.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
+from math import lcm, prod
 
 import torch
 from torch import Tensor
@@ -81,7 +81,9 @@ class _Draws:
         self.count = prod(pairs.batch)
         index = torch.arange(self.count)
         self.index = (index // pairs.right.n, index % pairs.right.n) if pairs.outer else (index, index)
-        unit = BLOCKS * TOGETHER
+        widths = (raw.data.shape[-1] for e in self.ends for raw, _ in e.scores.of_heads)
+        self.heads = max(widths, default=1)  # of which each block of draws has equally many
+        unit = BLOCKS * lcm(TOGETHER, self.heads)
         self.draws = unit * max(1, self.numerics.count // FEWER // unit)
         self.turn = turns(u.scores.inner, v.scores.inner)
         self.rank = 1 if self.turn is None else self.turn.shape[-1]
@@ -147,7 +149,7 @@ class _Draws:
         for block, seeds in self._seeds(chunk):
             z, drawn = map(torch.cat, zip(*(self._normal(seed) for seed in seeds), strict=True))
             for factor in factors:
-                a, b = self._weights(z, drawn, factor, chunk)
+                a, b = self._weights(z, drawn, self._head_of(seeds), factor, chunk)
                 first, second = (
                     w if m is None else w * m for w, m in zip((a, b), self._masks(chunk), strict=True)
                 )
@@ -222,7 +224,7 @@ class _Draws:
         """
         rows, columns = self.w * self.t + self.w2 * self.t2, self.w * self.s + self.w2 * self.s2
         sizes = (self.rank, rows, columns)
-        if prod(sizes) + self.extra <= QUASI:
+        if prod(sizes) + self.extra <= QUASI and self.draws <= self.numerics.count:
             points = self.numerics.normal(prod(sizes) + self.extra)
             points = points[block * TOGETHER : (block + 1) * TOGETHER]
             return points[:, : prod(sizes)].reshape(-1, *sizes), points[:, prod(sizes) :]
@@ -271,7 +273,7 @@ class _Draws:
         )
 
     def _weights(
-        self, z: Tensor, drawn: Tensor, factors: list[tuple[Tensor, Tensor]], chunk: slice
+        self, z: Tensor, drawn: Tensor, head: Tensor, factors: list[tuple[Tensor, Tensor]], chunk: slice
     ) -> tuple[Tensor, Tensor]:
         """Return the softmax of both scores at draws, ``[n, B, W, t, s]``."""
         both = []
@@ -292,8 +294,18 @@ class _Draws:
                 value = value + self._numbers(offset, scores, which, chunk)
             for table in scores.tables:
                 value = value + self._entries(table, drawn)[:, None, None]
+            for raw, number in scores.of_heads:
+                numbers = raw.data.value(self.sides[which])
+                numbers = numbers[self.index[which][chunk]] if numbers.shape[0] > 1 else numbers
+                value = value + number * numbers[..., head].movedim(-1, 0)[:, :, None]
             both.append(torch.softmax(value.reshape(*value.shape[:2], w, t, s), -1))
         return both[0], both[0] if self.alone else both[1]
+
+    def _head_of(self, seeds: range) -> Tensor:
+        """Return the head that each draw of some seeds is one of, where heads differ."""
+        block = self.draws // BLOCKS
+        draws = torch.arange(seeds.start * TOGETHER, seeds.stop * TOGETHER)
+        return draws % block * self.heads // block
 
     def _entries(self, table: Table, drawn: Tensor) -> Tensor:
         """Return what a table adds to scores at draws of its entries, ``[n, t, s]``."""

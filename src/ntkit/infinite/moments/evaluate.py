@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.moments import vectors as vec
+from ntkit.infinite.moments.algebra import refuse
 from ntkit.infinite.moments.expression import Expression, walk
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.positions import expand, matvec
@@ -51,6 +52,8 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                     added = done[table.vector] * table.number
                     z = z + (added if table.trained and e.scores.trained else added.detach())
                 done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
+            case vec.Raw():
+                raise refuse("Numbers that differ from head to head are read in a softmax of scores only.")
             case vec.Offset():
                 done[e] = lift(e.coefficient.value(side))
             case Apply():

@@ -11,6 +11,7 @@ from ntkit.infinite.moments.vectors import (
     Moved,
     Multiple,
     Offset,
+    Raw,
     Scores,
     Stopped,
     Table,
@@ -25,6 +26,7 @@ def scores_of(z: Expression) -> Scores | None:
     found: list[tuple[Inner, float, tuple[Coefficient, ...], bool]] = []
     offsets: list[Coefficient] = []
     added: list[Table] = []
+    of_heads: list[tuple[Raw, float]] = []
     stack: list[tuple[Expression, float, tuple[Coefficient, ...], bool]] = [(z, 1.0, (), True)]
     while stack:
         e, number, masks, trained = stack.pop()
@@ -41,6 +43,8 @@ def scores_of(z: Expression) -> Scores | None:
                 found.append((e, number, masks, trained))
             case Offset() if not masks:
                 offsets.append(_times(e.coefficient, number))
+            case Raw() if not masks and len(e.shape) == 2:
+                of_heads.append((e, number))
             case Moved() if (opened := _opened(e)) is not e:
                 stack.append((opened, number, masks, trained))
             case _:
@@ -53,7 +57,7 @@ def scores_of(z: Expression) -> Scores | None:
     inner, number, masks, trained = found[0]
     if any(table.trained != trained or table.name in inner.names for table in added):
         return None
-    return Scores(inner, number, masks, tuple(offsets), z.shape, trained, tuple(added))
+    return Scores(inner, number, masks, tuple(offsets), z.shape, trained, tuple(added), tuple(of_heads))
 
 
 def _opened(e: Moved) -> Expression:

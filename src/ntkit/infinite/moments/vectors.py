@@ -147,6 +147,11 @@ class VectorSum(Expression):
         return self.terms
 
     @cached_property
+    def centered(self) -> bool:
+        """Where all terms are; the sum of none is zero."""
+        return all(term.centered for term in self.terms)
+
+    @cached_property
     def gaussian(self) -> bool:
         """A sum of jointly Gaussian terms is Gaussian."""
         return all(term.gaussian for term in self.terms)
@@ -220,8 +225,8 @@ class Mixed(Linear):
 class Attended(Expression):
     """Means of values ``[*w, s]`` at positions, weighted by a softmax of scores ``[*w, t, s]``: ``[*w, t]``.
 
-    The values are centered and independent of the scores, so that its kernels are means over draws of the
-    scores alone.
+    Where numbers differ from head to head its kernels are means over heads. The values are centered and
+    independent of the scores, so that its kernels are means over draws of the scores alone.
     """
 
     scores: Scores
@@ -229,6 +234,11 @@ class Attended(Expression):
 
     gaussian = always(False)
     centered = always(True)
+
+    @cached_property
+    def raw(self) -> bool:
+        """Whether heads differ."""
+        return bool(self.scores.of_heads) or self.values.raw
 
     @property
     def parts(self) -> tuple[Expression, ...]:
@@ -270,6 +280,7 @@ class Scores:
     shape: Shape
     trained: bool = True  # whether gradients go through them
     tables: tuple[Table, ...] = ()
+    of_heads: tuple[tuple[Raw, float], ...] = ()  # numbers [t, s, heads] that are added, and a factor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
