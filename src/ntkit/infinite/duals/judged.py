@@ -39,7 +39,7 @@ def judge(values: Tensor, nodes: Tensor, evaluate: Callable[[Tensor], Tensor]) -
     mass = values.square() * density
     total = mass.sum(-1)
     scale = total.amax().clamp(min=torch.finfo(values.dtype).tiny)
-    step = 20  # half a standard deviation
+    step = max(1, round(0.5 / float(nodes[1] - nodes[0])))  # half a standard deviation
     for end, before in ((mass[..., -1], mass[..., -1 - step]), (mass[..., 0], mass[..., step])):
         if ((end > before) & (end > 1e-9 * scale)).any():
             raise Uncontrolled("its square grows faster than the Gaussian density falls")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
+from ntkit.infinite.moments.accuracy import note
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.positions import Shape
@@ -163,7 +164,7 @@ class _Draws:
         orders = [(0, 1)] if self.alone else [(0, 1), (1, 0)]
         factors = [self._factors(order, chunk) for order in orders]
         kernels: list[Tensor] = [zero] * BLOCKS
-        tangents: list[Tensor] = [zero] * (1 + len(curved))
+        tangents: list[list[Tensor]] = [[zero] * (1 + len(curved)) for _ in range(BLOCKS)]
         for block, seeds in self._seeds(chunk):
             z = torch.cat([self._normal(seed) for seed in seeds])
             for factor in factors:
@@ -183,16 +184,19 @@ class _Draws:
                         term = torch.einsum("nbwts,nbwsvu->bwtvu", first, right)
                         term = term - torch.einsum("nbwtvr,nbvur->bwtvu", ak * ay, second)
                         ayb = torch.einsum("nbwtvr,nbvur->nbwtvu", ay, second)
-                        tangents[i + 1] = tangents[i + 1] + term + (out * ayb).sum(0)
+                        tangents[block][i + 1] = tangents[block][i + 1] + term + (out * ayb).sum(0)
                 if theta is not None:
                     at = torch.einsum("nbwts,bwsvr->nbwtvr", a, theta)
-                    tangents[0] = tangents[0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
+                    tangents[block][0] = tangents[block][0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
         count = self.draws * len(orders)
-        if values is not None:
-            self.numerics.note(torch.stack(kernels) * (BLOCKS / count))
-        whole = [tangents[0] / count] if theta is not None else []
-        whole += [total / count * other for total, (_, other) in zip(tangents[1:], curved, strict=True)]
-        return None if values is None else sum(kernels, zero) / count, add(whole)
+        found: list[Value] = []
+        for first, *rest in tangents:
+            whole = [first / count] if theta is not None else []
+            found.append(add([*whole, *(t / count * y for t, (_, y) in zip(rest, curved, strict=True))]))
+        parts = [torch.stack(kernels) * (BLOCKS / count)] if values is not None else []
+        parts += [torch.stack([t for t in found if t is not None]) * BLOCKS] if found[0] is not None else []
+        note(self.numerics, self.ends, *((part, None) for part in parts))
+        return None if values is None else sum(kernels, zero) / count, add(found)
 
     def _curved(self, u: Attended, v: Attended, chunk: slice) -> list[tuple[Tensor, Tensor]]:
         """Return what d A / d z meets in Theta_z: kernels of keys ``[B, W, s, W', s']`` and of queries."""
