@@ -63,7 +63,7 @@ class NoRuleError(NtkitError):
 
 
 class ToleranceWarning(UserWarning):
-    """A kernel of infinite width whose error is larger than the ``tol`` that was asked for; it says how large."""
+    """A kernel of infinite width whose error is larger than the ``tol`` that was asked for: how large."""
 
 
 def nearest(given: object, known: Iterable[object]) -> str:

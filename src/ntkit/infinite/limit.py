@@ -17,6 +17,7 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
@@ -203,7 +204,9 @@ class LimitKernel(Kernel):
         with undisturbed(net):
             first = self._checked(first)
             tiles = self.limit.tiles(self.line, first, *([] if second is None else [second]))
-            return self.limit.within(lambda: tiles(self.kind == "ntk", first, second, last=True)[0])
+            block = self.limit.within(lambda: tiles(self.kind == "ntk", first, second, last=True)[0])
+            self._refuse_overflow(block, first, first if second is None else second)
+            return block
 
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
         """Return how the kernel between two batches is made: tiles, bytes, sampled points. Print it."""
@@ -219,7 +222,20 @@ class LimitKernel(Kernel):
         batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
             tiles = self.limit.tiles(self.line, batch)
-            return self.limit.within(lambda: tiles.diagonal(self.kind == "ntk", batch)[-1])
+            diagonal = self.limit.within(lambda: tiles.diagonal(self.kind == "ntk", batch)[-1])
+            self._refuse_overflow(diagonal, batch, batch)
+            return diagonal
+
+    def _refuse_overflow(self, kernel: Tensor, x1: Batch, x2: Batch) -> None:
+        def at(line: str, i: int, j: int) -> Tensor:
+            one, two = take(x1, slice(i, i + 1)), take(x2, slice(j, j + 1))
+            tiles = self.limit.tiles(line, one, two)
+            ntk = self.kind == "ntk"
+            found = [*tiles(ntk, one, two), *tiles.diagonal(ntk, one), *tiles.diagonal(ntk, two)]
+            return torch.cat([t.flatten() for t in found])
+
+        lines = [e for e in self.limit.program.lines if e.value is not None]
+        refuse_overflow(kernel, lines, at, self.line)
 
     def _checked(self, x: Batch) -> Batch:
         shapes, wanted = (

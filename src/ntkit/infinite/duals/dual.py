@@ -33,10 +33,10 @@ class Dual(ABC):
 
     ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``; ``error`` is the
     largest relative error of the last call, of sqrt(E[phi(u)^2] E[phi(v)^2]) for the value and that of
-    phi' for the slope: zero of closed forms, measured of others. ``traceable`` says that the methods are plain tensor operations, which
-    ``make_fx`` and ``torch.compile`` can follow; ``smooth`` that slope and gain can be differentiated at
-    all covariances. Where phi jumps, phi' is the derivative that autograd takes:
-    it does not see the jump. At a variance of zero u is zero, and phi'(u) the derivative ``at_zero`` that
+    phi' for the slope: zero of closed forms, measured of others. ``traceable`` says that the methods are
+    plain tensor operations, which ``make_fx`` and ``torch.compile`` can follow; ``smooth`` that slope and
+    gain can be differentiated everywhere. Where phi jumps, phi' is the derivative that autograd takes: it
+    does not see the jump. At a variance of zero u is zero, and phi'(u) the derivative ``at_zero`` that
     autograd takes there: `by_autograd`.
     """
 
@@ -109,13 +109,13 @@ class Dual(ABC):
     def _curved_form(self, *at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return those of a smooth function from the derivatives of its slope S by the covariances.
 
-        For z = (a, b) and (u, v) = L z, Price's theorem says E[f (z z' - 1)] = L' D L with f = phi'(u) phi'(v)
-        and D = [[2 dS / dvar1, dS / dcov], [dS / dcov, 2 dS / dvar2]].
+        For z = (a, b), (u, v) = L z and f = phi'(u) phi'(v), Price's theorem says E[f (z z' - 1)] = L' D L
+        with D = [[2 dS / dvar1, dS / dcov], [dS / dcov, 2 dS / dvar2]].
         """
         cov, var1, var2 = torch.broadcast_tensors(*at)
         rho, q = correlation(cov, var1, var2)
         sd1, sd2 = root(var1), root(var2)
-        slope, pull = torch.func.vjp(self.slope, cov, var1, var2)
+        slope, pull = torch.func.vjp(self.slope, cov, var1, var2)[:2]
         by_cov, by_var1, by_var2 = pull(torch.ones_like(slope))
         along = sd2 * rho
         aa = 2 * sd1 * sd1 * by_var1 + 2 * sd1 * along * by_cov + 2 * along * along * by_var2
@@ -168,7 +168,7 @@ class Dual(ABC):
     def curvature(self, var: Tensor) -> Tensor:
         """Return E[(u^2 / var - 1) phi'(u)], zero at a variance of zero."""
         if self.smooth:  # 2 var d E[phi'(u)] / dvar
-            gain, pull = torch.func.vjp(self.gain, var)
+            gain, pull = torch.func.vjp(self.gain, var)[:2]
             return 2 * var * pull(torch.ones_like(gain))[0]
         return self.of_slope(lambda z: z * z - 1, var, 0)[..., 0] * (var > 0)
 

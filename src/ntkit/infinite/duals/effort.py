@@ -27,8 +27,8 @@ class Effort:
     error: float = 0.0
 
     def tell(self, error: float) -> None:
-        """Keep the largest error; one that is not a number is one of everything."""
-        self.error = max(self.error, error if error == error else 1.0)
+        """Keep the largest error; what has no digit right, or is not a number, is all wrong: one."""
+        self.error = max(self.error, min(error, 1.0) if error == error else 1.0)
 
 
 _current: ContextVar[Effort | None] = ContextVar("effort", default=None)
@@ -76,7 +76,9 @@ def tell_tail(
     if not asked() or not rho.numel():
         return
     tiny = 1e-300
-    one, two = (r.detach().double() / m.detach().double().clamp(min=tiny) for r, m in zip(rests, masses))
+    one, two = (
+        r.detach().double() / m.detach().double().clamp(min=tiny) for r, m in zip(rests, masses, strict=True)
+    )
     one, two = (torch.where(r > tiny, r, 0.0).clamp(max=1.0) for r in (one, two))
     if (float(one.max()) * float(two.max())) ** 0.5 < NOTHING:
         return

@@ -29,7 +29,7 @@ def coefficients(
     analytic fn; with ``kinks``, the places x where fn is not smooth, Gauss-Legendre between them.
     """
     scale = _root(var)
-    nodes, weights = _panels(scale, kinks, degree) if kinks else _grid(scale)
+    nodes, weights = split(scale, kinks, 24 * fineness() + degree // 4) if kinks else _grid(scale)
     values = fn(scale[..., None] * nodes) * (weights * torch.exp(-nodes * nodes / 4)) / (2 * math.pi) ** 0.5
     if not kinks and degree <= TABLED:
         return (values @ _table(degree, nodes.device, fineness())).to(var.dtype)
@@ -98,11 +98,11 @@ def _grid(scale: Tensor) -> tuple[Tensor, Tensor]:
     return nodes, torch.full_like(nodes, step)
 
 
-def _panels(scale: Tensor, kinks: Sequence[float], degree: int) -> tuple[Tensor, Tensor]:
+def split(scale: Tensor, kinks: Sequence[float], order: int) -> tuple[Tensor, Tensor]:
     """Return Gauss-Legendre nodes and weights on [-SPAN, SPAN] split at every kink, [*scale.shape, Q]."""
     places = torch.tensor(sorted(kinks), dtype=torch.float64, device=scale.device)
     safe = torch.where(scale > 0, scale, 1.0)[..., None]
     splits = (places / safe).clamp(-SPAN, SPAN)
     even = torch.linspace(-SPAN, SPAN, 9, dtype=torch.float64, device=scale.device)
     edges = torch.cat([splits, even.expand(*scale.shape, -1)], -1).sort(-1).values
-    return panels(edges, 24 * fineness() + degree // 4)
+    return panels(edges, order)

@@ -12,8 +12,8 @@ from ntkit.errors import NoRuleError
 from ntkit.infinite.duals.correlation import root
 from ntkit.infinite.duals.dual import Dual, rule
 from ntkit.infinite.duals.effort import ROUNDING, asked, fineness, tell, tell_tail
-from ntkit.infinite.duals.hermite import coefficients, contract, grid
-from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, judge, kinks
+from ntkit.infinite.duals.hermite import coefficients, contract, grid, split
+from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, apart, halved, judge, kinks, probes
 
 aten = torch.ops.aten
 
@@ -57,6 +57,7 @@ class Series(Dual):
         return self._sum(lambda x: x * self.derivative(x), cov, var1, var2)
 
     def of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
+        """Return the coefficients of weight(x / sd) phi'(x)."""
         if var.numel():
             self._judge(self.derivative, var)
         return super().of_slope(weight, var, degree)
@@ -91,8 +92,8 @@ class Series(Dual):
             self._look(f, scale)
         if self.kinks and asked():
             few = torch.stack([scale, torch.where(var > 0, var, scale * scale).min().sqrt()]).square()
-            halved, full = (coefficients(lambda x: f(x) ** 2, few, n, self.kinks)[..., 0] for n in (0, 96))
-            tell((halved - full).abs() / full.clamp(min=1e-300))
+            grids = [split(few.sqrt(), self.kinks, order * fineness()) for order in (24, 48)]
+            tell(apart(*(probes(f(few.sqrt()[:, None] * z), z, w) for z, w in grids)))
 
     def _look(self, f: Callable[[Tensor], Tensor], scale: Tensor) -> None:
         """Judge a function on the even grid; name its kinks if it has any."""
@@ -110,7 +111,7 @@ class Series(Dual):
                 f"A dual is of a controlled function (Cappelletti 2019, Def. 2.1); a bounded one, or a clamp "
                 f"in front of it, has one."
             ) from reason
-        if error > SMOOTH:
+        if max(error, halved(self.derivative(scale * nodes).detach(), nodes)) > SMOOTH:
             both = lambda z: [self.fn(scale * z).detach(), self.derivative(scale * z).detach()]  # noqa: E731
             places = kinks(both(nodes), nodes, both)
             if places is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ def expectation(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -
 def average(f: Pieces, var: Tensor) -> Tensor:
     """Return E[f(u)]."""
     return _Average.apply(var.double(), f).to(var.dtype)  # pyright: ignore
+
+
+def square(f: Pieces, var: Tensor) -> Tensor:
+    """Return E[f(u)^2], and tell what rounding leaves of it."""
+    squared = pieces.multiply(f, f)
+    value = average(squared, var)
+    if asked():
+        sd = root(var.detach().double())
+        tell(pieces.rounding(squared, torch.zeros_like(sd), sd) / value.detach().clamp(min=1e-300))
+    return value
 
 
 def density(x: float, var: Tensor) -> Tensor:
@@ -131,17 +142,27 @@ def _compare(f: Pieces, g: Pieces, order: int, cov: Tensor, var1: Tensor, var2: 
     squares = (pieces.smoothed(pieces.multiply(h, h), 0 * v, root(v)) for h, v in ((f, var1), (g, var2)))
     one, two = (square.clamp(min=1e-300) for square in squares)
     gap = _integral(f, g, order, cov, var1, var2) - _integral(f, g, 2 * order, cov, var1, var2)
-    tell(gap.abs() / one.sqrt() / two.sqrt())
+    rounding = _integral(f, g, order, cov, var1, var2, pieces.rounding)
+    tell((gap.abs() + rounding) / one.sqrt() / two.sqrt())
 
 
-def _integral(f: Pieces, g: Pieces, order: int, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    """Return the integral for vectors of covariances, in float64."""
+def _integral(
+    f: Pieces,
+    g: Pieces,
+    order: int,
+    cov: Tensor,
+    var1: Tensor,
+    var2: Tensor,
+    given: Callable[[Pieces, Tensor, Tensor], Tensor] = pieces.smoothed,
+) -> Tensor:
+    """Return the integral of f, or of its size, times E[g(v) | u], or what is ``given`` in its place."""
     sd = var1.sqrt()
     ratio, spread = _conditional(cov, var1, var2)
     z, weight = _nodes(f, g, order, sd, ratio, spread)
     u = sd[:, None] * z
-    inner = pieces.smoothed(g, ratio[:, None] * u, spread[:, None])
-    return (weight * pieces.evaluate(f, u) * inner).sum(-1)
+    inner = given(g, ratio[:, None] * u, spread[:, None])
+    outer = pieces.evaluate(f, u)
+    return (weight * (outer if given is pieces.smoothed else outer.abs()) * inner).sum(-1)
 
 
 def _nodes(

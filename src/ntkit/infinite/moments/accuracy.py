@@ -25,11 +25,11 @@ SURE = 4  # standard errors that a sampled value may be off
 
 
 def _nearest(u: Expression) -> tuple[Expression, ...]:
-    """Return the functions that the vectors in a function are made of, not those behind these."""
+    """Return the functions that the Gaussian vectors in a function are made of, not those behind these."""
     if "nearest" not in u.__dict__:
         found: dict[Expression, None] = {}
         seen: set[Expression] = set()
-        stack = [u]
+        stack = list(u.basis) if isinstance(u, Apply) else [u]
         while stack:
             e = stack.pop()
             if e in seen:
@@ -50,11 +50,17 @@ def _nearest(u: Expression) -> tuple[Expression, ...]:
 
 
 def carried(numerics: Numerics, *us: Expression) -> tuple[float, float]:
-    """Return the largest errors, of K and of Theta, of what some vectors are functions of."""
+    """Return the error, of K and of Theta, of what two functions meet in: at most that of either's vectors.
+
+    So nothing comes back to a vector from what is made of it.
+    """
     if not numerics.found:
         return 0.0, 0.0
-    known = [numerics.found[e] for u in us for e in _nearest(u) if e in numerics.found]
-    return max((k for k, _ in known), default=0.0), max((t for _, t in known), default=0.0)
+    ends = []
+    for u in us:
+        known = [numerics.found[e] for e in _nearest(u) if e in numerics.found]
+        ends.append((max((k for k, _ in known), default=0.0), max((t for _, t in known), default=0.0)))
+    return min(k for k, _ in ends), min(t for _, t in ends)
 
 
 def _of(numerics: Numerics, u: Expression) -> tuple[float, float]:
@@ -96,7 +102,7 @@ def account(
 def account_product(numerics: Numerics, u: Apply, a: Expression, b: Expression) -> None:
     """Keep the errors of a product of independent factors: relative errors add."""
     (k1, t1), (k2, t2) = _of(numerics, a), _of(numerics, b)
-    numerics.tell(u, k1 + k2, t1 + t2)
+    numerics.tell(u, k1 + k2, max(t1 + k2, t2 + k1))
 
 
 def grown(dual: Dual, cov: Tensor, var1: Tensor, var2: Tensor, error: float) -> tuple[float, float]:

@@ -35,7 +35,8 @@ class Numerics:
     ``jitter`` is the largest number added to a covariance, relative to its diagonal, for it to have a
     Cholesky factor; ``error`` the largest relative error of a value so far, of those ``found`` in this call
     (`accuracy`) and of all ``past`` ones; ``memory`` is the budget in bytes, of which draws may take a
-    quarter, and a mebibyte always. ``levels`` say how often the points, and the nodes and terms, were doubled.
+    quarter, and a mebibyte always. ``levels`` say how often points, or nodes
+    and terms, were doubled.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Numerics:
         return max((max(pair) if self.tangents else pair[0] for pair in self.found.values()), default=0.0)
 
     def tell(self, of: Hashable, moment: float, tangent: float) -> None:
-        """Keep the relative errors of a function's moments and tangents, where they are more than rounding."""
+        """Keep the relative errors of moments and tangents of a function, where more than rounding."""
         if max(moment, tangent) > NOISE:
             with _LOCK:
                 one, two = self.found.get(of, (0.0, 0.0))

@@ -178,8 +178,10 @@ def _ordered(
 def _sizes(draws: JointDraws) -> tuple[Tensor, Tensor]:
     """Return Theta of both vectors with themselves, each sample alone."""
     found = [side.itself.tangent(e, e, "equal") for side, e in zip(draws.sides, draws.vectors, strict=True)]
-    one, two = (draws.numerics.zeros(1, *(1 for _ in e.shape)) if t is None else t
-                for t, e in zip(found, draws.vectors, strict=True))
+    one, two = (
+        draws.numerics.zeros(1, *(1 for _ in e.shape)) if t is None else t
+        for t, e in zip(found, draws.vectors, strict=True)
+    )
     return one, two
 
 
@@ -268,13 +270,13 @@ def _contract(
         left, right = (t.expand(count, pair, *shape).reshape(count, pair, -1) for t, shape in both)
         full = theta.reshape(pair, *_padded(a.shape, first), *_padded(b.shape, second))
         full = full.expand(pair, *first, *second).reshape(pair, prod(first), prod(second))
-        ends = zip(left.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
-        product = torch.stack([torch.einsum("sbp,sbq->bpq", x, y) for x, y in ends]) * full
+        parts = zip(left.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
+        product = torch.stack([torch.einsum("sbp,sbq->bpq", x, y) for x, y in parts]) * full
         return product.reshape(pieces, pair, prod(u.shape), prod(rows), prod(v.shape), -1).sum((3, 5))
     left, right = _dense(left, count, u, rows, pair), _dense(right, count, v, columns, pair)
     through = torch.einsum("sbpr,brt->sbpt", left, theta)
-    ends = zip(through.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
-    return torch.stack([torch.einsum("sbpt,sbqt->bpq", x, y) for x, y in ends])
+    parts = zip(through.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
+    return torch.stack([torch.einsum("sbpt,sbqt->bpq", x, y) for x, y in parts])
 
 
 def _padded(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ntkit.errors import NoRuleError
 from ntkit.infinite.duals.effort import fineness, tail, tell, tell_tail
 from ntkit.infinite.duals.hermite import coefficients, contract, expand, grid, panels
-from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, edges, judge, kinks
+from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, apart, edges, judge, kinks, probes
 from ntkit.infinite.moments.accuracy import measured
 from ntkit.infinite.moments.algebra import Need, Value, add
 from ntkit.infinite.moments.draws import random
@@ -166,14 +166,13 @@ def _expansions(side: SideValues, u: Apply, samples: slice) -> dict[Expression, 
         between = edges(places, float(nodes[-1]))
         nodes, weights = panels(between, _ORDER * fineness())
         coarse = panels(between, _ORDER // 2 * fineness())
-        rough = [v.movedim(0, -1).square() for v in evaluate(coarse[0].movedim(-1, 0))]
+        rough = [probes(v.movedim(0, -1), *coarse) for v in evaluate(coarse[0].movedim(-1, 0))]
         drawn = [v.movedim(0, -1) for v in evaluate(nodes.movedim(-1, 0))]
 
         def of(values: Tensor, degree: int) -> Tensor:
             return expand(values, nodes, weights, degree).to(variance.dtype)
 
-        masses = [(expand(a, *coarse, 0), of(b.square(), 0)) for a, b in zip(rough, drawn, strict=True)]
-        error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in masses)
+        error = max(apart(a, probes(b, nodes, weights)) for a, b in zip(rough, drawn, strict=True))
     series: dict[Expression, Tensor] = {}
     for key, values in zip(keys, drawn, strict=True):
         a = of(values, DEGREE * fineness())
