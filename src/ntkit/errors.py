@@ -63,7 +63,10 @@ class NoRuleError(NtkitError):
 
 
 class ToleranceWarning(UserWarning):
-    """A kernel of infinite width whose error is larger than the ``tol`` that was asked for: how large."""
+    """A kernel of infinite width whose error is larger than the ``tol`` that was asked for: how large.
+
+    .. versionadded:: 0.1.0
+    """
 
 
 def nearest(given: object, known: Iterable[object]) -> str:

@@ -38,6 +38,8 @@ OWN = {  # of one's own: the function and where the oracle splits it
     "tanh shrink": (F.tanhshrink, STEEP),
     "swish of 3": (lambda x: x * torch.sigmoid(3 * x), STEEP),
     "exp tanh": (lambda x: torch.exp(torch.tanh(x)), STEEP),
+    "erf and relu": (lambda x: torch.erf(x) + F.relu(x), (0,)),
+    "sign and tanh": (lambda x: torch.sign(x) + torch.tanh(x), (0,)),
     "stairs": (lambda x: torch.floor(2 * x.clamp(-3, 3)) / 2, tuple(k / 2 for k in range(-6, 7))),
 }
 FUNCTIONS = {name: (dual, phi, kinks) for name, (dual, phi, kinks) in CASES.items()}
@@ -122,7 +124,17 @@ X = torch.tensor([[1.0, -0.4, 0.3], [0.9, -0.5, 0.35], [-0.7, 2.0, 0.1]], dtype=
 MLPS = [(name, depth) for name in ("tanh", "silu", "elu", "hardtanh", "mish") for depth in (1, 3)]
 MLPS += [("gelu", 2), ("steep tanh", 2), ("ramp", 2), ("triangle", 1), ("larger of two", 2), ("softsign", 2)]
 MLPS += [("relu of sine", 1), ("root", 2), ("steep sigmoid", 2), ("swish of 3", 3)]
-QUICK = [("tanh", 1), ("elu", 1), ("gelu", 2), ("ramp", 2), ("triangle", 1), ("hardtanh", 1)]
+MLPS += [("erf and relu", 2), ("sign and tanh", 2)]
+QUICK = [
+    ("tanh", 1),
+    ("erf and relu", 2),
+    ("sign and tanh", 2),
+    ("elu", 1),
+    ("gelu", 2),
+    ("ramp", 2),
+    ("triangle", 1),
+    ("hardtanh", 1),
+]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +179,34 @@ class Gated(nn.Module):
 
     def forward(self, x):
         return self.c(torch.maximum(self.a(x), self.b(x) * torch.tanh(self.a(x))))
+
+
+class Centered(Gated):
+    """The same behind a layer norm, whose error grows by E[h^2] / Var[h]."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.d = nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = torch.sqrt(1 + torch.maximum(self.a(x), self.b(x) * torch.tanh(self.a(x))).square() / 4)
+        return self.c(torch.tanh(self.d(self.norm(h))))
+
+
+def test_of_a_network_with_a_layer_norm():
+    net = Centered().double()
+    fine = ntkit.infinite_width(net, X[:1], samples=2**14, seed=5)
+    limit = ntkit.infinite_width(net, X[:1], samples=2**9)
+    promised(limit, X, fine.nngp(X).numpy(), fine.ntk(X).numpy())
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_tiles_have_the_same_error():
+    net = Plain(FUNCTIONS["erf and relu"][1], 1).double()
+    limits = [ntkit.infinite_width(net, X[:1], compile=compile) for compile in (True, False)]
+    kernels = [limit.ntk(X.repeat(2, 1)) for limit in limits]
+    torch.testing.assert_close(*kernels)
+    assert limits[0].error == pytest.approx(limits[1].error, rel=1e-6) and limits[0].error > 0
 
 
 def test_a_tolerance_is_reached_with_more_points():

@@ -19,6 +19,7 @@ from ntkit.infinite.moments.algebra import Value
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import NOISE, Numerics
+from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Attended, Inner, Line
 
 SURE = 4  # standard errors that a sampled value may be off
@@ -58,9 +59,30 @@ def carried(numerics: Numerics, *us: Expression) -> tuple[float, float]:
         return 0.0, 0.0
     ends = []
     for u in us:
-        known = [numerics.found[e] for e in _nearest(u) if e in numerics.found]
+        known = [_enlarged(numerics, e) for e in _nearest(u) if e in numerics.found]
         ends.append((max((k for k, _ in known), default=0.0), max((t for _, t in known), default=0.0)))
     return min(k for k, _ in ends), min(t for _, t in ends)
+
+
+def enlarge(side: SideValues, us: list[Expression], variance: Tensor) -> None:
+    """Count the errors of functions relative to a variance from now on: their mean is taken off."""
+    numerics = side.numerics
+    if not numerics.found or not variance.numel():
+        return
+    least = variance.flatten(1).amin(1) if variance.ndim > 1 else variance
+    for u in us:
+        for e in (u,) if isinstance(u, Apply | Attended) else _nearest(u):
+            square = side.itself.moment(e, e, "equal") if e in numerics.found else None
+            if square is not None and square.numel():
+                most = square.flatten(1).amax(1) if square.ndim > 1 else square
+                ratio = float((most / least).max())
+                numerics.ratios[e] = max(ratio, numerics.ratios.get(e, 1.0))
+
+
+def _enlarged(numerics: Numerics, e: Expression) -> tuple[float, float]:
+    moment, tangent = numerics.found[e]
+    ratio = numerics.ratios.get(e, 1.0)
+    return ratio * moment, ratio * tangent
 
 
 def _of(numerics: Numerics, u: Expression) -> tuple[float, float]:

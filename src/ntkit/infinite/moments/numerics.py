@@ -49,6 +49,7 @@ class Numerics:
         self.levels, self._least = {"points": 0, "nodes": 0}, count
         self.arose: dict[str, float] = {}
         self.found: dict[Hashable, tuple[float, float]] = {}  # of K and of Theta
+        self.ratios: dict[Hashable, float] = {}  # E[h^2] / Var[h] of functions that are centered
         self.tangents = False  # whether Theta is asked for in this call
         self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
@@ -124,7 +125,7 @@ class Numerics:
             if error > min(tol / 4, most / 2):
                 self.levels[kind] += 1
         self.count = self._least << self.levels["points"]
-        self.found, self.arose, self.sampled = {}, {}, False
+        self.found, self.arose, self.ratios, self.sampled = {}, {}, {}, False
         self.plan.clear()
         self._drawn.clear()
 
@@ -135,7 +136,8 @@ class Numerics:
 
     def settle(self) -> None:
         """Count the errors of this call among the past ones."""
-        self.past, self.found, self.arose = self.error, {}, {}
+        self.past = self.error
+        self.found, self.arose, self.ratios = {}, {}, {}
 
     def planned(self, function: str, how: str, points: int, parts: list[slice], bytes: int) -> None:
         """Keep how a function is sampled: all points, or the largest of parts of them at a time."""
