@@ -62,13 +62,6 @@ class NoRuleError(NtkitError):
     """An operation whose infinite-width limit ntkit does not know."""
 
 
-class ToleranceWarning(UserWarning):
-    """A kernel of infinite width whose error is larger than the ``tol`` that was asked for: how large.
-
-    .. versionadded:: 0.1.0
-    """
-
-
 def nearest(given: object, known: Iterable[object]) -> str:
     """Return the end of a refusal: the known name nearest to the one given, nothing if none is near."""
     near = get_close_matches(str(given), map(str, known), n=1)

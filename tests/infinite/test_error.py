@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from wide_networks import CASES as NETWORKS
 
 import ntkit
-from ntkit.errors import BadValueError, ToleranceWarning
+from ntkit.errors import BadValueError
+from ntkit.infinite.refinement import ToleranceWarning
 
 ROUNDING = 1e-12
 STEEP = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)  # where the oracle splits what is steep at zero

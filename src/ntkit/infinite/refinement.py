@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
-from ntkit.errors import ToleranceWarning
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import Numerics
 
 MOST = {"points": 8, "nodes": 5}  # doublings of what a kernel is first made with
 
 T = TypeVar("T")
+
+
+class ToleranceWarning(UserWarning):
+    """A kernel whose error is larger than the ``tol`` that was asked for: of what, and how large."""
 
 
 def within(tol: float | None, numerics: Numerics, make: Callable[[], T]) -> T:
