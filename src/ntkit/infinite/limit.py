@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -13,14 +14,16 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, one_of, whole
+from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.coordinates import OfCoordinates, entry_of
 from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, take
 from ntkit.kernel import Kernel
@@ -38,6 +41,7 @@ class LimitSettings(TypedDict):
     parameterization: Parameterization
     samples: int
     seed: int
+    tol: float | None
     memory: int | float | str
     compile: Compile
     inputs: Picked
@@ -91,8 +95,16 @@ class Limit(OfCoordinates):
 
     @property
     def error(self) -> float:
-        """The largest relative error so far: the standard error where sampled, else that of quadrature."""
+        """The largest relative error of a kernel so far, measured: zero where all is in closed form.
+
+        It is that of quadrature and series, and four standard errors where functions are sampled, each of
+        an E[h h'] relative to sqrt(E[h^2] E[h'^2]), and it adds up from layer to layer.
+        """
         return self.numerics.error
+
+    def within(self, make: Callable[[], Tensor]) -> Tensor:
+        """Return a kernel, made again more finely until its error is at most ``tol``."""
+        return within(self.settings["tol"], self.numerics, make)
 
     def kernel(self, kind: LimitKind, line: str | None = None, positions: bool = False) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program.
@@ -135,15 +147,10 @@ class Limit(OfCoordinates):
     def __repr__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
         rows = [head, str(self.program)]
-        if self.numerics.error and not self.numerics.sampled:
-            rows.append(
-                f"note: by quadrature, with an error of up to {self.numerics.error:.1e} of the moment."
-            )
-        elif self.numerics.error:
-            rows.append(
-                f"note: sampled at {self.numerics.count} points, standard error up to "
-                f"{self.numerics.error:.1e} of the largest value."
-            )
+        if self.numerics.error:
+            how = f"sampled at {self.numerics.count} points" if self.numerics.sampled else "by quadrature"
+            what = "four standard errors" if self.numerics.sampled else "an error"
+            rows.append(f"note: {how}, with {what} of up to {self.numerics.error:.1e} of the kernel.")
         return "\n".join(rows)
 
 
@@ -222,7 +229,9 @@ class LimitKernel(Kernel):
         with undisturbed(net):
             first = self._checked(first)
             tiles = self._tiles(first, *([] if second is None else [second]))
-            return tiles(self.kind == "ntk", first, second, last=True)[0]
+            block = self.limit.within(lambda: tiles(self.kind == "ntk", first, second, last=True)[0])
+            self._refuse_overflow(block, first, first if second is None else second)
+            return block
 
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
         """Return how the kernel between two batches is made: tiles, bytes, sampled points. Print it."""
@@ -237,10 +246,24 @@ class LimitKernel(Kernel):
         """Return the kernel of each sample with itself, ``[n]`` or ``[n, *positions, *positions']``."""
         batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
-            return self._tiles(batch).diagonal(self.kind == "ntk", batch)[-1]
+            tiles = self._tiles(batch)
+            diagonal = self.limit.within(lambda: tiles.diagonal(self.kind == "ntk", batch)[-1])
+            self._refuse_overflow(diagonal, batch, batch)
+            return diagonal
 
     def _tiles(self, *batches: Batch) -> Tiles:
         return self.limit.tiles(self.line, *batches, positions=self.positions)
+
+    def _refuse_overflow(self, kernel: Tensor, x1: Batch, x2: Batch) -> None:
+        def at(line: str, i: int, j: int) -> Tensor:
+            one, two = take(x1, slice(i, i + 1)), take(x2, slice(j, j + 1))
+            tiles = self.limit.tiles(line, one, two)
+            ntk = self.kind == "ntk"
+            found = [*tiles(ntk, one, two), *tiles.diagonal(ntk, one), *tiles.diagonal(ntk, two)]
+            return torch.cat([t.flatten() for t in found])
+
+        lines = [e for e in self.limit.program.lines if e.value is not None]
+        refuse_overflow(kernel, lines, at, self.line)
 
     def _checked(self, x: Batch) -> Batch:
         shapes, wanted = (
@@ -275,6 +298,7 @@ def infinite_width(
     parameterization: Parameterization = "ntk",
     samples: int = 2**13,
     seed: int = 0,
+    tol: float | None = None,
     memory: int | float | str = "2GiB",
     compile: Compile = "auto",
     inputs: Picked = None,
@@ -309,8 +333,12 @@ def infinite_width(
     samples, seed : int
         Quasi-random points for the functions that have neither a closed form nor a Hermite series (gates,
         softmax attention, max-pooling), and their seed. The same points serve all pairs of samples, so a
-        value depends on its pair only. ``limit.error`` is the
-        standard error found (of functions that are integrated, what the quadrature leaves).
+        value depends on its pair only.
+    tol : float, optional
+        The relative error that kernels may have: each call makes them again with twice the points, nodes or
+        terms until ``limit.error`` of the call is at most that, or a `ToleranceWarning` says what was
+        reached (after at most 8 doublings of points and 5 of nodes, fewer where these cannot do). Without
+        it they are made once.
     memory : int or str
         A budget in bytes for the tiles in which blocks are made, and for the points that are sampled at a
         time, which take a quarter of it (a mebibyte at least). ``print(limit.ntk.plan(x))`` shows both.
@@ -363,6 +391,8 @@ def infinite_width(
     one_of("parameterization", parameterization, get_args(Parameterization))
     whole("samples", samples, 32)
     whole("seed", seed, None)
+    if tol is not None:
+        positive("tol", tol)
     check_sigma(sigma_w, sigma_b)
     scaled = [path for path, m in model.named_modules() if isinstance(m, Scale)]
     if scaled and parameterization == "ntk":
@@ -381,6 +411,7 @@ def infinite_width(
         "parameterization": parameterization,
         "samples": samples,
         "seed": seed,
+        "tol": tol,
         "memory": memory,
         "compile": compile,
         "inputs": inputs,

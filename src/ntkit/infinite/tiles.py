@@ -36,6 +36,7 @@ from ntkit.inputs import Batch, batch_size, take
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is expensive: a symmetric block
+SOME = 12  # samples of a batch, whose errors are found where tiles are compiled
 PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
 # A value that is read twice is not recomputed.
 FUSION: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
@@ -126,6 +127,7 @@ class Tiles:
         self, ntk: bool, x1: Batch, x2: Batch | None = None, *, last: bool = False
     ) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
+        self.numerics.tangents = ntk
         with exact(self.numerics.device), torch.no_grad():
             return self._blocks(ntk, x1, x2, last)
 
@@ -165,6 +167,8 @@ class Tiles:
         else:
             with _threads(self.numerics.device) as workers:
                 compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
+                if compiled is not None:
+                    self._tell(ntk, x1, x2)
                 _each(lambda corner: fill(corner, compiled), corners, workers)
         if symmetric:  # a correlation of exactly one, whatever the order of summation was
             exact = self.diagonal(ntk, x1)
@@ -186,9 +190,17 @@ class Tiles:
                 return self._tile(*tile)
         return None
 
+    def _tell(self, ntk: bool, x1: Batch, x2: Batch) -> None:
+        """Find the errors of a few pairs of samples: compiled tiles tell of none."""
+        few = [take(x, torch.linspace(0, batch_size(x) - 1, SOME).long().unique()) for x in (x1, x2)]
+        with torch.no_grad():
+            one, two = (PairSide(x, self.numerics) for x in few)
+            kernels(Pairs(one, two, True, ntk), self.value, ntk)
+
     def diagonal(self, ntk: bool, x: Batch) -> tuple[Tensor, ...]:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
+        self.numerics.tangents = ntk
         with exact(self.numerics.device), torch.no_grad():
             rows = max(1, min(n, self.budget // 2 // self.side(x, ntk)))
             sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))

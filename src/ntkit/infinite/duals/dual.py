@@ -15,6 +15,7 @@ from torch import Tensor
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
 from ntkit.infinite.duals.correlation import correlation, root
+from ntkit.infinite.duals.effort import ROUNDING, effort, fineness, tell_tail
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces, derivative, times_x
 from ntkit.infinite.duals.split import expectation
@@ -30,16 +31,19 @@ class Dual(ABC):
     ``dual(cov, var1, var2)`` checks its input and returns E[phi(u) phi(v)] and E[phi'(u) phi'(v)]; the
     methods below take tensors that broadcast together, in float32 or float64, and check nothing.
 
-    ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``; ``error`` is what a
-    series left out in the last call. ``traceable`` says that the methods are plain tensor operations, which
-    ``make_fx`` and ``torch.compile`` can follow. Where phi jumps, phi' is the derivative that autograd takes:
-    it does not see the jump. At a variance of zero u is zero, and phi'(u) the derivative ``at_zero`` that
+    ``how`` says where the numbers come from: ``"closed form"`` or ``"quadrature"``; ``error`` is the
+    largest relative error of the last call, of sqrt(E[phi(u)^2] E[phi(v)^2]) for the value and that of
+    phi' for the slope: zero of closed forms, measured of others. ``traceable`` says that the methods are
+    plain tensor operations, which ``make_fx`` and ``torch.compile`` can follow; ``smooth`` that slope and
+    gain can be differentiated everywhere. Where phi jumps, phi' is the derivative that autograd takes: it
+    does not see the jump. At a variance of zero u is zero, and phi'(u) the derivative ``at_zero`` that
     autograd takes there: `by_autograd`.
     """
 
     how: str = "closed form"
     error: float = 0.0
     traceable: bool = True
+    smooth: bool = False
     kinks: tuple[float, ...] = ()
     at_zero: float | None = None
 
@@ -75,6 +79,8 @@ class Dual(ABC):
         if parts is not None:
             slope = derivative(parts)
             return expectation(times_x(times_x(slope)), slope, cov, var1, var2)
+        if self.smooth:
+            return (self._curved_form(cov, var1, var2)[0] + self.slope(cov, var1, var2)) * var1
         return self._weighted(torch.square, cov, var1, var2) * var1
 
     def curved(self, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +92,12 @@ class Dual(ABC):
         rho, q = correlation(cov, var1, var2)
         if self.pieces() is not None:
             return self._curved_pieces(cov, var1, var2)
-        first, second = (self._of_slope(torch.ones_like, var, _DEGREE) for var in (var1, var2))
-        by_z = self._of_slope(lambda z: z, var1, _DEGREE)
-        orders = torch.arange(_DEGREE + 1, dtype=cov.dtype, device=cov.device)
+        if self.smooth:
+            return self._curved_form(cov, var1, var2)
+        degree = degree_here()
+        first, second = (self.of_slope(torch.ones_like, var, degree) for var in (var1, var2))
+        by_z = self.of_slope(lambda z: z, var1, degree)
+        orders = torch.arange(degree + 1, dtype=cov.dtype, device=cov.device)
         once = second[..., 1:] * orders[1:].sqrt()
         twice = once[..., 1:] * orders[1:-1].sqrt()
         return (
@@ -96,6 +105,22 @@ class Dual(ABC):
             q * contract(by_z[..., :-1], once, rho),
             q * q * contract(first[..., :-2], twice, rho),
         )
+
+    def _curved_form(self, *at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return those of a smooth function from the derivatives of its slope S by the covariances.
+
+        For z = (a, b), (u, v) = L z and f = phi'(u) phi'(v), Price's theorem says E[f (z z' - 1)] = L' D L
+        with D = [[2 dS / dvar1, dS / dcov], [dS / dcov, 2 dS / dvar2]].
+        """
+        cov, var1, var2 = torch.broadcast_tensors(*at)
+        rho, q = correlation(cov, var1, var2)
+        sd1, sd2 = root(var1), root(var2)
+        slope, pull = torch.func.vjp(self.slope, cov, var1, var2)[:2]
+        by_cov, by_var1, by_var2 = pull(torch.ones_like(slope))
+        along = sd2 * rho
+        aa = 2 * sd1 * sd1 * by_var1 + 2 * sd1 * along * by_cov + 2 * along * along * by_var2
+        ab = sd2 * q * (sd1 * by_cov + 2 * along * by_var2)
+        return aa * (var1 > 0), ab, 2 * sd2 * sd2 * q * q * by_var2
 
     def _curved_pieces(self, *at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return those of a function made of pieces, from the moments of u and v."""
@@ -119,26 +144,35 @@ class Dual(ABC):
     ) -> Tensor:
         """Return E[weight(u / sd1) phi'(u) phi'(v)] for an even weight, exact at correlations of 1 and -1."""
         ones = torch.ones_like
-        first, whole = (self._of_slope(w, var1, _DEGREE) for w in (weight, ones))
-        second = self._of_slope(ones, var2, _DEGREE)
+        first, whole = (self.of_slope(w, var1, degree_here()) for w in (weight, ones))
+        second = self.of_slope(ones, var2, degree_here())
         more: list[tuple[Tensor, Tensor]] = []
+        tails: list[tuple[Tensor, ...]] = []
         for parity in (1, 0):  # what is left goes into the next orders, one odd and one even
             rest = self._mass(weight, var1, parity) - (first * whole)[..., parity::2].sum(-1)
             masses = [self._mass(ones, var, parity) for var in (var1, var2)]
             left, right = (
                 m - a[..., parity::2].square().sum(-1) for m, a in zip(masses, (whole, second), strict=True)
             )
-            some = left > _ROUNDING * masses[0]
+            some = left > ROUNDING * masses[0]
+            noise = right > ROUNDING * masses[1]
+            tails.append((torch.where(some, left, 0.0), torch.where(noise, right, 0.0), *masses))
             more.append((torch.where(some, rest * torch.where(some, left, 1.0).rsqrt(), 0.0), root(right)))
         both = zip((first, second), zip(*more, strict=True), strict=True)
         a, b = (torch.cat([c, torch.stack(rests, -1)], -1) for c, rests in both)
-        return contract(a, b, correlation(cov, var1, var2)[0])
+        rho = correlation(cov, var1, var2)[0]
+        left, right, one, two = (sum(parts) for parts in zip(*tails, strict=True))
+        tell_tail((left, right), (one, two), rho, degree_here(), var1 == var2)  # pyright: ignore
+        return contract(a, b, rho)
 
     def curvature(self, var: Tensor) -> Tensor:
         """Return E[(u^2 / var - 1) phi'(u)], zero at a variance of zero."""
-        return self._of_slope(lambda z: z * z - 1, var, 0)[..., 0] * (var > 0)
+        if self.smooth:  # 2 var d E[phi'(u)] / dvar
+            gain, pull = torch.func.vjp(self.gain, var)[:2]
+            return 2 * var * pull(torch.ones_like(gain))[0]
+        return self.of_slope(lambda z: z * z - 1, var, 0)[..., 0] * (var > 0)
 
-    def _of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
+    def of_slope(self, weight: Callable[[Tensor], Tensor], var: Tensor, degree: int) -> Tensor:
         """Return the Hermite coefficients of weight(x / sd) phi'(x)."""
         scale = torch.where(var > 0, var, 1.0).double().sqrt()[..., None]
         of = lambda x: weight(x / scale) * self._slope_at(x)  # noqa: E731
@@ -212,8 +246,11 @@ class Dual(ABC):
         NtkitError for what is not finite, a negative variance, abs(cov) > sqrt(var1 var2).
         """
         cov, var1, var2 = _checked(cov, var1, var2)
-        value, slope = self.both(cov, var1, var2)
-        return value, self.by_autograd(slope, var1, var2)
+        with effort() as found:
+            value, slope = self.both(cov, var1, var2)
+            slope = self.by_autograd(slope, var1, var2)
+        self.error = found.error if found.error > 1e-12 else 0.0
+        return value, slope
 
 
 class JointDual(Dual):
@@ -232,51 +269,13 @@ class JointDual(Dual):
         return self.both(cov, var1, var2)[1]
 
 
-def cross(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    """Return E[phi(u) psi(v)] of two functions: exact within a family, else by their Hermite series."""
-    exact = _exact(first, second, cov, var1, var2)
-    return _series(first.hermite, second.hermite, cov, var1, var2) if exact is None else exact[0]
-
-
-def cross_slope(first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    """Return E[phi'(u) psi'(v)] of two functions: exact within a family, else by their Hermite series.
-
-    The series is that of the values, differentiated: it takes neither function to have jumps.
-    """
-    exact = _exact(first, second, cov, var1, var2)
-    return _series(_derived(first), _derived(second), cov, var1, var2) if exact is None else exact[1]
-
-
-def _exact(
-    first: Dual, second: Dual, cov: Tensor, var1: Tensor, var2: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    exact = first.crossed(second, cov, var1, var2)
-    return second.crossed(first, cov, var2, var1) if exact is None else exact
-
-
-_DEGREE = 256
+DEGREE = 256
 _NEAR = 3e-5  # sqrt(1 - rho^2) below which moments of pieces tell nothing of two directions
-_ROUNDING = 2e-14  # of a mass: a smaller rest is noise
 
 
-def _series(first: Callable, second: Callable, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    a, b = (of(_DEGREE, var).to(cov.dtype) for of, var in ((first, var1), (second, var2)))
-    rho = cov / root(var1 * var2).clamp(min=torch.finfo(cov.dtype).tiny)
-    return contract(a, b, rho.clamp(-1, 1))
-
-
-def _derived(dual: Dual) -> Callable[[int, Tensor], Tensor]:
-    """Return the Hermite coefficients of phi': a'_k = sqrt(k + 1) a_{k + 1} / sqrt(var)."""
-
-    def hermite(degree: int, var: Tensor) -> Tensor:
-        orders = torch.arange(1, degree + 2, dtype=torch.float64, device=var.device)
-        rest = dual.hermite(degree + 1, var)[..., 1:] * orders.sqrt()
-        safe = torch.where(var > 0, var, 1.0).double()
-        slopes = rest / safe.sqrt()[..., None]
-        at_zero = dual.mean_slope(torch.zeros_like(var)).double()[..., None] * (orders == 1)
-        return torch.where((var > 0)[..., None], slopes, at_zero)
-
-    return hermite
+def degree_here() -> int:
+    """Return the degree of series of coefficients that are asked for here."""
+    return DEGREE * fineness()
 
 
 DUAL_RULES: dict[object, Callable[..., Dual | None]] = {}

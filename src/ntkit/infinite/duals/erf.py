@@ -29,6 +29,8 @@ class Erf(JointDual):
     (Williams 1997, Eq. 11).
     """
 
+    smooth = True
+
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = float(scale)
 
@@ -61,6 +63,8 @@ class GELU(JointDual):
         E[phi(u) phi(v)]   = cov P + (var1 var2 + r cov^2 - cov^2) / (2 pi sqrt(D))
         E[phi'(u) phi'(v)] = P + cov (r + 1 / D) / (2 pi sqrt(D)),   r = 1 / (1 + var1) + 1 / (1 + var2).
     """
+
+    smooth = True
 
     def phi(self, x: Tensor) -> Tensor:
         """Return x Phi(x)."""

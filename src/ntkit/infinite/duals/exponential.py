@@ -17,6 +17,8 @@ aten = torch.ops.aten
 class Exponential(Dual):
     """phi(u) = exp(rate u): E[phi(u) phi(v)] = exp(rate^2 (var1 + var2 + 2 cov) / 2)."""
 
+    smooth = True
+
     def __init__(self, rate: float = 1.0) -> None:
         self.rate = float(rate)
 
@@ -60,6 +62,8 @@ class Sinusoid(JointDual):
     (from the characteristic function). ``Sinusoid(w, 1, 1)`` is the feature of random Fourier methods: its
     value is exp(-w^2 E[(u - v)^2] / 2), the Gaussian kernel of u and v (Rahimi & Recht 2007).
     """
+
+    smooth = True
 
     def __init__(self, frequency: float = 1.0, odd: float = 1.0, even: float = 0.0) -> None:
         self.frequency, self.odd, self.even = float(frequency), float(odd), float(even)
@@ -107,6 +111,8 @@ class Gaussian(JointDual):
 
     (a Gaussian integral; Williams 1997, Sec. 3.2).
     """
+
+    smooth = True
 
     def __init__(self, rate: float = 1.0) -> None:
         self.rate = float(rate)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ntkit.infinite.duals.effort import fineness
+
 SPAN = 13.0  # exp(-SPAN^2 / 4), what a Hermite function times sqrt(density) may keep beyond, is 5e-19
 STEP = 1 / 40  # of the trapezoid rule: exact to rounding for functions with no pole nearer than 0.15
+TABLED = 512  # degree up to which the functions at the nodes of the grid are kept
 
 
 def coefficients(
@@ -26,10 +29,10 @@ def coefficients(
     analytic fn; with ``kinks``, the places x where fn is not smooth, Gauss-Legendre between them.
     """
     scale = _root(var)
-    nodes, weights = _panels(scale, kinks, degree) if kinks else _grid(scale)
+    nodes, weights = split(scale, kinks, 24 * fineness() + degree // 4) if kinks else _grid(scale)
     values = fn(scale[..., None] * nodes) * (weights * torch.exp(-nodes * nodes / 4)) / (2 * math.pi) ** 0.5
-    if not kinks:
-        return (values @ _table(degree, nodes.device)).to(var.dtype)
+    if not kinks and degree <= TABLED:
+        return (values @ _table(degree, nodes.device, fineness())).to(var.dtype)
     return torch.stack([(values * h).sum(-1) for h in _functions(nodes, degree)], -1).to(var.dtype)
 
 
@@ -38,9 +41,15 @@ def grid(device: torch.device) -> Tensor:
     return _grid(torch.zeros((), device=device))[0]
 
 
+@lru_cache(maxsize=32)
+def legendre(order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes and weights of Gauss-Legendre on [-1, 1]."""
+    return np.polynomial.legendre.leggauss(order)
+
+
 def panels(edges: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Return Gauss-Legendre nodes and weights between edges ``[*s, E]``, ``[*s, Q]``."""
-    x, w = (torch.from_numpy(a).to(edges.device) for a in np.polynomial.legendre.leggauss(order))
+    x, w = (torch.from_numpy(a).to(edges.device) for a in legendre(order))
     middle, half = (edges[..., 1:] + edges[..., :-1]) / 2, (edges[..., 1:] - edges[..., :-1]) / 2
     return (middle[..., None] + half[..., None] * x).flatten(-2), (half[..., None] * w).flatten(-2)
 
@@ -66,34 +75,34 @@ def contract(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
     return total
 
 
-def _functions(z: Tensor, degree: int) -> list[Tensor]:
+def _functions(z: Tensor, degree: int) -> Iterator[Tensor]:
     """Return he_k(z) exp(-z^2 / 4) / sqrt(k!) for k = 0..degree, each of the shape of z."""
-    h = [torch.exp(-z * z / 4)]
-    if degree > 0:
-        h.append(z * h[0])
-    for k in range(1, degree):
-        h.append((z * h[k] - math.sqrt(k) * h[k - 1]) / math.sqrt(k + 1))
-    return h
+    before, now = torch.zeros_like(z), torch.exp(-z * z / 4)
+    yield now
+    for k in range(degree):
+        before, now = now, (z * now - math.sqrt(k) * before) / math.sqrt(k + 1)
+        yield now
 
 
 @lru_cache(maxsize=16)
-def _table(degree: int, device: torch.device) -> Tensor:
+def _table(degree: int, device: torch.device, fineness: int) -> Tensor:
     """Return the functions at the nodes of the grid, ``[Q, degree + 1]``."""
     with torch.no_grad():
-        return torch.stack(_functions(_grid(torch.zeros((), device=device))[0], degree), -1)
+        return torch.stack(list(_functions(_grid(torch.zeros((), device=device))[0], degree)), -1)
 
 
 def _grid(scale: Tensor) -> tuple[Tensor, Tensor]:
-    count = round(SPAN / STEP)
-    nodes = torch.arange(-count, count + 1, dtype=torch.float64, device=scale.device) * STEP
-    return nodes, torch.full_like(nodes, STEP)
+    step = STEP / fineness()
+    count = round(SPAN / step)
+    nodes = torch.arange(-count, count + 1, dtype=torch.float64, device=scale.device) * step
+    return nodes, torch.full_like(nodes, step)
 
 
-def _panels(scale: Tensor, kinks: Sequence[float], degree: int) -> tuple[Tensor, Tensor]:
+def split(scale: Tensor, kinks: Sequence[float], order: int) -> tuple[Tensor, Tensor]:
     """Return Gauss-Legendre nodes and weights on [-SPAN, SPAN] split at every kink, [*scale.shape, Q]."""
     places = torch.tensor(sorted(kinks), dtype=torch.float64, device=scale.device)
     safe = torch.where(scale > 0, scale, 1.0)[..., None]
     splits = (places / safe).clamp(-SPAN, SPAN)
     even = torch.linspace(-SPAN, SPAN, 9, dtype=torch.float64, device=scale.device)
     edges = torch.cat([splits, even.expand(*scale.shape, -1)], -1).sort(-1).values
-    return panels(edges, 24 + degree // 4)
+    return panels(edges, order)

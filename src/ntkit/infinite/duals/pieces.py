@@ -101,8 +101,21 @@ def smoothed(f: Pieces, mean: Tensor, sd: Tensor) -> Tensor:
     return total
 
 
-def _moments(p: Piece, mean: Tensor, sd: Tensor) -> list[Tensor]:
-    """Return E[x^j exp(rate x) 1(low < x < high)] for every power j of a piece."""
+def rounding(f: Pieces, mean: Tensor, sd: Tensor) -> Tensor:
+    """Return how much rounding may change E[f(mean + sd z)]: the sizes of what is summed to make it."""
+    safe = sd.clamp(min=torch.finfo(sd.dtype).tiny)
+    total = torch.zeros_like(mean * sd)
+    for p in f:
+        for a, size in zip(p.coefficients, _moments(p, mean, safe, sizes=True), strict=True):
+            total = total + abs(a) * size
+    return torch.finfo(sd.dtype).eps * total
+
+
+def _moments(p: Piece, mean: Tensor, sd: Tensor, sizes: bool = False) -> list[Tensor]:
+    """Return E[x^j exp(rate x) 1(low < x < high)] for every power j of a piece.
+
+    ``sizes``: the sums of the absolute values of what is summed to make them.
+    """
     shifted = mean + p.rate * sd * sd
     ends = []
     if p.rate:
@@ -117,10 +130,13 @@ def _moments(p: Piece, mean: Tensor, sd: Tensor) -> list[Tensor]:
     else:
         low, high = (((k - mean) / sd).clamp(-60, 60) for k in (p.low, p.high))
         flip = low > 0
-        moments = [_cdf(torch.where(flip, -low, high)) - _cdf(torch.where(flip, -high, low))]
+        upper = _cdf(torch.where(flip, -low, high))
+        moments = [upper if sizes else upper - _cdf(torch.where(flip, -high, low))]
         for k, z, sign in ((p.low, low, 1), (p.high, high, -1)):
             if math.isfinite(k):
                 ends.append((k, sign * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)))
+    if sizes:
+        shifted, ends = shifted.abs(), [(abs(k), density.abs()) for k, density in ends]
     for j in range(1, len(p.coefficients)):
         moment = shifted * moments[-1]
         if j > 1:

@@ -67,7 +67,7 @@ class Piecewise(Dual):
 
     def square(self, var: Tensor) -> Tensor:
         """Return E[phi(u)^2]."""
-        return split.average(pieces.multiply(self.f, self.f), var)
+        return split.square(self.f, var)
 
     def crossed(self, other: Dual, cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return value and slope with another function made of pieces."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import ntkit.infinite.duals.pieces as pieces
 from ntkit.infinite.duals.correlation import arcsine, root
+from ntkit.infinite.duals.effort import asked, fineness, some, tell
+from ntkit.infinite.duals.hermite import legendre
 from ntkit.infinite.duals.pieces import Piece, Pieces
 
 WITHIN = 9.5  # standard deviations of u
@@ -26,6 +28,7 @@ def expectation(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -
     Given u, v is normal with mean cov u / var1 and variance (var1 var2 - cov^2) / var1, and E[g(v) | u] has
     a closed form. The integral over u is split at the kinks of f, and around u = k var1 / cov for each kink
     k of g at multiples of the width that v's spread gives it: 12 Gauss-Legendre nodes between two splits.
+    At some entries it is compared with twice the nodes, and the difference told (`effort`).
     Gradients come from Price's theorem: the derivative by ``cov`` is E[f'(u) g'(v)], jumps included.
     """
     dtype = torch.promote_types(cov.dtype, torch.promote_types(var1.dtype, var2.dtype))
@@ -36,6 +39,16 @@ def expectation(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -
 def average(f: Pieces, var: Tensor) -> Tensor:
     """Return E[f(u)]."""
     return _Average.apply(var.double(), f).to(var.dtype)  # pyright: ignore
+
+
+def square(f: Pieces, var: Tensor) -> Tensor:
+    """Return E[f(u)^2], and tell what rounding leaves of it."""
+    squared = pieces.multiply(f, f)
+    value = average(squared, var)
+    if asked():
+        sd = root(var.detach().double())
+        tell(pieces.rounding(squared, torch.zeros_like(sd), sd) / value.detach().clamp(min=1e-300))
+    return value
 
 
 def density(x: float, var: Tensor) -> Tensor:
@@ -73,9 +86,12 @@ class _Expectation(torch.autograd.Function):
             return torch.zeros_like(cov)
         shape = cov.shape
         cov, var1, var2 = (t.reshape(-1) for t in (cov, var1, var2))
-        size = max(1, CHUNK // (ORDER * (10 + 5 * len(pieces.kinks(f)) + 10 * len(pieces.kinks(g)))))
+        order = ORDER * fineness()
+        size = max(1, CHUNK // (order * (10 + 5 * len(pieces.kinks(f)) + 10 * len(pieces.kinks(g)))))
         parts = zip(cov.split(size), var1.split(size), var2.split(size), strict=True)
-        return torch.cat([_integral(f, g, *part) for part in parts]).reshape(shape)
+        if asked() and len(cov):
+            _compare(f, g, order, *some(cov, var1, var2))
+        return torch.cat([_integral(f, g, order, *part) for part in parts]).reshape(shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,17 +137,37 @@ def _conditional(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tenso
     return torch.where(var1 > 0, cov / safe, 0.0), torch.where(var1 > 0, s / safe.sqrt(), var2.sqrt())
 
 
-def _integral(f: Pieces, g: Pieces, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
-    """Return the integral for vectors of covariances, in float64."""
+def _compare(f: Pieces, g: Pieces, order: int, cov: Tensor, var1: Tensor, var2: Tensor) -> None:
+    """Tell how far an integral is from one with twice the nodes, relative to sqrt(E[f^2] E[g^2])."""
+    squares = (pieces.smoothed(pieces.multiply(h, h), 0 * v, root(v)) for h, v in ((f, var1), (g, var2)))
+    one, two = (square.clamp(min=1e-300) for square in squares)
+    gap = _integral(f, g, order, cov, var1, var2) - _integral(f, g, 2 * order, cov, var1, var2)
+    rounding = _integral(f, g, order, cov, var1, var2, pieces.rounding)
+    tell((gap.abs() + rounding) / one.sqrt() / two.sqrt())
+
+
+def _integral(
+    f: Pieces,
+    g: Pieces,
+    order: int,
+    cov: Tensor,
+    var1: Tensor,
+    var2: Tensor,
+    given: Callable[[Pieces, Tensor, Tensor], Tensor] = pieces.smoothed,
+) -> Tensor:
+    """Return the integral of f, or of its size, times E[g(v) | u], or what is ``given`` in its place."""
     sd = var1.sqrt()
     ratio, spread = _conditional(cov, var1, var2)
-    z, weight = _nodes(f, g, sd, ratio, spread)
+    z, weight = _nodes(f, g, order, sd, ratio, spread)
     u = sd[:, None] * z
-    inner = pieces.smoothed(g, ratio[:, None] * u, spread[:, None])
-    return (weight * pieces.evaluate(f, u) * inner).sum(-1)
+    inner = given(g, ratio[:, None] * u, spread[:, None])
+    outer = pieces.evaluate(f, u)
+    return (weight * (outer if given is pieces.smoothed else outer.abs()) * inner).sum(-1)
 
 
-def _nodes(f: Pieces, g: Pieces, sd: Tensor, ratio: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def _nodes(
+    f: Pieces, g: Pieces, order: int, sd: Tensor, ratio: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return nodes z = u / sd and weights times the density, ``[n, Q]``."""
     tiny = 1e-150
     steep = (ratio * sd).abs().clamp(min=tiny)  # d E[v | u] / dz
@@ -144,7 +180,7 @@ def _nodes(f: Pieces, g: Pieces, sd: Tensor, ratio: Tensor, spread: Tensor) -> t
         edges.append((sign * k / steep)[:, None] + (spread / steep)[:, None] * around)
     edges += [(sign * (p.high - c / p.rate) / steep)[:, None] for p, c in _decays(g, sd)]
     splits = torch.cat(edges, -1).clamp(-WITHIN, WITHIN).sort(-1).values
-    x, w = (torch.from_numpy(a).to(sd.device) for a in np.polynomial.legendre.leggauss(ORDER))
+    x, w = (torch.from_numpy(a).to(sd.device) for a in legendre(order))
     middle, half = (splits[:, 1:] + splits[:, :-1]) / 2, (splits[:, 1:] - splits[:, :-1]) / 2
     z = (middle[..., None] + half[..., None] * x).flatten(-2)
     return z, (half[..., None] * w).flatten(-2) * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ntkit.infinite.layers.alignment import combine
 from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
 from ntkit.infinite.layers.pooling import of_heads
+from ntkit.infinite.moments.accuracy import enlarge
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Coefficient, Vector
@@ -45,7 +46,10 @@ def normalized(read: Reading, a: Wide, pooled: Sequence[int], centered: bool, ep
             square = square if value is None else square + share * value
         if axes:
             square = square.expand(square.shape[0], *a.shape).mean(axes, keepdim=True)
-        return (square - average.value(side).square() + eps).rsqrt()
+        variance = square - average.value(side).square() + eps
+        if shifted:
+            enlarge(side, [e for _, e in parts], variance)
+        return variance.rsqrt()
 
     inverse = Coefficient(shape, second)
     shifted = centered and not all(e.centered for _, e in a.pieces)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ntkit.compute.plan import chunks
 from ntkit.infinite.moments import tables
+from ntkit.infinite.moments.accuracy import note
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import PairValues
@@ -141,11 +142,11 @@ class _Draws:
         trained = derive and values is not None and u.scores.trained and v.scores.trained
         curved = self._curved(u, v, chunk) if trained else []
         shared = self._shared_tables(u, v) if trained else []
-        tabled = zero
+        by_tables: list[Tensor] = [zero] * BLOCKS
         orders = [(0, 1)] if self.alone else [(0, 1), (1, 0)]
         factors = [self._factors(order, chunk) for order in orders]
         kernels: list[Tensor] = [zero] * BLOCKS
-        tangents: list[Tensor] = [zero] * (1 + len(curved))
+        tangents: list[list[Tensor]] = [[zero] * (1 + len(curved)) for _ in range(BLOCKS)]
         for block, seeds in self._seeds(chunk):
             z, drawn = map(torch.cat, zip(*(self._normal(seed) for seed in seeds), strict=True))
             for factor in factors:
@@ -159,7 +160,7 @@ class _Draws:
                     kernels[block] = kernels[block] + out.sum(0)
                     kb = torch.einsum("bwsvr,nbvur->nbwsvu", k, b) if curved or shared else zero
                     for table, left, right, step in shared:
-                        tabled = tabled + step * tables.through(
+                        by_tables[block] = by_tables[block] + step * tables.through(
                             a, b, k, ak, kb, out, left, right, table.count
                         )
                     for i, (y, _) in enumerate(curved):
@@ -169,17 +170,21 @@ class _Draws:
                                 if self.turn is None
                                 else (first * self.turn[..., x], second * self.turn[..., x])
                             )
-                            tangents[i + 1] = tangents[i + 1] + _bent(*ends, ak, kb, k, y, out)
+                            bent = _bent(*ends, ak, kb, k, y, out)
+                            tangents[block][i + 1] = tangents[block][i + 1] + bent
                 if theta is not None:
                     at = torch.einsum("nbwts,bwsvr->nbwtvr", a, theta)
-                    tangents[0] = tangents[0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
+                    tangents[block][0] = tangents[block][0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
         count = self.draws * len(orders)
-        if values is not None:
-            self.numerics.note(torch.stack(kernels) * (BLOCKS / count))
-        whole = [tangents[0] / count] if theta is not None else []
-        whole += [tabled / count] if shared else []
-        whole += [total / count * other for total, (_, other) in zip(tangents[1:], curved, strict=True)]
-        return None if values is None else sum(kernels, zero) / count, add(whole)
+        found: list[Value] = []
+        for (first, *rest), tabled in zip(tangents, by_tables, strict=True):
+            whole = [first / count] if theta is not None else []
+            whole += [tabled / count] if shared else []
+            found.append(add([*whole, *(t / count * y for t, (_, y) in zip(rest, curved, strict=True))]))
+        parts = [torch.stack(kernels) * (BLOCKS / count)] if values is not None else []
+        parts += [torch.stack([t for t in found if t is not None]) * BLOCKS] if found[0] is not None else []
+        note(self.numerics, self.ends, *((part, None) for part in parts))
+        return None if values is None else sum(kernels, zero) / count, add(found)
 
     def _curved(self, u: Attended, v: Attended, chunk: slice) -> list[tuple[Tensor, Tensor]]:
         """Return what d A / d z meets in Theta_z: kernels of keys ``[B, W, s, W', s']`` and of queries."""

@@ -7,11 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.dual import Dual, cross, cross_slope
+from ntkit.infinite.duals.cross import cross, cross_slope
+from ntkit.infinite.duals.dual import Dual
+from ntkit.infinite.duals.effort import effort
 from ntkit.infinite.moments import gains, sampling, series
+from ntkit.infinite.moments.accuracy import account, account_product, carried, grown, measured
 from ntkit.infinite.moments.algebra import Need, Value, add, multiply
 from ntkit.infinite.moments.expression import Expression, walk
 from ntkit.infinite.moments.functions import Apply, as_function, unrelated
+from ntkit.infinite.moments.numerics import NOISE
 from ntkit.infinite.moments.protocols import PairValues, SideValues
 from ntkit.infinite.moments.vectors import Gain
 
@@ -49,7 +53,9 @@ def mean(side: SideValues, u: Apply) -> Tensor:
     """Return E[u]."""
     dual = closed(u)
     if dual is not None:
-        return dual.mean(side.variance(_argument(u)))
+        variance = side.variance(_argument(u))
+        with measured(side.numerics, u):
+            return dual.mean(variance)
     if u.factors is not None:
         value = multiply(*map(side.mean, u.factors))
         return side.numerics.zeros(1, *(1 for _ in u.shape)) if value is None else value
@@ -73,13 +79,19 @@ def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
         return pairs.means(u, v, need)
     parts = _factors(u, v)
     if parts is not None:
-        return multiply(pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need))
+        factors = pairs.moment(parts[0], parts[2], need), pairs.moment(parts[1], parts[3], need)
+        _account_factors(pairs, u, v)
+        return multiply(*factors)
     if first is not None and second is not None:
         if u is v and pairs.left is pairs.right and not pairs.outer and need == "equal":
-            return first.square(pairs.left.variance(_argument(u)))
+            variance = pairs.left.variance(_argument(u))
+            with measured(pairs.left.numerics, u):
+                return first.square(variance)
         if first is second:
             return _both(pairs, u, v, need, first)[0]
-        return cross(first, second, *_arguments(pairs, u, v, need))
+        at = _arguments(pairs, u, v, need)
+        with measured(pairs.left.numerics, u, v):
+            return cross(first, second, *at)
     if series.serves(u) and series.serves(v):
         return series.product(pairs, u, v, need)
     return sampling.product(pairs, u, v, need)
@@ -96,15 +108,19 @@ def tangent(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Valu
     if parts is not None:
         a, b, c, d = parts
         through_first = multiply(pairs.tangent(a, c, need), pairs.moment(b, d, need))
-        return add((through_first, multiply(pairs.moment(a, c, need), pairs.tangent(b, d, need))))
+        through_second = multiply(pairs.moment(a, c, need), pairs.tangent(b, d, need))
+        _account_factors(pairs, u, v)
+        return add((through_first, through_second))
     second = closed(v)
     if first is not None and second is not None and not (u.gains and v.gains):
         inner = pairs.tangent(_argument(u), _argument(v), need)
         if inner is None:
             return None
         cov, one, two = _arguments(pairs, u, v, need)
-        at_zero = first.expected_slope(one) * second.expected_slope(two)
-        return inner * torch.where((one > 0) & (two > 0), cross_slope(first, second, cov, one, two), at_zero)
+        with measured(pairs.left.numerics, u, v):
+            at_zero = first.expected_slope(one) * second.expected_slope(two)
+            slopes = cross_slope(first, second, cov, one, two)
+        return inner * torch.where((one > 0) & (two > 0), slopes, at_zero)
     if all(pairs.tangent(a, b, need) is None for a in u.basis for b in v.basis):
         return None
     if series.serves(u) and series.serves(v):
@@ -116,7 +132,15 @@ def _closed_tangent(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dua
     a, b = _argument(u), _argument(v)
     inner = pairs.tangent(a, b, need)
     through = None if inner is None else _both(pairs, u, v, need, dual)[1] * inner
-    return add((through, gains.correction(pairs, a, b, need, dual)))
+    with measured(pairs.left.numerics, u, v):
+        correction = gains.correction(pairs, a, b, need, dual)
+    return add((through, correction))
+
+
+def _account_factors(pairs: PairValues, u: Apply, v: Apply) -> None:
+    for w in (u, v):
+        assert w.factors is not None
+        account_product(pairs.left.numerics, w, *w.factors)
 
 
 def _argument(u: Apply) -> Expression:
@@ -138,8 +162,14 @@ def _arguments(pairs: PairValues, u: Apply, v: Apply, need: Need) -> tuple[Tenso
 def _both(pairs: PairValues, u: Apply, v: Apply, need: Need, dual: Dual) -> tuple[Tensor, Tensor]:
     def both() -> tuple[Tensor, Tensor]:
         cov, one, two = _arguments(pairs, u, v, need)
-        value, slope = dual.both(cov, one, two)
-        return value, dual.by_autograd(slope, one, two)
+        numerics = pairs.left.numerics
+        with effort(numerics.fineness) as found:
+            value, slope = dual.both(cov, one, two)
+            slope = dual.by_autograd(slope, one, two)
+        before = carried(numerics, u, v)[0]
+        change = grown(dual, cov, one, two, before) if before > NOISE else (0.0, 0.0)
+        account(numerics, (u, v), found.error, change=change)
+        return value, slope
 
     return pairs.remember(("both", u, v, need), both)
 
@@ -180,6 +210,12 @@ def slope(side: SideValues, u: Apply, b: Expression, jumps: bool) -> Tensor:
     dual = closed(u)
     if dual is not None and u.arguments[0] is b:
         of = dual.gain if jumps else dual.expected_slope
-        return side.remember(("slope", u, jumps), lambda: of(side.variance(b)))
+
+        def gain() -> Tensor:
+            variance = side.variance(b)
+            with measured(side.numerics, u):
+                return of(variance)
+
+        return side.remember(("slope", u, jumps), gain)
     slopes = series.slopes if series.serves(u) else sampling.slopes
     return side.remember(("slopes", u, jumps), lambda: slopes(side, u, jumps))[b]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -12,6 +13,7 @@ from torch.quasirandom import SobolEngine
 SOBOL = 1024  # dimensions of Sobol's points: beyond, they are no better than others, and costly to scramble
 LEAST = 2**20  # bytes of draws at a time: with fewer, each operation takes longer to call than to run
 ROUNDING = 100  # epsilons, relative to the largest variance, that a covariance may lack by rounding
+NOISE = 1e-12  # a relative error up to which a value counts as exact
 FEW_VARIABLES = 12  # variables up to which a factor is written out
 
 _LOCK = Lock()  # on the engines of Sobol, which tiles in several threads move
@@ -32,9 +34,10 @@ class Numerics:
     """Sobol points through the normal quantile: the same ones for every pair of samples.
 
     ``jitter`` is the largest number added to a covariance, relative to its diagonal, for it to have a
-    Cholesky factor; ``error`` the largest error of an expectation, relative to the largest value: the
-    standard error of one that was ``sampled``, what a quadrature leaves of others; ``memory`` is the budget
-    in bytes, of which draws may take a quarter, and a mebibyte always.
+    Cholesky factor; ``error`` the largest relative error of a value so far, of those ``found`` in this call
+    (`accuracy`) and of all ``past`` ones; ``memory`` is the budget in bytes, of which draws may take a
+    quarter, and a mebibyte always. ``levels`` say how often points, or nodes
+    and terms, were doubled.
     """
 
     def __init__(
@@ -42,8 +45,13 @@ class Numerics:
     ) -> None:
         self.count, self.seed = count, seed
         self.dtype, self.device = dtype, device
-        self.jitter, self.error, self.budget = 0.0, 0.0, max(LEAST, min(2**28, memory // 4))
-        self.sampled = False
+        self.jitter, self.budget = 0.0, max(LEAST, min(2**28, memory // 4))
+        self.sampled, self.past = False, 0.0
+        self.levels, self._least = {"points": 0, "nodes": 0}, count
+        self.arose: dict[str, float] = {}
+        self.found: dict[Hashable, tuple[float, float]] = {}  # of K and of Theta
+        self.ratios: dict[Hashable, float] = {}  # E[h^2] / Var[h] of functions that are centered
+        self.tangents = False  # whether Theta is asked for in this call
         self.plan: dict[tuple[str, str], Sampled] = {}
         self._drawn: dict[int, Tensor] = {}
         self._engines: dict[int, SobolEngine] = {}
@@ -89,22 +97,53 @@ class Numerics:
             found.append(torch.stack(rest))
         return torch.cat(found, 1).to(self.device, self.dtype)
 
-    def note(self, blocks: Tensor) -> None:
-        """Keep the largest standard error, from the means over blocks of points (relative to the largest)."""
-        spread = blocks.std(0) / blocks.shape[0] ** 0.5
-        scale = blocks.mean(0).abs().max().clamp(min=torch.finfo(blocks.dtype).tiny)
-        self.error = max(self.error, float(spread.max() / scale))
-        self.sampled = True
+    @property
+    def error(self) -> float:
+        """The largest relative error so far."""
+        return max(self.past, self.now)
+
+    @property
+    def now(self) -> float:
+        """The largest relative error of this call."""
+        return max((max(pair) if self.tangents else pair[0] for pair in self.found.values()), default=0.0)
+
+    def tell(self, of: Hashable, moment: float, tangent: float) -> None:
+        """Keep the relative errors of moments and tangents of a function, where more than rounding."""
+        if max(moment, tangent) > NOISE:
+            with _LOCK:
+                one, two = self.found.get(of, (0.0, 0.0))
+                self.found[of] = max(one, moment), max(two, tangent)
+
+    def blame(self, kind: str, error: float) -> None:
+        """Keep the largest error that arose in one way: ``"points"``, or ``"nodes"`` and terms of series."""
+        with _LOCK:
+            self.arose[kind] = max(self.arose.get(kind, 0.0), error)
+
+    def refine(self, tol: float) -> None:
+        """Take twice as many from now on of what errors above a fourth of ``tol`` arise from."""
+        most = max(self.arose.values(), default=0.0)
+        for kind, error in self.arose.items():
+            if error > min(tol / 4, most / 2):
+                self.levels[kind] += 1
+        self.count = self._least << self.levels["points"]
+        self.found, self.arose, self.ratios, self.sampled = {}, {}, {}, False
+        self.plan.clear()
+        self._drawn.clear()
+
+    @property
+    def fineness(self) -> int:
+        """How many times the usual nodes and terms are taken."""
+        return 2 ** self.levels["nodes"]
+
+    def settle(self) -> None:
+        """Count the errors of this call among the past ones."""
+        self.past = self.error
+        self.found, self.arose, self.ratios = {}, {}, {}
 
     def planned(self, function: str, how: str, points: int, parts: list[slice], bytes: int) -> None:
         """Keep how a function is sampled: all points, or the largest of parts of them at a time."""
         at_once = max(part.stop - part.start for part in parts)
         self.plan[function, how] = Sampled(function, how, points, at_once, at_once * bytes)
-
-    def tell(self, error: float) -> None:
-        """Keep the relative error of a quadrature, where it is more than rounding."""
-        if error > 1e-12:
-            self.error = max(self.error, error)
 
     def factor(self, covariance: Tensor) -> Tensor:
         """Return lower triangular factors of covariances ``[B, m, m]`` that may be singular.
@@ -133,7 +172,7 @@ class Numerics:
         if left.any():
             factor[left] = nearest = _semidefinite(covariance[left])
             change = (nearest @ nearest.mT - covariance[left]).abs().amax((-2, -1))
-            self.tell(float((change / largest[left, 0, 0].clamp(min=1e-300)).max()))
+            self.jitter = max(self.jitter, float((change / largest[left, 0, 0].clamp(min=1e-300)).max()))
         return (factor * (variances > 0)[..., None]).to(self.dtype)  # what does not vary stays at zero
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NoRuleError
+from ntkit.infinite.duals.effort import fineness, tail, tell, tell_tail
 from ntkit.infinite.duals.hermite import coefficients, contract, expand, grid, panels
-from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, edges, judge, kinks
+from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, apart, edges, judge, kinks, probes
+from ntkit.infinite.moments.accuracy import measured
 from ntkit.infinite.moments.algebra import Need, Value, add
 from ntkit.infinite.moments.draws import random
 from ntkit.infinite.moments.expression import Expression
@@ -20,7 +22,7 @@ from ntkit.infinite.moments.sampling import at_draws
 from ntkit.infinite.moments.vectors import Vector
 
 DEGREE = 160
-GRID = 1041  # nodes of the even grid
+GRID = 1041  # nodes of the even grid; each level has twice as many, and twice the degree
 _ORDER = 48  # nodes between two kinks, or two of the panels around them
 
 
@@ -69,8 +71,13 @@ def _contract(pairs: PairValues, u: Apply, v: Apply, a: Tensor, b: Tensor, need:
     first, second = _lift(pairs, a, "left", need, positions[1]), _lift(pairs, b, "right", need, positions[0])
     rho = _correlation(pairs, u, v, need)
     value = contract(first[..., :-1], second[..., :-1], rho)
+    degree = first.shape[-1] - 2
+    with measured(pairs.left.numerics, u, v):
+        rests = first[..., -1].square(), second[..., -1].square()
+        whole = first.square().sum(-1), second.square().sum(-1)
+        tell_tail(rests, whole, rho, degree, (rests[0] == rests[1]) & (rho > 0) if same else None)
     if same:
-        value = value + first[..., -1] * second[..., -1] * rho ** (DEGREE + 1)
+        value = value + first[..., -1] * second[..., -1] * rho ** (degree + 1)
     return value
 
 
@@ -95,12 +102,14 @@ def _correlation(pairs: PairValues, u: Apply, v: Apply, need: Need) -> Tensor:
 
 
 def _coefficients(side: SideValues, u: Apply) -> dict[Expression, Tensor]:
-    """Return coefficients ``[n, *shape, DEGREE + 2]`` of u and its derivatives, the rest's norm last."""
+    """Return coefficients ``[n, *shape, degree + 2]`` of u and its derivatives, the rest's norm last."""
 
     def all_samples() -> dict[Expression, Tensor]:
-        each = 24 * GRID * prod(u.shape)  # bytes: a value and a derivative at all nodes, and a copy
+        nodes = GRID * side.numerics.fineness
+        each = 24 * nodes * prod(u.shape)  # bytes: a value and a derivative at all nodes, and a copy
         size = max(1, side.numerics.budget // each)
-        parts = [_expansions(side, u, slice(i, i + size)) for i in range(0, side.n, size)]
+        with measured(side.numerics, u):
+            parts = [_expansions(side, u, slice(i, i + size)) for i in range(0, side.n, size)]
         keys = dict.fromkeys(key for part in parts for key in part)
         return {key: torch.cat([part[key] for part in parts]) for key in keys}
 
@@ -155,20 +164,19 @@ def _expansions(side: SideValues, u: Apply, samples: slice) -> dict[Expression, 
 
     else:
         between = edges(places, float(nodes[-1]))
-        nodes, weights = panels(between, _ORDER)
-        coarse = panels(between, _ORDER // 2)
-        rough = [v.movedim(0, -1).square() for v in evaluate(coarse[0].movedim(-1, 0))]
+        nodes, weights = panels(between, _ORDER * fineness())
+        coarse = panels(between, _ORDER // 2 * fineness())
+        rough = [probes(v.movedim(0, -1), *coarse) for v in evaluate(coarse[0].movedim(-1, 0))]
         drawn = [v.movedim(0, -1) for v in evaluate(nodes.movedim(-1, 0))]
 
         def of(values: Tensor, degree: int) -> Tensor:
             return expand(values, nodes, weights, degree).to(variance.dtype)
 
-        masses = [(expand(a, *coarse, 0), of(b.square(), 0)) for a, b in zip(rough, drawn, strict=True)]
-        error = max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in masses)
+        error = max(apart(a, probes(b, nodes, weights)) for a, b in zip(rough, drawn, strict=True))
     series: dict[Expression, Tensor] = {}
     for key, values in zip(keys, drawn, strict=True):
-        a = of(values, DEGREE)
-        rest = (of(values.square(), 0)[..., 0] - a.square().sum(-1)).clamp(min=0).sqrt()
+        a = of(values, DEGREE * fineness())
+        rest = tail(a, of(values.square(), 0)[..., 0]).sqrt()
         series[key] = torch.cat([a, rest[..., None]], -1)
-    side.numerics.tell(error)
+    tell(error)
     return series
