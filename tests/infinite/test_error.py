@@ -47,7 +47,7 @@ FUNCTIONS = {name: (dual, phi, kinks) for name, (dual, phi, kinks) in CASES.item
 FUNCTIONS |= {name: (ntkit.dual(phi), phi, places) for name, (phi, places) in OWN.items()}
 POINTS = [(1.0, 1.0, 0.5), (2.0, 0.5, -0.9), (1.5, 1.5, 0.9999), (0.4, 9.0, 0.97)]
 FEW = ("relu", "gelu", "tanh", "silu", "softplus", "elu", "hardtanh", "hardshrink", "relu6", "clamp")
-FEW += ("steep tanh", "runge", "root", "softsign", "ramp", "triangle", "relu of sine", "larger of two")
+FEW += ("steep tanh", "runge", "root", "softsign", "ramp", "triangle", "erf and relu", "larger of two")
 FEW += ("silu squared", "stairs")
 
 
@@ -129,7 +129,6 @@ MLPS += [("erf and relu", 2), ("sign and tanh", 2)]
 QUICK = [
     ("tanh", 1),
     ("erf and relu", 2),
-    ("sign and tanh", 2),
     ("elu", 1),
     ("gelu", 2),
     ("ramp", 2),
@@ -196,7 +195,7 @@ class Centered(Gated):
 
 def test_of_a_network_with_a_layer_norm():
     net = Centered().double()
-    fine = ntkit.infinite_width(net, X[:1], samples=2**14, seed=5)
+    fine = ntkit.infinite_width(net, X[:1], samples=2**12, seed=5)
     limit = ntkit.infinite_width(net, X[:1], samples=2**9)
     promised(limit, X, fine.nngp(X).numpy(), fine.ntk(X).numpy())
 
@@ -223,7 +222,9 @@ def test_a_tolerance_is_reached_with_more_points():
     assert torch.equal(limit.ntk(X), kernel)  # it stays as fine as it was made
 
 
-@pytest.mark.parametrize(("name", "tol"), [("steep tanh", 1e-6), ("root", 1e-9)])
+@pytest.mark.parametrize(
+    ("name", "tol"), [pytest.param("steep tanh", 1e-6, marks=pytest.mark.slow), ("root", 1e-9)]
+)
 def test_a_tolerance_is_reached_with_more_nodes_and_terms(name, tol):
     phi = FUNCTIONS[name][1]
     net, x = Plain(phi, 1).double(), X[[0, 2]]
