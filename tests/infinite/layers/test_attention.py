@@ -228,13 +228,13 @@ def test_slopes_of_each_head_are_averaged_over_heads():
 
     def with_slopes(slopes):
         m = slopes[:, None, None] * lags
-        return limit(network(lambda s, e: by_hand(s, e, lambda z: z + s.m), m=m), x, samples=2**14)
+        return limit(network(lambda s, e: by_hand(s, e, lambda z: z + s.m), m=m), x, samples=2**12)
 
     every, each = with_slopes(slopes), [with_slopes(slope.expand(4)) for slope in slopes]
     assert "draws of the scores" in str(every.program)
     for kind in ("nngp", "ntk"):
         mean = torch.stack([getattr(one, kind)(x) for one in each]).mean(0)
-        torch.testing.assert_close(getattr(every, kind)(x), mean, rtol=5e-3, atol=0)
+        torch.testing.assert_close(getattr(every, kind)(x), mean, rtol=1e-2, atol=0)
         spread = getattr(each[0], kind)(x) - getattr(each[3], kind)(x)
         assert (spread.abs() > 0.03 * mean).any()
 

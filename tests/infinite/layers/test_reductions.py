@@ -36,11 +36,11 @@ def data(*sizes):
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(5), dtype=D)
 
 
-def limit(of, x, samples=2**13):
+def limit(of, x, samples=2**12):
     return ntkit.infinite_width(network(of), x[:1], sigma_w=SIGMA_W, sigma_b=SIGMA_B, samples=samples)
 
 
-def simulated(of, x, draws=2**17):
+def simulated(of, x, draws=2**16):
     """Return NNGP and NTK, each with its standard error, from draws of the layer at all samples."""
     n, t = x.shape[:2]
     flat = x.flatten(0, 1)
