@@ -358,3 +358,10 @@ def entry_of(program: Program, name: str) -> Entry:
             f"The program has no line {name!r}; it has {', '.join(lines)}.{nearest(name, lines)}"
         )
     return lines[name]
+
+
+def vector_of(program: Program, name: str) -> Wide:
+    """Return the vector of a line of a program."""
+    value = entry_of(program, name).value
+    assert value is not None
+    return value

@@ -16,13 +16,12 @@ from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
-from ntkit.infinite.coordinates import OfCoordinates, entry_of
+from ntkit.infinite.coordinates import OfCoordinates, vector_of
 from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
-from ntkit.infinite.reading.values import Wide
 from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, take
@@ -140,32 +139,25 @@ class Limit(OfCoordinates):
         key = (program, line, positions)
         if key not in self._tiles:
             output = program.framed if positions else program.output
-            value = output if line is None else _line(program, line)
+            value = output if line is None else vector_of(program, line)
             self._tiles[key] = Tiles(value, self.numerics, self._memory, self._compile, positions)
         return self._tiles[key]
 
     def __repr__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
         rows = [head, str(self.program)]
-        if self.numerics.error:
+        if self.error:
             how = f"sampled at {self.numerics.count} points" if self.numerics.sampled else "by quadrature"
             what = "four standard errors" if self.numerics.sampled else "an error"
-            rows.append(f"note: {how}, with {what} of up to {self.numerics.error:.1e} of the kernel.")
+            rows.append(f"note: {how}, with {what} of up to {self.error:.1e} of the kernel.")
         return "\n".join(rows)
-
-
-def _line(program: Program, name: str) -> Wide:
-    value = entry_of(program, name).value
-    assert value is not None
-    return value
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A line of a tensor program with the kernels of its vector: E[h h'] and its tangent kernel.
 
-    Where it has several positions they are the means over equal positions; concatenated vectors count by
-    their widths.
+    Means over equal positions; concatenated vectors count by their widths.
     """
 
     name: str
@@ -230,7 +222,7 @@ class LimitKernel(Kernel):
             first = self._checked(first)
             tiles = self._tiles(first, *([] if second is None else [second]))
             block = self.limit.within(lambda: tiles(self.kind == "ntk", first, second, last=True)[0])
-            self._refuse_overflow(block, first, first if second is None else second)
+            self._finite(block, first, first if second is None else second)
             return block
 
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
@@ -248,22 +240,14 @@ class LimitKernel(Kernel):
         with undisturbed(self.limit.net):
             tiles = self._tiles(batch)
             diagonal = self.limit.within(lambda: tiles.diagonal(self.kind == "ntk", batch)[-1])
-            self._refuse_overflow(diagonal, batch, batch)
+            self._finite(diagonal, batch, batch)
             return diagonal
+
+    def _finite(self, kernel: Tensor, x1: Batch, x2: Batch) -> None:
+        refuse_overflow(kernel, self.limit, self.kind, self.line, x1, x2)
 
     def _tiles(self, *batches: Batch) -> Tiles:
         return self.limit.tiles(self.line, *batches, positions=self.positions)
-
-    def _refuse_overflow(self, kernel: Tensor, x1: Batch, x2: Batch) -> None:
-        def at(line: str, i: int, j: int) -> Tensor:
-            one, two = take(x1, slice(i, i + 1)), take(x2, slice(j, j + 1))
-            tiles = self.limit.tiles(line, one, two)
-            ntk = self.kind == "ntk"
-            found = [*tiles(ntk, one, two), *tiles.diagonal(ntk, one), *tiles.diagonal(ntk, two)]
-            return torch.cat([t.flatten() for t in found])
-
-        lines = [e for e in self.limit.program.lines if e.value is not None]
-        refuse_overflow(kernel, lines, at, self.line)
 
     def _checked(self, x: Batch) -> Batch:
         shapes, wanted = (
@@ -405,18 +389,10 @@ def infinite_width(
     refuse_stateful(net.module)
     refuse_complex(net, "The limit of infinite width")
     batch = as_inputs(example, net, "example", inputs)
-    settings: LimitSettings = {
-        "sigma_w": sigma_w,
-        "sigma_b": sigma_b,
-        "parameterization": parameterization,
-        "samples": samples,
-        "seed": seed,
-        "tol": tol,
-        "memory": memory,
-        "compile": compile,
-        "inputs": inputs,
-        "select": select,
-    }
+    settings = LimitSettings(
+        sigma_w=sigma_w, sigma_b=sigma_b, parameterization=parameterization, samples=samples, seed=seed,
+        tol=tol, memory=memory, compile=compile, inputs=inputs, select=select,
+    )  # fmt: skip
     laws = Laws(parameterization, sigma_w, sigma_b)
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
