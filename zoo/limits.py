@@ -15,10 +15,10 @@ from wide import wide, width
 
 import ntkit
 
-POINTS = 256  # of the functions that are sampled
+POINTS, MORE = 256, 2048  # of the functions that are sampled; where the limit is compared with draws
 FACTORS, DRAWS = (1.0, 4.0), 16  # widths of the draws, as multiples of the entry's own,
 LARGE = 2**20  # a quarter of these where it has more weights
-SLOW = 30.0  # seconds: a limit or a pair of draws that takes longer is not compared
+SLOW = 5.0  # seconds: a limit or a pair of draws that takes longer is not compared
 OUTPUTS = 4
 
 
@@ -57,7 +57,7 @@ def measure(entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: Non
         result |= _limit(model, x) | {"head": head is not None}
         if result["status"] != "refused" or not result.pop("end"):
             break
-    if result["status"] == "served" and result["seconds"] < SLOW:
+    if result["status"] == "served" and result["seconds"] < SLOW:  # with more points it takes minutes else
         tell({**result, "draws": "not to their end"})
         result["draws"] = _draws(entry, result["head"], x)
     return result
@@ -96,23 +96,27 @@ def _draws(entry: Entry, head: bool, x: Any) -> Any:
             return f"its width is fixed: {told(error)[:100]}"
         if head:
             ended.head = nn.Linear(y.shape[-1], OUTPUTS).double()
-        rows.append({"width": width(network), **_compared(ended, x)})
+        compared = _compared(ended, x)
+        if compared is None:
+            return "too slow"
+        rows.append({"width": width(network), **compared})
     return rows
 
 
-def _compared(model: nn.Module, x: Any) -> dict[str, Any]:
+def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
     """Return how far both kernels are from those of draws, and the standard errors, over the largest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        limit = ntkit.infinite_width(model, x, samples=POINTS, compile=False)
         begin = time.perf_counter()
         drawn = ntkit.monte_carlo(model, 2, x)
-        if (time.perf_counter() - begin) < SLOW / 4:
-            drawn = ntkit.monte_carlo(model, DRAWS, x)
-    row: dict[str, Any] = {"draws": drawn.samples}
-    for kind in ("nngp", "ntk"):
-        truth, mean = getattr(limit, kind)(x), getattr(drawn, kind)
+        if time.perf_counter() - begin > SLOW:
+            return None
+        limit = ntkit.infinite_width(model, x, samples=MORE, compile=False)
+        truths = {kind: getattr(limit, kind)(x) for kind in ("nngp", "ntk")}
+        drawn = ntkit.monte_carlo(model, DRAWS, x)
+    row: dict[str, Any] = {"draws": drawn.samples, "error": limit.error}
+    for kind, truth in truths.items():
         scale = truth.abs().max()
-        row[kind] = float((mean - truth).abs().max() / scale)
+        row[kind] = float((getattr(drawn, kind) - truth).abs().max() / scale)
         row[f"{kind}_error"] = float(getattr(drawn, f"{kind}_error").max() / scale)
-    return {**row, "error": limit.error}
+    return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from limits import POINTS
+from limits import MORE, POINTS
 
 SERVED = 60  # bar
 FOREIGN = ("foreign", "crashed", "late", "broken")
@@ -16,12 +16,12 @@ HEAD = f"""# The zoo in the limit of infinite width
 `make zoo-limits` makes this page: the models of [the zoo](zoo.md) with fresh weights, each through
 `infinite_width` in a process of its own, `samples={POINTS}`, on three different samples, on one thread.
 
-- *error*: `limit.error`, the largest relative error of an expectation; 0 where all are closed forms.
+- *error*: `limit.error`, measured, four standard errors where functions are sampled; 0 for closed forms.
 - *read*, *s*: seconds until the network is read, and until its NTK is made.
-- *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other: the
-  smallest width and the largest difference of NNGP and NTK, over the largest value. The bar for each is four
-  standard errors (of the draws and of the limit together) and 8 / width, and that the difference of the
-  wider network is smaller or within its standard errors. What knows its width by itself is not drawn.
+- *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other: the smallest
+  width, and the largest differences of NNGP and NTK with the draws' standard errors, over the largest value;
+  the limit with `samples={MORE}`. The bar of each is four standard errors, `limit.error` and 8 / width, and
+  that the wider network is nearer, or within its errors. What knows its width by itself is not drawn.
 - A model that ends in no linear layer has got one (+): the limit is that of a read-out.
 """
 
@@ -64,17 +64,17 @@ def near(r: dict[str, Any]) -> list[bool]:
     """Return for each width whether draws and limit agree, and at last whether the difference falls."""
     found = []
     for row in r["draws"]:
-        bars = [4 * (row[f"{kind}_error"] + row["error"]) + 8 / row["width"] for kind in ("nngp", "ntk")]
+        bars = [4 * row[f"{kind}_error"] + row["error"] + 8 / row["width"] for kind in ("nngp", "ntk")]
         found.append(row["nngp"] <= bars[0] and row["ntk"] <= bars[1])
     first, last = r["draws"][0], r["draws"][-1]
-    noise = {kind: 4 * (last[f"{kind}_error"] + last["error"]) for kind in ("nngp", "ntk")}
+    noise = {kind: 4 * last[f"{kind}_error"] + last["error"] for kind in ("nngp", "ntk")}
     falls = [last[kind] <= max(first[kind], most) for kind, most in noise.items()]
     return [*found, all(falls)]
 
 
 def _row(r: dict[str, Any]) -> str:
     cells = [_name(r), f"{r['error']:.1e}" if r["error"] else "0", f"{r['read']:.2f}", f"{r['seconds']:.2f}"]
-    draws = r.get("draws", "too slow")
+    draws = r.get("draws", "slow")
     if isinstance(draws, str):
         return f"| {' | '.join(cells)} | {_escaped(draws)} | |"
     for row, held in zip(draws, near(r), strict=False):

@@ -63,7 +63,7 @@ class Table:
 
 
 KERNELS = Table(measure.measure, page.page, "zoo", frozenset(ABOVE), 120.0)
-LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 240.0)
+LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 90.0)
 
 
 def entries(library: str) -> list[Entry]:
