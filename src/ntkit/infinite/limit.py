@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -71,7 +70,7 @@ class Limit(OfCoordinates):
     ) -> None:
         self.net, self.laws, self.numerics = net, laws, numerics
         self.example = take(example, slice(0, 1))
-        self._memory = settings["memory"]
+        self._memory, self.tol = settings["memory"], settings["tol"]
         self._compile: Compile = settings["compile"]
         again = given if callable(settings["inputs"]) else self.example  # from which a clone is read
         self.settings = {"model": net.module, "example": again, **settings}
@@ -96,14 +95,11 @@ class Limit(OfCoordinates):
     def error(self) -> float:
         """The largest relative error of a kernel so far, measured: zero where all is in closed form.
 
-        It is that of quadrature and series, and four standard errors where functions are sampled, each of
-        an E[h h'] relative to sqrt(E[h^2] E[h'^2]), and it adds up from layer to layer.
+        Relative to sqrt(K(x, x) K(x', x')). What quadrature and series leave of an E[h h'] adds up from layer
+        to layer; where functions are sampled, four standard errors of the kernel itself are added, from
+        draws of a few of its entries with other points.
         """
         return self.numerics.error
-
-    def within(self, make: Callable[[], Tensor]) -> Tensor:
-        """Return a kernel, made again more finely until its error is at most ``tol``."""
-        return within(self.settings["tol"], self.numerics, make)
 
     def kernel(self, kind: LimitKind, line: str | None = None, positions: bool = False) -> LimitKernel:
         """Return the NNGP or NTK of the output, or of a line of the program.
@@ -221,7 +217,7 @@ class LimitKernel(Kernel):
         with undisturbed(net):
             first = self._checked(first)
             tiles = self._tiles(first, *([] if second is None else [second]))
-            block = self.limit.within(lambda: tiles(self.kind == "ntk", first, second, last=True)[0])
+            block = within(self.limit.tol, tiles, self.kind == "ntk", first, second)
             self._finite(block, first, first if second is None else second)
             return block
 
@@ -239,7 +235,7 @@ class LimitKernel(Kernel):
         batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
             tiles = self._tiles(batch)
-            diagonal = self.limit.within(lambda: tiles.diagonal(self.kind == "ntk", batch)[-1])
+            diagonal = within(self.limit.tol, tiles, self.kind == "ntk", batch, None, diagonal=True)
             self._finite(diagonal, batch, batch)
             return diagonal
 

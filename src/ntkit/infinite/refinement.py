@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from ntkit.infinite.moments.functions import Apply
 from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.moments.pairs import Pairs
+from ntkit.infinite.moments.sides import PairSide
+from ntkit.infinite.tiles import Tiles, kernels
+from ntkit.inputs import Batch, batch_size, take
 
 MOST = {"points": 8, "nodes": 5}  # doublings of what a kernel is first made with
 
-T = TypeVar("T")
+REPLICATES = 4  # of a sampled kernel, each with a part of its points
+SURE = 4  # standard errors that a sampled value may be off
 
 
 class ToleranceWarning(UserWarning):
     """A kernel whose error is larger than the ``tol`` that was asked for: of what, and how large."""
 
 
-def within(tol: float | None, numerics: Numerics, make: Callable[[], T]) -> T:
-    """Return a kernel whose error is at most ``tol``, or the last one with a `ToleranceWarning`."""
-    errors: list[float] = []
+def within(
+    tol: float | None, tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool = False
+) -> Tensor:
+    """Return a kernel whose error is at most ``tol``, or the last one with a `ToleranceWarning`.
+
+    K or Theta, a block or the diagonal of the first batch; without a ``tol`` it is made once.
+    """
+    numerics, errors = tiles.numerics, list[float]()
     while True:
-        made = make()
+        made = tiles.diagonal(ntk, x1)[-1] if diagonal else tiles(ntk, x1, x2, last=True)[0]
+        if numerics.sampled:
+            numerics.spread = spread(tiles, ntk, x1, x2, diagonal)
+            numerics.blame("points", numerics.spread)
         errors.append(numerics.now)
         if tol is None or errors[-1] <= tol:
             break
@@ -32,6 +46,40 @@ def within(tol: float | None, numerics: Numerics, make: Callable[[], T]) -> T:
         numerics.refine(tol)
     numerics.settle()
     return made
+
+
+def spread(tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool = False) -> float:
+    """Return four standard errors of a kernel's entries, relative to the diagonal: of the worst of a few.
+
+    The kernel of the first and the last samples is made `REPLICATES` times, each with as many times fewer
+    points of its own: their mean has the standard error s / sqrt(`REPLICATES`), whatever layers make of it.
+    """
+    batches = (x1,) if x2 is None else (x1, x2)
+    ends = [take(x, torch.tensor([0, batch_size(x) - 1]).unique()) for x in batches]
+    found: list[list[Tensor]] = []
+    with torch.no_grad():
+        for number in range(REPLICATES):
+            own = tiles.numerics.replicate(number, REPLICATES)
+            own.tangents = ntk
+            sides = [PairSide(x, own) for x in ends]
+            values = [kernels(side.itself, tiles.value, ntk, tiles.positions)[-1] for side in sides]
+            if not diagonal:
+                pairs = Pairs(sides[0], sides[-1], True, ntk)
+                values.append(kernels(pairs, tiles.value, ntk, tiles.positions)[-1])
+            found.append(values)
+    *own_ends, block = (torch.stack(parts) for parts in zip(*found, strict=True))
+    if diagonal:
+        own_ends, block = [block], None
+    scales = [t.mean(0).abs().flatten(1).amax(1) if t.ndim > 2 else t.mean(0).abs() for t in own_ends]
+    errors = [_relative(t, scale) for t, scale in zip(own_ends, scales, strict=True)]
+    if block is not None:
+        errors.append(_relative(block, (scales[0][:, None] * scales[-1]).sqrt()))
+    return SURE * max(errors) / REPLICATES**0.5
+
+
+def _relative(replicates: Tensor, scale: Tensor) -> float:
+    scale = scale.reshape(*scale.shape, *(1 for _ in range(replicates.ndim - 1 - scale.ndim)))
+    return float((replicates.std(0) / scale.clamp(min=torch.finfo(scale.dtype).tiny)).max())
 
 
 def _hopeful(numerics: Numerics, errors: list[float], tol: float) -> bool:
@@ -44,8 +92,10 @@ def _hopeful(numerics: Numerics, errors: list[float], tol: float) -> bool:
 
 
 def _warn(numerics: Numerics, error: float, tol: float) -> None:
-    worst = max(numerics.found, key=lambda e: max(numerics.found[e]))
+    worst = max(numerics.found, key=lambda e: max(numerics.found[e]), default=None)
     name = worst.function.name if isinstance(worst, Apply) else "attention"
+    if numerics.spread > error / 2:
+        name = " or ".join(dict.fromkeys(s.function for s in numerics.plan.values()))
     used = [f"{numerics.count} points"] * ("points" in numerics.arose)
     used += [f"{numerics.fineness} times the usual nodes and terms"] * ("nodes" in numerics.arose)
     more = ", or more samples=" if "points" in numerics.arose else ""
@@ -53,4 +103,4 @@ def _warn(numerics: Numerics, error: float, tol: float) -> None:
         f"tol={tol:.3g} is not reached: with {' and '.join(used)} the relative error of the kernel is "
         f"{error:.1e}, the most of it behind {name}. Give a larger tol{more}."
     )
-    warnings.warn(text, ToleranceWarning, stacklevel=4)
+    warnings.warn(text, ToleranceWarning, stacklevel=3)

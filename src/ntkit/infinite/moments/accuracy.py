@@ -3,6 +3,7 @@
 An error of E[u v'] is relative to sqrt(E[u^2] E[v'^2]), so that a product with a weight and a sum of
 independent vectors do not enlarge it. A function of vectors that carry an error adds its own to what it makes
 of theirs. Theta is K plus a product of K's derivative with the Theta before: their relative errors add.
+What is sampled carries none: the whole kernel is drawn again for that (`infinite/refinement`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.duals.effort import Effort, effort, some
-from ntkit.infinite.moments.algebra import Value
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import NOISE, Numerics
+from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.vectors import Attended, Inner, Line
-
-SURE = 4  # standard errors that a sampled value may be off
 
 
 def _nearest(u: Expression) -> tuple[Expression, ...]:
@@ -105,7 +103,6 @@ def account(
     *,
     slope: float | None = None,
     change: tuple[float, float] | None = None,
-    kind: str = "nodes",
 ) -> None:
     """Keep the errors of functions: their own, and what they make of those of their arguments.
 
@@ -114,7 +111,7 @@ def account(
     """
     moment, theta = carried(numerics, *functions)
     value, by_slope = (moment, moment) if change is None else change
-    numerics.blame(kind, max(own, slope or 0.0))
+    numerics.blame("nodes", max(own, slope or 0.0))
     whole = own + value
     through = theta + by_slope + (own if slope is None else slope)
     for u in functions:
@@ -148,20 +145,3 @@ def grown(dual: Dual, cov: Tensor, var1: Tensor, var2: Tensor, error: float) -> 
                 scale = (squares[0][i] * squares[1][i]).clamp(min=1e-300).sqrt()
                 most[i] = max(most[i], float(((a - b).abs() / scale).max()))
     return most[0], most[1]
-
-
-def note(numerics: Numerics, functions: tuple[Expression, ...], *parts: tuple[Tensor, Value]) -> None:
-    """Keep four standard errors of sampled values: of their blocks ``[K, ...]``, relative to a scale.
-
-    The first part is of E[u v'], the second of Theta. Without a scale it is the largest value.
-    """
-    errors = [0.0, 0.0]
-    for i, (blocks, scale) in enumerate(parts):
-        spread = SURE * blocks.std(0) / blocks.shape[0] ** 0.5
-        size = blocks.mean(0).abs().max() if scale is None else scale
-        tiny = torch.finfo(blocks.dtype).tiny
-        if spread.numel():
-            errors[i] = float((spread / torch.as_tensor(size).clamp(min=tiny)).max())
-    numerics.sampled = True
-    jitter = numerics.jitter if numerics.jitter > NOISE else 0.0
-    account(numerics, functions, errors[0] + jitter, slope=errors[1] + jitter, kind="points")

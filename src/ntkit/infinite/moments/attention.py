@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ntkit.compute.plan import chunks
 from ntkit.infinite.moments import tables
-from ntkit.infinite.moments.accuracy import note
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.protocols import PairValues
@@ -120,18 +119,18 @@ class _Draws:
         """Tell how many draws are made, and how many at a time."""
         held = self.each * self.numerics.zeros(1).element_size()
         pairs = min(self.count, self.chunk)
-        at_once = [slice(0, len(seeds) * TOGETHER) for _, seeds in self._seeds(slice(0, pairs))]
+        at_once = [slice(0, len(seeds) * TOGETHER) for seeds in self._seeds(slice(0, pairs))]
         self.numerics.planned("attention", "scores of all positions together", self.draws, at_once, held)
 
-    def _seeds(self, chunk: slice) -> Iterator[tuple[int, range]]:
-        """Return blocks of draws in parts that fit into the budget: its number, and the seeds of a part."""
+    def _seeds(self, chunk: slice) -> Iterator[range]:
+        """Return the seeds of blocks of draws, in parts that fit into the budget."""
         pairs = len(range(*chunk.indices(self.count)))
         held = TOGETHER * self.each * pairs * self.numerics.zeros(1).element_size()
         most = max(1, min(self.numerics.budget, CACHED) // held)
         each = self.draws // TOGETHER // BLOCKS
         for block in range(BLOCKS):
             for part in chunks(each, most):
-                yield block, range(block * each, (block + 1) * each)[part]
+                yield range(block * each, (block + 1) * each)[part]
 
     def means(self, chunk: slice, values: Value, through: Value, derive: bool) -> tuple[Value, Value]:
         """Return both kernels of some pairs, ``[B, W, t, W', t']``."""
@@ -142,12 +141,13 @@ class _Draws:
         trained = derive and values is not None and u.scores.trained and v.scores.trained
         curved = self._curved(u, v, chunk) if trained else []
         shared = self._shared_tables(u, v) if trained else []
-        by_tables: list[Tensor] = [zero] * BLOCKS
+        tabled = zero
         orders = [(0, 1)] if self.alone else [(0, 1), (1, 0)]
         factors = [self._factors(order, chunk) for order in orders]
-        kernels: list[Tensor] = [zero] * BLOCKS
-        tangents: list[list[Tensor]] = [[zero] * (1 + len(curved)) for _ in range(BLOCKS)]
-        for block, seeds in self._seeds(chunk):
+        kernel = zero
+        self.numerics.sampled = True
+        tangents: list[Tensor] = [zero] * (1 + len(curved))
+        for seeds in self._seeds(chunk):
             z, drawn = map(torch.cat, zip(*(self._normal(seed) for seed in seeds), strict=True))
             for factor in factors:
                 a, b = self._weights(z, drawn, self._head_of(seeds), factor, chunk)
@@ -157,10 +157,10 @@ class _Draws:
                 if values is not None:
                     ak = torch.einsum("nbwts,bwsvr->nbwtvr", a, k)
                     out = torch.einsum("nbwtvr,nbvur->nbwtvu", ak, b)
-                    kernels[block] = kernels[block] + out.sum(0)
+                    kernel = kernel + out.sum(0)
                     kb = torch.einsum("bwsvr,nbvur->nbwsvu", k, b) if curved or shared else zero
                     for table, left, right, step in shared:
-                        by_tables[block] = by_tables[block] + step * tables.through(
+                        tabled = tabled + step * tables.through(
                             a, b, k, ak, kb, out, left, right, table.count
                         )
                     for i, (y, _) in enumerate(curved):
@@ -170,21 +170,15 @@ class _Draws:
                                 if self.turn is None
                                 else (first * self.turn[..., x], second * self.turn[..., x])
                             )
-                            bent = _bent(*ends, ak, kb, k, y, out)
-                            tangents[block][i + 1] = tangents[block][i + 1] + bent
+                            tangents[i + 1] = tangents[i + 1] + _bent(*ends, ak, kb, k, y, out)
                 if theta is not None:
                     at = torch.einsum("nbwts,bwsvr->nbwtvr", a, theta)
-                    tangents[block][0] = tangents[block][0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
+                    tangents[0] = tangents[0] + torch.einsum("nbwtvr,nbvur->bwtvu", at, b)
         count = self.draws * len(orders)
-        found: list[Value] = []
-        for (first, *rest), tabled in zip(tangents, by_tables, strict=True):
-            whole = [first / count] if theta is not None else []
-            whole += [tabled / count] if shared else []
-            found.append(add([*whole, *(t / count * y for t, (_, y) in zip(rest, curved, strict=True))]))
-        parts = [torch.stack(kernels) * (BLOCKS / count)] if values is not None else []
-        parts += [torch.stack([t for t in found if t is not None]) * BLOCKS] if found[0] is not None else []
-        note(self.numerics, self.ends, *((part, None) for part in parts))
-        return None if values is None else sum(kernels, zero) / count, add(found)
+        whole = [tangents[0] / count] if theta is not None else []
+        whole += [tabled / count] if shared else []
+        whole += [total / count * other for total, (_, other) in zip(tangents[1:], curved, strict=True)]
+        return None if values is None else kernel / count, add(whole)
 
     def _curved(self, u: Attended, v: Attended, chunk: slice) -> list[tuple[Tensor, Tensor]]:
         """Return what d A / d z meets in Theta_z: kernels of keys ``[B, W, s, W', s']`` and of queries."""

@@ -131,13 +131,6 @@ class JointDraws:
         index = self.index[which][chunk]
         return lambda value: value[index] if value.shape[0] > 1 else value
 
-    def rows(self, which: int, chunk: slice, value: Tensor) -> Tensor:
-        """Return a value ``[n, *shape]`` of a side for a chunk of pairs: ``[B]`` (apart) or ``[B, size]``."""
-        if not self.apart:
-            n = value.shape[0]
-            value = value.expand(n, *self.vectors[which].shape).reshape(n, -1)
-        return self.lift(which, chunk)(value)
-
     def factors(self, order: tuple[int, int], chunk: slice) -> Factors:
         """Return which dimensions each group of variables is drawn by, and the factor of its covariance."""
         x, y = order

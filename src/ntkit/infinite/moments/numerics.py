@@ -46,7 +46,7 @@ class Numerics:
         self.count, self.seed = count, seed
         self.dtype, self.device = dtype, device
         self.jitter, self.budget = 0.0, max(LEAST, min(2**28, memory // 4))
-        self.sampled, self.past = False, 0.0
+        self.sampled, self.past, self.spread = False, 0.0, 0.0
         self.levels, self._least = {"points": 0, "nodes": 0}, count
         self.arose: dict[str, float] = {}
         self.found: dict[Hashable, tuple[float, float]] = {}  # of K and of Theta
@@ -59,6 +59,12 @@ class Numerics:
     def probe(self) -> Numerics:
         """Return the same with few points: what values hold in memory does not depend on their number."""
         return Numerics(64, self.seed, self.dtype, self.device, 4 * self.budget)
+
+    def replicate(self, number: int, parts: int) -> Numerics:
+        """Return one of some others with so many times fewer points, of their own."""
+        other = Numerics(max(32, self.count // parts), self.seed, self.dtype, self.device, 4 * self.budget)
+        other.seed, other.levels["nodes"] = hash((self.seed, number + 1)) % 2**31, self.levels["nodes"]
+        return other
 
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros of the program's dtype."""
@@ -105,7 +111,8 @@ class Numerics:
     @property
     def now(self) -> float:
         """The largest relative error of this call."""
-        return max((max(pair) if self.tangents else pair[0] for pair in self.found.values()), default=0.0)
+        found = (max(pair) if self.tangents else pair[0] for pair in self.found.values())
+        return max(found, default=0.0) + self.spread
 
     def tell(self, of: Hashable, moment: float, tangent: float) -> None:
         """Keep the relative errors of moments and tangents of a function, where more than rounding."""
@@ -126,7 +133,7 @@ class Numerics:
             if error > min(tol / 4, most / 2):
                 self.levels[kind] += 1
         self.count = self._least << self.levels["points"]
-        self.found, self.arose, self.ratios, self.sampled = {}, {}, {}, False
+        self.found, self.arose, self.ratios, self.sampled, self.spread = {}, {}, {}, False, 0.0
         self.plan.clear()
         self._drawn.clear()
 
@@ -138,7 +145,7 @@ class Numerics:
     def settle(self) -> None:
         """Count the errors of this call among the past ones."""
         self.past = self.error
-        self.found, self.arose, self.ratios = {}, {}, {}
+        self.found, self.arose, self.ratios, self.spread = {}, {}, {}, 0.0
 
     def planned(self, function: str, how: str, points: int, parts: list[slice], bytes: int) -> None:
         """Keep how a function is sampled: all points, or the largest of parts of them at a time."""

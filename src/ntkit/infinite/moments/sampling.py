@@ -13,9 +13,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.accuracy import note
 from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.draws import BLOCKS, JointDraws, basis
+from ntkit.infinite.moments.draws import JointDraws, basis
 from ntkit.infinite.moments.evaluate import Lift, evaluate
 from ntkit.infinite.moments.expression import Expression
 from ntkit.infinite.moments.functions import Apply
@@ -104,7 +103,6 @@ def _sample(
     pairs: PairValues, u: Expression, v: Expression, need: Need, derive: bool
 ) -> tuple[Tensor, Value]:
     draws = JointDraws(pairs, u, v, need)
-    sizes = _sizes(draws) if derive and not draws.alone else None
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     parts, points = draws.chunks(derive)
     how = "each pair of positions" if draws.apart else "all positions together"
@@ -112,7 +110,7 @@ def _sample(
     draws.numerics.planned(names, how, draws.samples, points, draws.bytes(derive))
     for chunk in parts:
         orders = [(0, 1)] if draws.alone else [(0, 1), (1, 0)]
-        found = [_ordered(draws, order, chunk, points, derive, sizes) for order in orders]
+        found = [_ordered(draws, order, chunk, points, derive) for order in orders]
         for values, part in zip(means, zip(*found, strict=True), strict=True):
             total = add(part)
             if total is not None:
@@ -130,84 +128,41 @@ def _sample(
 
 
 def _ordered(
-    draws: JointDraws,
-    order: tuple[int, int],
-    chunk: slice,
-    points: list[slice],
-    derive: bool,
-    sizes: tuple[Tensor, Tensor] | None,
+    draws: JointDraws, order: tuple[int, int], chunk: slice, points: list[slice], derive: bool
 ) -> tuple[Tensor, Value]:
-    """Return both from the points, some at a time; note the standard error of their blocks."""
+    """Return both from the points, some at a time."""
     (u, v), (left, right) = draws.vectors, draws.sides
     factors = draws.factors(order, chunk)
     between = _between(draws, chunk) if derive else {}
-    blocks: list[Value] = [None] * BLOCKS
-    tangents: list[Value] = [None] * BLOCKS
+    draws.numerics.sampled = True
+    moment: Value = None
     squares: list[Value] = [None, None]
+    theta: Value = None
     for part in points:
         size = part.stop - part.start
         drawn = draws.draw(order, chunk, part, factors)
         first = at_draws(u, drawn[0], draws.lift(0, chunk), left, derive)
         second = first if draws.alone else at_draws(v, drawn[1], draws.lift(1, chunk), right, derive)
-        pieces = BLOCKS if size == draws.samples else 1
-        moments = _product(draws, first.value, second.value, squares, size, pieces)
-        thetas = _tangent(draws, first, second, between, size, pieces) if derive else None
-        start = part.start * BLOCKS // draws.samples
-        for i in range(pieces):
-            blocks[start + i] = add((blocks[start + i], moments[i]))
-            if thetas is not None:
-                tangents[start + i] = add((tangents[start + i], thetas[i]))
-    means, theta = (_means(draws, values) for values in (blocks, tangents))
-    assert means is not None
-    one, two = (t / draws.samples for t in squares if t is not None)
-    told = [(means, _scale(draws, one, two))]
-    if theta is not None and sizes is not None:
-        told.append((theta, _scale(draws, *(draws.rows(which, chunk, sizes[which]) for which in (0, 1)))))
-    elif theta is not None:
-        own = theta.mean(0).abs() if draws.apart else torch.diagonal(theta.mean(0), dim1=-2, dim2=-1)
-        told.append((theta, _scale(draws, own, own)))
-    note(draws.numerics, (u, v), *told)
-    value = means.mean(0)
-    theta = None if theta is None else theta.mean(0)
+        if derive:
+            theta = add((theta, _tangent(draws, first, second, between, size)))
+        moment = add((moment, _product(draws, first.value, second.value, squares, size)))
+    assert moment is not None
+    value = moment / draws.samples
+    theta = None if theta is None else theta / draws.samples
     if draws.apart:
         return value, theta
     one, two = (_correction(draws, which, squares[which], chunk) for which in (0, 1))
     return value * one[:, :, None] * two[:, None, :], theta
 
 
-def _sizes(draws: JointDraws) -> tuple[Tensor, Tensor]:
-    """Return Theta of both vectors with themselves, each sample alone."""
-    found = [side.itself.tangent(e, e, "equal") for side, e in zip(draws.sides, draws.vectors, strict=True)]
-    one, two = (
-        draws.numerics.zeros(1, *(1 for _ in e.shape)) if t is None else t
-        for t, e in zip(found, draws.vectors, strict=True)
-    )
-    return one, two
-
-
-def _scale(draws: JointDraws, one: Tensor, two: Tensor) -> Tensor:
-    """Return the geometric mean of what two vectors are with themselves."""
-    both = one * two if draws.apart else one[:, :, None] * two[:, None, :]
-    return both.clamp(min=0).sqrt()
-
-
-def _means(draws: JointDraws, sums: list[Value]) -> Value:
-    """Return the means of blocks of points, ``[BLOCKS, ...]``."""
-    some = [block for block in sums if block is not None]
-    return torch.stack(some) * (BLOCKS / draws.samples) if some else None
-
-
-def _product(draws: JointDraws, a: Tensor, b: Tensor, squares: list[Value], size: int, pieces: int) -> Tensor:
-    """Return the sums of products over some points, in so many pieces; add those of the squares."""
+def _product(draws: JointDraws, a: Tensor, b: Tensor, squares: list[Value], size: int) -> Tensor:
+    """Return the sum of products over some points; add those of the squares."""
     if draws.apart:
-        ends = (t.square().expand(size, -1).sum(0) for t in (a, b))
-        squares[:] = [add((total, t)) for total, t in zip(squares, ends, strict=True)]
-        return (a * b).expand(size, -1).unflatten(0, (pieces, -1)).sum(1)
+        return (a * b).expand(size, -1).sum(0)
     both = zip((a, b), draws.vectors, strict=True)
     a, b = (t.expand(size, -1, *e.shape).reshape(size, -1, prod(e.shape)) for t, e in both)
     squares[:] = [add((total, t.square().sum(0))) for total, t in zip(squares, (a, b), strict=True)]
-    split = zip(a.unflatten(0, (pieces, -1)), b.unflatten(0, (pieces, -1)), strict=True)
-    return torch.stack([torch.einsum("sbp,sbq->bpq", x, y) for x, y in split])
+    return torch.einsum("sbp,sbq->bpq", a, b)
 
 
 def _correction(draws: JointDraws, which: int, squares: Value, chunk: slice) -> Tensor:
@@ -221,7 +176,7 @@ def _correction(draws: JointDraws, which: int, squares: Value, chunk: slice) -> 
     square = draws.sides[which].itself.moment(e, e, "equal") if isinstance(e, Apply) and e.local else None
     if square is None:
         return torch.ones_like(drawn)
-    known = draws.rows(which, chunk, square)
+    known = draws.lift(which, chunk)(square.expand(square.shape[0], *e.shape).reshape(square.shape[0], -1))
     tiny = torch.finfo(drawn.dtype).tiny
     return torch.where(drawn > 0, known / drawn.clamp(min=tiny), 1.0).clamp(min=0).sqrt()
 
@@ -240,14 +195,12 @@ def _between(draws: JointDraws, chunk: slice) -> Between:
     return found
 
 
-def _tangent(
-    draws: JointDraws, first: Drawn, second: Drawn, between: Between, size: int, pieces: int
-) -> Value:
-    """Return the sums of d_a u Theta(a, b) d_b v' over some points, in so many pieces."""
+def _tangent(draws: JointDraws, first: Drawn, second: Drawn, between: Between, size: int) -> Value:
+    """Return the sum of E[d_a u Theta(a, b) d_b v'] over some points."""
     terms = []
     for (a, b), theta in between.items():
         if a in first.slopes and b in second.slopes:
-            terms.append(_contract(draws, first.slopes[a], second.slopes[b], theta, (a, b), size, pieces))
+            terms.append(_contract(draws, first.slopes[a], second.slopes[b], theta, (a, b), size))
     return add(terms)
 
 
@@ -258,10 +211,9 @@ def _contract(
     theta: Tensor,
     ends: tuple[Expression, Expression],
     count: int,
-    pieces: int,
 ) -> Tensor:
     if draws.apart:
-        return (left * right).expand(count, -1).unflatten(0, (pieces, -1)).sum(1) * theta
+        return (left * right).expand(count, -1).sum(0) * theta
     (u, v), (a, b) = draws.vectors, ends
     pair, rows, columns = theta.shape[0], _rows(u, a), _rows(v, b)
     if rows is not None and columns is not None:
@@ -270,13 +222,11 @@ def _contract(
         left, right = (t.expand(count, pair, *shape).reshape(count, pair, -1) for t, shape in both)
         full = theta.reshape(pair, *_padded(a.shape, first), *_padded(b.shape, second))
         full = full.expand(pair, *first, *second).reshape(pair, prod(first), prod(second))
-        parts = zip(left.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
-        product = torch.stack([torch.einsum("sbp,sbq->bpq", x, y) for x, y in parts]) * full
-        return product.reshape(pieces, pair, prod(u.shape), prod(rows), prod(v.shape), -1).sum((3, 5))
+        product = torch.einsum("sbp,sbq->bpq", left, right) * full
+        return product.reshape(pair, prod(u.shape), prod(rows), prod(v.shape), -1).sum((2, 4))
     left, right = _dense(left, count, u, rows, pair), _dense(right, count, v, columns, pair)
     through = torch.einsum("sbpr,brt->sbpt", left, theta)
-    parts = zip(through.unflatten(0, (pieces, -1)), right.unflatten(0, (pieces, -1)), strict=True)
-    return torch.stack([torch.einsum("sbpt,sbqt->bpq", x, y) for x, y in parts])
+    return torch.einsum("sbpt,sbqt->bpq", through, right)
 
 
 def _padded(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
@@ -311,27 +261,19 @@ def slopes(side: SideValues, u: Apply, _: bool) -> dict[Expression, Tensor]:
 
 def _alone(side: SideValues, u: Apply, derive: bool) -> dict[Expression, Tensor]:
     draws = JointDraws(side.itself, u, u, "equal")
+    draws.numerics.sampled = True
     means: dict[Expression, list[Tensor]] = {}
     parts, points = draws.chunks(derive)
     for chunk in parts:
         factors, count = draws.factors((0, 1), chunk), len(range(*chunk.indices(draws.count)))
-        blocks: dict[Expression, list[Value]] = {}
-        squares: dict[Expression, Value] = {}
+        sums: dict[Expression, Tensor] = {}
         for part in points:
-            size = part.stop - part.start
-            pieces = BLOCKS if size == draws.samples else 1
-            start = part.start * BLOCKS // draws.samples
             drawn = draws.draw((0, 1), chunk, part, factors)[0]
             at = at_draws(u, drawn, draws.lift(0, chunk), side, derive)
             for key, value in (at.slopes if derive else {u: at.value}).items():
-                whole = value.expand(size, count, *(() if draws.apart else u.shape))
-                squares[key] = add((squares.get(key), whole.square().sum(0)))
-                sums = blocks.setdefault(key, [None] * BLOCKS)
-                for i, total in enumerate(whole.unflatten(0, (pieces, -1)).sum(1), start):
-                    sums[i] = add((sums[i], total))
-        for key, sums in blocks.items():
-            found, square = _means(draws, sums), squares[key]
-            assert found is not None and square is not None
-            note(side.numerics, (u,), (found, (square / draws.samples).sqrt()))
-            means.setdefault(key, []).append(found.mean(0))
+                shape = (part.stop - part.start, count, *(() if draws.apart else u.shape))
+                total = value.expand(shape).sum(0)
+                sums[key] = sums[key] + total if key in sums else total
+        for key, total in sums.items():
+            means.setdefault(key, []).append(total / draws.samples)
     return {key: torch.cat(pieces).reshape(side.n, *u.shape) for key, pieces in means.items()}
