@@ -13,7 +13,7 @@ from types import ModuleType
 REMOVED = "0.2"  # the version that knows the old places no more
 MOVED = {
     "ntkit.infinite.checks": "ntkit.diagnose.definiteness",
-    "ntkit.infinite.expressions": "ntkit.infinite.moments.vectors",
+    "ntkit.infinite.expressions": "ntkit.infinite.variables.vectors",
     "ntkit.infinite.rules": "ntkit.infinite.reading.rules",
     "ntkit.infinite.values": "ntkit.infinite.reading.values",
     "ntkit.training.path_machine": "ntkit.training.accounts.path_machine",

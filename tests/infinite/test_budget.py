@@ -148,3 +148,12 @@ def test_a_scaled_dot_product_is_the_same_by_torchs_own():
     x = torch.randn(2, 5, 3, dtype=D)
     one, two = (ntkit.infinite_width(m().double(), x[:1], samples=256).ntk(x) for m in (Attention, Own))
     torch.testing.assert_close(one, two, rtol=1e-8, atol=0)
+
+
+def test_what_no_memory_holds_is_refused_by_name():
+    # two convolutions and a pooling of 3000 x 3000 pixels: all pairs of them are 8e13 numbers
+    parts = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(4, 1))
+    large = ntkit.infinite_width(model, torch.zeros(1, 1, 3000, 3000))
+    with pytest.raises(ntkit.NtkitError, match="not enough memory for this kernel"):
+        large.ntk(torch.zeros(1, 1, 3000, 3000))

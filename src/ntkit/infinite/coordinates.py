@@ -19,17 +19,17 @@ from ntkit.graph import Graph, trace
 from ntkit.infinite.drawing import redrawn
 from ntkit.infinite.moments.draws import BLOCKS, parts_of, random
 from ntkit.infinite.moments.evaluate import evaluate
-from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import basis_of
-from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
-from ntkit.infinite.moments.vectors import Attended, Turned, Vector
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import Entry
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.variables.expression import Expression, walk
+from ntkit.infinite.variables.functions import basis_of
+from ntkit.infinite.variables.numerics import Numerics
+from ntkit.infinite.variables.vectors import Attended, Turned, Vector
 from ntkit.inputs import Batch, Inputs, batch_size, take
 from ntkit.network import Network, as_inputs
 

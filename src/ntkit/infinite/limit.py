@@ -16,13 +16,13 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.coordinates import OfCoordinates, vector_of
-from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
+from ntkit.infinite.variables.numerics import Numerics
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful

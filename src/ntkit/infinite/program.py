@@ -23,7 +23,6 @@ from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     conv,
     einsum,
     elementwise,
-    embedding,
     indexing,
     linear,
     norm,
@@ -33,11 +32,11 @@ from ntkit.infinite.layers import (  # noqa: F401 (they register the rules)
     selections,
     views,
 )
-from ntkit.infinite.moments.expression import walk
-from ntkit.infinite.moments.vectors import Coefficient, Gain, Line, Vector, behind
 from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
+from ntkit.infinite.variables.expression import walk
+from ntkit.infinite.variables.vectors import Coefficient, Gain, Line, Vector, behind
 from ntkit.inputs import Batch, take
 from ntkit.network import Network
 

@@ -7,11 +7,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import Numerics
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
 from ntkit.infinite.tiles import Tiles, kernels
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.numerics import Numerics
 from ntkit.inputs import Batch, batch_size, take
 
 MOST = {"points": 8, "nodes": 5}  # doublings of what a kernel is first made with
@@ -49,13 +49,15 @@ def within(
 
 
 def spread(tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool = False) -> float:
-    """Return four standard errors of a kernel's entries, relative to the diagonal: of the worst of a few.
+    """Return four standard errors of a kernel's entries, relative to the diagonal: of the worst of three.
 
-    The kernel of the first and the last samples is made `REPLICATES` times, each with as many times fewer
+    The kernel of the first and the last sample is made `REPLICATES` times, each with as many times fewer
     points of its own: their mean has the standard error s / sqrt(`REPLICATES`), whatever layers make of it.
     """
-    batches = (x1,) if x2 is None else (x1, x2)
-    ends = [take(x, torch.tensor([0, batch_size(x) - 1]).unique()) for x in batches]
+    second = x1 if x2 is None else x2
+    ends = [take(x1, slice(0, 1))]
+    if x2 is not None or batch_size(x1) > 1:
+        ends.append(take(second, slice(batch_size(second) - 1, None)))
     found: list[list[Tensor]] = []
     with torch.no_grad():
         for number in range(REPLICATES):

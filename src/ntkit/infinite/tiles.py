@@ -19,19 +19,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ntkit.compute.plan import format_bytes, parse_memory
 from ntkit.compute.precision import exact
 from ntkit.compute.threads import threads
-from ntkit.errors import one_of
+from ntkit.errors import BadValueError, one_of
 from ntkit.infinite.duals.correlation import fused_atan2
 from ntkit.infinite.moments import expectation
-from ntkit.infinite.moments.algebra import add, times
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import Numerics, Sampled
-from ntkit.infinite.moments.order import Order
 from ntkit.infinite.moments.pairs import Pairs
-from ntkit.infinite.moments.positions import Shape
 from ntkit.infinite.moments.sides import PairSide
-from ntkit.infinite.moments.vectors import Attended, behind
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.variables.algebra import add, times
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.numerics import Numerics, Sampled
+from ntkit.infinite.variables.order import Order
+from ntkit.infinite.variables.positions import Shape
+from ntkit.infinite.variables.vectors import Attended, behind
 from ntkit.inputs import Batch, batch_size, take
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
@@ -128,7 +128,7 @@ class Tiles:
     ) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
         self.numerics.tangents = ntk
-        with exact(self.numerics.device), torch.no_grad():
+        with exact(self.numerics.device), torch.no_grad(), _memory_told():
             return self._blocks(ntk, x1, x2, last)
 
     def _blocks(self, ntk: bool, x1: Batch, x2: Batch | None, last: bool) -> tuple[Tensor, ...]:
@@ -201,7 +201,7 @@ class Tiles:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
         self.numerics.tangents = ntk
-        with exact(self.numerics.device), torch.no_grad():
+        with exact(self.numerics.device), torch.no_grad(), _memory_told():
             rows = max(1, min(n, self.budget // 2 // self.side(x, ntk)))
             sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))
             parts = [kernels(side.itself, self.value, ntk, self.positions) for side in sides]
@@ -306,6 +306,22 @@ def _room(shape: Shape, like: Numerics) -> Tensor:
     if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
     return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Refuse by name what a machine has no memory for."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocator raises a RuntimeError on a CPU
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not lacking:
+            raise
+        raise BadValueError(
+            f"There is not enough memory for this kernel ({str(error).splitlines()[0][:200]}). Where "
+            f"positions are mixed, it takes all pairs of positions of a pair of samples, which memory= does "
+            f"not cut: give smaller pictures or shorter sequences, or select a coarser part of the network."
+        ) from error
 
 
 def _turned(block: Tensor) -> Tensor:

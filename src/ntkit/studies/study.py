@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def option(
-    default: Any,
+    default: object,
     help: str,
     *,
     low: float | None = None,
@@ -78,7 +78,7 @@ def options(config: type[StudyConfig]) -> list[tuple[str, Any, str]]:
     return rows
 
 
-def _checked(each: Any, kind: Any, value: Any) -> Any:
+def _checked(each: Any, kind: Any, value: object) -> Any:
     """Return the value of a field in its own kind: a number in its range, one of the choices, or several."""
     assert each.default is not MISSING, f"{each.name} has no default"
     if get_origin(kind) is UnionType:
@@ -163,7 +163,7 @@ class Result:
         object.__setattr__(self, "arrays", {name: array(values) for name, values in self.arrays.items()})
 
 
-def array(value: Any) -> np.ndarray:
+def array(value: object) -> np.ndarray:
     """Return a tensor or a nested list as a contiguous array of the CPU."""
     import numpy as np
     import torch

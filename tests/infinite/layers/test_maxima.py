@@ -11,11 +11,11 @@ from wide_networks import Net
 
 import ntkit
 from ntkit.infinite.layers.pooling import _windows
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function
-from ntkit.infinite.moments.positions import Move, at_windows, reshape
-from ntkit.infinite.moments.rewrites import gathered
-from ntkit.infinite.moments.vectors import Vector, VectorSum, WeightLaw
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply, Function
+from ntkit.infinite.variables.positions import Move, at_windows, reshape
+from ntkit.infinite.variables.rewrites import gathered
+from ntkit.infinite.variables.vectors import Vector, VectorSum, WeightLaw
 
 D = torch.float64
 WIDTH = 8

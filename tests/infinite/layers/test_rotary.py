@@ -244,3 +244,41 @@ def test_two_frames_of_rotation_on_shared_weights_are_refused():
     found = limit(network(of, WIDTH, H, **sines(SIZE, "halves")), x, samples=2**8)
     with pytest.raises(ntkit.NtkitError, match="other rotations of queries and keys"):
         found.nngp(x)
+
+
+@pytest.mark.parametrize("repeat", [lambda t: t.repeat_interleave(H, 1), lambda t: t.expand(-1, H, -1, -1)])
+def test_one_key_and_value_for_all_heads(repeat):
+    def of(s, e):
+        q = heads(s.q(e), s.h)
+        k, v = (s.get_submodule(n)(e).unflatten(-1, (1, -1)).transpose(-2, -3) for n in ("k1", "v1"))
+        return joined(F.scaled_dot_product_attention(halves(s, q), repeat(halves(s, k)), repeat(v)))
+
+    few = {n: torch.nn.Linear(WIDTH, SIZE) for n in ("k1", "v1")}
+    x = shape(0, T, 3)
+    own = turned(*FORMS["halves"], samples=2**8)
+    shared = limit(network(of, WIDTH, H, **few, **sines(SIZE, "halves")), x, samples=2**8)
+    for kind in ("nngp", "ntk"):
+        torch.testing.assert_close(getattr(shared, kind)(x), getattr(own, kind)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_queries_that_see_nothing_give_zeros():
+    # a causal mask and padding on the left, against scores far below the others, taken off by hand
+    causal = torch.ones(T, T).tril().bool()
+
+    def hidden(s, e, m):
+        q, k, v = (heads(s.get_submodule(n)(e), s.h) for n in "qkv")
+        return joined(F.scaled_dot_product_attention(q, k, v, attn_mask=m[:, None, None] & causal))
+
+    def by_hand(s, e, m):
+        q, k, v = (heads(s.get_submodule(n)(e), s.h) for n in "qkv")
+        seen = (m[:, None, None] & causal).to(D)
+        weights = torch.softmax(q @ k.mT / SIZE**0.5 + 1e9 * (seen - 1), -1) * seen.amax(-1, keepdim=True)
+        return joined(weights @ v)
+
+    mask = torch.tensor([[False, True, True], [False, False, True]])
+    x = (shape(0, T, 3), mask)
+    found, wanted = (limit(network(of, WIDTH, H), x, samples=2**8) for of in (hidden, by_hand))
+    for kind in ("nngp", "ntk"):
+        k = getattr(found, kind)(x)
+        assert k.isfinite().all()
+        torch.testing.assert_close(k, getattr(wanted, kind)(x), rtol=0.15, atol=0.05)

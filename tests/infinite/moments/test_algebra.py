@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import ntkit
-from ntkit.infinite.moments.algebra import add, at_equal, multiply, times
-from ntkit.infinite.moments.positions import Move, expand
+from ntkit.infinite.variables.algebra import add, at_equal, multiply, times
+from ntkit.infinite.variables.positions import Move, expand
 
 
 def test_none_is_zero():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ntkit
-from ntkit.infinite.moments.numerics import Numerics
+from ntkit.infinite.variables.numerics import Numerics
 
 D = torch.float64
 

@@ -10,11 +10,11 @@ from wide_networks import Net
 import ntkit
 from ntkit.infinite.duals.dual import DUAL_RULES
 from ntkit.infinite.duals.polynomial import Polynomial
-from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import Moved
 from ntkit.infinite.program import LIMIT_RULES  # with the rules of all layers
 from ntkit.infinite.reading.rules import register_rule, rule
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.variables.positions import Move
+from ntkit.infinite.variables.vectors import Moved
 
 CUMSUM, DEGREES = torch.ops.aten.cumsum.default, torch.ops.aten.deg2rad.default
 

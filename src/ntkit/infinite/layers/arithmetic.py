@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
 from ntkit.infinite.layers import rotary
-from ntkit.infinite.layers.alignment import Term, combine, shape_of
 from ntkit.infinite.moments.expectation import how
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function
-from ntkit.infinite.moments.vectors import Coefficient, Gain, Multiple, Offset, Vector, VectorSum
+from ntkit.infinite.reading.alignment import Term, combine, shape_of
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Argument, Weight, Wide
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply, Function
+from ntkit.infinite.variables.vectors import Coefficient, Gain, Multiple, Offset, Vector, VectorSum
 
 aten = torch.ops.aten
 FEW = 8  # terms up to which a sum is opened in another: sums of sums keep deep residual networks linear
@@ -102,7 +102,7 @@ def neg(read: Reading, a: Wide) -> Wide:
     return read.write("LinComb", f"-{read.name(a)}", a.map(lambda e: multiple(e, -1)))
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar)
+@rule(aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar)
 def mul(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
     """Return a product: linear with numbers and parameters, of vectors a function of both."""
     if isinstance(a, Weight) and isinstance(b, float | int):

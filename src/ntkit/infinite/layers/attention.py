@@ -11,12 +11,14 @@ from torch import Tensor
 from ntkit.infinite.layers import rotary
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import refactored, single
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function, sources, unrelated
-from ntkit.infinite.moments.positions import Shape, broadcast, expand, matvec
-from ntkit.infinite.moments.protocols import SideValues
 from ntkit.infinite.moments.scores import scores_of
-from ntkit.infinite.moments.vectors import (
+from ntkit.infinite.reading.rules import Reading, rule
+from ntkit.infinite.reading.values import Known, Operand, Wide, numbered, numbers
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply, Function, sources, unrelated
+from ntkit.infinite.variables.positions import Shape, broadcast, expand, matvec
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import (
     Attended,
     Coefficient,
     Inner,
@@ -25,8 +27,6 @@ from ntkit.infinite.moments.vectors import (
     expanded,
     reshaped,
 )
-from ntkit.infinite.reading.rules import Reading, rule
-from ntkit.infinite.reading.values import Known, Operand, Wide, numbered, numbers
 
 aten = torch.ops.aten
 
@@ -35,6 +35,7 @@ def between(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     """Return a product of two vectors, or of numbers and a vector along positions."""
     if isinstance(a, Wide) and isinstance(b, Wide):
         a, b = _own_heads(read, a.canonical()), _own_heads(read, b.canonical())
+        a, b = _of_each_head(read, a, b), _of_each_head(read, b, a)
         inner_a, inner_b = a.dims[-1], b.dims[-2]
         if inner_a and inner_b and all(x < 0 for x in inner_a) and all(x < 0 for x in inner_b):
             return scores(read, a, b)
@@ -63,6 +64,25 @@ def _own_heads(read: Reading, a: Wide) -> Wide:
             one = replace(a, shape=(*a.shape[:axis], 1, *a.shape[axis + 1 :])).reshaped(shape, dims)
             index = torch.arange(one.sizes[d]).repeat_interleave(a.shape[axis])
             return _own_heads(read, selected(read, one, d, index, False))
+    return a
+
+
+def _of_each_head(read: Reading, a: Wide, other: Wide) -> Wide:
+    """Return a vector without heads, of which there are copies for each head of the other, with heads."""
+    if len(a.dims) != len(other.dims):
+        return a
+    for d, (dim, heads) in enumerate(zip(a.dims[:-2], other.dims[:-2], strict=True)):
+        copied = len(dim) == 1 and dim[0] >= 0 and all(e.shape[dim[0]] == 1 for _, e in a.pieces if e.shape)
+        if copied and any(x < 0 for x in heads):
+            (axis,) = dim
+            layout = [[x >= 0 for x in y if x != axis] for y in a.dims]
+            layout[d] = [False]
+            place = sum(x < 0 for y in a.dims[:d] for x in y)
+            channels = (*a.channels[:place], 1, *a.channels[place:])
+            shape = a.shape[:axis] + a.shape[axis + 1 :]
+            one = replace(a, shape=(*a.shape[:axis], 1, *a.shape[axis + 1 :])).reshaped(shape, ())
+            one = Wide(one.pieces, shape, channels, numbered(layout))
+            return selected(read, one, d, torch.zeros(a.shape[axis], dtype=torch.long), False)
     return a
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.layers import rotary
-from ntkit.infinite.layers.alignment import Aligned, Concatenated, Term, combine
 from ntkit.infinite.layers.arithmetic import total
 from ntkit.infinite.layers.selections import selected
 from ntkit.infinite.layers.views import single, unsqueeze
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import Coefficient, Offset, Vector, VectorSum
+from ntkit.infinite.reading.alignment import Aligned, Concatenated, Term, combine
 from ntkit.infinite.reading.rules import Reading, known, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers, sizes_of
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Move
+from ntkit.infinite.variables.vectors import Coefficient, Offset, Vector, VectorSum
 
 aten = torch.ops.aten
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from ntkit.infinite.layers.arithmetic import times
 from ntkit.infinite.layers.linear import matrix_of
 from ntkit.infinite.layers.views import pixels, refactored
-from ntkit.infinite.moments.algebra import Need
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Move, Shape
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Line, Moved, Raw, Vector, VectorSum, expanded
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers
+from ntkit.infinite.variables.algebra import Need
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Move, Shape
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient, Line, Moved, Raw, Vector, VectorSum, expanded
 
 aten = torch.ops.aten
 Parameters = tuple[Weight, Weight | None]  # weight and bias

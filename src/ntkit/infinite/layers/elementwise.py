@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import find
-from ntkit.infinite.layers.alignment import Term, combine
 from ntkit.infinite.layers.arithmetic import add, mul, multiple, taken, times, total
 from ntkit.infinite.layers.selections import chunk
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Function
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient
+from ntkit.infinite.reading.alignment import Term, combine
 from ntkit.infinite.reading.rules import Reading, known, rule
 from ntkit.infinite.reading.values import Argument, Known, Weight, Wide, compact, numbers, per_channel
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Function
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient
 
 aten = torch.ops.aten
 

@@ -13,11 +13,11 @@ from ntkit.infinite.layers.arithmetic import add, mul
 from ntkit.infinite.layers.attention import mixed
 from ntkit.infinite.layers.selections import selected, slice_
 from ntkit.infinite.layers.views import expand, refactored, single, squeeze, unsqueeze
-from ntkit.infinite.moments.positions import Move, broadcast
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Vector
 from ntkit.infinite.reading.rules import Reading, known, rows_of, rule
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, sizes_of
+from ntkit.infinite.variables.positions import Move, broadcast
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient, Vector
 
 aten = torch.ops.aten
 Index = Tensor | Known

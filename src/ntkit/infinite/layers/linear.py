@@ -1,4 +1,4 @@
-"""Products with a weight: linear layers and matrix products, with or without positions."""
+"""Products with a weight: linear layers, matrix products and embeddings, with or without positions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ntkit.infinite.layers.arithmetic import add
 from ntkit.infinite.layers.attention import between
-from ntkit.infinite.moments.algebra import Need
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Shape
-from ntkit.infinite.moments.vectors import Coefficient, Line, Raw, VectorSum, WeightMatrix, expanded
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, numbered, numbers
+from ntkit.infinite.variables.algebra import Need
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Shape
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient, Line, Raw, VectorSum, WeightMatrix, expanded
 
 aten = torch.ops.aten
 
@@ -124,3 +125,31 @@ def matmul(read: Reading, a: Operand, b: Operand) -> Wide | Known:
     if isinstance(b, Weight) and b.tensor.ndim == 2 and not isinstance(a, Weight):
         return product(read, a, b, 1, None)
     return between(read, a, b)
+
+
+@rule(aten.embedding.default)
+def embedding(read: Reading, weight: object, tokens: object, padding: int = -1, *_: object) -> Wide:
+    """K(t, t') = sigma_w^2 where the tokens are equal (entries of the table have variance one)."""
+    data = numbers(tokens)
+    if not isinstance(weight, Weight) or not isinstance(data, Known):
+        raise read.refuse("its table is not a parameter of the model, or its tokens depend on weights.")
+    count, width = weight.tensor.shape
+    sizes = tuple(data.example.shape)
+    shape = tuple(s for s in sizes if s != 1)
+    full = (*shape, count)
+
+    def of(side: SideValues) -> torch.Tensor:
+        index = data.numbers.value(side).reshape(-1, *shape)
+        hot = torch.nn.functional.one_hot(index, count).to(side.numerics.dtype)
+        if padding >= 0:
+            hot[..., padding] = 0
+        return hot * count**0.5
+
+    matrix, rows = matrix_of(read, weight, 1, 1)
+    fixed = isinstance(tokens, torch.Tensor) and not bool((tokens == padding).any())
+    raw = Raw(shape, Coefficient(full, of), data.example.reshape(shape) if fixed else None)
+    line = Line(shape, matrix, rows, ((1.0, raw),), PositionMean(len(shape)))
+    dims = numbered([[True] if s != 1 else [] for s in sizes])
+    wide = Wide(((width, line),), shape, (width,), (*dims, (-1,)))
+    text = f"{weight.name}[{read.name(tokens)}]   (embedding of {count} tokens)"
+    return read.write("MatMul", text, wide, "g")

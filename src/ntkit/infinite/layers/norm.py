@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkit.infinite.layers.alignment import combine
 from ntkit.infinite.layers.arithmetic import multiple, scale, times, total
 from ntkit.infinite.layers.pooling import of_heads
 from ntkit.infinite.moments.accuracy import enlarge
-from ntkit.infinite.moments.positions import Shape
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Vector
+from ntkit.infinite.reading.alignment import combine
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, per_channel
+from ntkit.infinite.variables.positions import Shape
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient, Vector
 
 aten = torch.ops.aten
 Affine = Weight | None  # parameters of a norm

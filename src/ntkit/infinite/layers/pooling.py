@@ -13,15 +13,15 @@ from torch import Tensor
 from ntkit.infinite.duals.dual import find
 from ntkit.infinite.layers import reductions
 from ntkit.infinite.layers.views import pixels, refactored
-from ntkit.infinite.moments.algebra import Value
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function
-from ntkit.infinite.moments.positions import Move, Shape, Windows, at_windows, expand
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.rewrites import gathered
-from ntkit.infinite.moments.vectors import Coefficient, expanded
 from ntkit.infinite.reading.rules import Entry, Reading, known, rule
 from ntkit.infinite.reading.values import Known, Wide
+from ntkit.infinite.variables.algebra import Value
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply, Function
+from ntkit.infinite.variables.positions import Move, Shape, Windows, at_windows, expand
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.rewrites import gathered
+from ntkit.infinite.variables.vectors import Coefficient, expanded
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None

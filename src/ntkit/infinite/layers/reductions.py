@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import single
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Function
-from ntkit.infinite.moments.positions import Move, Shape, expand
-from ntkit.infinite.moments.rewrites import gathered
-from ntkit.infinite.moments.vectors import expanded
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Function
+from ntkit.infinite.variables.positions import Move, Shape, expand
+from ntkit.infinite.variables.rewrites import gathered
+from ntkit.infinite.variables.vectors import expanded
 
 aten = torch.ops.aten
 Dims = int | Sequence[int] | None

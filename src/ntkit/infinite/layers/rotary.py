@@ -19,11 +19,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Move
-from ntkit.infinite.moments.vectors import Coefficient, Moved, Multiple, Turned, VectorSum, expanded
 from ntkit.infinite.reading.rules import Reading
 from ntkit.infinite.reading.values import Wide
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Move
+from ntkit.infinite.variables.vectors import Coefficient, Moved, Multiple, Turned, VectorSum, expanded
 
 TINY = 1e-13  # of the largest variance, below which one is zero
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.layers.views import refactored, single, viewed
-from ntkit.infinite.moments.positions import Move
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Weight, Wide, sizes_of
+from ntkit.infinite.variables.positions import Move
 
 aten = torch.ops.aten
 Cuts = tuple[Wide | Weight, ...]

@@ -9,9 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.rewrites import stopped
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbered, sizes_of
+from ntkit.infinite.variables.rewrites import stopped
 
 aten = torch.ops.aten
 

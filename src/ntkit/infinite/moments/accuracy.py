@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.duals.effort import Effort, effort, some
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import Numerics
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Attended, Inner, Line
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.numerics import Numerics
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Attended, Inner, Line
 
 
 def _nearest(u: Expression) -> tuple[Expression, ...]:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ntkit.compute.plan import chunks
 from ntkit.infinite.moments import tables
-from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
-from ntkit.infinite.moments.positions import Shape
-from ntkit.infinite.moments.protocols import PairValues
-from ntkit.infinite.moments.vectors import (
+from ntkit.infinite.moments.evaluate import softmax
+from ntkit.infinite.variables.algebra import Need, Value, add, at_equal
+from ntkit.infinite.variables.positions import Shape
+from ntkit.infinite.variables.protocols import PairValues
+from ntkit.infinite.variables.vectors import (
     Attended,
     Coefficient,
     Scores,
@@ -297,7 +298,7 @@ class _Draws:
                 numbers = raw.data.value(self.sides[which])
                 numbers = numbers[self.index[which][chunk]] if numbers.shape[0] > 1 else numbers
                 value = value + number * numbers[..., head].movedim(-1, 0)[:, :, None]
-            both.append(torch.softmax(value.reshape(*value.shape[:2], w, t, s), -1))
+            both.append(softmax(value.reshape(*value.shape[:2], w, t, s)))
         return both[0], both[0] if self.alone else both[1]
 
     def _head_of(self, seeds: range) -> Tensor:

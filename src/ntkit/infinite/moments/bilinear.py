@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, mapped, times
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import expand
-from ntkit.infinite.moments.protocols import PairValues
-from ntkit.infinite.moments.vectors import Mixed, Moved, Multiple, VectorSum
+from ntkit.infinite.variables.algebra import Need, Value, add, at_equal, mapped, times
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import expand
+from ntkit.infinite.variables.protocols import PairValues
+from ntkit.infinite.variables.vectors import Mixed, Moved, Multiple, VectorSum
 
 COMPOUND = (VectorSum, Multiple, Moved, Mixed)
 

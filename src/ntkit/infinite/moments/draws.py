@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
-from ntkit.infinite.moments.algebra import Need
 from ntkit.infinite.moments.evaluate import Lift
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import Shape, broadcast
-from ntkit.infinite.moments.protocols import PairValues
-from ntkit.infinite.moments.vectors import Moved, Vector
+from ntkit.infinite.variables.algebra import Need
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.positions import Shape, broadcast
+from ntkit.infinite.variables.protocols import PairValues
+from ntkit.infinite.variables.vectors import Moved, Vector
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
 Factors = tuple[int, list[tuple[list[Variable], list[int], Tensor]]]  # dimensions, and groups of variables

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.algebra import refuse
-from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import expand, matvec
-from ntkit.infinite.moments.protocols import SideValues
+from ntkit.infinite.variables import vectors as vec
+from ntkit.infinite.variables.algebra import refuse
+from ntkit.infinite.variables.expression import Expression, walk
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.positions import expand, matvec
+from ntkit.infinite.variables.protocols import SideValues
 
 Lift = Callable[[Tensor], Tensor]  # a value [n, *shape] of a side, to broadcast with its draws
 
@@ -32,7 +32,7 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                 done[e] = sum((done[t] for t in e.terms[1:]), done[e.terms[0]])
             case vec.Multiple():
                 factor = e.number(side)
-                done[e] = done[e.inner] * (lift(factor) if isinstance(factor, Tensor) else factor)
+                done[e] = _times(done[e.inner], lift(factor) if isinstance(factor, Tensor) else factor)
             case vec.Gain():
                 done[e] = done[e.vector] * done[e.inner]
             case vec.Moved():
@@ -51,7 +51,7 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
                 for table in e.scores.tables:
                     added = done[table.vector] * table.number
                     z = z + (added if table.trained and e.scores.trained else added.detach())
-                done[e] = matvec(torch.softmax(expand(z, e.scores.shape), -1), done[e.values])
+                done[e] = matvec(softmax(expand(z, e.scores.shape)), done[e.values])
             case vec.Raw():
                 raise refuse("Numbers that differ from head to head are read in a softmax of scores only.")
             case vec.Offset():
@@ -61,3 +61,18 @@ def evaluate(u: Expression, drawn: dict[Expression, Tensor], lift: Lift, side: S
             case _:
                 raise AssertionError(e)
     return done[u]
+
+
+def _times(values: Tensor, factor: Tensor | float) -> Tensor:
+    """Return a product, zero where the factor is: a mask hides infinities too."""
+    if isinstance(factor, Tensor) and values.isinf().any():
+        return torch.where(factor == 0, 0.0, values * factor)
+    return values * factor
+
+
+def softmax(z: Tensor) -> Tensor:
+    """Return a softmax along the last axis, zeros where a row sees nothing, as torch's own attention does."""
+    blind = (z == -torch.inf).all(-1, keepdim=True)
+    if not blind.any():
+        return torch.softmax(z, -1)
+    return torch.softmax(z.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)

@@ -12,12 +12,12 @@ from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.duals.effort import effort
 from ntkit.infinite.moments import gains, sampling, series
 from ntkit.infinite.moments.accuracy import account, account_product, carried, grown, measured
-from ntkit.infinite.moments.algebra import Need, Value, add, multiply
-from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import Apply, as_function, unrelated
-from ntkit.infinite.moments.numerics import NOISE
-from ntkit.infinite.moments.protocols import PairValues, SideValues
-from ntkit.infinite.moments.vectors import Gain
+from ntkit.infinite.variables.algebra import Need, Value, add, multiply
+from ntkit.infinite.variables.expression import Expression, walk
+from ntkit.infinite.variables.functions import Apply, as_function, unrelated
+from ntkit.infinite.variables.numerics import NOISE
+from ntkit.infinite.variables.protocols import PairValues, SideValues
+from ntkit.infinite.variables.vectors import Gain
 
 
 def closed(u: Apply) -> Dual | None:

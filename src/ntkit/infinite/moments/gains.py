@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ntkit.infinite.duals.correlation import correlation
 from ntkit.infinite.duals.dual import Dual
-from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.algebra import Need, Value, add
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.protocols import PairValues, SideValues
+from ntkit.infinite.variables import vectors as vec
+from ntkit.infinite.variables.algebra import Need, Value, add
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.protocols import PairValues, SideValues
 
 Slopes = tuple[tuple[vec.Vector, Expression], ...]
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ntkit.infinite.moments import attention, expectation, turned
-from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.algebra import Need, Value, add, at_equal, multiply, refuse, times
 from ntkit.infinite.moments.bilinear import COMPOUND, KernelOf, bilinear
-from ntkit.infinite.moments.demand import reader
-from ntkit.infinite.moments.expression import Expression, apart
-from ntkit.infinite.moments.functions import Apply, unrelated
-from ntkit.infinite.moments.order import KINDS, Order, bytes_of
-from ntkit.infinite.moments.positions import Shape
-from ntkit.infinite.moments.protocols import Remembers, SideValues, T
+from ntkit.infinite.variables import vectors as vec
+from ntkit.infinite.variables.algebra import Need, Value, add, at_equal, multiply, refuse, times
+from ntkit.infinite.variables.demand import reader
+from ntkit.infinite.variables.expression import Expression, apart
+from ntkit.infinite.variables.functions import Apply, unrelated
+from ntkit.infinite.variables.order import KINDS, Order, bytes_of
+from ntkit.infinite.variables.positions import Shape
+from ntkit.infinite.variables.protocols import Remembers, SideValues, T
 
 WITHOUT_GRADIENT = (vec.Offset, vec.Raw, vec.Stopped)  # no gradient goes through them
 

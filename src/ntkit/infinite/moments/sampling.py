@@ -13,12 +13,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.algebra import Need, Value, add, at_equal
 from ntkit.infinite.moments.draws import JointDraws, basis
 from ntkit.infinite.moments.evaluate import Lift, evaluate
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.protocols import PairValues, SideValues
+from ntkit.infinite.variables.algebra import Need, Value, add, at_equal
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.protocols import PairValues, SideValues
 
 
 @dataclass

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from ntkit.infinite.moments import tables
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import reshape
-from ntkit.infinite.moments.vectors import (
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import broadcast, reshape
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import (
     Coefficient,
     Inner,
     Moved,
@@ -41,8 +45,8 @@ def scores_of(z: Expression) -> Scores | None:
                 stack.append((e.inner, number, masks, False))
             case Inner():
                 found.append((e, number, masks, trained))
-            case Offset() if not masks:
-                offsets.append(_times(e.coefficient, number))
+            case Offset():
+                offsets.append(_times(e.coefficient, number, masks))
             case Raw() if not masks and len(e.shape) == 2:
                 of_heads.append((e, number))
             case Moved() if (opened := _opened(e)) is not e:
@@ -85,5 +89,16 @@ def _opened(e: Moved) -> Expression:
     return e
 
 
-def _times(c: Coefficient, number: float) -> Coefficient:
-    return c if number == 1 else Coefficient(c.shape, lambda side: number * c.value(side))
+def _times(c: Coefficient, number: float, masks: tuple[Coefficient, ...]) -> Coefficient:
+    """Return numbers times others: zero where a mask is, of minus infinity too."""
+    if number == 1 and not masks:
+        return c
+
+    def of(side: SideValues) -> Tensor:
+        value = number * c.value(side)
+        for mask in masks:
+            by = mask.value(side)
+            value = torch.where(by == 0, 0.0, value * by)
+        return value
+
+    return Coefficient(broadcast(c.shape, *(mask.shape for mask in masks)), of)

@@ -13,13 +13,13 @@ from ntkit.infinite.duals.effort import fineness, tail, tell, tell_tail
 from ntkit.infinite.duals.hermite import coefficients, contract, expand, grid, panels
 from ntkit.infinite.duals.judged import SMOOTH, Uncontrolled, apart, edges, judge, kinks, probes
 from ntkit.infinite.moments.accuracy import measured
-from ntkit.infinite.moments.algebra import Need, Value, add
 from ntkit.infinite.moments.draws import random
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.protocols import PairValues, SideValues
 from ntkit.infinite.moments.sampling import at_draws
-from ntkit.infinite.moments.vectors import Vector
+from ntkit.infinite.variables.algebra import Need, Value, add
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.protocols import PairValues, SideValues
+from ntkit.infinite.variables.vectors import Vector
 
 DEGREE = 160
 GRID = 1041  # nodes of the even grid; each level has twice as many, and twice the degree

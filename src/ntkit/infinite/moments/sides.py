@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from ntkit.infinite.moments import expectation, turned
-from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.algebra import Value, add, mapped, times
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.numerics import Numerics
-from ntkit.infinite.moments.order import bytes_of
 from ntkit.infinite.moments.pairs import Pairs
-from ntkit.infinite.moments.positions import expand, matvec
-from ntkit.infinite.moments.protocols import Remembers
+from ntkit.infinite.variables import vectors as vec
+from ntkit.infinite.variables.algebra import Value, add, mapped, times
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.numerics import Numerics
+from ntkit.infinite.variables.order import bytes_of
+from ntkit.infinite.variables.positions import expand, matvec
+from ntkit.infinite.variables.protocols import Remembers
 from ntkit.inputs import batch_size
 
 

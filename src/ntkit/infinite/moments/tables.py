@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import expand
-from ntkit.infinite.moments.vectors import Line, Moved, Multiple, Raw, Stopped, Table, Vector
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import expand
+from ntkit.infinite.variables.vectors import Line, Moved, Multiple, Raw, Stopped, Table, Vector
 
 
 def table_of(e: Expression, number: float, trained: bool) -> Table | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ntkit.infinite.moments.algebra import Need, Value, add, multiply
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.protocols import PairValues, SideValues
-from ntkit.infinite.moments.vectors import Turned
+from ntkit.infinite.variables.algebra import Need, Value, add, multiply
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.protocols import PairValues, SideValues
+from ntkit.infinite.variables.vectors import Turned
 
 
 def mean(side: SideValues, u: Turned) -> Value:

@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from ntkit.finite.parametrize import Sigma, of_path
-from ntkit.infinite.moments.vectors import WeightLaw
 from ntkit.infinite.reading.values import Weight
+from ntkit.infinite.variables.vectors import WeightLaw
 
 Parameterization = Literal["ntk", "standard"]
 

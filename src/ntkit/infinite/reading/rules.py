@@ -11,14 +11,14 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import NoRuleError
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.functions import Apply, Function
-from ntkit.infinite.moments.positions import broadcast
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.vectors import Coefficient, Line, Vector, VectorSum
 from ntkit.infinite.reading.laws import Laws, uniform
 from ntkit.infinite.reading.values import Known, Weight, Wide
 from ntkit.infinite.registry import RuleT, registering
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import Apply, Function
+from ntkit.infinite.variables.positions import broadcast
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.vectors import Coefficient, Line, Vector, VectorSum
 
 LIMIT_RULES: dict[Any, Callable[..., Any]] = {}
 

@@ -9,11 +9,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Move, Shape
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.rewrites import narrow
-from ntkit.infinite.moments.vectors import Coefficient, Moved, expanded, permuted, reshaped
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Move, Shape
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.rewrites import narrow
+from ntkit.infinite.variables.vectors import Coefficient, Moved, expanded, permuted, reshaped
 
 Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
 

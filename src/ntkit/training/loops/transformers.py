@@ -77,7 +77,7 @@ class TransformersRecorder(TrainerCallback):
         self.run: Recording | None = None
         self._watch: SamplerWatch | None = None
 
-    def on_train_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, *others: object, **kwargs: Any) -> None:
         """Begin to record: the optimizer and the loader are there."""
         if args.world_size != 1 or args.n_gpu > 1:
             raise NtkitError(
@@ -90,20 +90,20 @@ class TransformersRecorder(TrainerCallback):
         self._watch = SamplerWatch(self._loader)
         self.run = record(self.folder, network, optimizer, train=self.train, average=self.average).__enter__()
 
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, *args: object, **kwargs: object) -> None:
         """Count the batches of this epoch from its beginning."""
         self._next = 0
 
-    def on_step_begin(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, *others: object, **kwargs: object) -> None:
         """Say which samples the first batch of a step uses."""
         self._first = self._next
         self._batch(args)
 
-    def on_substep_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
+    def on_substep_end(self, args: TrainingArguments, *others: object, **kwargs: object) -> None:
         """Say which samples the next batch of the step uses."""
         self._batch(args)
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
         """End the recording."""
         if self._watch is not None and self.run is not None:
             self._watch.close()

@@ -7,11 +7,11 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-from ntkit.infinite.moments.algebra import Need, Value
-from ntkit.infinite.moments.demand import made
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.numerics import Numerics
-from ntkit.infinite.moments.positions import Shape
+from ntkit.infinite.variables.algebra import Need, Value
+from ntkit.infinite.variables.demand import made
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.numerics import Numerics
+from ntkit.infinite.variables.positions import Shape
 
 T = TypeVar("T")
 

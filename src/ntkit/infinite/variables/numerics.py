@@ -176,6 +176,7 @@ class Numerics:
             factor[left] = again
             left[left.clone()] = failed != 0
         self.jitter = max(self.jitter, jitter)
+        left &= covariance.isfinite().all(-1).all(-1)  # what is none overflowed, and is refused at the end
         if left.any():
             factor[left] = nearest = _semidefinite(covariance[left])
             change = (nearest @ nearest.mT - covariance[left]).abs().amax((-2, -1))

@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.algebra import refuse
-from ntkit.infinite.moments.expression import Expression, always, union
-from ntkit.infinite.moments.positions import Move, Shape, expand, permute, reshape
-from ntkit.infinite.moments.protocols import Contraction, SideValues
+from ntkit.infinite.variables.algebra import refuse
+from ntkit.infinite.variables.expression import Expression, always, union
+from ntkit.infinite.variables.positions import Move, Shape, expand, permute, reshape
+from ntkit.infinite.variables.protocols import Contraction, SideValues
 
 
 @dataclass(frozen=True, eq=False)

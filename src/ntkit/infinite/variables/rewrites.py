@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments import vectors as vec
-from ntkit.infinite.moments.expression import Expression, walk
-from ntkit.infinite.moments.functions import Apply
-from ntkit.infinite.moments.positions import Move
+from ntkit.infinite.variables import vectors as vec
+from ntkit.infinite.variables.expression import Expression, walk
+from ntkit.infinite.variables.functions import Apply
+from ntkit.infinite.variables.positions import Move
 
 
 def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expression:

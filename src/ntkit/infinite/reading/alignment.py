@@ -9,11 +9,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ntkit.infinite.moments.expression import Expression
-from ntkit.infinite.moments.positions import Shape, broadcast
-from ntkit.infinite.moments.protocols import SideValues
-from ntkit.infinite.moments.rewrites import narrow
-from ntkit.infinite.moments.vectors import Coefficient, Raw, Vector
 from ntkit.infinite.reading.rules import Reading, rows_of
 from ntkit.infinite.reading.values import (
     Argument,
@@ -26,6 +21,11 @@ from ntkit.infinite.reading.values import (
     numbers,
     sizes_of,
 )
+from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.positions import Shape, broadcast
+from ntkit.infinite.variables.protocols import SideValues
+from ntkit.infinite.variables.rewrites import narrow
+from ntkit.infinite.variables.vectors import Coefficient, Raw, Vector
 
 Term = Expression | Coefficient | float | int
 Concatenated = tuple[tuple[int, Expression], ...]

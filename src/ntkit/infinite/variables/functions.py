@@ -9,8 +9,8 @@ from functools import cached_property
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
-from ntkit.infinite.moments.expression import Expression, always, union, walk
-from ntkit.infinite.moments.vectors import (
+from ntkit.infinite.variables.expression import Expression, always, union, walk
+from ntkit.infinite.variables.vectors import (
     Attended,
     Coefficient,
     Inner,
@@ -20,6 +20,7 @@ from ntkit.infinite.moments.vectors import (
     Multiple,
     Offset,
     Vector,
+    VectorSum,
 )
 
 
@@ -114,11 +115,18 @@ def basis_of(u: Expression) -> tuple[Expression, ...]:
             e.factor, Coefficient
         ):  # a function of the vector itself
             stack.append(e.inner)
-        elif isinstance(e, Vector) or (e.gaussian and not e.gains):
+        elif isinstance(e, Vector) or (e.gaussian and not e.gains and not _moved_by_numbers(e)):
             found[e] = None
         else:
             stack += reversed(e.parts)
     return tuple(found)
+
+
+def _moved_by_numbers(e: Expression) -> bool:
+    """Return whether a vector is another one plus numbers, which may be infinite: the mask of scores."""
+    while isinstance(e, Multiple | Moved):
+        e = e.inner
+    return isinstance(e, VectorSum) and sum(not isinstance(t, Offset) for t in e.terms) == 1 < len(e.terms)
 
 
 def as_function(u: Expression) -> Apply:

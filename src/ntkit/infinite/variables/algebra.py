@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import NoRuleError
-from ntkit.infinite.moments.positions import Shape, broadcast, expand
+from ntkit.infinite.variables.positions import Shape, broadcast, expand
 
 Value = Tensor | None  # None is an exact zero
 Need = Literal["equal", "all"]  # [*batch, *shape] at equal positions, [*batch, *shape, *shape] for all pairs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ntkit.infinite.moments.positions import Shape
+from ntkit.infinite.variables.positions import Shape
 
 
 def always(value: bool) -> cached_property[bool]:
