@@ -18,6 +18,8 @@ relu = torch.relu
 
 # the same function under another name, or what a graph of one sample in eval mode does not hold
 ALIASES = {
+    "multiply.Scalar",
+    "multiply.Tensor",
     "_log_softmax.default",
     "_softmax.default",
     "_to_copy.default",
