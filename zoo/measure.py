@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import time
 import traceback
 import warnings
@@ -207,8 +208,9 @@ def timed(function: Callable[[], T]) -> tuple[T, dict[str, Any]]:
 
 
 def told(error: BaseException) -> str:
-    """Return the class of an error and what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    """Return the class of an error and what it says, files as from their packages on."""
+    text = re.sub(r"/[^\s:]*/(?:site-packages/|(?=zoo/))", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:500]}"
 
 
 def _resident(field: str) -> int:

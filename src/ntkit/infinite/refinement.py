@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkit.infinite.moments.pairs import Pairs
 from ntkit.infinite.moments.sides import PairSide
-from ntkit.infinite.tiles import Tiles, kernels
+from ntkit.infinite.tiles import Tiles, kernels, memory_told
 from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.numerics import Numerics
 from ntkit.inputs import Batch, batch_size, take
@@ -59,7 +59,7 @@ def spread(tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool 
     if x2 is not None or batch_size(x1) > 1:
         ends.append(take(second, slice(batch_size(second) - 1, None)))
     found: list[list[Tensor]] = []
-    with torch.no_grad():
+    with torch.no_grad(), memory_told():
         for number in range(REPLICATES):
             own = tiles.numerics.replicate(number, REPLICATES)
             own.tangents = ntk
@@ -67,7 +67,7 @@ def spread(tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool 
             values = [kernels(side.itself, tiles.value, ntk, tiles.positions)[-1] for side in sides]
             if not diagonal:
                 pairs = Pairs(sides[0], sides[-1], True, ntk)
-                values.append(kernels(pairs, tiles.value, ntk, tiles.positions)[-1])
+                values.append(tiles.evaluated(pairs, ntk)[-1])
             found.append(values)
     *own_ends, block = (torch.stack(parts) for parts in zip(*found, strict=True))
     if diagonal:

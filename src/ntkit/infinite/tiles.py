@@ -128,7 +128,7 @@ class Tiles:
     ) -> tuple[Tensor, ...]:
         """Return the blocks of K (and Theta); with ``last`` only the last of them."""
         self.numerics.tangents = ntk
-        with exact(self.numerics.device), torch.no_grad(), _memory_told():
+        with exact(self.numerics.device), torch.no_grad(), memory_told():
             return self._blocks(ntk, x1, x2, last)
 
     def _blocks(self, ntk: bool, x1: Batch, x2: Batch | None, last: bool) -> tuple[Tensor, ...]:
@@ -155,7 +155,7 @@ class Tiles:
                 else:
                     left = sides.get(x1, slice(i, i + rows))
                     right = sides.get(x2, slice(j, j + columns))
-                    values = self._evaluated(Pairs(left, right, True, ntk), ntk)
+                    values = self.evaluated(Pairs(left, right, True, ntk), ntk)
             for block, value in zip(blocks, values[-1:] if last else values, strict=True):
                 part = value[: n1 - i, : n2 - j]
                 block[i : i + rows, j : j + columns] = part
@@ -201,7 +201,7 @@ class Tiles:
         """Return the diagonals of K (and Theta)."""
         n = batch_size(x)
         self.numerics.tangents = ntk
-        with exact(self.numerics.device), torch.no_grad(), _memory_told():
+        with exact(self.numerics.device), torch.no_grad(), memory_told():
             rows = max(1, min(n, self.budget // 2 // self.side(x, ntk)))
             sides = (PairSide(take(x, slice(i, i + rows)), self.numerics) for i in range(0, n, rows))
             parts = [kernels(side.itself, self.value, ntk, self.positions) for side in sides]
@@ -225,7 +225,7 @@ class Tiles:
             self._known[ntk] = pairs.order, max(1, one.bytes)
         return self._known[ntk]
 
-    def _evaluated(self, pairs: Pairs, ntk: bool) -> tuple[Tensor, ...]:
+    def evaluated(self, pairs: Pairs, ntk: bool) -> tuple[Tensor, ...]:
         """Return K (and Theta) of pairs, with no value in memory longer than it is needed."""
         if ntk in self._known:
             pairs.follow(self._known[ntk][0])
@@ -261,7 +261,7 @@ class Tiles:
 
             def tile(x1: Batch, x2: Batch) -> tuple[Tensor, ...]:
                 pairs = Pairs(PairSide(x1, self.numerics), PairSide(x2, self.numerics), True, ntk)
-                return self._evaluated(pairs, ntk)[-1 if last else 0 :]
+                return self.evaluated(pairs, ntk)[-1 if last else 0 :]
 
             example = [take(x, torch.zeros(n, dtype=torch.long)) for n in (rows, columns)]
             with torch.no_grad():
@@ -309,7 +309,7 @@ def _room(shape: Shape, like: Numerics) -> Tensor:
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def memory_told() -> Iterator[None]:
     """Refuse by name what a machine has no memory for."""
     try:
         yield
