@@ -8,7 +8,9 @@ from scipy.sparse.linalg import cg, eigsh
 import ntkit
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(CASES)]
+)
 def test_products_are_those_of_the_matrix(name):
     model, x = build(name)
     for outputs in ("full", "mean"):  # whose sum over outputs is the trace

@@ -16,7 +16,7 @@ from ntkit.finite.kinds import FULL, TRACE
     "name",
     [
         "conv, groups, 'same', dilation",
-        "transposed conv",
+        pytest.param("transposed conv", marks=pytest.mark.slow),
         "tied embedding and decoder",
         "embedding",
         "TransformerEncoderLayer",

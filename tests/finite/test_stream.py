@@ -8,7 +8,9 @@ import ntkit
 from ntkit.finite.jacobian import recipe as passes
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (1 - i % 2)) for i, n in enumerate(CASES)]
+)
 def test_every_network_in_parts(monkeypatch, name):
     monkeypatch.setattr(passes, "_SHORT", 0)
     model, x = build(name)

@@ -6,7 +6,9 @@ from translate import CASES, build, values
 import ntkit
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(CASES)]
+)
 def test_finite_draws_have_the_golden_kernels(name):
     case = CASES[name]
     width = 96 if any(layer[0] == "conv" for layer in case["layers"]) else 512

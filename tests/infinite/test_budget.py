@@ -54,7 +54,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "attention")) for n in NETWORKS]
+)
 def test_a_small_budget_gives_the_same_numbers(name):
     build, shape = NETWORKS[name]
     torch.manual_seed(0)

@@ -24,7 +24,8 @@ def misses(found, mean, error, z, bias):
     return float(((found - mean).abs() - allowed).max() / scale), float(allowed.max() / scale)
 
 
-SLOW = ("ResNet", "GRU", "LSTM")  # of which the golden kernels, cells and packed sequences are tested
+SLOW = ("ResNet", "RNN", "GRU", "LSTM", "GRUCell", "transformer layer", "group norm and groups", "U-Net")
+SLOW += ("squeeze and excitation", "depthwise convolution")  # golden kernels, other cells, the zoo have these
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
@@ -140,6 +141,7 @@ def test_a_linear_rnn_with_shared_weights_is_a_closed_sum():
     torch.testing.assert_close(limit.ntk(x), ntk, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_weights_of_their_own_at_each_step_are_another_network():
     x = CASES["RNN"].inputs(8)
 

@@ -288,7 +288,7 @@ def layers(s, e):
 MORE = ("p", "q2", "k2", "v2", "p2")
 
 
-@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("width", [pytest.param(64, marks=pytest.mark.slow), 256])
 def test_two_layers_with_skips_and_norms_against_many_heads(width):
     x = shape(22, 3, 3)
     model = network(layers, width, 8, MORE, m=CAUSAL, n=nn.LayerNorm(width))

@@ -301,8 +301,20 @@ def built(name):
         return model.double().eval(), torch.randn(2, *shape, dtype=torch.float64)
 
 
+LIKE_OTHERS = {  # of other dimensions or spellings; windows and reductions have tests of their own
+    "where, a number", "a number, where", "slices with a step", "split by sizes", "same in 3d",
+    "transposed in groups", "transposed in 3d", "bilinear between corners", "average in 3d", "max in 3d",
+    "adaptive max in 1d", "max in 1d with places", "max in 3d with places", "adaptive max in 3d",
+    "rotations by complex numbers", "norms by hand, both at once", "running sums and products of tokens",
+    "maxima and minima over tokens", "means into places", "transposed, each channel for itself",
+    "dropout of channels", "RNN of ReLU", "cell of ReLU", "matrices of numbers",
+}  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS)) for n in OPERATIONS]
+)
 def test_the_limit_is_met_by_finite_draws(name):
     model, x = built(name)
     limit = ntkit.infinite_width(model, x[:1], samples=2**10, **SIGMAS)
