@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -75,20 +75,21 @@ def contract(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
     return total
 
 
-def _functions(z: Tensor, degree: int) -> Iterator[Tensor]:
+def _functions(z: Tensor, degree: int) -> list[Tensor]:
     """Return he_k(z) exp(-z^2 / 4) / sqrt(k!) for k = 0..degree, each of the shape of z."""
-    before, now = torch.zeros_like(z), torch.exp(-z * z / 4)
-    yield now
+    before, found = torch.zeros_like(z), [torch.exp(-z * z / 4)]
     for k in range(degree):
-        before, now = now, (z * now - math.sqrt(k) * before) / math.sqrt(k + 1)
-        yield now
+        now = found[-1]
+        found.append((z * now - math.sqrt(k) * before) / math.sqrt(k + 1))
+        before = now
+    return found
 
 
 @lru_cache(maxsize=16)
 def _table(degree: int, device: torch.device, fineness: int) -> Tensor:
     """Return the functions at the nodes of the grid, ``[Q, degree + 1]``."""
     with torch.no_grad():
-        return torch.stack(list(_functions(_grid(torch.zeros((), device=device))[0], degree)), -1)
+        return torch.stack(_functions(_grid(torch.zeros((), device=device))[0], degree), -1)
 
 
 def _grid(scale: Tensor) -> tuple[Tensor, Tensor]:
