@@ -79,3 +79,35 @@ def test_the_cheapest_order_follows_the_shapes():
     assert products.cheapest(few, few, FULL, 4)[0] == "features"
     assert products.cheapest(many, many, FULL, 4)[0] == "one-sided"
     assert products.cheapest(many, many, TRACE, 4)[0] == "gram"
+
+
+def test_factors_taken_in_another_thread_as_on_a_device(monkeypatch):
+    """On a device autograd runs hooks in a thread of its own, which knows no level of vmap."""
+    from threading import Thread
+
+    from ntkit.finite.jacobian import recipe
+
+    handing, ran = recipe._handing, []
+
+    def elsewhere(*args):
+        hook = handing(*args)
+
+        def threaded(g):
+            found = []
+            thread = Thread(target=lambda: found.append(hook(g)))
+            thread.start()
+            thread.join()
+            ran.append(found[0])
+            return found[0]
+
+        return threaded
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    body = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    model = nn.Sequential(body, nn.Flatten(), nn.Linear(40, 3)).double().eval()
+    x = torch.randn(4, 5, 8, dtype=torch.float64)
+    expected = ntkit.EmpiricalNTK(model)(x)
+    monkeypatch.setattr(recipe, "_handing", elsewhere)
+    torch.testing.assert_close(ntkit.EmpiricalNTK(model)(x), expected, rtol=1e-12, atol=1e-12)
+    assert ran

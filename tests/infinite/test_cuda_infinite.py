@@ -1,5 +1,7 @@
 """The limits on a device: the same numbers, plain and compiled, of the same code."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ def test_the_same_limits_on_cuda(build, shape, compile):
     torch.manual_seed(0)
     model, x = build(), torch.randn(33, *shape)
     expected = ntkit.infinite_width(model, x[:1], compile=False)
-    found = ntkit.infinite_width(model.cuda(), x[:1].cuda(), compile=compile)
+    found = ntkit.infinite_width(deepcopy(model).cuda(), x[:1].cuda(), compile=compile)
     for of in ("nngp", "ntk"):
         ours, theirs = getattr(found, of)(x.cuda()), getattr(expected, of)(x)
         assert ours.is_cuda

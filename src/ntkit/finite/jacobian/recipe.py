@@ -316,14 +316,17 @@ def run_passes(
 def _handing(
     node: fx.Node, rows: int, fixed: dict[str, dict], moving: dict[str, dict], arrived: Callable[..., None]
 ) -> Callable[[Tensor], Tensor]:
-    """Return a hook that takes the gradient ``[q, n, *shape]`` of a tap out of a batched backward pass."""
+    """Return a hook that takes the gradient ``[q, n, *shape]`` of a tap out of a batched backward pass.
+
+    The level of `is_grads_batched` is asked for here: on a device, hooks run in a thread that has none.
+    """
+    level = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
 
     def hook(g: Tensor) -> Tensor:
         if rows == 1:
             whole = g.unsqueeze(0)
         else:
-            level = torch._C._vmapmode_increment_nesting() - 1  # that of `is_grads_batched`
-            torch._C._vmapmode_decrement_nesting()
             whole = torch._remove_batch_dim(g, level, rows, 0)  # pyright: ignore[reportPrivateImportUsage]
         arrived(node, whole, fixed.pop(node.name), moving.pop(node.name))
         return g.new_zeros(()).expand(g.shape)
