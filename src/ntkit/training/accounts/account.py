@@ -173,8 +173,9 @@ def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
         )
     averages = Averages(run, work.budget // 4) if average else None
     with progress("Checking the steps", run.steps) as done:
-        start = request.prepare(run, done, averages=averages)
-    start = start.within(0.5 * request.tol * float((start.prediction - start.initial).abs().max()))
+        start = request.prepare(run, done, averages=averages, whole=True)
+    moved = float((start.prediction - start.initial).abs().max())
+    start = start.within(0.5 * request.tol * moved, request.tol * moved)
     key = {
         "run": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
         "queries": hash_data(start.queries),

@@ -76,10 +76,14 @@ def check_given(
 
 
 def query_network(
-    run: Run, model: nn.Module, head: Head | None = None, select: str | int | None = None
+    run: Run,
+    model: nn.Module,
+    head: Head | None = None,
+    select: str | int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> FlatNetwork:
-    """Return the network that queries are put to: in float64, in evaluation mode."""
-    net = FlatNetwork(model, run, torch.float64, head, select)
+    """Return the network that queries are put to: in a dtype, in evaluation mode."""
+    net = FlatNetwork(model, run, dtype, head, select)
     net.module.eval()
     refuse_stateful(net.module)
     return net
@@ -125,6 +129,7 @@ def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
         w = run.weights(k)
         row = torch.randn(1, len(w), dtype=w.dtype, generator=torch.Generator().manual_seed(0)).to(w.device)
         together = float(row[0] @ replay.gradient(w, k, step))
+        row = row.to(replay.dtype)
         try:
             samples = Samples(replay, budget)
             parts = [product(row).flatten() for _, product in samples.products(w, k, step, mixes=False)]
@@ -134,6 +139,7 @@ def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
             mixing.add(modes)
             continue
         apart = torch.cat(parts)
-        if not abs(float(apart.sum()) - together) <= 1e-8 * float(apart.abs().sum()):
+        tol = 1e-8 if replay.dtype == torch.float64 else 1e-4
+        if not abs(float(apart.sum()) - together) <= tol * float(apart.abs().sum()):
             mixing.add(modes)
     return frozenset(mixing)

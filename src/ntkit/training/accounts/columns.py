@@ -16,6 +16,7 @@ from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
 COLUMNS = ("decay", "start", "buffers", "rounding")  # those with one number for each row
+SUMS = (*COLUMNS, "unsigned")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Columns:
 
     ``by_step [r, steps]`` are the contributions of each step's batch together, instead of each sample's.
     ``nodes`` counts the nodes of each step, the most of one query; ``spent`` the gradients of all queries.
+    ``unsigned`` are the absolute residuals of the steps, added up.
     """
 
     contributions: Tensor
@@ -32,6 +34,7 @@ class Columns:
     start: Tensor
     buffers: Tensor
     rounding: Tensor
+    unsigned: Tensor
     nodes: Tensor
     spent: int
 
@@ -40,7 +43,8 @@ class Columns:
 class SweepInput:
     """A run with all that a sweep over it needs; ``average`` if predictions are those of an average.
 
-    ``net`` is the network of the queries; ``rule`` the one that all steps take, None to reach ``share``.
+    ``net`` is the network of the queries; ``rule`` the one that all steps take. Without one, each step is to
+    reach ``share``; or all together are to reach ``allowed``, where that is given.
     """
 
     run: Run
@@ -51,6 +55,7 @@ class SweepInput:
     differences: StepVectors
     mixing: frozenset[tuple[tuple[str, ...], ...]] = frozenset()
     average: Averages | None = None
+    allowed: float | None = None
 
     @property
     def samples(self) -> int:

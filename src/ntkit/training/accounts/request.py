@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadTypeError, BadValueError
-from ntkit.inputs import Batch, Inputs, Picked, resolved
+from ntkit.inputs import Batch, Inputs, Picked, batch_size, resolved, take
 from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
@@ -27,6 +27,13 @@ from ntkit.training.recording.train_data import Train, pair_of
 from ntkit.training.replay.checkpointed import open_run
 from ntkit.training.replay.steps import Replay
 from ntkit.training.replay.verify import StepCheck, compare_steps
+
+# Numbers in the gradients of all queries, and weights of a network without convolutions, up to which accounts
+# are made as exact ones are: kinks are found at little cost, and many steps go through at once.
+SMALL, NARROW = 2**18, 2**16
+WHOLE = 1e-8  # tolerances above which nodes are chosen for the residual of the whole account
+_LOOSE = 1e-4  # tolerances from which on a run in float32 is accounted for in float32
+_ROUNDED = 0.05  # the part of the tolerance that rounding may take
 
 
 @dataclass(frozen=True)
@@ -94,18 +101,24 @@ class Request:
         averages: Averages | None = None,
         earlier: StepCheck | None = None,
         first: bool = True,
+        whole: bool = False,
     ) -> Prepared:
         """Check a run's steps, and return all that a sweep over it takes.
 
         ``earlier`` is the check of the steps before these; without ``first`` the queries are not checked.
+        With ``whole``, the precision may be that of the run, where the tolerance allows it.
         """
-        data, x = check_given(run, self.model, self.train, self.queries)
-        x, part = cast(x, torch.float64), self.budget // 4
+        data, given = check_given(run, self.model, self.train, self.queries)
+        x, part = cast(given, torch.float64), self.budget // 4
         net = query_network(run, self.model, select=self.select)
         weights = (run if averages is None else averages).weights
         if first:
             refuse_mixing_queries(net, weights(0), x)
-        replay = Replay(run, self.model, data, self.loss, self.augment, self.select)
+        dtype = torch.float64
+        large = whole and self._is_large(net, weights(0), x)
+        if large and run.dtype == torch.float32 and self.tol >= _LOOSE:
+            dtype = self._precision(run, net, (weights(0), weights(run.steps)), x)
+        replay = Replay(run, self.model, data, self.loss, self.augment, self.select, dtype)
         if first and run.steps and self.augment is None:
             with taking(data[0]):
                 replay.forward(weights(0), 0, next(replay.parts(run.step(0))))
@@ -114,34 +127,59 @@ class Request:
         mixing = mixing_modes(run, replay, part)
         net.take_buffers(run.buffers(run.steps))
         labels = None if self.labels is None else as_inputs(self.labels, replay.native.net, "labels")
-        head, extra = head_of(self.target, replay.loss, labels, net.outputs(weights(run.steps), x))
+        final = net.outputs(weights(run.steps), x)
+        head, extra = head_of(self.target, self.loss, labels, final)
         if head is not None:
             net, x = query_network(run, self.model, head, self.select), (x, extra)
         initial, prediction = (outputs_at(run, net, k, weights(k), x) for k in (0, run.steps))
+        if dtype != torch.float64:
+            x, (head, extra) = cast(given, dtype), head_of(self.target, self.loss, labels, final.to(dtype))
+            net = query_network(run, self.model, head, self.select, dtype)
+            x = x if head is None else (x, extra)
         sweep = SweepInput(run, net, replay, self.rule, 0.0, differences, mixing, averages)
-        return Prepared(sweep, x, initial, prediction, check)
+        return Prepared(sweep, x, initial, prediction, check, large and self.tol > WHOLE)
+
+    def _is_large(self, net: FlatNetwork, w: Tensor, x: Batch) -> bool:
+        o = net.outputs(w, take(x, slice(0, 1))).numel() if self.target == "outputs" else 1
+        return net.total * batch_size(x) * o > SMALL and (net.total > NARROW or net.convolves)
+
+    def _precision(self, run: Run, net: FlatNetwork, ends: tuple[Tensor, Tensor], x: Batch) -> torch.dtype:
+        """Return float32 if its rounding, measured at both ends of the run, is little of the tolerance."""
+        single = query_network(run, self.model, select=self.select, dtype=torch.float32)
+        places = list(zip((0, run.steps), ends, strict=True))
+        wide = [outputs_at(run, net, k, w, x) for k, w in places]
+        narrow = [outputs_at(run, single, k, w, cast(x, torch.float32)).double() for k, w in places]
+        moved = float((wide[1] - wide[0]).abs().max())
+        rounded = max(float((a - b).abs().max()) for a, b in zip(wide, narrow, strict=True))
+        fits = rounded * max(1, run.steps) ** 0.5 <= _ROUNDED * self.tol * moved
+        return torch.float32 if fits else torch.float64
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The start of a sweep: its input, the queries in float64, their outputs at both ends ``[q, o]``."""
+    """The start of a sweep: its input, the queries, their outputs at both ends ``[q, o]`` in float64.
+
+    ``whole``: nodes are chosen for the residual of the whole account, not for one of each step.
+    """
 
     sweep: SweepInput
     queries: Batch
     initial: Tensor
     prediction: Tensor
     check: StepCheck
+    whole: bool = False
 
     @property
     def run(self) -> Run:
         """The run."""
         return self.sweep.run
 
-    def within(self, error: float) -> Prepared:
-        """Return the same, with each step allowed an equal share of an error, rounding apart."""
+    def within(self, error: float, whole: float | None = None) -> Prepared:
+        """Return the same, each step allowed its share of an error, or all together ``whole``."""
         size = float(torch.maximum(self.initial.abs(), self.prediction.abs()).max())
         floor = 8 * torch.finfo(torch.float64).eps * size
-        return replace(self, sweep=replace(self.sweep, share=max(error / max(1, self.run.steps), floor)))
+        share, allowed = max(error / max(1, self.run.steps), floor), whole if self.whole else None
+        return replace(self, sweep=replace(self.sweep, share=share, allowed=allowed))
 
 
 def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from ntkit.training.integrals.quadrature import Nodes
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = "ntkit account 2"
+FORMAT = "ntkit account 3"
 _SCALARS = ("tol", "nodes", "converged", "steps", "rule", "spent")
 _LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind query and output
 
@@ -66,6 +66,9 @@ class Account:
         What the steps' deviation from exact arithmetic moved: the precision of the training.
     residual
         What is left, measured: the error of the quadrature along the steps.
+    unsigned
+        The absolute residuals of the steps added up, ``[q, o]``: where it is much larger than `residual`, the
+        steps' errors cancel in the sum.
     tol, nodes, converged, steps
         The tolerance asked for, how many steps took how many nodes, whether the largest abs(residual) is
         at most tol times the largest abs(prediction - initial), and the number of steps.
@@ -81,6 +84,7 @@ class Account:
     buffers: Float64[Tensor, "q o"]
     rounding: Float64[Tensor, "q o"]
     residual: Float64[Tensor, "q o"]
+    unsigned: Float64[Tensor, "q o"]
     prediction: Float64[Tensor, "q o"]
     tol: float
     nodes: Mapping[int, int]
@@ -256,7 +260,7 @@ class Account:
 
     def _identity_holds(self) -> bool:
         q, o, _ = self.contributions.shape
-        columns = [getattr(self, name) for name in _tensors() if name not in (*_LAST, "prediction")]
+        columns = [getattr(self, name) for name in (*COLUMNS, "initial", "residual")]
         if any(c.shape != (q, o) or c.dtype != torch.float64 for c in (*columns, self.prediction)):
             return False
         whole = self.contributions.sum(-1)
@@ -304,5 +308,6 @@ def balanced(
     name = rule if isinstance(rule, str) else f"{rule} nodes"
     tensors = terms | {"contributions": contributions, "by_step": by_step, "initial": initial}
     tensors |= {"residual": residual, "prediction": prediction}
+    tensors["unsigned"] = columns.unsigned.reshape(q, o).cpu()
     scalars: Json = {"tol": tol, "nodes": nodes, "converged": converged, "steps": len(columns.nodes)}
     return Account(**tensors, **scalars, rule=name, spent=columns.spent)

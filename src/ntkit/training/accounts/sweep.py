@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ntkit.files import Json
 from ntkit.inputs import Batch, batch_size
-from ntkit.training.accounts.columns import Columns, SweepInput
+from ntkit.training.accounts.columns import SUMS, Columns, SweepInput
 from ntkit.training.folder.step import Step
 from ntkit.training.integrals.adaptive import QueryRule
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians, averaged_together
 from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.integrals.quadrature import Chooser
+from ntkit.training.integrals.whole import WholeRules, whole_rules
+from ntkit.training.optimizers import Coefficients
 from ntkit.training.replay.sample_gradients import Samples
 
 BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
@@ -65,13 +67,28 @@ class Sweep:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=run.device)
 
-        sums = {name: zeros(self.rows) for name in ("decay", "start", "buffers", "rounding")}
+        sums = {name: zeros(self.rows) for name in SUMS}
         nodes = torch.zeros(run.steps, dtype=torch.long)
         contributions, by_step = zeros(self.rows, path.samples), zeros(self.rows, run.steps)
         self.columns = Columns(contributions, by_step, **sums, nodes=nodes, spent=0)
         self.spent = 0
         self.position = run.steps
         self._room: Tensor | None = None
+        self._whole: WholeRules | None = None
+
+    def plan(self, done: Callable[[int], None]) -> None:
+        """Choose the nodes of all steps, if they are chosen for the whole account."""
+        path, run = self.path, self.path.run
+        if path.allowed is None or path.rule is not None or self._whole is not None:
+            return
+
+        def changed(k: int) -> None:
+            path.net.take_buffers(run.buffers(k + 1))
+
+        trail = run if path.average is None else path.average
+        change = changed if run.changes_buffers else None
+        along = self._chooser.along
+        self._whole = whole_rules(path.net, trail, self.queries, path.allowed, along, change, done)
 
     def blocks(self, first: int = 0, count: bool = True) -> Iterator[int]:
         """Go backwards over the steps down to ``first``, and yield how many were just done.
@@ -109,21 +126,32 @@ class Sweep:
         path, run, net = self.path, self.path.run, self.path.net
         average, sums = path.average, self.columns
         places = range(first, first + len(steps) + 1)
-        weights = torch.stack([run.weights(k) for k in places])
-        along = weights if average is None else torch.stack([average.weights(k) for k in places])
+        weights = torch.stack([run.weights(k) for k in places]).to(net.dtype)
+        along = weights
+        if average is not None:
+            along = torch.stack([average.weights(k) for k in places]).to(net.dtype)
         if run.changes_buffers:
             before = self._at(first, along[0])
             net.take_buffers(run.buffers(first + 1))
             if count:
                 sums.buffers.add_((net.outputs(along[0], self.queries) - before).reshape(-1))
-        rules = [path.rule] * len(steps) if path.rule is not None else self._chooser.rules(along)
-        averaged = self._averaged(along, rules, first, count)  # pyright: ignore[reportArgumentType]
+        rules: list[QuadratureRule | QueryRule]
+        if self._whole is not None:
+            rules = [*self._whole.rules[first : first + len(steps)]]
+        elif path.rule is not None:
+            rules = [path.rule] * len(steps)
+        else:
+            rules = self._chooser.rules(along)
+        changes = net.many_outputs(along, self.queries).diff(dim=0).flatten(1) if count else None
+        averaged = self._averaged(along, rules, first, count)
         gradients = self._gradients(first, weights[:-1], steps) if count else None
         for t in reversed(range(len(steps))):
-            d, w, c = averaged(t), weights[t], steps[t].coefficients
+            d, w, c = averaged(t), weights[t], steps[t].coefficients.to(net.dtype)
+            if changes is not None:
+                sums.unsigned.add_((changes[t] - d @ (along[t + 1] - along[t])).abs())
             if average is not None:
                 if first + t == run.steps - 1 and count:
-                    sums.rounding.add_(d @ average.rounding)
+                    sums.rounding.add_(d @ average.rounding.to(d))
                 tau = average.taus[first + t + 1]
                 self.later = d = tau * d if self.later is None else tau * d + (1 - tau) * self.later
             kept = steps[t].kept
@@ -141,7 +169,7 @@ class Sweep:
                 (f, direction) for f, direction in both if direction is not None and not _is_zero(f)
             ]
             if gradients is None:
-                self._contribute(w, first + t, steps[t], directions)
+                self._contribute(w, first + t, steps[t], c, directions)
             for factor, direction in directions:
                 if gradients is not None:
                     self._add(first + t, steps[t].batch, direction @ (-factor * c.scale * gradients[t]).T)
@@ -149,7 +177,7 @@ class Sweep:
                     sums.decay.sub_(direction @ (factor * c.decay * w))
             if not _is_zero(c.d):
                 sums.decay.sub_(d @ (c.d * w))
-            sums.rounding.add_(d @ path.differences[first + t].to(d.device))
+            sums.rounding.add_(d @ path.differences[first + t].to(d))
 
     def go_on_from(self, later: Sweep) -> None:
         """Take over what a sweep of the steps behind these has left."""
@@ -162,9 +190,9 @@ class Sweep:
             return Columns(**{**vars(self.columns), "spent": self.spent})
         buffer = run.momentum()
         if self.remembered is not None and buffer is not None:
-            start.sub_(self.remembered @ (self.mu_next * buffer))
+            start.sub_(self.remembered @ (self.mu_next * buffer).to(self.remembered))
         if self.later is not None and average is not None:
-            start.add_(self.later @ average.lag)
+            start.add_(self.later @ average.lag.to(self.later))
         return Columns(**{**vars(self.columns), "spent": self.spent})
 
     def _remember(self, pulled: Tensor, b: float | Tensor) -> None:
@@ -180,8 +208,10 @@ class Sweep:
         else:
             self.remembered.add_(pulled, alpha=b)
 
-    def _contribute(self, w: Tensor, k: int, step: Step, directions: list[tuple[Any, Tensor]]) -> None:
-        scale = step.coefficients.scale
+    def _contribute(
+        self, w: Tensor, k: int, step: Step, c: Coefficients, directions: list[tuple[Any, Tensor]]
+    ) -> None:
+        scale = c.scale
         if not directions:
             return
         (factor, a), *others = directions
@@ -197,6 +227,7 @@ class Sweep:
 
     def _add(self, k: int, samples: Tensor, shares: Tensor) -> None:
         """Add what samples contributed at step k, ``[r, n]``."""
+        shares = shares.double()
         self.columns.contributions.index_add_(1, samples, shares)  # ten times slower with a factor
         self.columns.by_step[:, k].add_(shares.sum(1))
 
@@ -250,6 +281,7 @@ class Sweep:
             return None
         replay.go_to(first, steps[0].forwards[0])
         x, y = replay.batches(steps)
+        weights = weights.to(replay.dtype)
         losses = [step.loss(replay.loss) for step in steps]
         return replay.net.sample_gradients(weights, x, replay.net.cotangents(weights, x, y, losses))
 

@@ -23,7 +23,7 @@ _FORMS = (
 def head_of(target: Target, loss: BatchLoss, labels: Batch | None, final: Tensor) -> tuple[Head | None, Any]:
     """Return what is done to the outputs of a query, and what it takes besides them, one for each query.
 
-    ``final [q, o]`` are the outputs in the end.
+    ``final [q, o]`` are the outputs in the end, in the dtype that the head is for.
     """
     q, o = final.shape
     if isinstance(target, str) and target == "outputs":
@@ -39,7 +39,7 @@ def head_of(target: Target, loss: BatchLoss, labels: Batch | None, final: Tensor
             raise BadValueError("target='loss' takes the targets of the queries: give labels=.")
         if batch_size(labels) != q:
             raise BadValueError(f"There are {q} queries but {batch_size(labels)} labels; give one for each.")
-        return _losses(cast_loss(loss, torch.float64)), cast(labels, torch.float64)
+        return _losses(cast_loss(loss, final.dtype)), cast(labels, final.dtype)
     numbers = [target] if isinstance(target, int) and not isinstance(target, bool) else target
     if isinstance(numbers, (list, tuple, range)) and len(numbers) > 0:
         margin = numbers[0] == "margin" and len(numbers) == 3

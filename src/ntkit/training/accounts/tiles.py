@@ -15,7 +15,7 @@ from ntkit.compute.threads import threads
 from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Batch, batch_size, take
-from ntkit.training.accounts.columns import COLUMNS, Columns, SweepInput
+from ntkit.training.accounts.columns import SUMS, Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep
 
@@ -52,7 +52,7 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
 
 def together(parts: list[Columns]) -> Columns:
     """Return the sums of several tiles as those of one."""
-    names = ("contributions", "by_step", *COLUMNS)
+    names = ("contributions", "by_step", *SUMS)
     sums = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     nodes = torch.stack([part.nodes for part in parts]).amax(0)
     return Columns(**sums, nodes=nodes, spent=sum(part.spent for part in parts))
@@ -75,12 +75,14 @@ def _tile(
     if kept is not None and (snapshot := kept.snapshot(number)) is not None:
         moving.restore(*snapshot)
         done(steps - moving.position)
+    moving.plan(lambda _: None)
     saved = time.monotonic()
     for count in moving.blocks():
         done(count)
         if kept is not None and time.monotonic() - saved > PAUSE and moving.position > 0:
             kept.save_snapshot(number, *moving.state())
-            saved = time.monotonic()
+            moving.plan(lambda _: None)
+    saved = time.monotonic()
     columns = moving.finish()
     if kept is not None:
         kept.save_finished(number, columns)

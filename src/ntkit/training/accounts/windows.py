@@ -12,7 +12,7 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import take
 from ntkit.network import network
-from ntkit.training.accounts.columns import COLUMNS, Columns
+from ntkit.training.accounts.columns import SUMS, Columns
 from ntkit.training.accounts.request import Prepared, Request
 from ntkit.training.accounts.result import Account, balanced
 from ntkit.training.accounts.sweep import Sweep
@@ -68,7 +68,7 @@ class Windows:
     def account(self) -> Account:
         """Return the account of all windows."""
         assert self._initial is not None and self._newest is not None
-        sums = {name: sum(getattr(part, name) for part in self._sums) for name in ("contributions", *COLUMNS)}
+        sums = {name: sum(getattr(part, name) for part in self._sums) for name in ("contributions", *SUMS)}
         by_step = torch.cat([part.by_step for part in self._sums], dim=1)
         nodes, spent = torch.cat([part.nodes for part in self._sums]), sum(part.spent for part in self._sums)
         columns = Columns(**sums, by_step=by_step, nodes=nodes, spent=spent)  # pyright: ignore

@@ -93,7 +93,7 @@ class Step:
         v = v.clone()
         for side in self.sides:
             block = v[..., side.where].unflatten(-1, side.shape)
-            v[..., side.where] = function(block, side.left, side.right).flatten(-2)
+            v[..., side.where] = function(block, side.left.to(v), side.right.to(v)).flatten(-2)
         return v
 
     def loss(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:

@@ -58,6 +58,8 @@ class FlatNetwork(Transforms):
         self.total = sum(self.sizes)
         # fused recurrent operations run under no vmap; a graph has them written out
         self.batchable = not any(isinstance(m, nn.RNNBase) for m in module.modules())
+        # convolutions with weights of their own are slow
+        self.convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self.net = network(module, select=select)
         if head is not None:
@@ -88,7 +90,7 @@ class FlatNetwork(Transforms):
 
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """Return all weights by name."""
-        parts = w.split(self.sizes)
+        parts = w.to(self.dtype).split(self.sizes)
         shaped = {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
         return {**self.fixed, **shaped}
 
@@ -155,7 +157,7 @@ class FlatNetwork(Transforms):
     def _over(self, function: Any, *args: Any, size: int) -> Tensor:
         """Apply a function along the first axis of all arguments, in one call where that is small."""
         count = args[0].shape[0]
-        if count > 1 and count * size <= VMAP_LIMIT:
+        if count > 1 and count * size <= VMAP_LIMIT and not self.convolves:
             return self.mapped(function)(*args)
         return torch.stack([function(*take(args, i)) for i in range(count)])
 

@@ -19,6 +19,7 @@ from ntkit.network import Network, Weights
 from ntkit.training.functional.place import Place, Places
 
 _PROBE, _PROBED = 0.375, 32  # a place on a step, and how many samples are compared
+_SINGLE = 2e-4  # what float32 may differ by
 _SMALL = 2**20  # weights of a network of which several steps may go together
 
 
@@ -149,4 +150,5 @@ class Structure:
 def _close(a: Tensor, b: Tensor) -> bool:
     if a.numel() == 0:
         return True
-    return bool((a - b).abs().max() <= 1e-10 * (b.abs().max() + 1e-10))
+    tol = 1e-10 if b.dtype == torch.float64 else _SINGLE
+    return bool((a - b).abs().max() <= tol * (b.abs().max() + tol))

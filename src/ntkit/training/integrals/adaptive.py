@@ -64,7 +64,7 @@ def query_rule(along: AlongStep, first: Tensor, last: Tensor, share: float) -> Q
     Nodes are added first. Queries that do not improve are cut at their kinks, where these can be found;
     then the worst pieces are halved, until each query is good or has as many pieces as allowed.
     """
-    q = len(first)
+    q, first, last = len(first), first.double(), last.double()
     rows = torch.arange(q, device=first.device)
     whole = _Pieces.new(rows, first.new_zeros(q), first.new_ones(q), first, last)
     done = _added(along, whole, torch.full_like(whole.a, share))

@@ -16,7 +16,10 @@ from ntkit.training.integrals.averaged_gradients import write_sums
 
 
 class AlongStep:
-    """The queries x of one tile along the step ``start + s delta``; rows are numbers of queries."""
+    """The queries x of one tile along the step ``start + s delta``; rows are numbers of queries.
+
+    Outputs and slopes are float64, whatever the network is.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class AlongStep:
         Rows are sorted.
         """
         q, o, _ = out.shape
+        s, shares = s.to(out.dtype), shares.to(out.dtype)
         counts = torch.bincount(rows, minlength=q)
         ends = counts.cumsum(0)
         place = torch.arange(len(rows), device=rows.device) - (ends - counts)[rows]
@@ -97,5 +101,5 @@ class AlongStep:
         return self._net.sample(self._net.unflatten(self._start + s * self._delta), x)
 
     def _by_rows(self, function: Callable[[Any, Tensor], Tensor], rows: Tensor, s: Tensor) -> Tensor:
-        pieces = zip(rows.split(self._most), s.split(self._most), strict=True)
-        return torch.cat([function(take(self._x, i), at) for i, at in pieces])
+        pieces = zip(rows.split(self._most), s.to(self._start.dtype).split(self._most), strict=True)
+        return torch.cat([function(take(self._x, i), at) for i, at in pieces]).double()

@@ -41,6 +41,11 @@ class Coefficients:
     right: Tensor | None = None
     rounding: float | Tensor = 0.0
 
+    def to(self, dtype: torch.dtype) -> Coefficients:
+        """Return the same with their tensors in a dtype."""
+        values = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Coefficients(**values)
+
 
 @dataclass(frozen=True)
 class Made:

@@ -17,6 +17,7 @@ from ntkit.training.folder.step import Step
 from ntkit.training.functional.flat_network import cast
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import pulled
+from ntkit.training.replay.forward_mode import ForwardMode
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
 RowProduct = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
@@ -31,17 +32,19 @@ class Samples:
 
     def __init__(self, replay: Replay, budget: int) -> None:
         self._replay, self._budget = replay, budget
+        self._forward_mode = ForwardMode(replay, budget)
         self._structures: dict[Any, Structure | None] = {}
 
     def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, RowProduct]]:
         """Yield the samples of a step, some at a time, with what multiplies rows by their gradients."""
+        w = w.to(self._replay.dtype)
         for part in self._replay.parts(step):
             yield from self._mixed(w, k, part) if mixes else self._apart(w, k, part)
 
     def _apart(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
         net = self._replay.net
         c = self._replay.cotangents(w, k, part)
-        x = cast(part.x, torch.float64)
+        x = cast(part.x, self._replay.dtype)
         structure = self._structure(x, part.forward.modes)
         per_sample = 8 * 4 * net.total if structure is None else 8 * 8 * structure.width
         size = max(1, self._budget // per_sample)
@@ -69,10 +72,19 @@ class Samples:
         return out
 
     def _mixed(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
+        def forwards(a: Tensor) -> Tensor:
+            found = self._forward_mode.products(w, k, part, a)
+            if found is None:
+                found = torch.cat([product(a) for _, product in self._by_rows(w, k, part)], dim=1)
+            return found
+
+        yield part.batch, forwards
+
+    def _by_rows(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
         net, n = self._replay.net, len(part.batch)
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()
-            outputs, _ = self._replay.forward(leaf, k, part)
+            outputs = self._replay.outputs(leaf, k, part)
             flat = outputs.reshape(n, -1)
         c = self._replay.cotangents_of(outputs, part)
         size = max(1, self._budget // (8 * (3 * net.total + 4 * flat.numel())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class ReplayedBatch(NamedTuple):
 
 
 class Replay:
-    """Replays the batches and gradients of recorded steps, in float64 and in the dtype of the training.
+    """Replays the batches and gradients of recorded steps, in a ``dtype`` and in that of the training.
 
     ``data`` is in the dtype of the training; so is what ``augment(x, y)`` is given.
     """
@@ -45,12 +45,13 @@ class Replay:
         loss: BatchLoss,
         augment: Augment | None = None,
         select: str | int | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
-        self.run, self.data, self.augment = run, data, augment
-        self.net = FlatNetwork(model, run, torch.float64, select=select)
-        same = run.dtype == torch.float64
+        self.run, self.data, self.augment, self.dtype = run, data, augment, dtype
+        self.net = FlatNetwork(model, run, dtype, select=select)
+        same = run.dtype == dtype
         self.native = self.net if same else FlatNetwork(model, run, run.dtype, select=select)
-        self.loss, self.loss_native = cast_loss(loss, torch.float64), cast_loss(loss, run.dtype)
+        self.loss, self.loss_native = cast_loss(loss, dtype), cast_loss(loss, run.dtype)
         norm = nn.modules.batchnorm._BatchNorm
         self._norms = {name for name, m in self.net.module.named_modules() if isinstance(m, norm)}
 
@@ -67,9 +68,9 @@ class Replay:
             first += size
 
     def batches(self, steps: list[Step]) -> tuple[Any, Any]:
-        """Return the inputs and labels of steps of equally large batches, ``[T, n, ...]`` in float64."""
+        """Return the inputs and labels of steps of equally large batches, ``[T, n, ...]`` in `dtype`."""
         index = torch.stack([step.batch for step in steps])
-        x, y = (cast(take(part, index), torch.float64) for part in self.data)
+        x, y = (cast(take(part, index), self.dtype) for part in self.data)
         return x, y
 
     def mixes(self, step: Step) -> bool:
@@ -103,9 +104,9 @@ class Replay:
 
     @cached_property
     def _simple(self) -> bool:
-        """Whether steps are only small products; convolutions with weights of their own are slow."""
-        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.net.module.modules())
-        return self.net.batchable and self.augment is None and not self.run.changes_buffers and not convolves
+        """Whether steps are only small products."""
+        fit = self.net.batchable and not self.net.convolves
+        return fit and self.augment is None and not self.run.changes_buffers
 
     def gradients(self, w: Tensor, first: int, steps: list[Step]) -> Tensor | None:
         """Return the gradients of steps that are alike, from `first` on, ``[T, P]``; None: one by one."""
@@ -114,19 +115,32 @@ class Replay:
         self.go_to(first, steps[0].forwards[0])
         x, y = self.batches(steps)
         with torch.enable_grad():
-            leaf = w.detach().requires_grad_()
+            leaf = w.detach().to(self.dtype).requires_grad_()
             total = self.net.losses(leaf, x, y, [step.loss(self.loss) for step in steps]).sum()
             try:
-                return torch.autograd.grad(total, leaf)[0] if total.requires_grad else None
+                return torch.autograd.grad(total, leaf)[0].double() if total.requires_grad else None
             except RuntimeError:  # a backward pass that runs the network again, which is not mapped any more
                 return None
 
     def forward(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> tuple[Tensor, Tensor]:
         """Return outputs, in the network's own shape, and loss of a batch at step k, as it went then."""
-        net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
+        outputs = self.outputs(w, k, part, native)
+        if not native:
+            return outputs, part.weight * checked_loss(self.loss, outputs, cast(part.y, self.dtype))
+        with autocast(part.forward.autocast, self.run.device):
+            return outputs, part.weight * checked_loss(self.loss_native, outputs, part.y)
+
+    def outputs(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> Tensor:
+        """Return the outputs of a batch at step k, in the network's own shape, as it went then."""
+        net = self.native if native else self.net
+        self.go_to(k, part.forward)
+        with self.surroundings(w, k, part, native):
+            return net.raw(w, part.x if native else cast(part.x, self.dtype))
+
+    @contextmanager
+    def surroundings(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> Iterator[None]:
+        """Give one forward pass of a batch the random numbers and the autocast that it had."""
         forward, draws = part.forward, Draws(self.run.device)
-        self.go_to(k, forward)
-        data = (part.x, part.y)
         with ExitStack() as stack:
             if forward.rng is not None:
                 if native or self.native is self.net:
@@ -137,19 +151,14 @@ class Replay:
                     stack.enter_context(draws.repeated())
             if native:
                 stack.enter_context(autocast(forward.autocast, self.run.device))
-            x, y = data if native else cast(data, torch.float64)
             before = random_state(self.run.device)
-            outputs = net.raw(w, x)
+            yield
             if forward.rng is None and not torch.equal(before, random_state(self.run.device)):
                 raise PathMismatchError(
                     f"Step {k} of {self.run.folder}: the network draws random numbers (dropout, say), and "
                     f"the recording saw none. Call the network between run.batch(indices) and the backward "
                     f"pass, and give the same network to account."
                 )
-        if native and forward.autocast is not None:
-            with autocast(forward.autocast, self.run.device):
-                return outputs, part.weight * checked_loss(loss, outputs, y)
-        return outputs, part.weight * checked_loss(loss, outputs, y)
 
     def go_to(self, k: int, forward: Forward) -> None:
         """Put the networks in the modes and to the buffers of a forward pass of step k."""
@@ -167,6 +176,6 @@ class Replay:
         """Return c_n = d loss / d y_n for outputs that are there, ``[n, o]``."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            value = part.weight * checked_loss(self.loss, leaf, cast(part.y, torch.float64))
+            value = part.weight * checked_loss(self.loss, leaf, cast(part.y, self.dtype))
             c = torch.autograd.grad(value, leaf)[0]
         return c.reshape(pytree.tree_leaves(part.x)[0].shape[0], -1)

@@ -14,7 +14,8 @@ from ntkit.training.folder.step import Step
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
-_EACH, _OFTEN = 16, 4  # up to which step rounding is measured at each, and how often later
+# up to which step rounding is measured at each, and how often later
+_ROUNDING = {torch.float64: (16, 4), torch.float32: (2, 16)}
 _MOST, _TOGETHER = 64, 2**20  # steps whose gradients are made in one go, and numbers in these
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
@@ -22,11 +23,11 @@ _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 def compare_steps(
     replay: Replay, budget: int, done: Callable[[int], None], check: StepCheck | None = None
 ) -> StepVectors:
-    """Model every step in float64 and return the differences; refuse a run of other data, loss or model.
+    """Model every step and return the differences; refuse a run of other data, loss or model.
 
     The gradient is also made in the dtype of the training: the recorded step must be that one up to
-    rounding. How large rounding is, is measured at each step: by what separates the two dtypes, or, in a
-    float64 run, by what relative changes of the weights by one unit in the last place do.
+    rounding. How large rounding is, is measured: by what separates the two dtypes, or, where the model is
+    made in the dtype of the run, by what relative changes of the weights by one unit in the last place do.
     """
     run = replay.run
     differences = StepVectors(run.steps, replay.net.total, budget)
@@ -79,20 +80,29 @@ class StepCheck:
             return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
         g = self.replay.gradient(w, k, step) if gradient is None else gradient
-        g_native, noise = self._rounded(w, g, k, step)
-        self.noise = max(noise, 0.98 * self.noise)
+        plain, (g_native, noise) = g, self._rounded(w, g, k, step)
+        self.noise = max(noise or 0.0, 0.98 * self.noise)
         g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
         if not torch.isfinite(g).all():
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
-        g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
         self.m = c.mu * self.m + c.nu * g
         self.m_native = c.mu * self.m_native + c.nu * g_native
-        self.m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
         change = after - w
         off = (change - _delta(step, g_native, self.m_native, w)).abs()
-        allowed = _size(c.a) * g_error + _size(c.b) * self.m_error
-        allowed = step.multiplied(allowed, sizes=True) + self.eps * (w.abs() + after.abs() + change.abs())
-        self._refuse(k, off, _MARGIN * allowed + c.rounding)
+
+        def bounds() -> tuple[Tensor, Tensor]:
+            g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
+            m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
+            allowed = step.multiplied(_size(c.a) * g_error + _size(c.b) * m_error, sizes=True)
+            allowed = allowed + self.eps * (w.abs() + after.abs() + change.abs())
+            return m_error, _MARGIN * allowed + c.rounding
+
+        m_error, allowed = bounds()
+        if noise is None and not (off <= allowed).all():
+            self.noise = max(self.noise, self._nudged(w, plain, k, step))
+            m_error, allowed = bounds()
+        self._refuse(k, off, allowed)
+        self.m_error = m_error
         return change - _delta(step, g, self.m, w)
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
@@ -101,15 +111,22 @@ class StepCheck:
         self._refuse(k, off.abs(), _MARGIN * self.eps * (w.abs() + after.abs() + slow.abs()))
         return off
 
-    def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float]:
-        if self.run.dtype == torch.float64:
-            if k >= _EACH and k % _OFTEN:  # it changes slowly, and costs as much as the gradient itself
-                return g, 0.0
-            nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
-            moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
-            return g, float((moved - g).abs().max())
+    def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float | None]:
+        """Return the gradient in the precision of the training, and its rounding if that is measured here."""
+        alike = self.replay.native is self.replay.net and all(f.autocast is None for f in step.forwards)
+        if alike:
+            each, often = _ROUNDING[self.replay.dtype]
+            if k >= each and k % often:  # it changes slowly, and costs as much as the gradient itself
+                return g, None
+            return g, self._nudged(w, g, k, step)
         native = self.replay.gradient(w, k, step, native=True)
         return native, float((native - g).abs().max())
+
+    def _nudged(self, w: Tensor, g: Tensor, k: int, step: Step) -> float:
+        """Return what moving each weight by a unit in its last place changes in a gradient."""
+        nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
+        moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
+        return float((moved - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
         wrong = ~(off <= allowed)

@@ -1,0 +1,114 @@
+"""Directional derivatives of a whole batch in forward mode, trusted only where reverse mode agrees."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ntkit.finite.jacobian.backward import quiet, quiet_vmap
+from ntkit.training.functional.flat_network import cast
+from ntkit.training.replay.steps import Replay, ReplayedBatch
+
+_AGAIN = 16  # after how many steps a way is compared again
+_CLOSE = {torch.float64: 1e-8, torch.float32: 2e-3}  # how far both modes may be apart, over the largest
+
+
+class ForwardMode:
+    """c_n . (J_n A) for rows A ``[r, P]`` and all samples n of a batch, by forward passes of the batch.
+
+    That is right where samples mix, too. But not every operation has a forward derivative in torch, and a few
+    have a wrong one (an embedding with ``padding_idx``, hooks that change gradients). So each way is compared
+    with reverse mode, when modes are met first and every 16th time: in a drawn direction, with the gradient
+    of the batch; at first for three samples by themselves too. What disagrees or fails is not used again.
+    """
+
+    def __init__(self, replay: Replay, budget: int) -> None:
+        self._replay, self._budget = replay, budget
+        self._ways: dict[Hashable, list[str]] = {}
+        self._seen: dict[Hashable, int] = {}
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in replay.net.module.modules())
+        self._size = 0  # numbers that a batch holds on its way
+
+    def products(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor) -> Tensor | None:
+        """Return c_n . (J_n A), ``[r, n]``; None where no way in forward mode is right."""
+        key = part.forward.modes, part.forward.rng is None, len(part.batch)
+        ways = self._ways.setdefault(key, ["mapped", "one by one"])
+        count = self._seen[key] = self._seen.get(key, -1) + 1
+        while ways:
+            try:
+                if count % _AGAIN or not len(a):
+                    return self._along(ways[0], w, k, part, a)
+                drawn = torch.randn(a.shape[1], generator=torch.Generator().manual_seed(count)).to(a)
+                drawn *= a.norm(dim=1).amax() / drawn.norm() if a.any() else 1.0
+                found = self._along(ways[0], w, k, part, torch.cat([a, drawn[None]]))
+                if self._agrees(w, k, part, drawn, found[-1], apart=count == 0):
+                    return found[:-1]
+            except (RuntimeError, NotImplementedError):  # an operation without a forward derivative
+                pass
+            ways.pop(0)
+            self._seen[key] = count = 0
+        return None
+
+    def _along(self, way: str, w: Tensor, k: int, part: ReplayedBatch, a: Tensor) -> Tensor:
+        replay, x, found = self._replay, cast(part.x, self._replay.dtype), []
+
+        def f(w: Tensor) -> Tensor:
+            return replay.net.raw(w, x)
+
+        replay.go_to(k, part.forward)
+        with self._differentiable():
+            size = max(1, self._budget // max(1, self._size or 8 * w.numel())) if way == "mapped" else 1
+            outputs: Tensor | None = None
+            for some in a.split(size):
+                with replay.surroundings(w, k, part):
+                    if way == "mapped":
+                        along = quiet_vmap(
+                            lambda v: jvp(f, (w,), (v,)), randomness="same", out_dims=(None, 0)
+                        )
+                        outputs, tangents = along(some)
+                    else:
+                        outputs, tangents = jvp(f, (w,), (some[0],))[:2]
+                        tangents = tangents[None]
+                found.append(tangents.flatten(2) if tangents.ndim > 2 else tangents[..., None])
+        assert outputs is not None
+        c = replay.cotangents_of(outputs, part)
+        return torch.einsum("rno,no->rn", torch.cat(found), c)
+
+    def _agrees(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor, found: Tensor, apart: bool) -> bool:
+        """Compare with backward passes: of the batch, and of its first, middle and last sample."""
+        replay, n = self._replay, len(part.batch)
+        with torch.enable_grad():
+            leaf = w.detach().requires_grad_()
+            outputs = replay.outputs(leaf, k, part)
+            flat = outputs.reshape(n, -1)
+        c = replay.cotangents_of(outputs, part)
+        rows = [slice(None)] + ([slice(i, i + 1) for i in {0, n // 2, n - 1}] if apart else [])
+        close = _CLOSE[w.dtype]
+        largest = float(found.abs().max())
+        for index, row in enumerate(rows):
+            only = torch.zeros_like(c)
+            only[row] = c[row]
+            (g,) = torch.autograd.grad(flat, leaf, only, retain_graph=index + 1 < len(rows))
+            truth, sum_ = float(a @ g), float(found[row].sum())
+            allowed = close * max(largest, float(found[row].abs().sum()) / len(found[row]) ** 0.5)
+            if not abs(truth - sum_) <= allowed:
+                return False
+        return True
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Choose kernels that have a forward derivative: attention written out, recurrent layers of aten."""
+        with ExitStack() as stack:
+            stack.enter_context(quiet())
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._recurrent:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield

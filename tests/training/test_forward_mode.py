@@ -1,0 +1,158 @@
+"""Contributions in forward mode beside backward passes, where samples mix or random numbers are drawn."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ntkit
+from ntkit.training.replay.forward_mode import ForwardMode
+
+D = torch.float64
+
+
+class Tokens(nn.Module):
+    """An embedding that forward mode gets wrong, and a norm over the batch."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4, **options)
+        self.norm, self.head = nn.BatchNorm1d(12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embedding(x).flatten(1)).tanh())
+
+
+class Attending(nn.Module):
+    """Attention with dropout of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.2, batch_first=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = x.unflatten(1, (3, 4))
+        return self.head(self.attention(x, x, x)[0].flatten(1))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer with dropout behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.dropout, self.head = nn.GRU(4, 5, batch_first=True), nn.Dropout(0.3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.dropout(self.body(x.unflatten(1, (3, 4)))[0][:, -1]))
+
+
+class Sine(torch.autograd.Function):
+    """A function with a backward pass of its own, and no forward derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(Sine.apply(self.norm(self.first(x))))
+
+
+class Hooked(nn.Module):
+    """A gradient that a hook halves on its way: no derivative any more, which forward mode does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        if h.requires_grad:
+            h.register_hook(lambda g: 0.5 * g)
+        return self.head(h.tanh())
+
+
+def conv():
+    norm = nn.BatchNorm2d(3)
+    layers = nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 3, 3, padding=1), norm, nn.GELU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(36, 2))
+
+
+def drawn():
+    return nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 2))
+
+
+def grouped():
+    layers = nn.Unflatten(1, (4, 3)), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Flatten()
+    return nn.Sequential(nn.Linear(12, 12), *layers, nn.LayerNorm(12), nn.SiLU(), nn.Linear(12, 2))
+
+
+NETWORKS = {
+    "conv, batch norm": (conv, False, True),
+    "dropout": (drawn, False, True),
+    "group, layer and batch norm": (grouped, False, True),
+    "attention with dropout": (Attending, False, None),
+    "recurrent with dropout": (Recurrent, False, None),
+    "padding index": (lambda: Tokens(padding_idx=0), True, False),
+    "gradient by frequency": (lambda: Tokens(scale_grad_by_freq=True), True, False),
+    "a function of one's own": (Custom, False, False),
+    "a hook that halves": (Hooked, False, False),
+}
+
+
+def recorded(folder, net, tokens, dtype=D, steps=4):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(7, (20, 3), generator=generator)
+    if not tokens:
+        x = torch.randn(20, 12, generator=generator, dtype=D).to(dtype)
+    else:
+        x[::2, 0] = 0  # the padding
+    y = torch.arange(20) % 2
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9)
+    with ntkit.record(folder, net, optimizer) as run:
+        for _ in range(steps):
+            batch = torch.randperm(20, generator=generator)[:8]
+            run.batch(batch)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return x, y
+
+
+@pytest.mark.filterwarnings("ignore:The account did not reach")  # where gradients are no derivatives
+@pytest.mark.parametrize("name", NETWORKS)
+def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name):
+    build, tokens, forwards = NETWORKS[name]
+    torch.manual_seed(0)
+    net = build().double()
+    x, y = recorded(tmp_path, net, tokens)
+    taken = []
+    products = ForwardMode.products
+
+    def noting(self, *args):
+        found = products(self, *args)
+        taken.append(found is not None)
+        return found
+
+    def account():
+        return ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], tol=1e-6)
+
+    monkeypatch.setattr(ForwardMode, "products", noting)
+    found = account()
+    monkeypatch.setattr(ForwardMode, "products", lambda *_: None)
+    expected = account()
+    size = expected.contributions.abs().max()
+    assert (found.contributions - expected.contributions).abs().max() <= 1e-9 * size
+    if forwards is not None:
+        assert all(taken) is forwards
