@@ -160,7 +160,7 @@ def _study_command(name: str) -> Any:
         outcome = run_study(name, config, out or f"out/{name}")
         typer.echo(table(outcome))
 
-    def parameter(name: str, default: object, kind: Any, option: Any) -> inspect.Parameter:
+    def parameter(name: str, default: object, kind: object, option: object) -> inspect.Parameter:
         place, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]
         return inspect.Parameter(name, place, default=default, annotation=annotation)
 

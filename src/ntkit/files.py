@@ -22,7 +22,7 @@ from ntkit.errors import BadTypeError
 Json = dict[str, Any]  # what a file of JSON holds
 
 
-def as_path(path: Any) -> Path:
+def as_path(path: object) -> Path:
     """Return a path as a user gives it; refuse what is none."""
     if not isinstance(path, str | os.PathLike):
         raise BadTypeError(f"A path is {path!r}; expected a text or a pathlib.Path.")
@@ -53,7 +53,7 @@ def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"not a file of tensors: {error}") from error
 
 
-def hash_data(*data: Any) -> str:
+def hash_data(*data: object) -> str:
     """Return the sha256 of tensors (nested in tuples and dicts), with their dtypes and shapes."""
     digest = hashlib.sha256()
 

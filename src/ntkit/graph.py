@@ -199,7 +199,7 @@ _TWINS = {
 }
 
 
-def twin(op: Any) -> torch._ops.OpOverload | None:
+def twin(op: object) -> torch._ops.OpOverload | None:
     """Return the operation that gives a new value where this one writes into its first argument."""
     if not isinstance(op, torch._ops.OpOverload) or not op._schema.name.endswith("_"):
         return None

@@ -50,7 +50,7 @@ class Bundle:
 class Template:
     """What a bundle holds besides its tensors; equal where containers and flags are."""
 
-    def __init__(self, value: Any, leaf: Callable[[object], Tensor]) -> None:
+    def __init__(self, value: object, leaf: Callable[[object], Tensor]) -> None:
         self.tensors: list[Tensor] = []
         self._spec: list[str] = []
         self._fill = self._read(value, leaf)
@@ -59,7 +59,7 @@ class Template:
         """Return the batch with other tensors in the places of its own."""
         return self._fill(tensors)
 
-    def _read(self, value: Any, leaf: Callable[[object], Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+    def _read(self, value: object, leaf: Callable[[object], Tensor]) -> Callable[[Sequence[Tensor]], Any]:
         if isinstance(value, _FLAGS):
             self._spec.append(repr(value))
             return lambda _: value
@@ -97,7 +97,7 @@ pytree.register_pytree_node(
 )
 
 
-def _parts(value: Any) -> dict[Any, Any] | None:
+def _parts(value: object) -> dict[Any, Any] | None:
     """Return the parts of a container, or None for what is a tensor, or to become one."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -119,7 +119,7 @@ def holds_tensors(value: Sequence[Any]) -> bool:
     return False
 
 
-def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
+def _rebuilt(value: object, parts: dict[Any, Any]) -> Any:
     """Return a container of the same kind with other parts."""
     if isinstance(value, dict) and type(value) is dict:
         return parts
@@ -142,7 +142,7 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
 
 
 def as_batch(
-    x: Any, dtypes: Sequence[torch.dtype], device: torch.device, what: str = "x", picked: Picked = None
+    x: object, dtypes: Sequence[torch.dtype], device: torch.device, what: str = "x", picked: Picked = None
 ) -> Batch:
     """Return inputs as tensors on a device, checked: a batch, finite, of one of the dtypes of the network.
 
@@ -226,7 +226,7 @@ def _checked(value: object, dtypes: Sequence[torch.dtype], device: torch.device,
     return t
 
 
-def resolved(x: Any, what: str, picked: Picked) -> Any:
+def resolved(x: object, what: str, picked: Picked) -> Any:
     """Return inputs with what goes into the network taken out of them, a dataset as one batch."""
     if isinstance(x, (DataLoader, Dataset)):
         return collected(x, what, picked)
@@ -300,7 +300,7 @@ def _part_of(item: Any, what: str, key: int | str, argument: str) -> Any:
         ) from error
 
 
-def batch_size(x: Any) -> int:
+def batch_size(x: object) -> int:
     """Return the number of samples of a batch."""
     return pytree.tree_leaves(x)[0].shape[0]
 

@@ -61,7 +61,7 @@ class Kernel(ABC):
                 params |= {f"{name}__{k}": v for k, v in params[name].get_params().items()}
         return params
 
-    def set_params(self, **params: Any) -> Kernel:
+    def set_params(self, **params: object) -> Kernel:
         """Set arguments of the constructor by name (``a__b`` for kernels inside) and return the kernel."""
         own = self.get_params(deep=False)
         for key, value in params.items():

@@ -83,11 +83,11 @@ class Network:
         own = dict(self.module.named_parameters())
         return {name: own[name].requires_grad_() for name in names}
 
-    def selected(self, y: Any) -> Any:
+    def selected(self, y: object) -> Any:
         """Return the part of what the network gave that its outputs are."""
         return selected(y, self.select)
 
-    def _rows(self, y: Any, n: int) -> Tensor:
+    def _rows(self, y: object, n: int) -> Tensor:
         """Return what the network gave as ``[n, o]``, checked."""
         y = self.selected(y)
         if not isinstance(y, Tensor):
@@ -192,7 +192,7 @@ def real_gradient(g: Tensor) -> Tensor:
 
 
 def _call_arguments(x: Batch) -> tuple[tuple, dict[str, Any]]:
-    value: Any = x.value if isinstance(x, Bundle) else x
+    value: object = x.value if isinstance(x, Bundle) else x
     return ((), value) if isinstance(value, dict) else (value if type(value) is tuple else (value,), {})
 
 
@@ -215,7 +215,7 @@ def _settings(module: nn.Module) -> Iterator[Any]:
             yield name, id(value)
 
 
-def _described(y: Any) -> str:
+def _described(y: object) -> str:
     if isinstance(y, Mapping):
         return f"a {type(y).__name__} with {[str(k) for k in y]}"
     if isinstance(y, (tuple, list)):
@@ -223,7 +223,7 @@ def _described(y: Any) -> str:
     return f"a {type(y).__name__}"
 
 
-def selected(y: Any, select: str | int | None) -> Any:
+def selected(y: object, select: str | int | None) -> Any:
     """Return the part of a network's outputs of a name or place, all if it is None."""
     if select is None:
         return y
@@ -257,7 +257,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def network(model: Any, weights: Weights | None = None, select: str | int | None = None) -> Network:
+def network(model: object, weights: Weights | None = None, select: str | int | None = None) -> Network:
     """Return the pure function behind a module, or behind ``f(weights, x)`` and its weights.
 
     A module keeps its training flags and is read as it is at each call (train it, and its kernel
@@ -301,7 +301,7 @@ def network(model: Any, weights: Weights | None = None, select: str | int | None
     check_weights(weights, weights)
     complex_names = [name for name, w in weights.items() if w.is_complex()]
 
-    def function(w: Weights, x: Batch, _: Any = None) -> Any:
+    def function(w: Weights, x: Batch, _: object = None) -> Any:
         value = x.value if isinstance(x, Bundle) else x
         with users_device():
             return model({**w, **{k: torch.view_as_complex(w[k]) for k in complex_names}}, value)

@@ -71,7 +71,7 @@ class Seen(TorchFunctionMode):
             self.cut.update({*_nodes(result)}.difference(_nodes((args, kwargs))))
         return result
 
-    def _of_packed(self, func: Any, steps: Steps | None, *args: Any, **kwargs: Any) -> object:
+    def _of_packed(self, func: Any, steps: Steps | None, *args: Any, **kwargs: object) -> object:
         """Return what a function of packed sequences gives, one that packs, pads or runs through them."""
         if steps is None:
             x, lengths, batch_first = args

@@ -41,7 +41,7 @@ class Definiteness:
         )
 
 
-def definiteness(kernel: Kernel, x: Any) -> Definiteness:
+def definiteness(kernel: Kernel, x: object) -> Definiteness:
     """Return whether a kernel is strictly positive definite on some points.
 
         sum_ij c_i c_j K(x_i, x_j) > 0   for all c != 0,   that is lambda_min(K(X, X)) > 0
@@ -86,7 +86,7 @@ def definiteness(kernel: Kernel, x: Any) -> Definiteness:
     return Definiteness(len(matrix), float(values[0]), float(values[-1]), rank, rounding)
 
 
-def smallest_eigenvalue(kernel: Kernel, x: Any) -> float:
+def smallest_eigenvalue(kernel: Kernel, x: object) -> float:
     """Return the smallest eigenvalue of K(X, X), computed in float64.
 
     It bounds the slowest mode of training: errors fall at least like exp(-t lambda_min / N).

@@ -109,7 +109,7 @@ def to_gpytorch(kernel: Kernel, matrix_free: bool = False) -> Any:
     class ToGPyTorch(gpytorch.kernels.Kernel):
         has_lengthscale = False
 
-        def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Any:
+        def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: object) -> Any:
             if x1.ndim != 2 or x2.ndim != 2:
                 raise BadValueError(
                     f"Inputs of shapes {tuple(x1.shape)} and {tuple(x2.shape)}; expected [n, d] without "

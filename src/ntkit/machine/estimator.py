@@ -32,7 +32,7 @@ class UnfittedError(BadValueError, NotFittedError):
     """An estimator is asked before it was fitted; what scikit-learn raises, too."""
 
 
-def check_fitted(estimator: Any) -> None:
+def check_fitted(estimator: object) -> None:
     """Refuse an estimator that was not fitted."""
     try:
         check_is_fitted(estimator)
@@ -87,7 +87,7 @@ class KernelMachine(BaseEstimator):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({k: v.again() if isinstance(v, Rebuilt) else v for k, v in state.items()})
 
-    def _take(self, X: ArrayLike, y: ArrayLike, **checks: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _take(self, X: ArrayLike, y: ArrayLike, **checks: object) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays, and set the kernel."""
         options = self._options() | checks
         with refusing("X [n, d] of finite numbers, and y with one target for each row"):

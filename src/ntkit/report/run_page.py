@@ -60,7 +60,7 @@ def explain_run(
     network = _call(model, "--model")
     if not isinstance(network, nn.Module):
         raise BadTypeError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
-    train: Any = _call(data, "--data")
+    train: object = _call(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
     pair = train[0], train[1]

@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 def quiet_vmap(function: Callable, **options: Any) -> Callable:
     """torch.vmap, `quiet`."""
 
-    def quietly(*args: Any) -> Any:
+    def quietly(*args: object) -> Any:
         with quiet():
             return torch.vmap(function, **options)(*args)
 

@@ -34,11 +34,11 @@ class Tape:
     structure: Any
 
     @classmethod
-    def write(cls, function: Callable[..., Any], *args: Any) -> Tape:
+    def write(cls, function: Callable[..., Any], *args: object) -> Tape:
         """Write out what a function of pytrees of tensors does; an error of torch comes through."""
         found: list[Any] = []
 
-        def tensors(*args: Any) -> list[Tensor]:
+        def tensors(*args: object) -> list[Tensor]:
             leaves, structure = pytree.tree_flatten(function(*args))
             found[:] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
             return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -48,7 +48,7 @@ class Tape:
         module.recompile()
         return cls(module, *found)
 
-    def run(self, *args: Any) -> Any:
+    def run(self, *args: object) -> Any:
         """Return what the function gives."""
         with torch.no_grad():
             values = iter(self.module(*args))
@@ -67,7 +67,7 @@ class Tapes:
     def __reduce__(self) -> tuple:
         return Tapes, (self._most,)  # copies write their own
 
-    def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
+    def run(self, key: Hashable, function: Callable[..., Any], *args: object) -> Any:
         """Call a function, at first as it is; after `OFTEN` calls with a key, replay what it did.
 
         A function that cannot be written out, or whose tape gives another result, is called as it is.
@@ -97,7 +97,7 @@ def _written(function: Callable[..., Any], args: tuple) -> Tape | None:
     return tape if all(_agree(a, b) for a, b in pairs) else None
 
 
-def _agree(a: Any, b: Any) -> bool:
+def _agree(a: object, b: Any) -> bool:
     """Return whether two results are the same; a kink that rounding crosses may change single entries."""
     if not isinstance(a, Tensor) or not a.is_floating_point():
         return True
@@ -170,7 +170,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape)
 
 
-def _alike(node: fx.Node, other: Any) -> bool:
+def _alike(node: fx.Node, other: object) -> bool:
     """Return whether two nodes give tensors of one shape and dtype."""
     a, b = (n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (node, other))
     return a is not None and b is not None and (a.shape, a.dtype) == (b.shape, b.dtype)

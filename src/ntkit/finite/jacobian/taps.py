@@ -68,7 +68,7 @@ def replaced(
 ) -> tuple[tuple, Arguments]:
     """Return the arguments of an operation with ``by(source, value)`` for what came from other nodes."""
 
-    def walk(value: Any, template: Any) -> Any:
+    def walk(value: Any, template: object) -> Any:
         if isinstance(template, fx.Node):
             return by(template, value)
         if isinstance(template, (list, tuple)):
@@ -84,7 +84,7 @@ def split_arguments(bound: Arguments, copy: bool) -> tuple[Arguments, dict[str, 
     fixed: Arguments = {}
     moving: dict[str, Tensor] = {}
 
-    def part(name: str, value: Any) -> Any:
+    def part(name: str, value: object) -> Any:
         if not is_batched(value):
             return value
         moving[name] = value.detach().clone() if copy else value.detach()

@@ -100,7 +100,7 @@ def _checkpointing(net: Network, one: Batch) -> str:
     """Return the name of the innermost module whose output comes from a reentrant checkpoint."""
     found: list[str] = []
 
-    def depends(values: Any) -> bool:
+    def depends(values: object) -> bool:
         nodes = [t.grad_fn for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
         seen: set[Any] = set()
         while nodes:
@@ -113,7 +113,7 @@ def _checkpointing(net: Network, one: Batch) -> str:
             nodes.extend(n for n, _ in node.next_functions)
         return False
 
-    def look(name: str, given: Any, output: Any) -> None:
+    def look(name: str, given: object, output: object) -> None:
         if not found and depends(output) and not depends(given):
             found.append(name or "The model")
 

@@ -138,7 +138,7 @@ def _neighbors(value: Tensor) -> Iterable[Tensor]:
         yield high
 
 
-def _plain(value: Any, what: str) -> Any:
+def _plain(value: object, what: str) -> Any:
     if isinstance(value, Tensor) and value.numel() == 1:
         return {"tensor": value.item(), "dtype": str(value.dtype).removeprefix("torch."), "ndim": value.ndim}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -155,7 +155,7 @@ def _read(group: Mapping[str, Any]) -> Json:
     return {key: _value(value) for key, value in group.items()}
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> Any:
     if isinstance(value, dict):
         return torch.full([1] * value["ndim"], value["tensor"], dtype=getattr(torch, value["dtype"]))
     return tuple(_value(v) for v in value) if isinstance(value, list) else value

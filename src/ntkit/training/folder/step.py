@@ -103,7 +103,7 @@ class Step:
             return loss if weight == 1 else lambda outputs, targets: weight * loss(outputs, targets)
         ends = list(accumulate((size for size, _ in self.parts), initial=0))
 
-        def added(outputs: Any, targets: Any) -> Tensor:
+        def added(outputs: object, targets: object) -> Tensor:
             total: Any = 0
             for first, last, (_, weight) in zip(ends, ends[1:], self.parts, strict=False):
                 part = slice(first, last)

@@ -162,7 +162,7 @@ class FlatNetwork(Transforms):
         return torch.stack([function(*take(args, i)) for i in range(count)])
 
 
-def checked_loss(loss: BatchLoss, outputs: Any, targets: Batch) -> Tensor:
+def checked_loss(loss: BatchLoss, outputs: object, targets: Batch) -> Tensor:
     """Return the batch loss, a single finite number."""
     try:
         value = loss(outputs, targets)

@@ -54,10 +54,10 @@ class Transforms:
         if not (jacobians - truth).abs().max() <= tol * truth.abs().max():
             self.transforms = False
 
-    def mapped(self, function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
+    def mapped(self, function: Callable[..., Any], in_dims: object = 0) -> Callable[..., Any]:
         """Return a function applied along axes of its arguments, row by row where vmap cannot."""
 
-        def by_row(*args: Any) -> Any:
+        def by_row(*args: object) -> Any:
             dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
             count = next(batch_size(a) for a, d in zip(args, dims, strict=True) if d is not None)
             rows = [

@@ -113,7 +113,7 @@ class SamplerWatch:
             )
         return torch.tensor(index)
 
-    def watches(self, loader: Any) -> bool:
+    def watches(self, loader: object) -> bool:
         """Whether these are the batches of a loader."""
         return getattr(loader, "batch_sampler", None) is self._batches
 
@@ -148,7 +148,7 @@ class _Noted:
             yield index
 
 
-def refuse_unnumbered(loader: Any) -> None:
+def refuse_unnumbered(loader: object) -> None:
     """Refuse a loader whose samples have no numbers, or that makes no batches."""
     if not isinstance(loader, DataLoader):
         raise BadTypeError(f"Expected a torch DataLoader, got {type(loader).__name__}.")

@@ -63,7 +63,7 @@ class Stepping:
         return state.get(p, {})
 
 
-def as_optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
+def as_optimizers(given: object) -> tuple[torch.optim.Optimizer, ...]:
     """Return one or several optimizers as a tuple."""
     if not isinstance(given, (torch.optim.Optimizer, list, tuple)) or given in ([], ()):
         raise BadTypeError(f"Expected a torch.optim.Optimizer to record, or a list of them, got {given!r}.")

@@ -46,7 +46,7 @@ class Stopwatch:
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, timed."""
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: object, **kwargs: object) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
             self._inside, begin = True, time.perf_counter()

@@ -14,7 +14,7 @@ from ntkit.network import Network, as_inputs
 Train: TypeAlias = tuple[Inputs, Inputs] | Dataset[Any] | DataLoader[Any]
 
 
-def pair_of(train: Any, inputs: Picked, targets: Picked) -> Any:
+def pair_of(train: object, inputs: Picked, targets: Picked) -> Any:
     """Return training data as ``(x, y)``, or what was given where it is neither a pair nor a dataset.
 
     A dataset is read in the order of its numbers, whatever order its loader shuffles it to.
@@ -33,7 +33,7 @@ def pair_of(train: Any, inputs: Picked, targets: Picked) -> Any:
     return resolved(train[0], "train x", inputs), resolved(train[1], "train y", targets)
 
 
-def as_pair(train: Any, net: Network) -> tuple[Batch, Batch]:
+def as_pair(train: object, net: Network) -> tuple[Batch, Batch]:
     """Return inputs and targets as tensors, checked: one target for each input."""
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadValueError(
@@ -61,7 +61,7 @@ def _in_order(data: Dataset | DataLoader) -> DataLoader:
     return DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn)
 
 
-def _rest(item: Any, inputs: Picked) -> Picked:
+def _rest(item: object, inputs: Picked) -> Picked:
     """Return the part of an item that does not go into the network, where there is one."""
     if inputs is None or callable(inputs) or not isinstance(item, (Mapping, Sequence)):
         raise BadTypeError(

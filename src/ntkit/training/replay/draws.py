@@ -39,7 +39,7 @@ class Draws:
             yield
 
 
-def _is_random(operation: Any) -> bool:
+def _is_random(operation: object) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
 
 
