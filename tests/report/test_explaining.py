@@ -141,7 +141,7 @@ def test_pictures_and_regressions(place, tmp_path):
         a.margin(0, 1), tmp_path / "margin.html", labels=torch.rand(20), truth=torch.rand(2)
     )
     html = single.read_text()
-    assert "predicted probability" not in html and "units of the output" in html
+    assert "predicted probability" not in html and "logits" in html
     assert [p.name for p in tmp_path.iterdir()] == ["margin.html"]
 
 

@@ -129,3 +129,77 @@ def test_top_checks_its_arguments(account):
     for arguments in ({"query": 999}, {"query": 0, "output": 1}, {"query": 0, "k": -1}):
         with pytest.raises(ntkit.NtkitError):
             account.top(**arguments)
+
+
+def test_the_table_holds_every_contribution(account):
+    q, o, n = account.contributions.shape
+    table = account.table()
+    assert len(table) == q * o * n
+    assert table["contribution"].to_numpy().reshape(q, o, n) == pytest.approx(account.contributions.numpy())
+    one = account.table(2)
+    top = account.top(2, 4, 0)
+    assert one["sample"].head(4).tolist() == [c.index for c in top]
+    assert one["contribution"].head(4).tolist() == [c.contribution for c in top]
+    assert len(one) == n and set(one["query"]) == {2}
+    with pytest.raises(ntkit.NtkitError, match="Query 99"):
+        account.table(99)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(2, 4)).double(), torch.randn(12, 2, dtype=torch.float64)
+    y, loss = torch.arange(12) % 4, torch.nn.functional.cross_entropy
+    folder = tmp_path_factory.mktemp("classified") / "run"
+    optimizer = optim.SGD(model.parameters(), 0.3)
+    with ntkit.record(folder, model, optimizer) as run:
+        for _ in range(6):
+            run.batch(range(12))
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+    options = {"train": (x, y), "queries": x[:3], "tol": 1e-6}
+    return lambda **more: (model(x[:3]), ntkit.account(folder, model, loss, **options, **more))
+
+
+NAMES = ["owl", "jay", "kite", "wren"]
+
+
+def test_an_account_says_what_it_is_about(classified, tmp_path):
+    logits, predicted = classified(target="predicted")
+    best = logits.argmax(1).tolist()
+    assert [predicted.output_name(i, classes=NAMES) for i in range(3)] == [NAMES[i] for i in best]
+    assert [predicted.output_name(i) for i in range(3)] == [str(i) for i in best]
+    assert predicted.plan.rows == 3 and predicted.plan.precision == "float64"
+    predicted.save(tmp_path / "a")
+    again = ntkit.Account.load(tmp_path / "a")
+    assert again.plan == predicted.plan and again.chosen == predicted.chosen
+    _, margin = classified(target=("margin", 1, 3))
+    assert margin.output_name(0, classes=NAMES) == "jay less wren"
+    _, whole = classified()
+    assert whole.output_name(0, 2, NAMES) == "kite"
+    assert whole.margin(1, 3).output_name(0, classes=NAMES) == "jay less wren"
+    assert torch.allclose(whole.margin(1, 3).contributions, margin.contributions, atol=1e-6)
+    _, some = classified(target=[2, 0])
+    assert [some.output_name(0, j, NAMES) for j in (0, 1)] == ["kite", "owl"]
+    _, loss = classified(target="loss", labels=torch.tensor([3, 0, 1]))
+    assert loss.output_name(0, classes=NAMES) == "loss for wren"
+    with pytest.raises(ntkit.NtkitError, match="name for each output"):
+        predicted.output_name(0, classes=NAMES[: max(best)])
+
+
+def test_a_page_names_what_the_account_is_about(classified, tmp_path):
+    logits, predicted = classified(target="predicted")
+    options = {"classes": NAMES, "labels": torch.arange(12) % 4, "truth": logits.argmax(1)}
+    page = ntkit.report.explain(predicted, tmp_path / "page.html", **options).read_text()
+    for i in logits.argmax(1).tolist():
+        assert NAMES[i] in page
+    assert "right" in page
+
+
+def test_a_plan_is_made_without_an_account(classified):
+    _, plan = classified(plan=True)
+    assert plan.steps == 6 and plan.rows == 12 and plan.tiles == 1 and plan.seconds > 0
+    assert "12 rows over 6 steps in 1 tile, float64; nodes for each step" in str(plan)
+    with pytest.raises(ntkit.NtkitError, match="plan"):
+        classified(plan="yes")

@@ -120,3 +120,24 @@ def test_tiles_in_parallel_are_the_same(run, tmp_path, monkeypatch):
     assert same(one, two)
     with pytest.raises(NtkitError, match="jobs is 0"):
         account(jobs=0)
+
+
+def test_an_interrupted_account_keeps_what_it_has(run, tmp_path, monkeypatch):
+    _, account = run
+    blocks = tiles.Sweep.blocks
+
+    def interrupted(self, *args):
+        for number, count in enumerate(blocks(self, *args)):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield count
+
+    monkeypatch.setattr(tiles.Sweep, "blocks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        account(keep=tmp_path / "kept")
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["snapshot-000000.safetensors"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        account()
+    monkeypatch.setattr(tiles.Sweep, "blocks", blocks)
+    assert same(account(keep=tmp_path / "kept"), account())

@@ -151,17 +151,18 @@ def account_page(
         ("queries", queries, q),
         ("query_names", query_names, q),
         ("verdicts", verdicts, q),
-        ("classes", classes, o),
+        ("classes", classes, o if account.chosen is None else max(map(max, account.chosen)) + 1),
     ):
         if values is not None and not hasattr(values, "__len__"):
             raise BadTypeError(f"{what}={values!r}; expected {count} entries, as the account has.")
-        if values is not None and len(values) != count:
+        several = what == "classes" and account.chosen is not None  # names of all outputs of the network
+        if values is not None and len(values) != count and not (several and len(values) > count):
             raise BadValueError(f"{what} has {len(values)} entries, expected {count}, as the account has.")
     whole("shown", shown, 0)
     if not isinstance(picture, tuple | list | None):
         raise BadTypeError(f"picture={picture!r}; expected a height and a width, (h, w).")
-    outputs = [str(i) for i in range(o)] if classes is None else list(map(str, classes))
-    known = outputs if o > 1 else None
+    outputs = None if classes is None else list(map(str, classes))
+    known = outputs or ([str(i) for i in range(o)] if o > 1 else None)
     samples = _Samples(_plain(labels), known, train, names, picture)
     asked = _Samples(_plain(truth), known, queries, query_names, picture)
     words = [None] * q if verdicts is None else verdicts
@@ -174,9 +175,16 @@ def account_page(
         relative_residual=account.relative_residual,
         tolerance=account.tol,
         steps=account.steps,
-        unit=unit or ("logits" if o > 1 else "units of the output"),
+        unit=unit or _unit(account),
         footer=footer,
     )
+
+
+def _unit(account: Account) -> str:
+    if account.target == "loss":
+        return "units of the loss"
+    classified = account.prediction.shape[1] > 1 or account.chosen is not None
+    return "logits" if classified else "units of the output"
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,7 @@ def _plain(labels: Labels) -> list[Any] | None:
 def _query(
     a: Account,
     i: int,
-    outputs: list[str],
+    classes: list[str] | None,
     samples: _Samples,
     asked: _Samples,
     verdict: str | None,
@@ -241,6 +249,9 @@ def _query(
     logits = a.prediction[i]
     output = int(logits.argmax())
     several = len(logits) > 1
+    outputs = [a.output_name(i, j, classes) for j in range(len(logits))]
+    about = several or a.chosen is not None
+    odds = logits.softmax(0).tolist() if several and a.chosen is None else []
     pushes = a.contributions[i, output]
     columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
     columns["contributions"] = pushes.sum()
@@ -258,21 +269,22 @@ def _query(
     seen = torch.linspace(0, len(running) - 1, min(POINTS, len(running))).round().long()
     truth = asked.label(i)
     if verdict is None:
-        verdict = ("right" if truth == outputs[output] else "wrong") if truth and several else ""
+        known = truth and (several or a.target == "predicted")
+        verdict = ("right" if truth == outputs[output] else "wrong") if known else ""
     by_label: dict[str, float] = {}
-    if samples.labels is not None and several:
-        by_label = dict.fromkeys(outputs, 0.0)
+    if samples.labels is not None and about:
+        by_label = dict.fromkeys(outputs if a.chosen is None else samples.classes or (), 0.0)
         for k, value in enumerate(pushes.tolist()):
             by_label[samples.label(k)] = by_label.get(samples.label(k), 0.0) + value
     return Query(
         name=asked.name(i, "query"),
         verdict=verdict,
-        output=outputs[output] if several else f"{float(logits[0]):.4g}",
+        output=outputs[output] if about else f"{float(logits[0]):.4g}",
         truth=truth,
         terms={name: float(columns[name]) for name in TERMS},
         towards=side(1),
         against=side(-1),
-        probabilities=tuple(zip(outputs, logits.softmax(0).tolist(), strict=True)) if several else (),
+        probabilities=tuple(zip(outputs, odds, strict=False)),
         by_label=tuple(by_label.items()) if len(by_label) <= 20 else (),
         picture=asked.picture(i),
         over_time=tuple(running[seen].tolist()),

@@ -24,7 +24,8 @@ def contributions(
     ax.set_yticks(np.arange(len(top)), [f"sample {index}" for index, _ in top])
     ax.invert_yaxis()
     ax.axvline(0, color=INK, lw=0.8)
-    ax.set(xlabel="contribution (unit of the output)")
+    name = account.output_name(query, output)
+    ax.set(xlabel="contribution (unit of the output)", title=f"query {query}, output {name}")
     plain_axes(ax)
     return ax
 
@@ -38,7 +39,7 @@ def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int |
     ax.plot(float(account.initial[query, output]) + moved, color=BLUE, lw=1.6)
     ax.axhline(float(account.prediction[query, output]), color=INK, ls=":", lw=1)
     ax.set(xlabel="step", ylabel="initial + contributions until then")
-    ax.set(title=f"query {query}, output {output}")
+    ax.set(title=f"query {query}, output {account.output_name(query, output)}")
     plain_axes(ax)
     return ax
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from typing import Literal, overload
 
 import torch
 from torch import nn
@@ -12,18 +14,69 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError, one_of, whole
 from ntkit.files import as_path, hash_data
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.inputs import Inputs, Picked
+from ntkit.inputs import Inputs, Picked, batch_size, take
 from ntkit.network import network
 from ntkit.training.accounts.averaged_account import Averages
+from ntkit.training.accounts.balance import balanced, plan_of
+from ntkit.training.accounts.plan import AccountPlan
 from ntkit.training.accounts.request import Request
-from ntkit.training.accounts.result import Account, balanced
+from ntkit.training.accounts.result import Account
+from ntkit.training.accounts.sweep import Sweep
 from ntkit.training.accounts.target import Target
-from ntkit.training.accounts.tiles import Work, sweep_tiles
+from ntkit.training.accounts.tiles import Work, sweep_tiles, tiling
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.train_data import Train
+
+
+@overload
+def account(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: BatchLoss,
+    *,
+    train: Train,
+    queries: Inputs,
+    tol: float = 1e-8,
+    nodes: Nodes = "auto",
+    memory: int | str = "1GiB",
+    average: bool = False,
+    target: Target = "outputs",
+    labels: Inputs | None = None,
+    augment: Augment | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
+    plan: Literal[False] = False,
+) -> Account: ...
+
+
+@overload
+def account(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: BatchLoss,
+    *,
+    train: Train,
+    queries: Inputs,
+    tol: float = 1e-8,
+    nodes: Nodes = "auto",
+    memory: int | str = "1GiB",
+    average: bool = False,
+    target: Target = "outputs",
+    labels: Inputs | None = None,
+    augment: Augment | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
+    plan: Literal[True],
+) -> AccountPlan: ...
 
 
 def account(
@@ -45,7 +98,8 @@ def account(
     inputs: Picked = None,
     targets: Picked = None,
     select: str | int | None = None,
-) -> Account:
+    plan: bool = False,
+) -> Account | AccountPlan:
     r"""Return predictions of a recorded run as exact sums over its training samples.
 
     Over the K steps from w_k to w_{k+1} = w_k + Delta_k,
@@ -104,11 +158,14 @@ def account(
     select
         Which part of outputs that are a dict, a tuple or an object, such as ``"logits"``; the loss is given
         that part.
+    plan
+        Make no account: return how it would be made and what it is expected to cost, from one timed step.
 
     Returns
     -------
     Account
-        ``contributions [q, o, n]`` and the other columns ``[q, o]``, in the unit of the output.
+        ``contributions [q, o, n]`` and the other columns ``[q, o]``, in the unit of the output. With
+        ``plan=True`` an `AccountPlan`, seconds and bytes.
 
     Raises
     ------
@@ -157,9 +214,37 @@ def account(
         model, loss, train, queries, target, labels, augment, tol, nodes, memory, inputs, targets, select
     )
     one_of("average", average, (True, False))
+    one_of("plan", plan, (True, False))
     work = Work(request.budget, whole("jobs", jobs), None if keep is None else as_path(keep))
     with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
-        return _account(request, run, average, work)
+        return _planned(request, run, work) if plan else _account(request, run, average, work)
+
+
+@torch.no_grad()
+def _planned(request: Request, run: Run, work: Work) -> AccountPlan:
+    """Time the check of one step, and one block of a sweep over a tile."""
+    start = request.prepare(run, lambda _: None, whole=True, checked=False)
+    path, x = start.sweep, start.queries
+    tiles, size = tiling(path, x, work)
+    sweep = Sweep(path, take(x, slice(0, -(-batch_size(x) // tiles))), work.budget // work.jobs)
+    if path.rule is None:
+        sweep.with_one_node()
+    if not run.steps:
+        return plan_of(request, start, sweep.columns.ways, tiles, 0.0, size)
+    w, step = run.weights(0), run.step(0)
+    began = time.monotonic()
+    path.replay.gradient(w, 0, step, native=True)
+    if path.replay.native is not path.replay.net:
+        path.replay.gradient(w, 0, step)
+    checked, before, blocks = time.monotonic() - began, sweep.position, sweep.blocks()
+    began = time.monotonic()
+    next(blocks)  # ways are tried there
+    if sweep.position:
+        began, before = time.monotonic(), sweep.position
+        next(blocks)
+    swept = (time.monotonic() - began) / (before - sweep.position)
+    seconds = run.steps * (checked + swept * tiles / min(tiles, work.jobs))
+    return plan_of(request, start, sweep.columns.ways, tiles, seconds, size)
 
 
 @torch.no_grad()
@@ -171,6 +256,7 @@ def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
             "The buffers of the network changed in this run; those of its average are not recorded. Account "
             "for the last network (average=False)."
         )
+    began = time.monotonic()
     averages = Averages(run, work.budget // 4) if average else None
     with progress("Checking the steps", run.steps) as done:
         start = request.prepare(run, done, averages=averages, whole=True)
@@ -182,4 +268,6 @@ def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
         "settings": [request.tol, request.nodes, request.target, average],
     }
     columns = sweep_tiles(start.sweep, start.queries, work, key)
-    return balanced(start.initial, start.prediction, columns, request.tol, request.nodes)
+    tiles, size = tiling(start.sweep, start.queries, work)
+    plan = plan_of(request, start, columns.ways, tiles, time.monotonic() - began, size)
+    return balanced(request, start, start.initial, columns, plan)

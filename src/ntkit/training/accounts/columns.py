@@ -16,6 +16,7 @@ from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
 COLUMNS = ("decay", "start", "buffers", "rounding")  # those with one number for each row
+WAYS = ("structure", "forward mode", "backward passes")  # where contributions come from
 SUMS = (*COLUMNS, "unsigned")
 
 
@@ -25,7 +26,8 @@ class Columns:
 
     ``by_step [r, steps]`` are the contributions of each step's batch together, instead of each sample's.
     ``nodes`` counts the nodes of each step, the most of one query; ``spent`` the gradients of all queries.
-    ``unsigned`` are the absolute residuals of the steps, added up.
+    ``unsigned`` are the absolute residuals of the steps, added up; ``ways`` counts the batches whose
+    contributions came from each of `WAYS`.
     """
 
     contributions: Tensor
@@ -35,6 +37,7 @@ class Columns:
     buffers: Tensor
     rounding: Tensor
     unsigned: Tensor
+    ways: Tensor
     nodes: Tensor
     spent: int
 
@@ -52,7 +55,7 @@ class SweepInput:
     replay: Replay
     rule: QuadratureRule | None
     share: float
-    differences: StepVectors
+    differences: StepVectors | None
     mixing: frozenset[tuple[tuple[str, ...], ...]] = frozenset()
     average: Averages | None = None
     allowed: float | None = None

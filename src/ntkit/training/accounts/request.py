@@ -102,11 +102,13 @@ class Request:
         earlier: StepCheck | None = None,
         first: bool = True,
         whole: bool = False,
+        checked: bool = True,
     ) -> Prepared:
         """Check a run's steps, and return all that a sweep over it takes.
 
         ``earlier`` is the check of the steps before these; without ``first`` the queries are not checked.
-        With ``whole``, the precision may be that of the run, where the tolerance allows it.
+        With ``whole``, the precision may be that of the run, where the tolerance allows it. Without
+        ``checked`` no step is compared with the recorded one.
         """
         data, given = check_given(run, self.model, self.train, self.queries)
         x, part = cast(given, torch.float64), self.budget // 4
@@ -123,7 +125,7 @@ class Request:
             with taking(data[0]):
                 replay.forward(weights(0), 0, next(replay.parts(run.step(0))))
         check = StepCheck(replay, earlier)
-        differences = compare_steps(replay, part, done, check)
+        differences = compare_steps(replay, part, done, check) if checked else None
         mixing = mixing_modes(run, replay, part)
         net.take_buffers(run.buffers(run.steps))
         labels = None if self.labels is None else as_inputs(self.labels, replay.native.net, "labels")
@@ -137,7 +139,9 @@ class Request:
             net = query_network(run, self.model, head, self.select, dtype)
             x = x if head is None else (x, extra)
         sweep = SweepInput(run, net, replay, self.rule, 0.0, differences, mixing, averages)
-        return Prepared(sweep, x, initial, prediction, check, large and self.tol > WHOLE)
+        integers = isinstance(extra, Tensor) and not extra.is_floating_point() and extra.numel() > 0
+        chosen = extra.reshape(len(extra), -1).tolist() if integers else None
+        return Prepared(sweep, x, initial, prediction, check, large and self.tol > WHOLE, chosen)
 
     def _is_large(self, net: FlatNetwork, w: Tensor, x: Batch) -> bool:
         o = net.outputs(w, take(x, slice(0, 1))).numel() if self.target == "outputs" else 1
@@ -159,7 +163,8 @@ class Request:
 class Prepared:
     """The start of a sweep: its input, the queries, their outputs at both ends ``[q, o]`` in float64.
 
-    ``whole``: nodes are chosen for the residual of the whole account, not for one of each step.
+    ``whole``: nodes are chosen for the residual of the whole account, not for one of each step; ``chosen``:
+    the numbers of the outputs that each query is about, None if all.
     """
 
     sweep: SweepInput
@@ -168,6 +173,7 @@ class Prepared:
     prediction: Tensor
     check: StepCheck
     whole: bool = False
+    chosen: list[list[int]] | None = None
 
     @property
     def run(self) -> Run:

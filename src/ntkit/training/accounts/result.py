@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -18,14 +16,16 @@ from torch import Tensor
 from ntkit.errors import BadTypeError, BadValueError, NtkitError, RunFolderError, whole
 from ntkit.files import Json, as_path, read_tensors, write_atomically
 from ntkit.inputs import Inputs
-from ntkit.training.accounts.columns import COLUMNS, Columns
-from ntkit.training.integrals.quadrature import Nodes
+from ntkit.training.accounts.columns import COLUMNS
+from ntkit.training.accounts.plan import AccountPlan
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
+    from matplotlib.axes import Axes
 
 FORMAT = "ntkit account 3"
-_SCALARS = ("tol", "nodes", "converged", "steps", "rule", "spent")
+_SCALARS = ("tol", "nodes", "converged", "steps", "rule", "spent", "target", "chosen", "plan")
 _LAST = {"contributions": ("sample",), "by_step": ("step",)}  # the axes behind query and output
 
 
@@ -74,6 +74,11 @@ class Account:
         at most tol times the largest abs(prediction - initial), and the number of steps.
     rule, spent
         What was asked for as `nodes`, and how many gradients of queries were taken altogether.
+    target, chosen
+        What was accounted for (`account`'s ``target``), and for each query the numbers of the outputs of the
+        network that it is about: all if None, the two of a margin, the label of a loss that has one.
+    plan
+        How it was made: precision, nodes, where contributions come from, tiles, seconds, bytes.
     """
 
     contributions: Float64[Tensor, "q o n"]
@@ -92,6 +97,9 @@ class Account:
     steps: int
     rule: str = field(default="auto")
     spent: int = field(default=0)
+    target: str | int | list[Any] = field(default="outputs")
+    chosen: list[list[int]] | None = field(default=None)
+    plan: AccountPlan | None = field(default=None)
 
     @property
     def relative_residual(self) -> float:
@@ -116,6 +124,70 @@ class Account:
         row = self.contributions[self._query(query), self._output(query, output)]
         order = row.abs().argsort(descending=True, stable=True)[: min(k, len(row))]
         return [Contribution(i, float(row[i])) for i in order.tolist()]
+
+    def output_name(self, query: int, output: int | None = None, classes: Sequence[str] | None = None) -> str:
+        """Return what one output of the account is: an output of the network, a margin of two, a loss.
+
+        ``classes`` are the names of all outputs of the network; their numbers if left out.
+        """
+        query, output = self._query(query), self._output(query, output)
+        numbers = [output] if self.chosen is None else self.chosen[query]
+        if classes is not None and max(numbers) >= len(classes):
+            raise BadValueError(
+                f"There are {len(classes)} classes, and query {query} is about output {max(numbers)}: give a "
+                f"name for each output of the network."
+            )
+        names = [str(i) if classes is None else str(classes[i]) for i in numbers]
+        if self.target == "loss":
+            return "loss" if self.chosen is None else f"loss for {names[0]}"
+        if self._is_margin:
+            return f"{names[0]} less {names[1]}"
+        return names[0 if len(names) == 1 else output]
+
+    @property
+    def _is_margin(self) -> bool:
+        return self.target == "margin" or (isinstance(self.target, list) and self.target[0] == "margin")
+
+    def table(self, query: int | None = None, output: int | None = None) -> pandas.DataFrame:
+        """Return the contributions as a table of pandas: one row for each sample, query and output.
+
+        Columns are ``query``, ``output`` (its name), ``sample`` and ``contribution``, in the unit of the
+        output. With ``query``, only of that one, and of its predicted output if ``output`` is left out; the
+        samples that contributed most come first.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise NtkitError("table() makes a table of pandas: pip install pandas.") from error
+        q, o, n = self.contributions.shape
+        if query is None:
+            pairs = [(i, j) for i in range(q) for j in (range(o) if output is None else [output])]
+        else:
+            pairs = [(self._query(query) % q, self._output(query, output))]
+        parts = [
+            pandas.DataFrame(
+                {
+                    "query": i,
+                    "output": self.output_name(i, j),
+                    "sample": range(n),
+                    "contribution": self.contributions[i, j].numpy(),
+                }
+            )
+            for i, j in pairs
+        ]
+        rows = pandas.concat(parts, ignore_index=True)
+        if query is None:
+            return rows
+        order = parts[0]["contribution"].abs().to_numpy().argsort(kind="stable")[::-1]
+        return rows.iloc[order].reset_index(drop=True)
+
+    def show(
+        self, query: int = 0, output: int | None = None, count: int = 20, ax: Axes | None = None
+    ) -> Axes:
+        """Draw the training samples that contributed most to one output of a query."""
+        from ntkit.report.account_plots import contributions
+
+        return contributions(self, query, ax, output=output, count=count)
 
     def by_class(self, labels: Inputs | None) -> Float64[Tensor, "q o classes"]:
         """Return the contributions summed over the training samples of each class, ``[q, o, classes]``.
@@ -167,7 +239,13 @@ class Account:
         """Return the account of output a minus output b, as one output: what tells two classes apart."""
         first, second = self._output(0, a), self._output(0, b)
         parts = {name: getattr(self, name) for name in _tensors()}
-        return replace(self, **{name: t[:, first, None] - t[:, second, None] for name, t in parts.items()})
+        margins = {name: t[:, first, None] - t[:, second, None] for name, t in parts.items()}
+        margins["unsigned"] = self.unsigned[:, first, None] + self.unsigned[:, second, None]
+        numbers = [[a, b] if row is None else [row[first], row[second]] for row in self._chosen()]
+        return replace(self, **margins, target="margin", chosen=numbers)
+
+    def _chosen(self) -> list[list[int] | None]:
+        return [None] * len(self.prediction) if self.chosen is None else [*self.chosen]
 
     def _query(self, query: int) -> int:
         q = len(self.contributions)
@@ -205,6 +283,7 @@ class Account:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the account into one safetensors file, in one go; an older file is replaced."""
         scalars = {name: getattr(self, name) for name in _SCALARS} | {"nodes": dict(self.nodes)}
+        scalars["plan"] = None if self.plan is None else asdict(self.plan)
         metadata = {"format": FORMAT, "account": json.dumps(scalars)}
         tensors = {name: getattr(self, name).contiguous() for name in _tensors()}
         try:
@@ -222,6 +301,7 @@ class Account:
                 raise KeyError("format")
             scalars: Json = json.loads(metadata["account"])
             scalars["nodes"] = {int(count): steps for count, steps in scalars["nodes"].items()}
+            scalars["plan"] = None if scalars["plan"] is None else AccountPlan(**scalars["plan"])
             account = cls(**{name: tensors[name] for name in _tensors()}, **scalars)
         except OSError as error:
             raise RunFolderError(
@@ -283,31 +363,3 @@ def _as_tensor(name: str, values: object) -> Tensor:
         raise BadTypeError(
             f"{name} are {values!r}; expected whole numbers, in a list or a tensor."
         ) from error
-
-
-def balanced(
-    initial: Tensor, prediction: Tensor, columns: Columns, tol: float, rule: Nodes, warn_at: int = 4
-) -> Account:
-    """Return the account of columns with its residual; warn where that exceeds what was asked for."""
-    q, o = initial.shape
-    terms = {name: getattr(columns, name).reshape(q, o).cpu() for name in COLUMNS}
-    contributions, by_step = (t.reshape(q, o, -1).cpu() for t in (columns.contributions, columns.by_step))
-    initial, prediction = initial.cpu(), prediction.cpu()
-    residual = (prediction - initial) - (contributions.sum(-1) + sum(terms.values()))
-    worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
-    converged = worst <= tol * moved
-    if rule == "auto" and not converged:
-        warnings.warn(
-            f"The account did not reach tol={tol:g}: its largest residual is {worst:.3g}, the largest "
-            f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; kinks "
-            f"(ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit.",
-            RuntimeWarning,
-            stacklevel=warn_at,
-        )
-    nodes = dict(sorted(Counter(columns.nodes.tolist()).items()))
-    name = rule if isinstance(rule, str) else f"{rule} nodes"
-    tensors = terms | {"contributions": contributions, "by_step": by_step, "initial": initial}
-    tensors |= {"residual": residual, "prediction": prediction}
-    tensors["unsigned"] = columns.unsigned.reshape(q, o).cpu()
-    scalars: Json = {"tol": tol, "nodes": nodes, "converged": converged, "steps": len(columns.nodes)}
-    return Account(**tensors, **scalars, rule=name, spent=columns.spent)

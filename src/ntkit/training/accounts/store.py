@@ -14,7 +14,7 @@ from ntkit.errors import RunFolderError
 from ntkit.files import Json, read_tensors, write_atomically
 from ntkit.training.accounts.columns import Columns
 
-FORMAT = "ntkit part of an account 1"
+FORMAT = "ntkit part of an account 2"
 
 
 class PartStore:

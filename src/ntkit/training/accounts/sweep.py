@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ntkit.files import Json
 from ntkit.inputs import Batch, batch_size
-from ntkit.training.accounts.columns import SUMS, Columns, SweepInput
+from ntkit.training.accounts.columns import SUMS, WAYS, Columns, SweepInput
 from ntkit.training.folder.step import Step
 from ntkit.training.integrals.adaptive import QueryRule
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians, averaged_together
-from ntkit.training.integrals.gauss import QuadratureRule
+from ntkit.training.integrals.gauss import QuadratureRule, nested
 from ntkit.training.integrals.quadrature import Chooser
 from ntkit.training.integrals.whole import WholeRules, whole_rules
 from ntkit.training.optimizers import Coefficients
@@ -70,7 +70,8 @@ class Sweep:
         sums = {name: zeros(self.rows) for name in SUMS}
         nodes = torch.zeros(run.steps, dtype=torch.long)
         contributions, by_step = zeros(self.rows, path.samples), zeros(self.rows, run.steps)
-        self.columns = Columns(contributions, by_step, **sums, nodes=nodes, spent=0)
+        ways = torch.zeros(len(WAYS), dtype=torch.long)
+        self.columns = Columns(contributions, by_step, **sums, ways=ways, nodes=nodes, spent=0)
         self.spent = 0
         self.position = run.steps
         self._room: Tensor | None = None
@@ -89,6 +90,11 @@ class Sweep:
         change = changed if run.changes_buffers else None
         along = self._chooser.along
         self._whole = whole_rules(path.net, trail, self.queries, path.allowed, along, change, done)
+
+    def with_one_node(self) -> None:
+        """Take the middle of each step: what a sweep costs at least."""
+        rules: list[QuadratureRule | QueryRule] = [nested(0)] * self.path.run.steps
+        self._whole = WholeRules(rules, torch.zeros(0, 0))
 
     def blocks(self, first: int = 0, count: bool = True) -> Iterator[int]:
         """Go backwards over the steps down to ``first``, and yield how many were just done.
@@ -170,6 +176,8 @@ class Sweep:
             ]
             if gradients is None:
                 self._contribute(w, first + t, steps[t], c, directions)
+            else:
+                self.columns.ways[WAYS.index("backward passes")] += 1
             for factor, direction in directions:
                 if gradients is not None:
                     self._add(first + t, steps[t].batch, direction @ (-factor * c.scale * gradients[t]).T)
@@ -177,7 +185,8 @@ class Sweep:
                     sums.decay.sub_(direction @ (factor * c.decay * w))
             if not _is_zero(c.d):
                 sums.decay.sub_(d @ (c.d * w))
-            sums.rounding.add_(d @ path.differences[first + t].to(d))
+            if path.differences is not None:
+                sums.rounding.add_(d @ path.differences[first + t].to(d))
 
     def go_on_from(self, later: Sweep) -> None:
         """Take over what a sweep of the steps behind these has left."""
@@ -224,6 +233,7 @@ class Sweep:
                 a.add_(direction * (factor * scale))
         for index, product in self._samples.products(w, k, step, self.path.mixes(step)):
             self._add(k, index, product(a).mul_(-number))
+        self.columns.ways[WAYS.index(self._samples.way)] += 1
 
     def _add(self, k: int, samples: Tensor, shares: Tensor) -> None:
         """Add what samples contributed at step k, ``[r, n]``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ntkit.compute.interrupts import held_interrupts
 from ntkit.compute.progress import progress
 from ntkit.compute.threads import threads
 from ntkit.files import Json
@@ -19,6 +20,7 @@ from ntkit.training.accounts.columns import SUMS, Columns, SweepInput
 from ntkit.training.accounts.store import PartStore
 from ntkit.training.accounts.sweep import Sweep
 
+_VECTORS = 6  # of the size of the weights, for each row of a sweep
 PAUSE = 60.0  # seconds between two snapshots of a tile that is being worked on
 
 
@@ -33,12 +35,8 @@ class Work:
 
 def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
     """Return the sums of all queries, tile by tile; ``key`` says what a kept part is a part of."""
-    o = path.net.outputs(path.run.weights(0), take(x, slice(0, 1))).shape[1]
-    budget = work.budget // work.jobs
-    q = batch_size(x)
-    size = min(budget // (8 * 6 * max(1, path.net.total) * o), -(-q // work.jobs))
-    size = max(1, size)
-    tiles = list(enumerate(torch.arange(q).split(size)))
+    size, budget = _tile_size(path, x, work), work.budget // work.jobs
+    tiles = list(enumerate(torch.arange(batch_size(x)).split(size)))
     store = None if work.keep is None else PartStore(work.keep, {**key, "tile": size, "budget": budget})
     if work.jobs > 1 and len(tiles) > 1:
         import joblib
@@ -50,12 +48,29 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
         return together([_tile(path, x, tile, budget, store, number, step) for number, tile in tiles])
 
 
+def tiling(path: SweepInput, x: Batch, work: Work) -> tuple[int, int]:
+    """Return how many tiles there are, and what the gradients of their queries take, in bytes."""
+    size = _tile_size(path, x, work)
+    return -(-batch_size(x) // size), size * _bytes_each(path, x) * work.jobs
+
+
+def _bytes_each(path: SweepInput, x: Batch) -> int:
+    o = path.net.outputs(path.run.weights(0), take(x, slice(0, 1))).shape[1]
+    return path.net.dtype.itemsize * _VECTORS * max(1, path.net.total) * o
+
+
+def _tile_size(path: SweepInput, x: Batch, work: Work) -> int:
+    most = work.budget // work.jobs // _bytes_each(path, x)
+    return max(1, min(most, -(-batch_size(x) // work.jobs)))
+
+
 def together(parts: list[Columns]) -> Columns:
     """Return the sums of several tiles as those of one."""
     names = ("contributions", "by_step", *SUMS)
     sums = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     nodes = torch.stack([part.nodes for part in parts]).amax(0)
-    return Columns(**sums, nodes=nodes, spent=sum(part.spent for part in parts))
+    ways = torch.stack([part.ways for part in parts]).sum(0)
+    return Columns(**sums, ways=ways, nodes=nodes, spent=sum(part.spent for part in parts))
 
 
 def _tile(
@@ -76,16 +91,21 @@ def _tile(
         moving.restore(*snapshot)
         done(steps - moving.position)
     moving.plan(lambda _: None)
+    if kept is None:
+        for count in moving.blocks():
+            done(count)
+        return moving.finish()
     saved = time.monotonic()
-    for count in moving.blocks():
-        done(count)
-        if kept is not None and time.monotonic() - saved > PAUSE and moving.position > 0:
-            kept.save_snapshot(number, *moving.state())
-            moving.plan(lambda _: None)
-    saved = time.monotonic()
+    with held_interrupts() as interrupted:
+        for count in moving.blocks():
+            done(count)
+            if (time.monotonic() - saved > PAUSE or interrupted()) and moving.position > 0:
+                kept.save_snapshot(number, *moving.state())
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
     columns = moving.finish()
-    if kept is not None:
-        kept.save_finished(number, columns)
+    kept.save_finished(number, columns)
     return columns
 
 

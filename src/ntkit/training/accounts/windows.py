@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import take
 from ntkit.network import network
+from ntkit.training.accounts.balance import balanced, plan_of
 from ntkit.training.accounts.columns import SUMS, Columns
 from ntkit.training.accounts.request import Prepared, Request
-from ntkit.training.accounts.result import Account, balanced
+from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.sweep import Sweep
 from ntkit.training.accounts.tiles import together
 from ntkit.training.folder.run import Run
@@ -30,6 +32,7 @@ class Windows:
         self._waiting: Prepared | None = None
         self._sums: list[Columns] = []
         self._initial: Tensor | None = None
+        self._began, self._tiles, self._bytes = time.monotonic(), 1, 0
 
     @torch.no_grad()
     def add(self, folder: Path, last: bool) -> None:
@@ -43,6 +46,7 @@ class Windows:
         self._waiting = self._newest = window
         q, o = window.initial.shape
         size = max(1, self.request.budget // (8 * 6 * max(1, window.sweep.net.total) * o))
+        self._tiles, self._bytes = -(-q // size), 8 * 6 * window.sweep.net.total * o * min(q, size)
         if before is not None or last:
             sums: list[list[Columns]] = []
             for tile in torch.arange(q).split(size):
@@ -71,9 +75,12 @@ class Windows:
         sums = {name: sum(getattr(part, name) for part in self._sums) for name in ("contributions", *SUMS)}
         by_step = torch.cat([part.by_step for part in self._sums], dim=1)
         nodes, spent = torch.cat([part.nodes for part in self._sums]), sum(part.spent for part in self._sums)
-        columns = Columns(**sums, by_step=by_step, nodes=nodes, spent=spent)  # pyright: ignore
-        request = self.request
-        return balanced(self._initial, self._newest.prediction, columns, request.tol, request.nodes)
+        ways = torch.stack([part.ways for part in self._sums]).sum(0)
+        columns = Columns(**sums, by_step=by_step, ways=ways, nodes=nodes, spent=spent)  # pyright: ignore
+        plan = plan_of(
+            self.request, self._newest, ways, self._tiles, time.monotonic() - self._began, self._bytes
+        )
+        return balanced(self.request, self._newest, self._initial, columns, plan)
 
     def _open(self, folder: Path) -> Prepared:
         run, first = Run(folder), self._initial is None

@@ -33,6 +33,7 @@ class Samples:
     def __init__(self, replay: Replay, budget: int) -> None:
         self._replay, self._budget = replay, budget
         self._forward_mode = ForwardMode(replay, budget)
+        self.way = "structure"  # where the last products came from
         self._structures: dict[Any, Structure | None] = {}
 
     def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, RowProduct]]:
@@ -46,6 +47,7 @@ class Samples:
         c = self._replay.cotangents(w, k, part)
         x = cast(part.x, self._replay.dtype)
         structure = self._structure(x, part.forward.modes)
+        self.way = "backward passes" if structure is None else "structure"
         per_sample = 8 * 4 * net.total if structure is None else 8 * 8 * structure.width
         size = max(1, self._budget // per_sample)
         for index in torch.arange(len(part.batch), device=c.device).split(size):
@@ -74,6 +76,7 @@ class Samples:
     def _mixed(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
         def forwards(a: Tensor) -> Tensor:
             found = self._forward_mode.products(w, k, part, a)
+            self.way = "backward passes" if found is None else "forward mode"
             if found is None:
                 found = torch.cat([product(a) for _, product in self._by_rows(w, k, part)], dim=1)
             return found
