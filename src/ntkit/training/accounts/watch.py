@@ -21,7 +21,7 @@ from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.gradients import Scaler
-from ntkit.training.recording.record import Recording
+from ntkit.training.recording.recording import Recording
 from ntkit.training.recording.train_data import Train
 
 _LEAST = 16  # steps of a window

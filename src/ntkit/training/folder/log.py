@@ -41,13 +41,16 @@ _HEADER = struct.Struct("<4sQQI")  # magic, number of the record, length of its 
 
 
 class LogWriter:
-    """Appends records to a new file, each by one unbuffered write, so that a kill loses none."""
+    """Appends records to a file, each by one unbuffered write, so that a kill loses none.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self.length = 0
-        self._file = open(path, "xb", buffering=0)
+    The file is new; or it goes on behind the first ``count`` records, which are ``length`` bytes long.
+    """
+
+    def __init__(self, path: Path, count: int = 0, length: int = 0) -> None:
+        self.path, self.count, self.length = path, count, length
+        self._file = open(path, "r+b" if count else "xb", buffering=0)
+        self._file.truncate(length)
+        self._file.seek(length)
 
     def append(self, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:
         """Write one record; a write that fails (a full disk) leaves the log as it was."""
@@ -123,6 +126,12 @@ class LogReader:
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    def end(self, number: int) -> int:
+        """Return the place behind a record, in bytes from the beginning."""
+        start = self._offsets[number]
+        header = os.pread(self._file.fileno(), _HEADER.size, start)
+        return start + _HEADER.size + _HEADER.unpack(header)[2]
 
     @property
     def size(self) -> int:

@@ -83,7 +83,7 @@ class Run:
 
     def weights(self, k: int) -> Tensor:
         """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
-        return self._flat(lambda name: self._weight(name, k))
+        return self._flat(lambda name: self.weight(name, k))
 
     def momentum(self) -> Tensor | None:
         """Return the momentum that the optimizer had when recording began, ``[P]``, or None."""
@@ -107,6 +107,10 @@ class Run:
     def _buffers(self, k: int) -> dict[str, Tensor]:
         changed = dict.fromkeys(self.manifest["buffers"], 0) | self._record(k)[1].get("buffers_at", {})
         return {name: self._record(at)[0][f"buffer/{name}"] for name, at in changed.items()}
+
+    def buffers_at(self, k: int) -> dict[str, Tensor]:
+        """Return the buffers as the record of step k left them, of those that changed until then."""
+        return self._buffers(k)
 
     def average(self) -> tuple[list[float], Tensor | None, Tensor | None]:
         """Return how an average moved before each step and after the last, and its start and end ``[P]``."""
@@ -176,7 +180,8 @@ class Run:
                 yield Side(where, shape, left.to(self.device), right.to(self.device))
             first += shape.numel()
 
-    def _weight(self, name: str, k: int) -> Tensor:
+    def weight(self, name: str, k: int) -> Tensor:
+        """Return one trained parameter before step k, in its own dtype and shape."""
         tensors, scalars = self._record(k)
         if f"w/{name}" not in tensors:
             tensors, _ = self._record(scalars["at"][name])

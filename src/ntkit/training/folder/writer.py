@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from ntkit.errors import RunFolderError
 from ntkit.files import Json, as_bytes
 from ntkit.training.folder.log import LOG, LogWriter
 from ntkit.training.folder.manifest import MANIFEST, write_manifest
+from ntkit.training.folder.optimizer_state import checksum
+from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Part
 from ntkit.training.optimizers import Coefficients
 from ntkit.version import __version__
@@ -21,7 +24,8 @@ from ntkit.version import __version__
 class RunWriter:
     """Writes the log and the manifest of a run folder; knows what the last record held.
 
-    ``about`` is what the manifest says besides; ``trained`` the parameters that optimizers hold.
+    ``about`` is what the manifest says besides; ``trained`` the parameters that optimizers hold. Behind an
+    ``earlier`` part of the run it goes on from the step after which the weights were these.
     """
 
     def __init__(
@@ -32,24 +36,50 @@ class RunWriter:
         about: Mapping[str, object],
         more: Mapping[str, Tensor],
         scalars: Mapping[str, object],
+        earlier: Run | None = None,
     ) -> None:
         self.folder, self.steps = folder, 0
         self._made = not folder.exists()
         self._module, self._trained, self._about = module, trained, about
+        self._versions: dict[str, int] = {}  # of the parameters, where their values are not kept
+        self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
+        if earlier is not None:
+            self._go_on(earlier)
+            return
         with new_folder(folder) as log:
             self._log = log
             start = {f"w/{name}": p for name, p in module.named_parameters()}
             start |= {f"buffer/{name}": b for name, b in module.named_buffers()}
             log.append({name: t.detach() for name, t in {**start, **more}.items()}, scalars)
             write_manifest(folder, self._manifest("recording"))
-        self._last = {name: as_bytes(p).clone() for name, p in trained.items()}
         self._at = dict.fromkeys(trained, 0)
-        self._versions: dict[str, int] = {}  # of the parameters, where their values are not kept
         self._buffers = {name: as_bytes(b).clone() for name, b in module.named_buffers()}
         self._buffers_at: dict[str, int] = {}
         self._batch: Tensor | None = None
         self._modes: list[list[str]] | None = None
         self._batch_at, self._modes_at = 0, 0
+
+    def _go_on(self, run: Run) -> None:
+        """Take over what the writer of the earlier steps knew; drop steps behind the present weights."""
+        started = {"status", "steps", "log_bytes", "ntkit", "torch"}
+        manifest = self._manifest("recording")
+        for key in sorted(manifest.keys() - started):
+            if json.loads(json.dumps(manifest[key])) != run.manifest[key]:
+                raise RunFolderError(
+                    f"The run in {self.folder} was recorded with another {key!r}: {run.manifest[key]!r}, now "
+                    f"{manifest[key]!r}. Resume it as it was begun, or record to another folder."
+                )
+        self.steps = k = step_of(run, self._trained)
+        tensors, scalars = run.log.read(k)
+        at = scalars.get("at", {})
+        self._at = {name: k if f"w/{name}" in tensors else at.get(name, 0) for name in self._trained}
+        self._buffers_at = dict(scalars.get("buffers_at", {}))
+        before = {name: b for name, b in run.start.items() if name.startswith("buffer/")}
+        before |= {f"buffer/{name}": b for name, b in (run.buffers_at(k) if k else {}).items()}
+        self._buffers = {name.removeprefix("buffer/"): as_bytes(b).clone() for name, b in before.items()}
+        self._batch, self._modes, self._batch_at, self._modes_at = None, None, 0, 0
+        self._log = LogWriter(self.folder / LOG, k + 1, run.log.end(k))
+        write_manifest(self.folder, manifest)
 
     @property
     def bytes(self) -> int:
@@ -179,7 +209,8 @@ def new_folder(folder: Path) -> Iterator[LogWriter]:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(
-                f"{folder} is not empty, and a run is never overwritten. Choose another, or delete it."
+                f"{folder} is not empty, and a run is never overwritten unasked. Choose another folder, or "
+                f"say what is meant: overwrite=True, or resume=True to continue a run that stopped."
             )
         log = LogWriter(folder / LOG)
     except OSError as error:
@@ -193,6 +224,34 @@ def new_folder(folder: Path) -> Iterator[LogWriter]:
         log.close()
         _remove(folder, is_new)
         raise RunFolderError(f"{folder} cannot be written ({error}). Choose another.") from error
+
+
+def step_of(run: Run, trained: Mapping[str, Tensor]) -> int:
+    """Return the last step of a run after which its weights were these, bit for bit."""
+    digest = checksum(trained.values())
+    for k in range(run.steps, -1, -1):
+        scalars = run.log.read(k)[1]
+        if "crc" in scalars:
+            if scalars["crc"] == digest:
+                return k
+        elif all(torch.equal(as_bytes(run.weight(name, k)), as_bytes(p)) for name, p in trained.items()):
+            return k
+    raise RunFolderError(
+        f"The weights of the model are those of none of the {run.steps} steps in {run.folder}. Load those "
+        f"that the training stopped with, and the state of its optimizer, before it is resumed."
+    )
+
+
+def clear(folder: Path) -> None:
+    """Delete a run; a folder that holds anything else is refused."""
+    others = (
+        sorted(p.name for p in folder.iterdir() if p.name not in (LOG, MANIFEST)) if folder.is_dir() else []
+    )
+    if others:
+        raise RunFolderError(
+            f"{folder} holds {others[0]!r}, which is no part of a run: it is not overwritten. Choose another."
+        )
+    _remove(folder, made=False)
 
 
 def _remove(folder: Path, made: bool) -> None:

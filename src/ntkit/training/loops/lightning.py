@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from ntkit.errors import BadValueError, NtkitError
 from ntkit.inputs import Batch, Inputs
 from ntkit.training.loops.loader import SamplerWatch
-from ntkit.training.recording.record import Recording, record
+from ntkit.training.recording.record import record
+from ntkit.training.recording.recording import Recording
 
 
 class LightningRecorder(Callback):

@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainingArguments
 from ntkit.errors import NtkitError
 from ntkit.inputs import Inputs
 from ntkit.training.loops.loader import SamplerWatch
-from ntkit.training.recording.record import Recording, record
+from ntkit.training.recording.record import record
+from ntkit.training.recording.recording import Recording
 
 
 class Logits(nn.Module):

@@ -20,7 +20,7 @@ from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
 from ntkit.training.functional.flat_network import BatchLoss, checked_loss
-from ntkit.training.recording.record import Recording
+from ntkit.training.recording.recording import Recording
 
 _HELD = 2  # segments that are on the disk at the same time
 
