@@ -26,7 +26,7 @@ from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.tiles import Work, sweep_tiles, tiling
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import BatchLoss
+from ntkit.training.functional.losses import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.train_data import Train
 

@@ -24,7 +24,8 @@ from ntkit.training.accounts.checks import check_model, query_network
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
+from ntkit.training.functional.flat_network import FlatNetwork, cast
+from ntkit.training.functional.losses import BatchLoss
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians
 from ntkit.training.integrals.gauss import LEFT

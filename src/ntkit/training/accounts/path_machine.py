@@ -12,7 +12,7 @@ from ntkit.inputs import Inputs, resolved
 from ntkit.network import as_inputs, network
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.path_kernel import PathKernel
-from ntkit.training.functional.flat_network import BatchLoss
+from ntkit.training.functional.losses import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.train_data import Train, pair_of
 

@@ -20,7 +20,8 @@ from ntkit.training.accounts.columns import SweepInput
 from ntkit.training.accounts.target import Target, head_of
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast
+from ntkit.training.functional.flat_network import FlatNetwork, cast
+from ntkit.training.functional.losses import BatchLoss
 from ntkit.training.integrals.gauss import QuadratureRule
 from ntkit.training.integrals.quadrature import Nodes, fixed_rule
 from ntkit.training.recording.train_data import Train, pair_of

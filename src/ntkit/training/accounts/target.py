@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ntkit.errors import BadValueError, nearest
 from ntkit.inputs import Batch, batch_size, take
-from ntkit.training.functional.flat_network import BatchLoss, Head, cast, cast_loss, checked_loss
+from ntkit.training.functional.flat_network import Head, cast
+from ntkit.training.functional.losses import BatchLoss, cast_loss, checked_loss
 
 Target = str | int | Sequence[Any]
 

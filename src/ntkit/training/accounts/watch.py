@@ -18,7 +18,7 @@ from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.windows import Windows
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.flat_network import BatchLoss
+from ntkit.training.functional.losses import BatchLoss
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.gradients import Scaler
 from ntkit.training.recording.recording import Recording

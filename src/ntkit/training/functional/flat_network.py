@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.func import vjp
 from torch.utils import _pytree as pytree
 
-from ntkit.errors import BadValueError, NtkitError
+from ntkit.errors import NtkitError
 from ntkit.inputs import Batch, T, take
 from ntkit.network import Network, copy_of, network
 from ntkit.training.folder.run import Run
+from ntkit.training.functional.losses import BatchLoss, checked_loss
 from ntkit.training.functional.structure import Structure
 from ntkit.training.functional.transforms import Transforms, backward
 
-BatchLoss = Callable[[Any, Any], Tensor]
 Head = Callable[[Tensor, Any], Tensor]
 
 VMAP_LIMIT = 2**22  # numbers in the result up to which calls for many weights are made as one
@@ -162,33 +162,9 @@ class FlatNetwork(Transforms):
         return torch.stack([function(*take(args, i)) for i in range(count)])
 
 
-def checked_loss(loss: BatchLoss, outputs: object, targets: Batch) -> Tensor:
-    """Return the batch loss, a single finite number."""
-    try:
-        value = loss(outputs, targets)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise BadValueError(
-            f"loss(outputs, targets) failed on outputs of shape {tuple(getattr(outputs, 'shape', ()))}, "
-            f"dtype {getattr(outputs, 'dtype', None)}: {error}. Accounts are made in float64: a loss that "
-            f"holds tensors should be a torch.nn.Module, so that ntkit can cast a copy of it."
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise BadValueError(
-            f"loss(outputs, targets) returned {shape}, expected one number for the batch, the one that "
-            f"backward() was called on: reduce it as the training did (mean or sum)."
-        )
-    return value.reshape(())
-
-
 def _each(losses: Sequence[BatchLoss], outputs: Tensor, targets: Batch) -> Tensor:
     pairs = (pytree.tree_map(lambda v, t=t: v[t], (outputs, targets)) for t in range(len(losses)))
     return torch.stack([checked_loss(loss, *pair) for loss, pair in zip(losses, pairs, strict=True)])
-
-
-def cast_loss(loss: BatchLoss, dtype: torch.dtype) -> BatchLoss:
-    """Return the loss with its own tensors, if it is a module that has some, in a dtype."""
-    return copy_of(loss).to(dtype) if isinstance(loss, nn.Module) else loss
 
 
 def cast(data: T, dtype: torch.dtype) -> T:

@@ -19,7 +19,7 @@ from ntkit.training.folder.optimizer_state import checksum, rebuilt, set_setting
 from ntkit.training.folder.random_state import set_random_state
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
-from ntkit.training.functional.flat_network import BatchLoss, checked_loss
+from ntkit.training.functional.losses import BatchLoss, checked_loss
 from ntkit.training.recording.recording import Recording
 
 _HELD = 2  # segments that are on the disk at the same time

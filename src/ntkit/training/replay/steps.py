@@ -17,7 +17,8 @@ from ntkit.inputs import Batch, take
 from ntkit.training.folder.random_state import random_from, random_state
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Forward, Step, autocast
-from ntkit.training.functional.flat_network import BatchLoss, FlatNetwork, cast, cast_loss, checked_loss
+from ntkit.training.functional.flat_network import FlatNetwork, cast
+from ntkit.training.functional.losses import BatchLoss, cast_loss, checked_loss
 from ntkit.training.replay.draws import Draws
 
 
