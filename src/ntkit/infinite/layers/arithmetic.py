@@ -47,7 +47,7 @@ def total(*terms: Term) -> Expression:
     parts: list[Expression] = []
     for t in terms:
         if isinstance(t, Expression):
-            parts += t.terms if isinstance(t, VectorSum) and len(t.terms) <= FEW else [t]
+            parts += t.terms if type(t) is VectorSum and len(t.terms) <= FEW else [t]
         elif isinstance(t, Coefficient):
             parts.append(Offset(t.shape, t))
         elif t:

@@ -18,7 +18,7 @@ def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expre
     """Return a sum, a linear function or a function of vectors with its parts changed."""
     match u:
         case vec.VectorSum():
-            return replace(u, terms=tuple(map(change, u.terms)))
+            return vec.VectorSum(u.shape, tuple(map(change, u.terms)))
         case vec.Gain():
             return replace(u, vector=change(u.vector), inner=change(u.inner))
         case vec.Linear():
