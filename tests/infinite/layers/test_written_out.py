@@ -444,3 +444,21 @@ def test_writing_in_place(name):
         same(lambda s, h: one(h), lambda s, h: two(h), tokens())
     except ntkit.NoRuleError as error:
         assert "shares its memory" in str(error)  # refused, never wrong
+
+
+def parameters(value):
+    return nn.Parameter(torch.full((WIDTH,), value, dtype=D))
+
+
+def test_a_number_may_be_added_to_a_weight():
+    scaled = lambda of: lambda s, h: F.rms_norm(h, (WIDTH,)) * of(s)  # noqa: E731
+    parts = {"g": parameters(0.0), "unit": parameters(1.0), "less": parameters(-0.5)}
+    same(scaled(lambda s: 1.0 + s.g), scaled(lambda s: s.unit), tokens(), **parts)
+    same(scaled(lambda s: 3 - 2 * (s.g + 1)), scaled(lambda s: -2 * s.less), tokens(), **parts)
+    same(scaled(lambda s: s.g - 0.5), scaled(lambda s: s.less), tokens(), **parts)
+
+
+def test_a_number_added_to_a_matrix_is_refused():
+    square = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=seeded(1), dtype=D))
+    with pytest.raises(ntkit.NoRuleError, match="added to the weight 'w' before a product"):
+        limit(lambda s, h: h @ (s.w + 0.5), tokens(), w=square)

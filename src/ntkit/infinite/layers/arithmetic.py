@@ -77,21 +77,27 @@ def times(read: Reading, x: Term, y: Term) -> Expression:
 
 
 @rule(aten.add.Tensor)
-def add(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
-    """Return a sum, bilinear in covariance and tangent kernel."""
+def add(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide | Weight:
+    """Return a sum, bilinear in covariance and tangent kernel; of a weight and a number, such a weight."""
+    if isinstance(a, Weight) and isinstance(b, float | int):
+        return a.plus(alpha * b)
+    if isinstance(b, Weight) and isinstance(a, float | int):
+        return b.times(alpha).plus(a)
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, alpha)))
     return read.write("LinComb", f"{read.name(a)} + {read.name(b)}", value)
 
 
 @rule(aten.sub.Tensor)
-def sub(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
+def sub(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide | Weight:
     """Return a difference."""
+    if isinstance(a, float | int) or (isinstance(a, Weight) and isinstance(b, float | int)):
+        return add(read, a, b, alpha=-alpha)
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, -alpha)))
     return read.write("LinComb", f"{read.name(a)} - {read.name(b)}", value)
 
 
 @rule(aten.rsub.Scalar, aten.rsub.Tensor)
-def rsub(read: Reading, a: Argument, b: Argument, alpha: float = 1) -> Wide:
+def rsub(read: Reading, a: Argument, b: Argument, alpha: float = 1) -> Wide | Weight:
     """Return a difference, the other way round."""
     return sub(read, b, a, alpha=alpha)
 
@@ -106,7 +112,7 @@ def neg(read: Reading, a: Wide) -> Wide:
 def mul(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
     """Return a product: linear with numbers and parameters, of vectors a function of both."""
     if isinstance(a, Weight) and isinstance(b, float | int):
-        return Weight(a.name, a.tensor, a.shape, a.factor * b)
+        return a.times(b)
     if isinstance(b, Weight) and isinstance(a, float | int):
         return mul(read, b, a)
     for vector, numbers in ((a, b), (b, a)):

@@ -15,7 +15,6 @@ from ntkit.infinite.variables.expression import Expression
 from ntkit.infinite.variables.positions import expand
 from ntkit.infinite.variables.vectors import Line, Moved, Multiple, Raw, Stopped, Table, Vector
 
-
 MET = 2**22  # numbers of a part of what meets in two sums over keys
 
 
@@ -78,7 +77,7 @@ def through(
 
 
 def _met(a: Tensor, b: Tensor, k: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Return the sum over draws, and over keys s and r of one entry, of a_ts K_sr b_ur: ``[B, w, t, v, u]``."""
+    """Return the sum over draws, and keys s and r of one entry, of a_ts K_sr b_ur: ``[B, w, t, v, u]``."""
     n, batch, w, t, s = a.shape
     v, u, r = b.shape[2:]
     same = (left[:, :, None, None] == right) & (left < count)[:, :, None, None]

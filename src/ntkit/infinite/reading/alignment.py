@@ -53,7 +53,10 @@ class Aligned:
     def _channels(self, wides: list[Wide]) -> Shape:
         layouts = {tuple(tuple(w.size(a) for a in dim if a < 0) for dim in w.dims) for w in wides}
         if len(layouts) > 1:
-            raise self.read.refuse(f"vectors with channels {sorted(layouts)} in their dimensions meet.")
+            raise self.read.refuse(
+                f"vectors whose channels lie in other dimensions meet, {sorted(layouts)}: coordinates of one "
+                f"are shared by heads of the other (a table of positions that is a parameter, say)."
+            )
         return wides[0].channels
 
     def _dimension(self, d: int, wides: list[Wide], values: list[Operand]) -> Shape:

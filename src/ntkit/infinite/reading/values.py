@@ -34,12 +34,21 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight, or a view of it, times a number."""
+    """A weight, or a view of it, times a number, plus a number."""
 
     name: str
     tensor: Tensor  # a view of the weight's own storage
     shape: Shape  # of the weight itself
     factor: float = 1.0
+    shift: float = 0.0
+
+    def times(self, number: float) -> Weight:
+        """Return a multiple."""
+        return replace(self, factor=self.factor * number, shift=self.shift * number)
+
+    def plus(self, number: float) -> Weight:
+        """Return the same with a number added to each entry."""
+        return replace(self, shift=self.shift + number)
 
 
 @dataclass(frozen=True, eq=False)
