@@ -47,7 +47,7 @@ LIBRARIES = {
     "peft": ("peft_models",),
 }
 MEMORY = 10 * 2**30  # bytes that one model may hold
-WAIT = 5  # times its patience that one may take on a busy machine
+WAIT = 20  # times its patience that one may take on a busy machine
 ABOVE = "infinite training machine diagnose data report studies".split()  # rooms that finite kernels lack
 
 Measure = Callable[[Entry, Callable[[dict[str, Any]], None]], dict[str, Any]]
