@@ -462,3 +462,27 @@ def test_a_number_added_to_a_matrix_is_refused():
     square = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=seeded(1), dtype=D))
     with pytest.raises(ntkit.NoRuleError, match="added to the weight 'w' before a product"):
         limit(lambda s, h: h @ (s.w + 0.5), tokens(), w=square)
+
+
+def shuffled(h):
+    both = torch.cat([relu(h), torch.tanh(h)], -1)
+    return both.reshape(*h.shape[:2], 2, WIDTH).mT.reshape(*h.shape[:2], 2 * WIDTH)[..., :WIDTH]
+
+
+REFUSED = {
+    "a table that is resized": (
+        lambda s, h: h + F.interpolate(s.table, TOKENS).mT,
+        "computes a weight from 'table'",
+    ),
+    "a table that is repeated": (lambda s, h: h + s.table.repeat(1, 1, 2).mT, "computes a weight from 'table'"),
+    "channels of two vectors in turns": (lambda s, h: shuffled(h), "takes a permutation of concatenated"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_rule_is_refused_in_words(name):
+    of, words = REFUSED[name]
+    table = nn.Parameter(torch.randn(1, WIDTH, 2, generator=seeded(1), dtype=D))
+    with pytest.raises(ntkit.NoRuleError, match=words) as found:
+        limit(of, tokens(), table=table)
+    assert "raised" not in str(found.value)

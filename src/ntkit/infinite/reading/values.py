@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkit.infinite.variables.expression import Expression
 from ntkit.infinite.variables.positions import Move, Shape
 from ntkit.infinite.variables.protocols import SideValues
-from ntkit.infinite.variables.rewrites import narrow
+from ntkit.infinite.variables.rewrites import Inseparable, narrow
 from ntkit.infinite.variables.vectors import Coefficient, Moved, expanded, permuted, reshaped
 
 Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
@@ -160,7 +160,7 @@ def _narrowed(
             narrowed.append((len(mine), narrow(e, mine, width)))
         start += width
     if len(narrowed) > 1 and not torch.equal(index, index.sort().values):
-        raise ValueError("a permutation of concatenated vectors")
+        raise Inseparable("a permutation of concatenated vectors")
     return tuple(narrowed)
 
 
