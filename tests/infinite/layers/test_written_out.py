@@ -474,7 +474,10 @@ REFUSED = {
         lambda s, h: h + F.interpolate(s.table, TOKENS).mT,
         "computes a weight from 'table'",
     ),
-    "a table that is repeated": (lambda s, h: h + s.table.repeat(1, 1, 2).mT, "computes a weight from 'table'"),
+    "a table that is repeated": (
+        lambda s, h: h + s.table.repeat(1, 1, 2).mT,
+        "computes a weight from 'table'",
+    ),
     "channels of two vectors in turns": (lambda s, h: shuffled(h), "takes a permutation of concatenated"),
 }
 
@@ -486,3 +489,21 @@ def test_what_has_no_rule_is_refused_in_words(name):
     with pytest.raises(ntkit.NoRuleError, match=words) as found:
         limit(of, tokens(), table=table)
     assert "raised" not in str(found.value)
+
+
+def test_parameters_go_through_a_layer_as_vectors_do():
+    parts = {"c": nn.Linear(WIDTH, WIDTH), "table": nn.Parameter(torch.randn(1, TOKENS, WIDTH, dtype=D))}
+    same(lambda s, h: h + s.c(s.table), lambda s, h: h + s.c(0 * relu(h) + s.table), tokens(), **parts)
+
+
+def test_parameters_of_the_channels_of_heads():
+    heads = (2, WIDTH // 2)
+    parts = {"flat": nn.Parameter(torch.randn(WIDTH, generator=seeded(1), dtype=D))}
+    split = lambda s, h: (relu(h).unflatten(-1, heads) + s.flat.view(heads)).flatten(-2)  # noqa: E731
+    turned = lambda s, h: (  # noqa: E731
+        (relu(h).unflatten(-1, heads).transpose(1, 2) + s.flat.view(1, *heads).transpose(0, 1))
+        .transpose(1, 2)
+        .flatten(-2)
+    )
+    for one in (split, turned):
+        same(one, lambda s, h: relu(h) + s.flat, tokens(), **parts)
