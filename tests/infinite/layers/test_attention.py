@@ -345,8 +345,10 @@ def test_197_tokens_stay_within_the_budget():
 
 @pytest.mark.parametrize(
     ("scale", "width", "averages"),
-    [(1.0, 1, False), (8**-0.5, 8, False), (24**-0.5, 8, False), (1 / 8, 8, True), (0.25, 4, True)]
-    + [(192**-0.5, 64, False), (1 / 64, 64, True), (3 / 64, 64, True)],
+    [
+        *((1.0, 1, False), (8**-0.5, 8, False), (24**-0.5, 8, False), (1 / 8, 8, True), (0.25, 4, True)),
+        *((192**-0.5, 64, False), (1 / 64, 64, True), (2 / 64, 64, True)),
+    ],
 )
 def test_which_scale_is_meant(scale, width, averages):
     assert _averages(scale, width) == averages

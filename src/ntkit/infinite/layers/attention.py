@@ -87,7 +87,7 @@ def _of_each_head(read: Reading, a: Wide, other: Wide) -> Wide:
 
 
 def _averages(scale: float, width: int) -> bool:
-    """Return whether a scale is meant as 1/d, not as 1/sqrt(k d) for a few scores that are added (DeBERTa)."""
+    """Return whether a scale is meant as 1/d, not as 1/sqrt(k d) for k scores that are added (DeBERTa)."""
     few = (abs(scale * (k * width) ** 0.5 - 1) < 1e-6 for k in (1, 2, 3))
     exact = width > 1 and abs(scale * width - 1) < 1e-6
     return exact or (not any(few) and scale * width**0.5 < width**-0.25)
