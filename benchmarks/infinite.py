@@ -23,6 +23,15 @@ JOBS = {
     "cnn-flatten": ("ReLU CNN, depth 3, 3 x 3, flatten, 28 x 28, n = 200", (50, 100), 4.0),
 }
 
+# first calls in processes of their own, of the job behind "first-"
+FIRST = {
+    "first-mlp": ("ReLU MLP, depth 3, n = 6000: first call of a process", (), 1.0),
+    "first-cnn-flatten": ("ReLU CNN, flatten, n = 200: first call of a process", (), 1.0),
+    "first-cnn-gap": ("ReLU CNN, global average pooling, n = 40: first call of a process", (10,), 5.0),
+    "first-mlp-1000-after": ("ReLU MLP, n = 1000: first call, another limit was taken before", (), 2.0),
+}
+JOBS |= FIRST
+
 
 def peers_of(job: str, folder: Path, jax_python: str, threads: int) -> list[Peer]:
     """Return the contestants of a job, ntkit first."""
@@ -36,8 +45,7 @@ def peers_of(job: str, folder: Path, jax_python: str, threads: int) -> list[Peer
     peers = [Peer(who, [*here, who, job, str(threads)]) for who in ("ntkit", "float64")]
     peers.append(Peer("neural-tangents whole", [*there, "0"]))
     peers += [Peer(f"neural-tangents batch {size}", [*there, str(size)]) for size in JOBS[job][1]]
-    peers.append(Peer("gemm", [*here, "gemm", job, str(threads)]))
-    return peers
+    return peers if job in FIRST else [*peers, Peer("gemm", [*here, "gemm", job, str(threads)])]
 
 
 def main() -> None:
@@ -53,6 +61,7 @@ def main() -> None:
         lambda job, folder: peers_of(job, folder, chosen.jax_python, chosen.threads),
         verdict,
         SLOW,
+        lambda job: job in FIRST,
     )
 
 

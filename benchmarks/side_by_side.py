@@ -147,10 +147,44 @@ def compete(
             answer = workers[row.peer].ask(f"result {files[row.peer]}")
             row.peak, row.gradients = answer["peak"], answer["gradients"]
         workers[row.peer].close()
-    if truth in files:
+    _compare(rows, files, truth)
+    return rows
+
+
+def first_calls(
+    job: str, peers: list[Peer], folder: Path, repeats: int, threads: int, truth: str
+) -> list[Row]:
+    """Run the first call of each peer in turn, every time in a process of its own.
+
+    What a library imports when it is imported is not counted, what it imports, reads and compiles at its
+    first call is.
+    """
+    rows = [Row(job, peer.name, [], 0.0, 0, None) for peer in peers]
+    files = {peer.name: folder / f"{job}-{peer.name.replace(' ', '-')}.npy" for peer in peers}
+    for _ in range(repeats):
+        for row, peer in zip(rows, peers, strict=True):
+            if row.failure:
+                continue
+            worker = Worker(peer, [], threads)
+            try:
+                row.seconds.append(worker.ask("first")["seconds"])
+                row.peak = worker.ask(f"result {files[peer.name]}")["peak"]
+            except RuntimeError as error:
+                row.failure = str(error)
+            worker.close()
+        for row in rows:
+            row.warm_up = row.median
+    _compare(rows, files, truth)
+    return rows
+
+
+def _compare(rows: list[Row], files: dict[str, Path], truth: str) -> None:
+    """Keep how far each kernel is from the truth's."""
+    if truth in files and files[truth].exists():
         exact = np.load(files[truth])
         for row in rows:
-            if row.peer in files and np.load(files[row.peer], mmap_mode="r").shape == exact.shape:
-                found = np.load(files[row.peer])
+            if row.failure or row.peer not in files:
+                continue
+            found = np.load(files[row.peer])
+            if found.shape == exact.shape:
                 row.error = float(np.abs(found - exact).max() / np.abs(exact).max())
-    return rows

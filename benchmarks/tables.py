@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from side_by_side import SLOW, Peer, Row, compete
+from side_by_side import SLOW, Peer, Row, compete, first_calls
 
 UNLISTED = "gemm"
 KEPT = ("ntkit", "float64", UNLISTED)  # contestants that --only does not leave out
@@ -35,14 +35,21 @@ def run(
     peers_of: Callable[[str, Path], list[Peer]],
     verdict: Callable[[str, list[Row]], str],
     slow: float = SLOW,
+    fresh: Callable[[str], bool] = lambda _: False,
 ) -> None:
-    """Run the chosen jobs one after the other; print and write their tables."""
+    """Run the chosen jobs one after the other; print and write their tables.
+
+    ``fresh`` says of which job the first calls in processes of their own are timed.
+    """
     text = [f"Machine: {platform.machine()}, {chosen.threads} threads, {chosen.repeats} interleaved rounds."]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for job in chosen.jobs:
             peers = [p for p in peers_of(job, folder) if p.name in KEPT or chosen.only in p.name]
-            rows = compete(job, peers, [], folder, chosen.repeats, chosen.threads, "float64", slow)
+            if fresh(job):
+                rows = first_calls(job, peers, folder, chosen.repeats, chosen.threads, "float64")
+            else:
+                rows = compete(job, peers, [], folder, chosen.repeats, chosen.threads, "float64", slow)
             text += [f"\n### {titles[job]}\n", table(rows), "", verdict(job, rows)]
             print("\n".join(text[-4:]), flush=True)
             chosen.out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +86,13 @@ def against_bar(rows: list[Row], bar: float, peers: str | tuple[str, ...], flops
         return f"No ratio (bar {bar:g}): {'ntkit' if ours.failure else 'every peer'} failed."
     best = min(others, key=lambda r: r.median)
     ratio = best.median / ours.median
-    rate = GEMM / next(r for r in rows if r.peer == UNLISTED).median
     line = f"Best peer: {best.peer}, {ratio:.2f} times our time (bar {bar:g}: "
-    line += "reached" if ratio >= bar else "**missed**"
-    line += f"). GEMM rate in the same run: {rate / 1e9:.0f} GFLOP/s"
+    line += "reached)" if ratio >= bar else "**missed**)"
+    multiplied = [r for r in rows if r.peer == UNLISTED]
+    if not multiplied:
+        return f"{line}."
+    rate = GEMM / multiplied[0].median
+    line += f". GEMM rate in the same run: {rate / 1e9:.0f} GFLOP/s"
     if flops:
         line += f"; ours {flops / ours.median / 1e9:.0f} GFLOP/s, {flops / ours.median / rate:.0%} of it"
     return line + "."

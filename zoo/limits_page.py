@@ -17,7 +17,7 @@ HEAD = f"""# The zoo in the limit of infinite width
 `infinite_width` in a process of its own, `samples={POINTS}`, on three different samples, on one thread.
 
 - *error*: `limit.error`, measured, four standard errors where functions are sampled; 0 for closed forms.
-- *read*, *s*: seconds until the network is read, and until its NTK is made.
+- *read*, *s*: seconds of a processor until the network is read, and until its NTK is made.
 - *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other: the smallest
   width, and the largest differences of NNGP and NTK with the draws' standard errors, over the largest value;
   the limit with `samples={MORE}`. The bar of each is four standard errors, `limit.error` and 8 / width, and

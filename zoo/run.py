@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ LIBRARIES = {
     "peft": ("peft_models",),
 }
 MEMORY = 10 * 2**30  # bytes that one model may hold
+WAIT = 20  # times its patience that one may take on a busy machine
 ABOVE = "infinite training machine diagnose data report studies".split()  # rooms that finite kernels lack
 
 Measure = Callable[[Entry, Callable[[dict[str, Any]], None]], dict[str, Any]]
@@ -59,11 +61,11 @@ class Table:
     page: Callable[[dict[str, Any]], tuple[str, list[str]]]
     name: str  # of the files in docs
     rooms: frozenset[str]  # of ntkit that no result depends on
-    patience: float  # seconds that one model may take
+    patience: int  # seconds of a processor that one model may take
 
 
-KERNELS = Table(measure.measure, page.page, "zoo", frozenset(ABOVE), 120.0)
-LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 90.0)
+KERNELS = Table(measure.measure, page.page, "zoo", frozenset(ABOVE), 120)
+LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 90)
 
 
 def entries(library: str) -> list[Entry]:
@@ -85,15 +87,18 @@ def versions(library: str, table: Table = KERNELS) -> dict[str, str]:
 
 
 def run(entry: Entry, table: Table = KERNELS) -> dict[str, Any]:
-    """Measure a model in a process of its own; a crash or a late end is a result too."""
+    """Measure a model in a process of its own; a crash or a late end is a result too.
+
+    What takes longer than the patience of its table is ended by the system, whatever else the machine does.
+    """
     context = multiprocessing.get_context("fork")  # the libraries are imported once, here
     ear, mouth = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(table.measure, entry, mouth))
+    process = context.Process(target=_child, args=(table, entry, mouth))
     process.start()
     mouth.close()
     result: dict[str, Any] = {"name": entry.name, "status": "crashed", "words": "before it began"}
     result |= {"note": entry.note, "per_sample": entry.per_sample}
-    end = time.monotonic() + table.patience
+    end = time.monotonic() + WAIT * table.patience
     late = False
     try:
         while not (late := not ear.poll(max(0.0, end - time.monotonic()))):
@@ -102,21 +107,23 @@ def run(entry: Entry, table: Table = KERNELS) -> dict[str, Any]:
         pass
     if late:
         process.kill()
+    process.join()
+    if late or process.exitcode == -signal.SIGXCPU:
         if "ntkit" not in result and result.get("status") != "served":
             where = result.get("words", "")
-            result |= {"status": "late", "words": f"{where}: ended after {table.patience:.0f} s"}
-    process.join()
+            result |= {"status": "late", "words": f"{where}: ended after {table.patience} s"}
     return result
 
 
-def _child(measure: Measure, entry: Entry, mouth: Connection) -> None:
+def _child(table: Table, entry: Entry, mouth: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (table.patience, table.patience + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     try:
-        mouth.send(measure(entry, mouth.send))
+        mouth.send(table.measure(entry, mouth.send))
     except Exception as error:
         result = {"name": entry.name, "status": "broken", "words": told(error), "note": entry.note}
         mouth.send({**result, "per_sample": entry.per_sample})

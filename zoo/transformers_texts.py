@@ -126,6 +126,20 @@ MAMBA: dict[str, Any] = dict(
 )
 GPT2: dict[str, Any] = dict(vocab_size=WORDS, n_positions=16, n_embd=16, n_layer=2, n_head=2, use_cache=False)
 GPT2 |= dict(bos_token_id=1, eos_token_id=2)
+OPT: dict[str, Any] = dict(
+    vocab_size=WORDS,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    ffn_dim=24,
+    max_position_embeddings=16,
+    word_embed_proj_dim=16,
+    use_cache=False,
+    pad_token_id=1,
+    bos_token_id=2,
+    eos_token_id=2,
+)
+BLOOM: dict[str, Any] = dict(vocab_size=WORDS, hidden_size=16, n_layer=2, n_head=2, use_cache=False)
 EXPERTS: dict[str, Any] = dict(
     num_local_experts=4, num_experts_per_tok=2, num_experts=4, moe_intermediate_size=16
 )
@@ -219,6 +233,15 @@ ENTRIES = [
     ),
     of("gpt2", "GPT2LMHeadModel", "GPT2Config", tokens(words=WORDS), last, note="tied", **GPT2),
     of(
+        "gpt2, untied",
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        tokens(words=WORDS),
+        last,
+        tie_word_embeddings=False,
+        **GPT2,
+    ),
+    of(
         "gpt2, classifier",
         "GPT2ForSequenceClassification",
         "GPT2Config",
@@ -256,36 +279,26 @@ ENTRIES = [
         **GPT2,
     ),
     decoder("gpt_neox", "GPTNeoX"),
+    of("opt", "OPTForCausalLM", "OPTConfig", tokens(words=WORDS), last, **OPT),
     of(
-        "opt",
+        "opt, untied",
         "OPTForCausalLM",
         "OPTConfig",
         tokens(words=WORDS),
         last,
-        vocab_size=WORDS,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        ffn_dim=24,
-        max_position_embeddings=16,
-        word_embed_proj_dim=16,
-        use_cache=False,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=2,
+        tie_word_embeddings=False,
+        **OPT,
     ),
+    of("bloom", "BloomForCausalLM", "BloomConfig", tokens(words=WORDS), last, "eager", **BLOOM),
     of(
-        "bloom",
+        "bloom, untied",
         "BloomForCausalLM",
         "BloomConfig",
         tokens(words=WORDS),
         last,
-        attention="eager",
-        vocab_size=WORDS,
-        hidden_size=16,
-        n_layer=2,
-        n_head=2,
-        use_cache=False,
+        "eager",
+        tie_word_embeddings=False,
+        **BLOOM,
     ),
     decoder("llama", "Llama"),
     decoder("llama, eager", "Llama", "eager"),

@@ -28,12 +28,12 @@ def prepare() -> Callable[[], object]:
     sigmas = {"W_std": SIGMA_W, "b_std": SIGMA_B}
     layers: list = []
     for _ in range(DEPTH):
-        if JOB == "mlp":
+        if "mlp" in JOB:
             layers.append(stax.Dense(32, **sigmas))
         else:
             layers.append(stax.Conv(8, (3, 3), padding="SAME", **sigmas))
         layers.append(stax.Relu())
-    ends = {"mlp": [], "cnn-gap": [stax.GlobalAvgPool()], "cnn-flatten": [stax.Flatten()]}[JOB]
+    ends = [stax.GlobalAvgPool()] * ("gap" in JOB) + [stax.Flatten()] * ("flatten" in JOB)
     kernel = stax.serial(*layers, *ends, stax.Dense(1, **sigmas))[2]
     if BATCH:
         compiled = jax.jit(kernel, static_argnums=(2,))

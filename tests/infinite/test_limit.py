@@ -290,3 +290,30 @@ def test_without_a_compiler_limits_are_eager(monkeypatch):
         found = limit.ntk(x)
     torch.testing.assert_close(found, ntkit.infinite_width(model, x[:1], compile=False).ntk(x))
     limit.ntk(x)  # the warning comes once
+
+
+WAYS = {
+    "nngp": lambda limit, x: limit.nngp(x),
+    "a second batch": lambda limit, x: limit.ntk(x.detach(), x),
+    "the diagonal": lambda limit, x: limit.ntk.diag(x),
+    "the plan": lambda limit, x: limit.ntk.plan(x),
+    "a layer": lambda limit, x: limit.layers["h1"].nngp(x),
+    "positions": lambda limit, x: limit.kernel("ntk", "h1", positions=True)(x),
+    "a sum": lambda limit, x: (limit.ntk + limit.nngp)(x),
+    "normalized": lambda limit, x: limit.ntk.normalized()(x),
+    "an expectation": lambda limit, x: limit.expect(lambda h1: h1[:, 0], x),
+    "coordinates": lambda limit, x: limit.coordinates("h1", x),
+    "the example": lambda limit, x: ntkit.infinite_width(limit.net.module, x),
+    "draws": lambda limit, x: ntkit.monte_carlo(limit.net.module, 2, x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_inputs_that_require_a_gradient_are_refused(way):
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    limit = ntkit.infinite_width(model, x)
+    with pytest.raises(ntkit.NtkitError, match=r"requires a gradient.*detach\(\)"):
+        WAYS[way](limit, x.clone().requires_grad_())
+    with torch.no_grad():
+        assert WAYS[way](limit, x.clone().requires_grad_()) is not None

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadValueError, NoRuleError, nearest
 from ntkit.graph import Graph, trace
+from ntkit.infinite.data import as_data
 from ntkit.infinite.drawing import redrawn
 from ntkit.infinite.moments.draws import BLOCKS, parts_of, random
 from ntkit.infinite.moments.evaluate import evaluate
@@ -31,7 +32,7 @@ from ntkit.infinite.variables.functions import basis_of
 from ntkit.infinite.variables.numerics import Numerics
 from ntkit.infinite.variables.vectors import Attended, Turned, Vector
 from ntkit.inputs import Batch, Inputs, batch_size, take
-from ntkit.network import Network, as_inputs
+from ntkit.network import Network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -295,8 +296,8 @@ class OfCoordinates:
         >>> abs(value - 0.25 * (2 / 3 * 2 / torch.pi) ** 0.5) < 4 * error
         tensor(True)
         """
+        batch, program = self._at(x)
         with torch.no_grad():
-            batch, program = self._at(x)
             names = list(signature(psi).parameters) if lines is None else list(lines)
             entries = [entry_of(program, name) for name in names]
             return expect(entries, batch, self.numerics, psi)
@@ -338,14 +339,14 @@ class OfCoordinates:
         >>> limit.coordinates("h1", torch.randn(2, 3))
         Coordinates of h1 (relu(g1)   [closed form]): [2, 500]
         """
+        batch, program = self._at(x)
         with torch.no_grad():
-            batch, program = self._at(x)
             model, select = self.settings["model"], self.settings["select"]
             entry = entry_of(program, line)
             return coordinates(self.net, entry, batch, self.laws, self.numerics, model, select, seed)
 
     def _at(self, x: Inputs) -> tuple[Batch, Program]:
-        batch = as_inputs(x, self.net, "x", None)
+        batch = as_data(x, self.net, "x", None)
         with undisturbed(self.net):
             return batch, self.paths.of(batch).program
 

@@ -16,6 +16,7 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.coordinates import OfCoordinates, vector_of
+from ntkit.infinite.data import as_data
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
@@ -26,7 +27,7 @@ from ntkit.infinite.variables.numerics import Numerics
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful
-from ntkit.network import Network, as_inputs, network, refuse_complex
+from ntkit.network import Network, network, refuse_complex
 
 LimitKind = Literal["nngp", "ntk"]
 
@@ -212,8 +213,8 @@ class LimitKernel(Kernel):
         ``[n1, n2]``, or ``[n1, n2, *positions, *positions']``.
         """
         net = self.limit.net
-        first = as_inputs(x1, net, "x1", self.inputs)
-        second = None if x2 is None or x2 is x1 else self._checked(as_inputs(x2, net, "x2", self.inputs))
+        first = as_data(x1, net, "x1", self.inputs)
+        second = None if x2 is None or x2 is x1 else self._checked(as_data(x2, net, "x2", self.inputs))
         with undisturbed(net):
             first = self._checked(first)
             tiles = self._tiles(first, *([] if second is None else [second]))
@@ -224,15 +225,15 @@ class LimitKernel(Kernel):
     def plan(self, x1: Inputs, x2: Inputs | None = None) -> Plan:
         """Return how the kernel between two batches is made: tiles, bytes, sampled points. Print it."""
         net = self.limit.net
-        first = self._checked(as_inputs(x1, net, "x1", self.inputs))
-        second = first if x2 is None else self._checked(as_inputs(x2, net, "x2", self.inputs))
+        first = self._checked(as_data(x1, net, "x1", self.inputs))
+        second = first if x2 is None else self._checked(as_data(x2, net, "x2", self.inputs))
         with undisturbed(net), torch.no_grad():
             tiles = self._tiles(first, second)
             return tiles.plan(self.kind == "ntk", first, batch_size(first), batch_size(second))
 
     def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the kernel of each sample with itself, ``[n]`` or ``[n, *positions, *positions']``."""
-        batch = self._checked(as_inputs(x, self.limit.net, picked=self.inputs))
+        batch = self._checked(as_data(x, self.limit.net, picked=self.inputs))
         with undisturbed(self.limit.net):
             tiles = self._tiles(batch)
             diagonal = within(self.limit.tol, tiles, self.kind == "ntk", batch, None, diagonal=True)
@@ -384,7 +385,7 @@ def infinite_width(
     net = network(model, select=select)
     refuse_stateful(net.module)
     refuse_complex(net, "The limit of infinite width")
-    batch = as_inputs(example, net, "example", inputs)
+    batch = as_data(example, net, "example", inputs)
     settings = LimitSettings(
         sigma_w=sigma_w, sigma_b=sigma_b, parameterization=parameterization, samples=samples, seed=seed,
         tol=tol, memory=memory, compile=compile, inputs=inputs, select=select,

@@ -16,10 +16,11 @@ from ntkit.errors import BadTypeError, NtkitError, one_of, whole
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.finite.jacobian.proof import last_layer, sample_pair
 from ntkit.finite.parametrize import Sigma
+from ntkit.infinite.data import as_data
 from ntkit.infinite.drawing import redrawn
 from ntkit.infinite.reading.laws import Parameterization
 from ntkit.inputs import Batch, Inputs, Picked, take
-from ntkit.network import Network, as_inputs, network, refuse_complex
+from ntkit.network import Network, network, refuse_complex
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,12 +117,12 @@ def monte_carlo(
     if not isinstance(model, nn.Module):
         raise BadTypeError(f"Expected a torch.nn.Module, which can be redrawn, got {type(model).__name__}.")
     standard = parameterization == "standard"
-    example = None if standard else as_inputs(x1, network(model, select=select), "x1", inputs)
+    example = None if standard else as_data(x1, network(model, select=select), "x1", inputs)
     copy, draw = redrawn(model, parameterization, sigma_w, sigma_b, seed, example, select)
     net = network(copy, select=select)
     refuse_complex(net, "An estimate of the limit")
-    first = as_inputs(x1, net, "x1", inputs)
-    second = None if x2 is None else as_inputs(x2, net, "x2", inputs)
+    first = as_data(x1, net, "x1", inputs)
+    second = None if x2 is None else as_data(x2, net, "x2", inputs)
     ntk, nngp = EmpiricalNTK(copy, memory=memory, select=select), None
     means = _Means(), _Means()
     with undisturbed(net), warnings.catch_warnings():

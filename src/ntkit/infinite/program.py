@@ -36,11 +36,13 @@ from ntkit.infinite.reading.laws import Laws
 from ntkit.infinite.reading.rules import LIMIT_RULES, Entry, Reading, known
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide
 from ntkit.infinite.variables.expression import walk
+from ntkit.infinite.variables.rewrites import Inseparable
 from ntkit.infinite.variables.vectors import Coefficient, Gain, Line, Vector, behind
 from ntkit.inputs import Batch, take
 from ntkit.network import Network
 
 Operation = Callable[..., Any]
+RULES = "ntkit.infinite.layers"  # of ntkit's own rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +171,17 @@ def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> obje
     """Return what a rule makes of an operation; an error in it is told with the rule's name."""
 
     def refuse(what: str) -> NtkitError:
+        own = getattr(getattr(rule, "func", rule), "__module__", "").startswith(RULES)
+        if own and _derived(args):  # rules for vectors know no weights
+            return reading.unknown(_derived(args))
         rest = f"The rule {what}; mend it, or leave such arguments out."
         return reading.unknown(f"{_derived(args)} {rest}".strip())
 
     with named(rule, refuse) as name:
-        result = rule(reading, *args, **kwargs)
+        try:
+            result = rule(reading, *args, **kwargs)
+        except Inseparable as what:
+            raise reading.refuse(f"it takes {what}.") from what
     for leaf in pytree.tree_leaves(result):
         if not isinstance(leaf, Operand | float | int | None):
             raise refuse(f"{name} returned a {type(leaf).__name__}, expected a Wide, Known, Weight or tensor")

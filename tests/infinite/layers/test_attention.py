@@ -25,6 +25,7 @@ from one_head import (
 from torch import nn
 
 import ntkit
+from ntkit.infinite.layers.attention import _averages
 
 CAUSAL = torch.tril(torch.ones(3, 3)).bool()
 ADDED = torch.randn(3, 3, generator=seeded(11), dtype=D)
@@ -340,3 +341,14 @@ def test_197_tokens_stay_within_the_budget():
     ran = subprocess.run([sys.executable, "-c", LONG.format(tests=tests)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) < 0.5 + 1.5  # GiB: the budget, and what torch itself takes
+
+
+@pytest.mark.parametrize(
+    ("scale", "width", "averages"),
+    [
+        *((1.0, 1, False), (8**-0.5, 8, False), (24**-0.5, 8, False), (1 / 8, 8, True), (0.25, 4, True)),
+        *((192**-0.5, 64, False), (1 / 64, 64, True), (2 / 64, 64, True)),
+    ],
+)
+def test_which_scale_is_meant(scale, width, averages):
+    assert _averages(scale, width) == averages

@@ -444,3 +444,66 @@ def test_writing_in_place(name):
         same(lambda s, h: one(h), lambda s, h: two(h), tokens())
     except ntkit.NoRuleError as error:
         assert "shares its memory" in str(error)  # refused, never wrong
+
+
+def parameters(value):
+    return nn.Parameter(torch.full((WIDTH,), value, dtype=D))
+
+
+def test_a_number_may_be_added_to_a_weight():
+    scaled = lambda of: lambda s, h: F.rms_norm(h, (WIDTH,)) * of(s)  # noqa: E731
+    parts = {"g": parameters(0.0), "unit": parameters(1.0), "less": parameters(-0.5)}
+    same(scaled(lambda s: 1.0 + s.g), scaled(lambda s: s.unit), tokens(), **parts)
+    same(scaled(lambda s: 3 - 2 * (s.g + 1)), scaled(lambda s: -2 * s.less), tokens(), **parts)
+    same(scaled(lambda s: s.g - 0.5), scaled(lambda s: s.less), tokens(), **parts)
+
+
+def test_a_number_added_to_a_matrix_is_refused():
+    square = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=seeded(1), dtype=D))
+    with pytest.raises(ntkit.NoRuleError, match="added to the weight 'w' before a product"):
+        limit(lambda s, h: h @ (s.w + 0.5), tokens(), w=square)
+
+
+def shuffled(h):
+    both = torch.cat([relu(h), torch.tanh(h)], -1)
+    return both.reshape(*h.shape[:2], 2, WIDTH).mT.reshape(*h.shape[:2], 2 * WIDTH)[..., :WIDTH]
+
+
+REFUSED = {
+    "a table that is resized": (
+        lambda s, h: h + F.interpolate(s.table, TOKENS).mT,
+        "computes a weight from 'table'",
+    ),
+    "a table that is repeated": (
+        lambda s, h: h + s.table.repeat(1, 1, 2).mT,
+        "computes a weight from 'table'",
+    ),
+    "channels of two vectors in turns": (lambda s, h: shuffled(h), "takes a permutation of concatenated"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_rule_is_refused_in_words(name):
+    of, words = REFUSED[name]
+    table = nn.Parameter(torch.randn(1, WIDTH, 2, generator=seeded(1), dtype=D))
+    with pytest.raises(ntkit.NoRuleError, match=words) as found:
+        limit(of, tokens(), table=table)
+    assert "raised" not in str(found.value)
+
+
+def test_parameters_go_through_a_layer_as_vectors_do():
+    parts = {"c": nn.Linear(WIDTH, WIDTH), "table": nn.Parameter(torch.randn(1, TOKENS, WIDTH, dtype=D))}
+    same(lambda s, h: h + s.c(s.table), lambda s, h: h + s.c(0 * relu(h) + s.table), tokens(), **parts)
+
+
+def test_parameters_of_the_channels_of_heads():
+    heads = (2, WIDTH // 2)
+    parts = {"flat": nn.Parameter(torch.randn(WIDTH, generator=seeded(1), dtype=D))}
+    split = lambda s, h: (relu(h).unflatten(-1, heads) + s.flat.view(heads)).flatten(-2)  # noqa: E731
+    turned = lambda s, h: (  # noqa: E731
+        (relu(h).unflatten(-1, heads).transpose(1, 2) + s.flat.view(1, *heads).transpose(0, 1))
+        .transpose(1, 2)
+        .flatten(-2)
+    )
+    for one in (split, turned):
+        same(one, lambda s, h: relu(h) + s.flat, tokens(), **parts)

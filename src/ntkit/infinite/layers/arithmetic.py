@@ -47,7 +47,7 @@ def total(*terms: Term) -> Expression:
     parts: list[Expression] = []
     for t in terms:
         if isinstance(t, Expression):
-            parts += t.terms if isinstance(t, VectorSum) and len(t.terms) <= FEW else [t]
+            parts += t.terms if type(t) is VectorSum and len(t.terms) <= FEW else [t]
         elif isinstance(t, Coefficient):
             parts.append(Offset(t.shape, t))
         elif t:
@@ -76,24 +76,40 @@ def times(read: Reading, x: Term, y: Term) -> Expression:
     return multiple(vector, number)
 
 
-@rule(aten.add.Tensor)
 def add(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
     """Return a sum, bilinear in covariance and tangent kernel."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, alpha)))
     return read.write("LinComb", f"{read.name(a)} + {read.name(b)}", value)
 
 
-@rule(aten.sub.Tensor)
+@rule(aten.add.Tensor)
+def add_any(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide | Weight:
+    """Return a sum; of a weight and a number, such a weight."""
+    if isinstance(a, Weight) and isinstance(b, float | int):
+        return a.plus(alpha * b)
+    if isinstance(b, Weight) and isinstance(a, float | int):
+        return b.times(alpha).plus(a)
+    return add(read, a, b, alpha=alpha)
+
+
 def sub(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide:
     """Return a difference."""
     value = combine(read, [a, b], lambda x, y: total(x, scale(y, -alpha)))
     return read.write("LinComb", f"{read.name(a)} - {read.name(b)}", value)
 
 
+@rule(aten.sub.Tensor)
+def sub_any(read: Reading, a: Argument, b: Argument, *, alpha: float = 1) -> Wide | Weight:
+    """Return a difference; of a weight and a number, such a weight."""
+    if isinstance(a, Weight | float | int) and isinstance(b, Weight | float | int):
+        return add_any(read, a, b, alpha=-alpha)
+    return sub(read, a, b, alpha=alpha)
+
+
 @rule(aten.rsub.Scalar, aten.rsub.Tensor)
-def rsub(read: Reading, a: Argument, b: Argument, alpha: float = 1) -> Wide:
+def rsub(read: Reading, a: Argument, b: Argument, alpha: float = 1) -> Wide | Weight:
     """Return a difference, the other way round."""
-    return sub(read, b, a, alpha=alpha)
+    return sub_any(read, b, a, alpha=alpha)
 
 
 @rule(aten.neg.default)
@@ -106,7 +122,7 @@ def neg(read: Reading, a: Wide) -> Wide:
 def mul(read: Reading, a: Argument, b: Argument) -> Wide | Weight:
     """Return a product: linear with numbers and parameters, of vectors a function of both."""
     if isinstance(a, Weight) and isinstance(b, float | int):
-        return Weight(a.name, a.tensor, a.shape, a.factor * b)
+        return a.times(b)
     if isinstance(b, Weight) and isinstance(a, float | int):
         return mul(read, b, a)
     for vector, numbers in ((a, b), (b, a)):

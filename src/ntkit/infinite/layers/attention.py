@@ -86,6 +86,13 @@ def _of_each_head(read: Reading, a: Wide, other: Wide) -> Wide:
     return a
 
 
+def _averages(scale: float, width: int) -> bool:
+    """Return whether a scale is meant as 1/d, not as 1/sqrt(k d) for k scores that are added (DeBERTa)."""
+    few = (abs(scale * (k * width) ** 0.5 - 1) < 1e-6 for k in (1, 2, 3))
+    exact = width > 1 and abs(scale * width - 1) < 1e-6
+    return exact or (not any(few) and scale * width**0.5 < width**-0.25)
+
+
 def swapped(a: Wide) -> Wide:
     """Return a vector with its last two dimensions swapped."""
     return replace(a, dims=(*a.dims[:-2], a.dims[-1], a.dims[-2]))
@@ -110,7 +117,7 @@ def scores(read: Reading, q: Wide, k: Wide) -> Wide | Known:
     u, constant_u = _unscaled(first)
     v, constant_v = _unscaled(second)
     constant = constant_u * constant_v
-    averages = abs(constant * _later(read)) * width**0.5 < width**-0.25  # closer to 1/d than to 1/sqrt(d)
+    averages = _averages(abs(constant * _later(read)), width)
     if averages:
         if turn is not None:
             raise read.refuse("queries and keys that are turned (rotary embeddings) under a scale of 1/d.")

@@ -19,9 +19,18 @@ from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Operand, Weight, Wide, numbers
 from ntkit.infinite.variables.algebra import Need
 from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import KernelSum, unrelated
 from ntkit.infinite.variables.positions import Move, Shape
 from ntkit.infinite.variables.protocols import SideValues
-from ntkit.infinite.variables.vectors import Coefficient, Line, Moved, Raw, Vector, VectorSum, expanded
+from ntkit.infinite.variables.vectors import (
+    Coefficient,
+    Line,
+    Moved,
+    Raw,
+    Vector,
+    VectorSum,
+    expanded,
+)
 
 aten = torch.ops.aten
 Parameters = tuple[Weight, Weight | None]  # weight and bias
@@ -208,15 +217,18 @@ def depthwise(read: Reading, x: Wide, layer: Parameters, window: Window) -> Wide
     law = read.laws.depthwise(weight, size, read.path)
     kernels = weight.tensor.reshape(weight.tensor.shape[0], -1)
 
+    places = list(product(*map(range, window.kernel)))
+    entries = [Vector((1,) * rank, weight.name, rows_of(kernels[:, j]), 0.0, law) for j in range(size)]
+    moves = [Move((windowed, window, offsets), x.shape, shape, True) for offsets in places]
+
     def of(e: Expression) -> Expression:
-        terms = []
-        for j, offsets in enumerate(product(*map(range, window.kernel))):
-            entry = Vector((1,) * rank, weight.name, rows_of(kernels[:, j]), 0.0, law)
-            move = Move((windowed, window, offsets), x.shape, shape, True)
-            terms.append(times(read, entry, Moved(shape, move, expanded(e, x.shape))))
-        if bias is not None:
-            terms.append(read.bias(bias, size, rank))
-        return VectorSum(shape, tuple(terms))
+        inner = expanded(e, x.shape)
+        seen = (Moved(shape, move, inner) for move in moves)
+        terms = tuple(times(read, w, part) for w, part in zip(entries, seen, strict=True))
+        value: Expression = VectorSum(shape, terms)
+        if unrelated(tuple(entries), (e,)):
+            value = KernelSum(shape, terms, inner, window, law, tuple(w.key for w in entries))
+        return value if bias is None else VectorSum(shape, (value, read.bias(bias, size, rank)))
 
     wide = replace(x.map(of, shape), dims=((), (-1,), *((i,) for i in range(rank))))
     text = f"{weight.name} * {read.name(x)}   (depthwise)   [product of independent factors]"

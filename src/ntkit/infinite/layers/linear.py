@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ntkit.infinite.layers.arithmetic import add
 from ntkit.infinite.layers.attention import between
+from ntkit.infinite.reading.alignment import of_parameters
 from ntkit.infinite.reading.rules import Reading, rows_of, rule
 from ntkit.infinite.reading.values import Known, Operand, Weight, Wide, numbered, numbers
 from ntkit.infinite.variables.algebra import Need
@@ -52,6 +53,8 @@ def vector_of(read: Reading, value: object) -> tuple[tuple[tuple[float, Expressi
 
     The frame holds the sizes and dimensions of the leading positions; its pieces mean nothing.
     """
+    if isinstance(value, Weight) and value.tensor.ndim > 1:
+        value = of_parameters(read, value)
     if isinstance(value, Wide):
         value = value.canonical()
         if len(value.channels) != sum(a < 0 for a in value.dims[-1]):

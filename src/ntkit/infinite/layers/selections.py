@@ -12,6 +12,7 @@ from ntkit.infinite.layers.views import refactored, single, viewed
 from ntkit.infinite.reading.rules import Reading, rule
 from ntkit.infinite.reading.values import Weight, Wide, sizes_of
 from ntkit.infinite.variables.positions import Move
+from ntkit.infinite.variables.rewrites import Inseparable
 
 aten = torch.ops.aten
 Cuts = tuple[Wide | Weight, ...]
@@ -48,7 +49,7 @@ def selected(read: Reading, a: Wide, dim: int, index: Tensor, drop: bool) -> Wid
         dims = a.dims
     try:
         return a.narrowed(rows.reshape(-1), channels, dims)
-    except ValueError as error:
+    except Inseparable as error:
         raise read.refuse(f"it selects {error}.") from error
 
 

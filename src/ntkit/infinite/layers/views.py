@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import prod
 
@@ -97,7 +98,7 @@ def viewed(read: Reading, op: Callable[..., Tensor], a: Weight, *args: object) -
     t = op(a.tensor, *args)
     if t.untyped_storage().data_ptr() != a.tensor.untyped_storage().data_ptr():
         raise read.refuse(f"it copies the weight {a.name!r} in another order.")
-    return Weight(a.name, t, a.shape, a.factor)
+    return replace(a, tensor=t)
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)

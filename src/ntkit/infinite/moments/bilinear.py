@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ntkit.infinite.variables.algebra import Need, Value, add, at_equal, mapped, times
 from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.functions import terms_that_meet
 from ntkit.infinite.variables.positions import expand
 from ntkit.infinite.variables.protocols import PairValues
 from ntkit.infinite.variables.vectors import Mixed, Moved, Multiple, VectorSum
@@ -43,7 +44,7 @@ def bilinear(pairs: PairValues, of: KernelOf, u: Expression, v: Expression, need
                 factor = pairs.lift(factor, "right", need, len(u.shape))
             return times(of(u, v.inner, need), factor)
         case VectorSum(), VectorSum() if len(u.names) == len(v.names):  # sums of sums: level by level
-            return add(of(a, b, need) for a in u.terms for b in v.terms)
+            return add(of(a, b, need) for a, b in terms_that_meet(u, v))
         case VectorSum(), _ if not isinstance(v, VectorSum) or len(u.names) > len(v.names):
             return add(of(term, v, need) for term in u.terms)
         case _, VectorSum():

@@ -11,10 +11,11 @@ from ntkit.compute.plan import chunks
 from ntkit.infinite.moments.evaluate import Lift
 from ntkit.infinite.variables.algebra import Need
 from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.expression import apart as independent
 from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.positions import Shape, broadcast
 from ntkit.infinite.variables.protocols import PairValues
-from ntkit.infinite.variables.vectors import Moved, Vector
+from ntkit.infinite.variables.vectors import Moved, Vector, same_rows
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
 Factors = tuple[int, list[tuple[list[Variable], list[int], Tensor]]]  # dimensions, and groups of variables
@@ -41,6 +42,13 @@ def random(b: Expression) -> bool:
 def basis(e: Expression) -> tuple[Expression, ...]:
     """Return the Gaussian vectors and the parameters that a vector is a function of."""
     return e.basis if isinstance(e, Apply) else (e,)
+
+
+def _others(a: Expression, b: Expression) -> bool:
+    """Return whether two are other entries of the kernels of one depthwise convolution."""
+    if not (isinstance(a, Vector) and isinstance(b, Vector)) or a.average or b.average:
+        return False
+    return a.key != b.key and not same_rows(a.rows, b.rows, a.name)
 
 
 def is_local(e: Expression) -> bool:
@@ -191,6 +199,8 @@ class JointDraws:
         return [sorted(group, key=variables.index) for group in groups]
 
     def _value(self, a: Variable, b: Variable) -> Tensor | None:
+        if independent(a[1], b[1]) or _others(a[1], b[1]):
+            return None
         if a[0] == b[0]:
             return self.sides[a[0]].itself.covariance(a[1], b[1], "equal" if self.apart else "all")
         if a[0] == 1:

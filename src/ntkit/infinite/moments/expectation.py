@@ -17,7 +17,7 @@ from ntkit.infinite.variables.expression import Expression, walk
 from ntkit.infinite.variables.functions import Apply, as_function, unrelated
 from ntkit.infinite.variables.numerics import NOISE
 from ntkit.infinite.variables.protocols import PairValues, SideValues
-from ntkit.infinite.variables.vectors import Gain
+from ntkit.infinite.variables.vectors import Gain, VectorSum
 
 
 def closed(u: Apply) -> Dual | None:
@@ -141,6 +141,13 @@ def _account_factors(pairs: PairValues, u: Apply, v: Apply) -> None:
     for w in (u, v):
         assert w.factors is not None
         account_product(pairs.left.numerics, w, *w.factors)
+
+
+def account_terms(pairs: PairValues, u: VectorSum) -> None:
+    """Keep the errors of a sum of products of independent factors."""
+    for term in u.terms:
+        if isinstance(term, Apply) and term.factors is not None:
+            account_product(pairs.left.numerics, term, *term.factors)
 
 
 def _argument(u: Apply) -> Expression:

@@ -14,7 +14,7 @@ from ntkit.infinite.variables import vectors as vec
 from ntkit.infinite.variables.algebra import Need, Value, add, at_equal, multiply, refuse, times
 from ntkit.infinite.variables.demand import reader
 from ntkit.infinite.variables.expression import Expression, apart
-from ntkit.infinite.variables.functions import Apply, unrelated
+from ntkit.infinite.variables.functions import Apply, KernelSum, unrelated
 from ntkit.infinite.variables.order import KINDS, Order, bytes_of
 from ntkit.infinite.variables.positions import Shape
 from ntkit.infinite.variables.protocols import Remembers, SideValues, T
@@ -117,6 +117,8 @@ class Pairs(Remembers):
                 return times(self.moment(u.inner, v, need), u.vector.average)
             case _, vec.Gain():
                 return times(self.moment(u, v.inner, need), v.vector.average)
+        if isinstance(u, KernelSum) and u.same(v):
+            return self._depthwise(self.moment, u, v, need, u.law.variance)
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return bilinear(self, self.moment, u, v, need)
         match u, v:
@@ -145,6 +147,9 @@ class Pairs(Remembers):
     def _tangent(self, u: Expression, v: Expression, need: Need) -> Value:
         if isinstance(u, WITHOUT_GRADIENT) or isinstance(v, WITHOUT_GRADIENT):
             return None
+        if isinstance(u, KernelSum) and u.same(v):
+            through = self._depthwise(self.tangent, u, v, need, u.law.variance)
+            return add((self._depthwise(self.moment, u, v, need, u.law.step), through))
         if isinstance(u, COMPOUND) or isinstance(v, COMPOUND):
             return bilinear(self, self.tangent, u, v, need)
         match u, v:
@@ -175,6 +180,16 @@ class Pairs(Remembers):
                 first = self._inner(u, v, need, self.tangent, self.moment)
                 return add((first, self._inner(u, v, need, self.moment, self.tangent)))
         return None
+
+    def _depthwise(self, of: KernelOf, u: KernelSum, v: Expression, need: Need, factor: float) -> Value:
+        """Return a factor times the sum over the window of a kernel of what the entries see."""
+        assert isinstance(v, KernelSum)
+        inner = of(u.inner, v.inner, u.window.needs(v.window, need)) if factor else None
+        if inner is None:
+            return None
+        expectation.account_terms(self, u)
+        value = u.window.sum(v.window, inner, u.inner.shape, v.inner.shape, len(self.batch), need)
+        return times(value, factor)
 
     def _line_tangent(self, u: vec.Line, v: vec.Line, need: Need) -> Value:
         """Return the contraction of step E[h h'] + variance Theta(h, h'), both at once."""

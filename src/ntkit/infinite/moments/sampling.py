@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ntkit.infinite.moments.draws import JointDraws, basis
 from ntkit.infinite.moments.evaluate import Lift, evaluate
+from ntkit.infinite.moments.jacobians import jacobians, pattern
 from ntkit.infinite.variables.algebra import Need, Value, add, at_equal
 from ntkit.infinite.variables.expression import Expression
+from ntkit.infinite.variables.expression import apart as independent
 from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.protocols import PairValues, SideValues
 
@@ -47,10 +49,11 @@ def at_draws(
             leaves = {b: t.expand(*lead, *t.shape[2:]) for b, t in leaves.items()}
         if u.axes is not None and not u.local:
             leaves = {b: _spread(t, u, b) for b, t in leaves.items()}
+        mixed = u.axes is None
+        leaves = pattern(u).repeated(leaves) if mixed else leaves
         leaves = {b: t.clone().requires_grad_() for b, t in leaves.items()}
         value = evaluate(u, leaves, lift, side)
-        mixed = u.axes is None
-        slopes = _jacobians(value, leaves, len(u.shape)) if mixed else _slopes(value, leaves)
+        slopes = jacobians(u, value, leaves) if mixed else _slopes(value, leaves)
     return Drawn(value.detach(), slopes)
 
 
@@ -65,20 +68,6 @@ def _slopes(value: Tensor, leaves: dict[Expression, Tensor]) -> dict[Expression,
         return {}
     gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
     return {b: g for b, g in zip(leaves, gradients, strict=True) if g is not None}
-
-
-def _jacobians(value: Tensor, leaves: dict[Expression, Tensor], rank: int) -> dict[Expression, Tensor]:
-    """Return d value / d leaf for all pairs of positions, ``[S, B, P, Q]`` with flat positions."""
-    lead = value.shape[: value.ndim - rank]
-    flat = value.reshape(*lead, -1)
-    ends = list(leaves.values())
-    rows: list[list[Tensor]] = [[] for _ in ends]
-    for p in range(flat.shape[-1]):
-        gradients = torch.autograd.grad(flat[..., p].sum(), ends, retain_graph=True, allow_unused=True)
-        for row, g, t in zip(rows, gradients, ends, strict=True):
-            whole = torch.zeros_like(t) if g is None else g
-            row.append(whole.expand(*lead, *whole.shape[len(lead) :]).reshape(*lead, -1))
-    return {b: torch.stack(row, -2) for b, row in zip(leaves, rows, strict=True)}
 
 
 def product(pairs: PairValues, u: Expression, v: Expression, need: Need) -> Tensor:
@@ -189,6 +178,8 @@ def _between(draws: JointDraws, chunk: slice) -> Between:
     found: Between = {}
     for a in basis(draws.vectors[0]):
         for b in basis(draws.vectors[1]):
+            if independent(a, b):
+                continue
             theta = draws.pairs.tangent(a, b, draws.need)
             if theta is not None:
                 found[a, b] = draws.flat(theta, a, b)[chunk]

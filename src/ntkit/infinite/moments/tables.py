@@ -15,6 +15,8 @@ from ntkit.infinite.variables.expression import Expression
 from ntkit.infinite.variables.positions import expand
 from ntkit.infinite.variables.vectors import Line, Moved, Multiple, Raw, Stopped, Table, Vector
 
+MET = 2**22  # numbers of a part of what meets in two sums over keys
+
 
 def table_of(e: Expression, number: float, trained: bool) -> Table | None:
     """Return parameters at fixed places of queries and keys; None for another vector."""
@@ -71,14 +73,24 @@ def through(
     total = (out * torch.einsum("nbwtm,nbvum->nbwtvu", one, two)).sum(0)
     total = total - torch.einsum("nbwtur,nbwtvr,nbvur->bwtvu", at_keys, ak, b)
     total = total - torch.einsum("nbvuts,nbwts,nbwsvu->bwtvu", _at(two, left), a, kb)
-    columns = []
-    for u in range(b.shape[-2]):
-        met = k * b[:, :, None, None, :, u]  # [n, B, w, s, v, r]
-        sums = met.new_zeros(*met.shape[:-1], count + 1).index_add(-1, right[u], met)
-        sums[..., count] = 0
-        where = left.T[:, None].expand(*met.shape[:-1], left.shape[0])
-        columns.append(torch.einsum("nbwsvt,nbwts->bwtv", sums.gather(-1, where), a))
-    return total + torch.stack(columns, -1)
+    return total + _met(a, b, k, left, right, count)
+
+
+def _met(a: Tensor, b: Tensor, k: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
+    """Return the sum over draws, and keys s and r of one entry, of a_ts K_sr b_ur: ``[B, w, t, v, u]``."""
+    n, batch, w, t, s = a.shape
+    v, u, r = b.shape[2:]
+    same = (left[:, :, None, None] == right) & (left < count)[:, :, None, None]
+    second = b.movedim(0, 1).reshape(batch, n, v * u * r)
+    total = a.new_empty(batch, w, t, v, u)
+    size = max(1, MET // (batch * s * v * u * r))
+    for i in range(w):
+        for part in torch.arange(t).split(size):
+            first = a[:, :, i, part].movedim(0, -1).reshape(batch, -1, n)
+            both = (first @ second).reshape(batch, len(part), s, v, u, r)
+            both *= k[:, i, None, :, :, None] * same[part][:, :, None]
+            total[:, i, part] = both.sum((2, 5))
+    return total
 
 
 def _summed(a: Tensor, places: Tensor, count: int) -> Tensor:

@@ -53,7 +53,10 @@ class Aligned:
     def _channels(self, wides: list[Wide]) -> Shape:
         layouts = {tuple(tuple(w.size(a) for a in dim if a < 0) for dim in w.dims) for w in wides}
         if len(layouts) > 1:
-            raise self.read.refuse(f"vectors with channels {sorted(layouts)} in their dimensions meet.")
+            raise self.read.refuse(
+                f"vectors whose channels lie in other dimensions meet, {sorted(layouts)}: coordinates of one "
+                f"are shared by heads of the other (a table of positions that is a parameter, say)."
+            )
         return wides[0].channels
 
     def _dimension(self, d: int, wides: list[Wide], values: list[Operand]) -> Shape:
@@ -180,6 +183,9 @@ class Aligned:
         shared = self._of_each_head(weight, t)
         if shared is not None:
             return shared
+        split = self._of_split_channels(weight, t)
+        if split is not None:
+            return split
         shape: list[int] = []
         channels = []
         for d, dim in enumerate(self.frame):
@@ -200,6 +206,18 @@ class Aligned:
         self.read.use(weight.name, "coordinate by coordinate")
         average, law = self.read.laws.vector(weight)
         return Vector(tuple(shape), weight.name, rows, average, law)
+
+    def _of_split_channels(self, weight: Weight, t: Tensor) -> Vector | None:
+        """Return parameters with an entry for each channel, where these lie in several dimensions."""
+        places = [d for d, dim in enumerate(self.frame) if dim == (-1,)]
+        if len(places) < 2 or tuple(t.shape[d] for d in places) != tuple(self.channels):
+            return None
+        both = zip(t.shape, self.frame, strict=True)
+        shape = tuple(s if n != 1 else 1 for n, dim in both for s in dim if s > 0)
+        self.read.use(weight.name, "coordinate by coordinate")
+        average, law = self.read.laws.vector(weight)
+        rows = rows_of(t).movedim(places, list(range(-len(places), 0)))
+        return Vector(shape, weight.name, rows.reshape(-1, prod(self.channels))[0], average, law)
 
     def _of_each_head(self, weight: Weight, t: Tensor) -> Vector | None:
         """Return parameters of the channels of a head, alike at the start, that all heads share.
@@ -235,6 +253,18 @@ def combine(read: Reading, values: Sequence[Argument], of: Callable[..., Express
     aligned = Aligned(read, values)
     pieces = aligned.pieces([of(*terms) for terms in zip(*aligned.terms, strict=True)])
     return Wide(pieces, aligned.shape, aligned.channels, aligned.dims)
+
+
+def of_parameters(read: Reading, weight: Weight) -> Wide:
+    """Return parameters ``[*positions, channels]`` as a vector."""
+    *sizes, width = weight.tensor.shape
+    read.use(weight.name, "coordinate by coordinate")
+    average, law = read.laws.vector(weight)
+    shape = tuple(s for s in sizes if s != 1)
+    rows = rows_of(weight.tensor).reshape(-1, width)[0]
+    vector = Vector(shape, weight.name, rows, average, law)
+    dims = numbered([*([True] if s != 1 else [] for s in sizes), [False]])
+    return Wide(((width, vector),), shape, (width,), dims)
 
 
 def shape_of(*terms: Term) -> Shape:

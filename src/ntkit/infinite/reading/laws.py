@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ntkit.finite.parametrize import Sigma, of_path
 from ntkit.infinite.reading.values import Weight
+from ntkit.infinite.variables.algebra import refuse
 from ntkit.infinite.variables.vectors import WeightLaw
 
 Parameterization = Literal["ntk", "standard"]
@@ -31,6 +32,7 @@ class Laws:
 
     def matrix(self, weight: Weight, fan_in: int, path: str) -> WeightLaw:
         """Return the law of a weight that is multiplied with a vector of ``fan_in`` entries."""
+        _unshifted(weight)
         path = weight.name.rpartition(".")[0] or path
         scale = weight.factor**2
         if self.parameterization == "ntk":
@@ -40,6 +42,7 @@ class Laws:
 
     def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, WeightLaw]:
         """Return mean and law of a bias."""
+        _unshifted(weight)
         path = weight.name.rpartition(".")[0] or path
         scale = weight.factor**2
         if self.parameterization == "ntk":
@@ -61,7 +64,16 @@ class Laws:
         if weight.name in self.biases:
             return self.bias(weight, self.biases[weight.name], "")
         average, variance = initial(weight.tensor)
-        return average * weight.factor, WeightLaw(variance * weight.factor**2, weight.factor**2)
+        average = average * weight.factor + weight.shift
+        return average, WeightLaw(variance * weight.factor**2, weight.factor**2)
+
+
+def _unshifted(weight: Weight) -> None:
+    if weight.shift:
+        raise refuse(
+            f"A number is added to the weight {weight.name!r} before a product: only a vector of parameters "
+            f"that is used coordinate by coordinate may have one, as the scale of a norm."
+        )
 
 
 def initial(tensor: Tensor) -> tuple[float, float]:

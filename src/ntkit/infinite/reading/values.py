@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkit.infinite.variables.expression import Expression
 from ntkit.infinite.variables.positions import Move, Shape
 from ntkit.infinite.variables.protocols import SideValues
-from ntkit.infinite.variables.rewrites import narrow
+from ntkit.infinite.variables.rewrites import Inseparable, narrow
 from ntkit.infinite.variables.vectors import Coefficient, Moved, expanded, permuted, reshaped
 
 Axis = int  # an axis of positions 0, 1, ...; an axis of channels -1, -2, ...
@@ -34,12 +34,21 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight, or a view of it, times a number."""
+    """A weight, or a view of it, times a number, plus a number."""
 
     name: str
     tensor: Tensor  # a view of the weight's own storage
     shape: Shape  # of the weight itself
     factor: float = 1.0
+    shift: float = 0.0
+
+    def times(self, number: float) -> Weight:
+        """Return a multiple."""
+        return replace(self, factor=self.factor * number, shift=self.shift * number)
+
+    def plus(self, number: float) -> Weight:
+        """Return the same with a number added to each entry."""
+        return replace(self, shift=self.shift + number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +160,7 @@ def _narrowed(
             narrowed.append((len(mine), narrow(e, mine, width)))
         start += width
     if len(narrowed) > 1 and not torch.equal(index, index.sort().values):
-        raise ValueError("a permutation of concatenated vectors")
+        raise Inseparable("a permutation of concatenated vectors")
     return tuple(narrowed)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from torch import Tensor
 
 from ntkit.infinite.duals.dual import Dual
 from ntkit.infinite.variables.expression import Expression, always, union, walk
+from ntkit.infinite.variables.protocols import Contraction
 from ntkit.infinite.variables.vectors import (
     Attended,
     Coefficient,
@@ -21,6 +23,7 @@ from ntkit.infinite.variables.vectors import (
     Offset,
     Vector,
     VectorSum,
+    WeightLaw,
 )
 
 
@@ -85,6 +88,54 @@ class Apply(Expression):
         if not isinstance(a, Expression) or not isinstance(b, Expression) or not unrelated((a,), (b,)):
             return None
         return a, b
+
+
+def terms_that_meet(u: VectorSum, v: VectorSum) -> list[tuple[Expression, Expression]]:
+    """Return the pairs of terms of two sums, without products with independent entries of one kernel.
+
+    A depthwise convolution is a sum of as many products as its kernel has entries.
+    """
+    ours, theirs = _marks(u), _marks(v)
+    if None in ours or set(ours) != set(theirs):  # other slices of one weight may overlap, and are refused
+        return [(a, b) for a in u.terms for b in v.terms]
+    return [
+        (a, b)
+        for a, i in zip(u.terms, ours, strict=True)
+        for b, j in zip(v.terms, theirs, strict=True)
+        if i == j
+    ]
+
+
+def _marks(u: VectorSum) -> tuple[Hashable, ...]:
+    """Return for each term which vector of centered parameters it is an independent multiple of, or None."""
+    if "marks" not in u.__dict__:
+        u.__dict__["marks"] = tuple(map(_mark, u.terms))
+    return u.__dict__["marks"]
+
+
+def _mark(e: Expression) -> Hashable:
+    factors = e.factors if isinstance(e, Apply) else (e,)
+    alike = [f for f in factors or () if isinstance(f, Vector) and not f.average and prod(f.shape) == 1]
+    return alike[0].key if len(alike) == 1 else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KernelSum(VectorSum):
+    """A depthwise convolution: entries of a kernel for each channel, times what they see of ``inner``.
+
+    The entries are centered and independent of it, so that K is a contraction of its K, as of a `Line`.
+    """
+
+    inner: Expression
+    window: Contraction
+    law: WeightLaw  # of one entry
+    keys: tuple[Hashable, ...]  # of all entries
+
+    centered = always(True)
+
+    def same(self, other: Expression) -> bool:
+        """Return whether both have the same kernels and window."""
+        return isinstance(other, KernelSum) and self.keys == other.keys and self.window == other.window
 
 
 def _axes(e: Expression, parts: list[dict[Expression, int] | None]) -> dict[Expression, int] | None:

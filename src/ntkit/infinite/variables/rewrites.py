@@ -14,11 +14,15 @@ from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.positions import Move
 
 
+class Inseparable(ValueError):
+    """Coordinates of a vector that are no vector."""
+
+
 def _rebuilt(u: Expression, change: Callable[[Expression], Expression]) -> Expression:
     """Return a sum, a linear function or a function of vectors with its parts changed."""
     match u:
         case vec.VectorSum():
-            return replace(u, terms=tuple(map(change, u.terms)))
+            return vec.VectorSum(u.shape, tuple(map(change, u.terms)))
         case vec.Gain():
             return replace(u, vector=change(u.vector), inner=change(u.inner))
         case vec.Linear():
@@ -78,7 +82,7 @@ def _narrow(u: Expression, index: Tensor, known: Callable[[Expression], Expressi
         case vec.Offset():
             return u
         case vec.Inner():
-            raise ValueError("some of the heads of an attention")
+            raise Inseparable("some of the heads of an attention")
         case vec.Turned():
             return _some_rows(u, index)
     return _rebuilt(u, known)
@@ -91,7 +95,7 @@ def _some_rows(u: vec.Turned, index: Tensor) -> Expression:
     count = int((rows == rows[0]).sum())
     heads, rows = heads.reshape(count, -1), rows.reshape(count, -1)
     if not (bool((heads == heads[:, :1]).all()) and bool((rows == rows[:1]).all())):
-        raise ValueError("other coordinates of one head than of others")
+        raise Inseparable("other coordinates of one head than of others")
     whole = heads[:, :1] * size + torch.arange(size)
     return replace(u, matrices=u.matrices[..., rows[0], :], inner=narrow(u.inner, whole.reshape(-1)))
 

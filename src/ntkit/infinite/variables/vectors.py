@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,6 +86,11 @@ class Vector(Expression):
     rows: Tensor
     average: float
     law: WeightLaw  # its variance, and its tangent kernel
+
+    @cached_property
+    def key(self) -> Hashable:
+        """The parameters that it holds."""
+        return self.name, self.rows.cpu().numpy().tobytes()
 
     @cached_property
     def names(self) -> frozenset[str]:
