@@ -351,14 +351,13 @@ def as_inputs(x: Inputs, net: Network, what: str = "x", picked: Picked = None) -
 
     Those by which something is to be differentiated are refused: kernels and accounts would cut the gradient.
     """
-    batch = as_batch(x, net.dtypes, net.device, what, picked)
-    leaves = pytree.tree_leaves(batch) if torch.is_grad_enabled() else []
+    leaves = pytree.tree_leaves(x) if torch.is_grad_enabled() else []
     if any(isinstance(t, Tensor) and t.requires_grad for t in leaves):
         raise BadValueError(
             f"{what} requires a gradient; what ntkit returns has none by its inputs. Give {what}.detach(), "
             f"or call it under torch.no_grad()."
         )
-    return batch
+    return as_batch(x, net.dtypes, net.device, what, picked)
 
 
 def refuse_complex(net: Network, what: str) -> None:

@@ -242,3 +242,17 @@ def test_inside_a_trainer_of_lightning(stage, tmp_path):
     assert len(module.seen) == 2
     for x, k in module.seen:
         assert_kernel(k.clone(), mean_kernel(module.net, x.clone()), 1e-5)
+
+
+@pytest.mark.parametrize("kind", [ntkit.EmpiricalNTK, ntkit.ConjugateKernel])
+def test_inputs_that_ask_for_a_gradient_are_refused(kind):
+    """What comes back has none by its inputs: it was cut in silence."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    x = torch.randn(5, 3, requires_grad=True)
+    with pytest.raises(ntkit.NtkitError, match="requires a gradient"):
+        kind(model)(x)
+    with pytest.raises(ntkit.NtkitError, match="requires a gradient"):
+        kind(model).diag(x)
+    with torch.no_grad():
+        expected = kind(model)(x)
+    torch.testing.assert_close(kind(model)(x.detach()), expected)
