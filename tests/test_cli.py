@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ from typer.testing import CliRunner
 
 from ntkit import __version__
 from ntkit.cli import app, main
+from ntkit.compute.threads import passive_workers
 
 HEAVY = ("torch", "matplotlib", "sklearn", "numpy", "jinja2")
 
@@ -100,3 +102,14 @@ def test_an_unknown_choice_is_a_usage_error():
     answer = run("demo", "--optimizer", "lbfgs")
     assert answer.exit_code == 2
     assert "adamw" in answer.output
+
+
+def test_threads_sleep_while_they_wait():
+    """Set before torch is loaded, which reads it once; what the user set stays."""
+    code = "import sys, ntkit.cli, os; print(os.environ['OMP_WAIT_POLICY'])"
+    unset = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unset | given)
+        assert ran.stdout.strip() == expected
+    with passive_workers():
+        assert os.environ["OMP_WAIT_POLICY"] in ("PASSIVE", "ACTIVE")

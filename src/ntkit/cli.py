@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from typing import Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: threads that wait sleep
 
 import typer
 from typer.core import TyperGroup

@@ -11,6 +11,7 @@ from torch.nn import functional
 import ntkit
 from ntkit.errors import NtkitError
 from ntkit.training.folder.run import Run
+from ntkit.training.functional.losses import NAMED, loss_of
 from ntkit.training.integrals.gauss import gauss
 
 DRAW = torch.Generator().manual_seed(5)
@@ -191,3 +192,30 @@ def test_targets_that_are_none(target, more, message, trained):
     folder, model, loss, data, queries, _ = trained
     with pytest.raises(NtkitError, match=message):
         ntkit.account(folder, model, loss, train=data, queries=queries, target=target, **more)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_losses_by_name(name):
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(4, 3).double().sigmoid().log(), torch.rand(4, 3).double()
+    targets = torch.arange(4) % 3 if name in ("cross_entropy", "nll") else targets
+    value = loss_of(name)(outputs, targets)
+    assert value.ndim == 0 and torch.isfinite(value)
+
+
+def test_an_account_with_a_loss_by_name(tmp_path):
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(2, 3).double(), torch.randn(6, 2).double()
+    y, optimizer = torch.arange(6) % 3, torch.optim.SGD(net.parameters(), 0.1)
+    with ntkit.record(tmp_path, net, optimizer) as run:
+        run.batch(range(6))
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    given = {"train": (x, y), "queries": x[:2]}
+    named = ntkit.account(tmp_path, net, "cross_entropy", **given)
+    unnamed = ntkit.account(tmp_path, net, torch.nn.CrossEntropyLoss(), **given)
+    assert torch.equal(named.contributions, unnamed.contributions)
+    with pytest.raises(ntkit.NtkitError, match="Did you mean 'cross_entropy'"):
+        ntkit.account(tmp_path, net, "crossentropy", **given)
+    with pytest.raises(ntkit.NtkitError, match="Step 0"):
+        ntkit.account(tmp_path, net, "nll", **given)

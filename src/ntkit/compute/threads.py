@@ -1,7 +1,8 @@
-"""The number of torch's threads, for a while."""
+"""The number of torch's threads, for a while, and how those of worker processes wait."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -22,3 +23,19 @@ def threads(count: int) -> Generator[int]:
         yield before
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def passive_workers() -> Generator[None]:
+    """Let the threads of processes that are started meanwhile sleep while they wait.
+
+    Torch's OpenMP waits actively, so that on a machine with other work each small operation costs a time
+    slice of the processor. How it waits is read once, when torch is loaded.
+    """
+    given = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = given or "PASSIVE"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["OMP_WAIT_POLICY"]

@@ -26,7 +26,7 @@ from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.tiles import Work, sweep_tiles, tiling
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.losses import BatchLoss
+from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.train_data import Train
 
@@ -35,7 +35,7 @@ from ntkit.training.recording.train_data import Train
 def account(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    loss: BatchLoss,
+    loss: BatchLoss | str,
     *,
     train: Train,
     queries: Inputs,
@@ -59,7 +59,7 @@ def account(
 def account(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    loss: BatchLoss,
+    loss: BatchLoss | str,
     *,
     train: Train,
     queries: Inputs,
@@ -82,7 +82,7 @@ def account(
 def account(
     folder: str | os.PathLike[str],
     model: nn.Module,
-    loss: BatchLoss,
+    loss: BatchLoss | str,
     *,
     train: Train,
     queries: Inputs,
@@ -119,7 +119,8 @@ def account(
         The network; its weights do not matter (the recorded ones are used), and are left as they are.
     loss
         The loss of a batch, ``loss(outputs, targets)``, the one that ``backward()`` was called on;
-        c_n is its derivative by output n.
+        c_n is its derivative by output n. Or its name: ``"cross_entropy"``, ``"mse"``, ``"l1"``, ``"huber"``,
+        ``"binary_cross_entropy"`` (of logits), ``"smooth_l1"``, ``"nll"``, ``"poisson"``, means over a batch.
     train
         The inputs and targets ``(x, y)`` that the recorded indices mean, n of them, or a ``Dataset`` or
         ``DataLoader`` of such, which is read in the order of its numbers, whatever the loader shuffles.
@@ -210,9 +211,8 @@ def account(
     ...     [[0.5], [2.0]], dtype=torch.float64)))
     (True, True)
     """
-    request = Request(
-        model, loss, train, queries, target, labels, augment, tol, nodes, memory, inputs, targets, select
-    )
+    what = target, labels, augment, tol, nodes, memory, inputs, targets, select
+    request = Request(model, loss_of(loss), train, queries, *what)
     one_of("average", average, (True, False))
     one_of("plan", plan, (True, False))
     work = Work(request.budget, whole("jobs", jobs), None if keep is None else as_path(keep))

@@ -25,7 +25,7 @@ from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.flat_network import FlatNetwork, cast
-from ntkit.training.functional.losses import BatchLoss
+from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import averaged_jacobians
 from ntkit.training.integrals.gauss import LEFT
@@ -104,7 +104,7 @@ class PathKernel(Kernel):
         time: Literal["rate", "steps"] = "rate",
         nodes: int | Literal["left"] = 3,
         memory: int | str = "1GiB",
-        loss: BatchLoss | None = None,
+        loss: BatchLoss | str | None = None,
         train: Train | None = None,
         augment: Augment | None = None,
         inputs: Picked = None,
@@ -118,11 +118,11 @@ class PathKernel(Kernel):
         as_path(folder)
         self.folder, self.model, self.outputs, self.time = folder, model, outputs, time
         self.nodes, self.memory = nodes, memory
-        self.loss, self.train, self.augment = loss, train, augment
+        self.loss, self.train, self.augment = None if loss is None else loss_of(loss), train, augment
         self.inputs, self.targets, self.select = inputs, targets, select
         # loss and train are needed for runs of checkpoints only, which `open` refuses without them
         given = {"augment": augment, "nodes": nodes, "memory": memory, "inputs": inputs, "targets": targets}
-        self._request = Request(model, loss, train, None, select=select, **given)  # pyright: ignore[reportArgumentType]
+        self._request = Request(model, self.loss, train, None, select=select, **given)  # pyright: ignore[reportArgumentType]
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the kernel between two batches (the second is the first if left out)."""

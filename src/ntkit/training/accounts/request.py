@@ -58,11 +58,8 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol > 0:
             raise BadValueError(f"tol is {self.tol!r}, expected a positive number.")
-        for name, function in (("loss", self.loss), ("augment", self.augment)):
-            if function is not None and (isinstance(function, type) or not callable(function)):
-                raise BadTypeError(
-                    f"{name}={function!r}; expected a function, of (outputs, targets) or (x, y)."
-                )
+        if self.augment is not None and (isinstance(self.augment, type) or not callable(self.augment)):
+            raise BadTypeError(f"augment={self.augment!r}; expected a function of (x, y).")
         assert self.rule is None or self.budget > 0  # both are checked where they are read
         object.__setattr__(self, "train", pair_of(self.train, self.inputs, self.targets))
         if self.queries is not None:

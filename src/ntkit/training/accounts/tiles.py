@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ntkit.compute.interrupts import held_interrupts
 from ntkit.compute.progress import progress
-from ntkit.compute.threads import threads
+from ntkit.compute.threads import passive_workers, threads
 from ntkit.files import Json
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Batch, batch_size, take
@@ -43,7 +43,9 @@ def sweep_tiles(path: SweepInput, x: Batch, work: Work, key: Json) -> Columns:
 
         count, work_of = max(1, torch.get_num_threads() // work.jobs), joblib.delayed(_elsewhere)
         works = (work_of(path, x, tile, budget, store, number, count) for number, tile in tiles)
-        return together(list(joblib.Parallel(n_jobs=work.jobs)(works)))  # pyright: ignore[reportArgumentType]
+        with passive_workers():
+            parts = list(joblib.Parallel(n_jobs=work.jobs)(works))
+        return together(parts)  # pyright: ignore[reportArgumentType]
     with progress("Accounting", path.run.steps * len(tiles)) as step:
         return together([_tile(path, x, tile, budget, store, number, step) for number, tile in tiles])
 

@@ -18,7 +18,7 @@ from ntkit.training.accounts.result import Account
 from ntkit.training.accounts.target import Target
 from ntkit.training.accounts.windows import Windows
 from ntkit.training.folder.step import Augment
-from ntkit.training.functional.losses import BatchLoss
+from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.gradients import Scaler
 from ntkit.training.recording.recording import Recording
@@ -30,7 +30,7 @@ _LEAST = 16  # steps of a window
 def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    loss: BatchLoss,
+    loss: BatchLoss | str,
     train: Train,
     queries: Inputs,
     *,
@@ -99,9 +99,8 @@ def watch(
     >>> run.account.contributions.shape, run.account.steps, run.account.converged
     (torch.Size([2, 1, 8]), 100, True)
     """
-    request = Request(
-        model, loss, train, queries, target, labels, augment, tol, nodes, memory, inputs, targets, select
-    )
+    what = target, labels, augment, tol, nodes, memory, inputs, targets, select
+    request = Request(model, loss_of(loss), train, queries, *what)
     if isinstance(target, str) and target in ("predicted", "margin"):
         raise BadValueError(
             f"target={target!r} is known only when training is over; watch all outputs, or take a number, "

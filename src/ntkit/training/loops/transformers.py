@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
@@ -34,6 +34,52 @@ class Logits(nn.Module):
         return answer["logits"] if isinstance(answer, dict) else answer.logits
 
 
+class TrainerLoss(nn.Module):
+    """The loss that a model of transformers makes of its own logits, as `ntkit.account` takes one.
+
+    The mean cross entropy over the labels of a batch that are not -100, those of the next tokens for a causal
+    language model; of classes, or binary for several labels, or the squared error, as ``config.problem_type``
+    and ``num_labels`` say, for a sequence. In the precision of the logits (the model's own always takes
+    float32). What the Trainer divides by where several batches make a step (``num_items_in_batch``) is their
+    weight, which `TransformersRecorder` counts.
+
+    Parameters
+    ----------
+    model
+        The model of transformers that was trained.
+
+    Raises
+    ------
+    NtkitError
+        A head whose loss is none of these (detection, question answering, speech).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        config: Any = model.config
+        kind = _loss_kind(model)
+        self.shifted = kind == "ForCausalLM"
+        self.problem: str | None = None
+        if kind in ("ForSequenceClassification", "ForImageClassification"):
+            labels = config.num_labels
+            self.problem = config.problem_type or ("regression" if labels == 1 else "classes")
+        elif kind not in ("ForCausalLM", "ForMaskedLM", "ForTokenClassification"):
+            raise NtkitError(
+                f"{type(model).__name__} has a loss of the kind {kind!r}, which TrainerLoss does not have: "
+                f"give account a function of (logits, labels) that is the model's loss."
+            )
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        if self.problem == "regression":
+            return F.mse_loss(logits.squeeze(), labels.to(logits.dtype).squeeze())
+        if self.problem == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        if self.shifted:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long())
+
+
 class TransformersRecorder(TrainerCallback):
     """Record the training of ``transformers.Trainer`` into a folder; hand it to ``Trainer(callbacks=[...])``.
 
@@ -53,9 +99,9 @@ class TransformersRecorder(TrainerCallback):
     average
         As in `ntkit.record`.
     weight
-        What the loss of a batch is multiplied by where several make a step. If left out: 1 / their number, or
-        the share of samples for a model whose ``forward`` takes further keywords, which the Trainer expects
-        to divide by ``num_items_in_batch``. Some models are told that number and ignore it
+        What the loss of a batch, a mean, is multiplied by. If left out: the batch's share of
+        ``num_items_in_batch``, labels that are not -100, where the Trainer tells its model that number; else
+        1 / the number of batches that make a step. Some models are told that number and ignore it
         (``BertForSequenceClassification``): 1.0. A wrong weight is refused by `ntkit.account`.
 
     Raises
@@ -85,7 +131,9 @@ class TransformersRecorder(TrainerCallback):
                 f"The training runs on {max(args.world_size, args.n_gpu)} devices; ntkit records one."
             )
         self._loader = kwargs["train_dataloader"]
-        self._by_items = _counts_items(kwargs["model"])
+        self._hook = kwargs["model"].register_forward_pre_hook(self._called, with_kwargs=True)
+        self._pending: tuple[Any, int] | None = None
+        self._shifted = _loss_kind(kwargs["model"]) == "ForCausalLM"
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
         network = self.model if self.model is not None else Logits(kwargs["model"])
         self._watch = SamplerWatch(self._loader)
@@ -108,31 +156,39 @@ class TransformersRecorder(TrainerCallback):
         """End the recording."""
         if self._watch is not None and self.run is not None:
             self._watch.close()
+            self._hook.remove()
             self._watch = None
             self.run.__exit__(None, None, None)
 
     def _batch(self, args: TrainingArguments) -> None:
-        if self.run is None or self._watch is None:
+        """Note the next batch; what it weighs is known when the model is called."""
+        if self._watch is None:
             return
         end = min(self._first + args.gradient_accumulation_steps, len(self._loader))
-        index = self._watch.batch(self._next)
-        if self.weight is not None:
-            weight = self.weight
-        elif self._by_items:  # the Trainer divides the summed loss by the number of labels of the whole step
-            together = sum(len(self._watch.batch(i)) for i in range(self._first, end))
-            weight = len(index) / together
-        else:
-            weight = 1 / (end - self._first)
-        self.run.batch(index, weight=weight)
+        self._pending = self._watch.batch(self._next), end - self._first
         self._next += 1
 
+    def _called(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Say which samples the batch is made of that the Trainer gives to its model."""
+        if self.run is None or self._pending is None or not model.training:
+            return
+        (index, count), self._pending = self._pending, None
+        labels, items = kwargs.get("labels"), kwargs.get("num_items_in_batch")
+        if self.weight is not None:
+            weight = self.weight
+        elif items is not None and isinstance(labels, Tensor):  # the model divides a sum by that number
+            counted = labels[..., 1:] if self._shifted and labels.ndim > 1 else labels
+            own = len(labels) if labels.is_floating_point() else int(counted.ne(-100).sum())
+            weight = own / float(torch.as_tensor(items))
+        else:
+            weight = 1 / count
+        self.run.batch(index, weight=weight)
 
-def _counts_items(model: nn.Module) -> bool:
-    """Whether the Trainer tells this model how many labels a step has (as it decides itself)."""
-    told = getattr(model, "accepts_loss_kwargs", None)
-    if told is not None:
-        return bool(told)
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
+
+def _loss_kind(model: nn.Module) -> str:
+    """Return what transformers calls the loss of a model: ``"ForCausalLM"``, say."""
+    kind = getattr(model, "loss_type", None)
+    return str(kind or getattr(getattr(model, "loss_function", None), "__name__", "").removesuffix("Loss"))
 
 
 def collated(dataset: Any, collate: Any, label: str = "labels") -> tuple[dict[str, Tensor], Tensor]:

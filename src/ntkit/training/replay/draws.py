@@ -39,6 +39,11 @@ class Draws:
             yield
 
 
+def _name(operation: Any) -> str:
+    """Return what an operation is called, in place or not: transformed by torch.func, it may be the other."""
+    return operation.overloadpacket.__name__.rstrip("_")
+
+
 def _is_random(operation: object) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
 
@@ -80,7 +85,7 @@ class _Repeating(TorchDispatchMode):
             if torch.equal(before, random_state(self._device)):
                 return tried
         operation, result = next(self._coming, (None, None))
-        if operation is None or result is None or operation.overloadpacket is not func.overloadpacket:
+        if operation is None or result is None or _name(operation) != _name(func):
             raise PathMismatchError(
                 f"The network draws other random numbers in float64 ({func}) than in the precision of the "
                 f"training ({operation}); ntkit cannot repeat such a step. Train in float64 instead."

@@ -1,4 +1,4 @@
-"""Vectors of one float64 row per step, in memory or on disk."""
+"""Vectors of one row per step, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from torch import Tensor
 
 
 class StepVectors:
-    """Vectors ``[P]`` in float64, one for each step; on disk where they outgrow a budget of bytes."""
+    """Vectors ``[P]`` of a dtype, one for each step; on disk where they outgrow a budget of bytes."""
 
-    def __init__(self, count: int, size: int, budget: int) -> None:
-        if count * size * 8 <= budget:
-            self._rows = np.zeros((count, size))
+    def __init__(self, count: int, size: int, budget: int, dtype: torch.dtype = torch.float64) -> None:
+        kind = np.float64 if dtype == torch.float64 else np.float32
+        if count * size * np.dtype(kind).itemsize <= budget:
+            self._rows = np.zeros((count, size), kind)
         else:
             handle, name = tempfile.mkstemp(prefix="ntkit-rows-")
             os.close(handle)
-            self._rows = np.memmap(name, np.float64, "w+", shape=(count, size))
+            self._rows = np.memmap(name, kind, "w+", shape=(count, size))
             weakref.finalize(self, os.unlink, name)  # copies in other processes read the same file
 
     def __getitem__(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[k]))
 
     def __setitem__(self, k: int, value: Tensor) -> None:
-        self._rows[k] = value.cpu().numpy()
+        self._rows[k] = value.cpu().numpy()  # cast

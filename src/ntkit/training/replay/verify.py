@@ -30,7 +30,7 @@ def compare_steps(
     made in the dtype of the run, by what relative changes of the weights by one unit in the last place do.
     """
     run = replay.run
-    differences = StepVectors(run.steps, replay.net.total, budget)
+    differences = StepVectors(run.steps, replay.net.total, budget, replay.dtype)
     check = check or StepCheck(replay)
     first = 0
     while first < run.steps:
