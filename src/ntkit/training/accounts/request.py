@@ -29,9 +29,9 @@ from ntkit.training.replay.checkpointed import open_run
 from ntkit.training.replay.steps import Replay
 from ntkit.training.replay.verify import StepCheck, compare_steps
 
-# Numbers in the gradients of all queries, and weights of a network without convolutions, up to which accounts
-# are made as exact ones are: kinks are found at little cost, and many steps go through at once.
-SMALL, NARROW = 2**18, 2**16
+# Weights of a network, and with convolutions numbers in the gradients of all queries, up to which an account is
+# made as an exact one is: kinks are found at little cost, and many steps go through at once.
+NARROW, SMALL = 2**16, 2**14
 WHOLE = 1e-8  # tolerances above which nodes are chosen for the residual of the whole account
 _LOOSE = 1e-4  # tolerances from which on a run in float32 is accounted for in float32
 _ROUNDED = 0.05  # the part of the tolerance that rounding may take
@@ -143,7 +143,7 @@ class Request:
 
     def _is_large(self, net: FlatNetwork, w: Tensor, x: Batch) -> bool:
         o = net.outputs(w, take(x, slice(0, 1))).numel() if self.target == "outputs" else 1
-        return net.total * batch_size(x) * o > SMALL and (net.total > NARROW or net.convolves)
+        return net.total * batch_size(x) * o > SMALL if net.convolves else net.total > NARROW
 
     def _precision(self, run: Run, net: FlatNetwork, ends: tuple[Tensor, Tensor], x: Batch) -> torch.dtype:
         """Return float32 if its rounding, measured at both ends of the run, is little of the tolerance."""
