@@ -15,6 +15,8 @@ _C = 'Cappelletti, "Convolutional Neural Tangent Kernel" (2020)'
 _N = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
 _V = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 
+PAPERS = (_E, _T, _C, _N, _V)
+
 STUDIES: dict[str, tuple[str, str]] = {
     "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
     "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
@@ -54,6 +56,15 @@ DEMO = ("scikit-learn's digits", "A network learns handwritten digits and is exp
 def about(name: str) -> tuple[str, str]:
     """Return where a study (or the demo) comes from, and what it shows."""
     return DEMO if name == "demo" else STUDIES[name]
+
+
+def places(name: str) -> list[tuple[str, str]]:
+    """Return the papers that a study is from, each with the section, which is empty where it is all of it."""
+    found = []
+    for source in about(name)[0].split("; "):
+        paper = next((p for p in PAPERS if source.startswith(p)), source)
+        found.append((paper, source.removeprefix(paper).removeprefix(", ")))
+    return found
 
 
 def kind(name: str) -> str:
