@@ -49,7 +49,9 @@ def _kept(page: Path) -> dict[str, tuple[str, str]]:
         return {}
     head, *sections = page.read_text(encoding="utf-8").rstrip("\n").split("\n\n## ")
     bodies = {body.partition("\n")[0]: f"## {body}" for body in sections}
-    rows = {row.split("](#")[0].removeprefix("| ["): row for row in head.splitlines() if row.startswith("| [")}
+    rows = {
+        row.split("](#")[0].removeprefix("| ["): row for row in head.splitlines() if row.startswith("| [")
+    }
     return {name: (rows[name], bodies[name]) for name in rows.keys() & bodies.keys()}
 
 

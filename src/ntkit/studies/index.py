@@ -44,11 +44,13 @@ def render_index(entries: Sequence[IndexEntry], papers: Sequence[str]) -> str:
         for section in sections:
             for entry in section.studies:
                 links[entry.name].append((section.anchor, ", ".join(filter(None, (paper, section.text)))))
-    return environment().get_template("studies.html.jinja").render(entries=entries, papers=listed, links=links)
+    return (
+        environment().get_template("studies.html.jinja").render(entries=entries, papers=listed, links=links)
+    )
 
 
 def _sections(number: int, paper: str, entries: Sequence[IndexEntry]) -> list[_Section]:
-    """Return the sections of a paper that studies are about, in the paper's order as far as it is by number."""
+    """Return the sections of a paper that studies are about, in order."""
     found: dict[str, list[IndexEntry]] = {}
     for entry in entries:
         for source, section in entry.places:

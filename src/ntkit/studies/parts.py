@@ -85,7 +85,7 @@ def resuming(target: Path, signature: str, building: Path) -> Iterator[Work]:
     """
     folder = target.parent / f".{target.name}.unfinished"
     folder.mkdir(exist_ok=True)
-    lock = open(folder / "lock", "w")  # noqa: SIM115
+    lock = open(folder / "lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
