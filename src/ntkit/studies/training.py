@@ -13,6 +13,18 @@ from torch import Tensor, nn
 import ntkit
 
 
+class Elementwise(nn.Module):
+    """A function of one number as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to each number."""
+        return self.function(x)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from a seed, and leave torch's own stream of random numbers as it was."""
@@ -51,6 +63,6 @@ def train_recorded(
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the slope of log y against log x; not a number where there is only one point."""
+    """Return the slope of log y against log x, of at least two points."""
     log_x, log_y = (np.log([*values]) for values in (x, y))
-    return float(np.polyfit(log_x, log_y, 1)[0]) if len(log_x) > 1 else float("nan")
+    return float(np.polyfit(log_x, log_y, 1)[0])
