@@ -54,7 +54,7 @@ def sequences(task: Task) -> tuple[Pair, Pair]:
     if len(x) < 1.1 * task.samples:
         raise BadValueError(
             f"There are hardly more than {len(x)} sequences of length {task.p} with {task.count} peaks; "
-            f"expected some beside the {task.samples} to learn from. Learn from fewer, or take longer sequences."
+            f"expected some beside the {task.samples} to learn from. Learn from fewer, or take longer ones."
         )
     y = filled(x)[:, task.p // 2 - 1, None]
     cut = slice(task.samples), slice(task.samples, task.samples + HELD_OUT)

@@ -25,8 +25,8 @@ from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 from ntkit.studies.training import step
 
 QUICK = {"dimension": 15, "neurons": 40, "samples": 3000, "steps": 1500, "sizes": (60, 400), "draws": 3}
-# What the whole kernel leaves of degrees 1 and 2 for d = 20, by samples; a bar lets it be off by 0.1. Of degree
-# 3 it leaves all, and the variance of the fit beside it.
+# What the whole kernel leaves of degrees 1 and 2 for d = 20, by samples; a bar lets it be off by 0.1. Of
+# degree 3 it leaves all, and the variance of the fit beside it.
 STAIRS = {60: (0.05, 0.99), 400: (0.0, 0.16), 2500: (0.0, 0.001)}
 
 
