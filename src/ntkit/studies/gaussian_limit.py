@@ -15,7 +15,8 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, above, panels
+from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
@@ -47,10 +48,14 @@ def run(config: Config) -> Result:
         for width in config.widths:
             drawn = []
             for s in range(config.networks):
-                model = regression.network(2, width, 3, config.seed + s, config.device)
-                regression.descend(model, x, y, config.steps, config.rate)
-                with torch.no_grad():
-                    drawn.append(array(model(points)[:, 0]))
+
+                def trained(width=width, s=s) -> np.ndarray:
+                    model = regression.network(2, width, 3, config.seed + s, config.device)
+                    regression.descend(model, x, y, config.steps, config.rate)
+                    with torch.no_grad():
+                        return array(model(points)[:, 0])
+
+                drawn.append(part(f"width {width}, seed {s}", trained))
                 done(1)
             functions[width] = np.stack(drawn)
             inside[width] = float(((functions[width] >= low) & (functions[width] <= high)).mean())
@@ -83,5 +88,6 @@ def figure(result: Result) -> Figures:
         ax.plot(a["x"], a["y"], "o", color=INK, ms=5, label="training points")
         ax.set(title=name, xlabel="angle")
         ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylabel("trained function f(x)")
+    above(drawn, ax, 4)
     return {"Trained networks and the limiting Gaussian process": drawn}

@@ -24,7 +24,7 @@ QUICK = {"widths": (32, 128, 512), "draws": 6}
 class Config(StudyConfig):
     """Networks of four kinds on a few random inputs."""
 
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths.", low=4)
+    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths.", low=4, least=2)
     draws: int = option(20, "Networks of each kind and width.", low=2, high=10_000)
     inputs: int = option(4, "Inputs.", low=2, high=100)
 

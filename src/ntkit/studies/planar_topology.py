@@ -217,7 +217,8 @@ def _note(config: Config) -> str:
     return (
         f"{config.shapes:,} shapes of {config.size} x {config.size} and {config.epochs} epochs here, 10,000 "
         "of 128 x 128 and 150 epochs in the paper; Adam with a rate that rises and falls once here, Ranger "
-        "with a rate divided by ten at plateaus there; the cross entropy (the talk's) here, the mean square there. "
+        "with a rate divided by ten at plateaus there; the cross entropy (the talk's) here, the mean "
+        "square there. "
         f"Comparisons: {config.compared_shapes:,} shapes of {config.compared_size} x {config.compared_size}, "
         f"{config.compared_epochs} epochs, all for as many steps."
     )

@@ -26,7 +26,7 @@ QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 class Config(StudyConfig):
     """The least number of samples for a test error below the threshold, as the dimension grows."""
 
-    dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200)
+    dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200, least=2)
     threshold: float = option(
         0.3, "Test error (mean square; 1 is chance) that counts as learned.", low=0, high=1
     )

@@ -27,7 +27,9 @@ QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
 class Config(StudyConfig):
     """Even against odd digits, as a regression."""
 
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths of the two hidden layers.", low=2)
+    widths: tuple[int, ...] = option(
+        (32, 64, 128, 256, 512, 1024), "Widths of the two hidden layers.", low=2, least=2
+    )
     seeds: int = option(5, "Networks of each width.", low=1, high=100)
     samples: int = option(100, "Training digits.", low=10, high=1347)
     steps: int = option(200, "Steps of gradient descent.", low=1, high=10**5)
