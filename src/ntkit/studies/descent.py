@@ -143,10 +143,10 @@ def _draw_triple(result: Result) -> Figure:
         ax.axvline(place, color="0.5", ls=":", lw=1.2)
         ax.text(
             place * 1.06,
-            1,
+            0.02,
             text,
             rotation=90,
-            va="top",
+            va="bottom",
             fontsize=8,
             color="0.4",
             transform=ax.get_xaxis_transform(),

@@ -177,7 +177,7 @@ def figure(result: Result) -> Figures:
     first, ax = panels(6, 5)
     shown = ax.scatter(*a["scores"].T, c=a["labels"], cmap="tab10", s=0)
     for (u, v), label in zip(a["scores"], a["labels"], strict=True):
-        ax.text(u, v, str(label), fontsize=6, color=shown.cmap(shown.norm(label)), ha="center", va="center")
+        ax.text(u, v, str(label), fontsize=8, color=shown.cmap(shown.norm(label)), ha="center", va="center")
     finish(ax, xlabel="second component", ylabel="third component")
     second, (left, right) = panels(9, 3.8, columns=2)
     widths = [name.removeprefix("along ") for name in a if name.startswith("along")]
