@@ -247,7 +247,9 @@ def _train(config: Config, training: Training) -> nn.Module:
     with progress(f"training {training.architecture} (steps)", training.steps) as done:
         made = 0
         while made < training.steps:
-            for index in torch.randperm(len(x), generator=draw).split(config.batch)[: training.steps - made]:
+            order = torch.randperm(len(x), generator=draw).split(config.batch)
+            order = [index for index in order if len(index) > 1]  # batch norm needs two
+            for index in order[: training.steps - made]:
                 flips = [axis for axis in (2, 3) if torch.rand((), generator=draw) < 0.5]
                 edges, shapes = (t[index.to(t.device)].flip(flips) for t in (x, y))
                 if training.affine:

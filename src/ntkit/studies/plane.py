@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
+from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, finish, panels, ticks
 from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import StudyConfig, array, option
@@ -41,6 +42,15 @@ class PlaneConfig(StudyConfig):
     )
     queries: int = option(32, "Points whose predictions are accounted for.", low=1, high=10_000)
     nearest: int = option(100, "Nearest training points shown.", low=1, high=100_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "rates", tuple(sorted(self.rates)))
+        if round(self.steps * self.rate / self.rates[-1]) < 1:
+            raise BadValueError(
+                f"rates holds {self.rates[-1]:g}; steps x rate is {self.steps * self.rate:g}, which is less than a "
+                "step of it. Expected smaller rates, or more steps."
+            )
 
 
 def investigate(
@@ -212,8 +222,9 @@ def draw_errors(errors: Mapping[str, np.ndarray]) -> Figure:
     rates = errors["rates"]
     left.loglog(rates, errors["left"], "o-", color=ORANGE, label="Eq. 9 (left end of each step)")
     left.loglog(rates, errors["left"][0] * rates / rates[0], ":", color="0.4", label="∝ rate")
-    right.loglog(rates, errors["exact"], "s-", color=BLUE, label="exact account (3 Gauss nodes)")
-    low, high = errors["exact"].min(), errors["exact"].max()
+    exact = np.maximum(errors["exact"], 1e-17)
+    right.loglog(rates, exact, "s-", color=BLUE, label="exact account (3 Gauss nodes)")
+    low, high = exact.min(), exact.max()
     right.set_ylim(10.0 ** np.floor(np.log10(low)), 10.0 ** (np.floor(np.log10(high)) + 1))
     for ax in (left, right):
         finish(ax, xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
