@@ -292,7 +292,7 @@ def test_the_page_keeps_the_studies_that_are_not_there(toy, tmp_path, monkeypatc
         ("superposition", {"queries": 3, "shown": 10}, "expected at most as many"),
         ("two-peaks", {"p": 16}, "there are 120 sequences"),
         ("ball-sphere", {"rates": (0.01,)}, "at least 2 values"),
-        ("ball-sphere", {"rates": (1.0, 1000.0)}, "less than a step"),
+        ("ball-sphere", {"rates": (1.0, 1000.0)}, "less than one step"),
         ("planar-topology", {"size": 40}, "multiple of 32"),
         ("descent", {"widths": (50, 4000)}, "both sides"),
     ],
