@@ -48,8 +48,8 @@ class PlaneConfig(StudyConfig):
         object.__setattr__(self, "rates", tuple(sorted(self.rates)))
         if round(self.steps * self.rate / self.rates[-1]) < 1:
             raise BadValueError(
-                f"rates holds {self.rates[-1]:g}, and steps x rate is {self.steps * self.rate:g}, less than one "
-                "step of it. Expected smaller rates, or more steps."
+                f"rates holds {self.rates[-1]:g}, and steps x rate is {self.steps * self.rate:g}, less than "
+                "one step of it. Expected smaller rates, or more steps."
             )
 
 
