@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import floor
+from typing import cast
 
 import numpy as np
 import torch
@@ -169,10 +170,12 @@ def _data(n: int, d: int, noise: float, seed: int) -> tuple[Tensor, Tensor, Tens
     return x, x @ w + noise * torch.randn(n, generator=draw, dtype=torch.float64), test, test @ w
 
 
-def _network(config: Config, d: int, width: int, activation: nn.Module, sigma: float, seed: int) -> nn.Module:
+def _network(
+    config: Config, d: int, width: int, activation: nn.Module, sigma: float, seed: int
+) -> nn.Sequential:
     layers = nn.Linear(d, width, bias=False), activation, nn.Linear(width, 1, bias=False)
     model = ntkit.ntk_parametrize(nn.Sequential(*layers).double(), sigma, 0.0, seed=seed)
-    return model.to(config.device)
+    return cast(nn.Sequential, model.to(config.device))
 
 
 def _two(config: Config, seed: int) -> np.ndarray:

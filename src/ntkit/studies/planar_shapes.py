@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -48,9 +49,9 @@ def by_depth(edges: np.ndarray, cut: float = 0.35) -> np.ndarray:
 
 
 def _depth(lines: np.ndarray) -> np.ndarray:
-    regions, count = ndimage.label(~np.pad(lines, 1))  # pyright: ignore[reportGeneralTypeIssues]
     walls = np.pad(lines, 1)
-    joined, _ = ndimage.label(walls, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    regions, count = cast(tuple[np.ndarray, int], ndimage.label(~walls))
+    joined, _ = cast(tuple[np.ndarray, int], ndimage.label(walls, np.ones((3, 3))))
     depth = np.full(count + 1, -1)
     reached, level = {int(regions[0, 0])}, 0
     while reached:

@@ -163,11 +163,12 @@ class Claim:
 class Result:
     """What a study found.
 
-    ``arrays`` is what its figures draw, given as arrays, tensors or lists; ``numbers`` is anything else worth
-    keeping, as JSON has it; ``notes`` says what was scaled down, what was not reproduced, and why.
+    ``config`` is of the study's own class; ``arrays`` is what its figures draw, given as arrays, tensors or
+    lists; ``numbers`` is anything else worth keeping, as JSON has it; ``notes`` says what was scaled down, what
+    was not reproduced, and why.
     """
 
-    config: StudyConfig
+    config: Any
     claims: Sequence[Claim]
     arrays: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ exact account of a run of Adam, for which the paper has no theorem.
 from __future__ import annotations
 
 from math import comb
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ def run(config: Config) -> Result:
     seen = _seen(config, len(x), config.seed + chosen).to(x.device)
     features = array(kernel.features(x)[:, 0])
     chart = TSNE(random_state=config.seed, perplexity=min(30.0, len(x) / 4)).fit_transform(features)
-    groups = KMeans(3, n_init=10, random_state=config.seed).fit_predict(chart)
+    clusters = KMeans(3, n_init=10, random_state=config.seed)  # pyright: ignore[reportArgumentType]
+    groups = clusters.fit_predict(chart)
     numbers = {
         "accuracies": accuracies,
         "by kernel": [_votes(cosine, y, seen, k) for k in NEIGHBORS],
@@ -201,7 +203,7 @@ def _groups(x: Tensor, y: Tensor, groups: np.ndarray) -> dict[str, dict[str, flo
 
 
 def _task(config: Config, count: int, how: str) -> Task:
-    common = {"p": config.p, "count": count, "seed": config.seed, "device": config.device}
+    common: dict[str, Any] = {"p": config.p, "count": count, "seed": config.seed, "device": config.device}
     if how == "plain descent":
         sizes = {"samples": min(config.samples, config.more_samples), "width": config.width, "batch": 0}
         return Task(**common, **sizes, steps=config.steps, rate=config.rate, adam=False)
