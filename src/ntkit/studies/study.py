@@ -164,8 +164,8 @@ class Result:
     """What a study found.
 
     ``config`` is of the study's own class; ``arrays`` is what its figures draw, given as arrays, tensors or
-    lists; ``numbers`` is anything else worth keeping, as JSON has it; ``notes`` says what was scaled down, what
-    was not reproduced, and why.
+    lists; ``numbers`` is anything else worth keeping, as JSON has it; ``notes`` says what was scaled down,
+    what was not reproduced, and why.
     """
 
     config: Any

@@ -245,7 +245,7 @@ def figure(result: Result) -> Figures:
 def _draw_examples(p: int) -> Figure:
     """Draw one sequence of each label, and the shape that it stands for (Figure 11)."""
     x, y = two_peaks(p)
-    drawn, axes = panels(9, 2.2, columns=2, sharey=True)
+    drawn, axes = panels(7, 2.0, columns=2, sharey=True)
     for ax, value in zip(axes, (0, 1), strict=True):
         there = torch.nonzero(y[:, 0] == value)[:, 0]
         sequence = array(x[there[len(there) // 3]])
@@ -264,20 +264,21 @@ def _draw_account(result: Result) -> Figure:
         result.arrays[f"account: {name}"] for name in ("queries", "top", "pushes", "prediction")
     )
     count, p = min(2, len(asked)), result.config.p
-    drawn, axes = panels(4.8 * count, 3.8, columns=count, squeeze=False)
-    for i, ax in enumerate(axes[0]):
+    drawn, axes = panels(6, 3.1 * count, count, squeeze=False, sharex=True)
+    for i, ax in enumerate(axes[:, 0]):
         rows = [asked[i], *top[i]]
         for row, sequence in enumerate(rows):
             places = np.flatnonzero(sequence) + 1
             color = INK if row == 0 else BLUE if pushes[i, row - 1] > 0 else ORANGE
             ax.plot(places, np.full(len(places), row), "s", color=color, ms=4)
             text = f"{prediction[i]:.2f}" if row == 0 else f"{pushes[i, row - 1]:+.3f}".replace("-", "−")
-            ax.text(p + 2, row, text, va="center", fontsize=8, color=color)
+            ax.text(p + 2, row, text, va="center", fontsize=9, color=color)
         ax.axhline(0.5, color="0.7", lw=0.8)
         ax.axvline(p / 2, color="0.6", ls="--", lw=1)
-        ax.set(xlim=(0, p + 1), ylim=(len(rows) - 0.4, -0.6), xlabel="index (dashed: p/2)", yticks=[0, 5.5])
-        ax.set_yticklabels(["query", "strongest\nten"] if i == 0 else ["", ""])
+        ax.set(xlim=(0, p + 1), ylim=(len(rows) - 0.4, -0.6), yticks=[0, 5.5])
+        ax.set_yticklabels(["query", "strongest\nten"])
         ax.set_title("prediction and contributions", fontsize=9, loc="right")
+    axes[-1, 0].set_xlabel("index of the peaks (dashed: p/2)")
     return drawn
 
 
