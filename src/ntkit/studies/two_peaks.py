@@ -271,8 +271,8 @@ def _draw_account(result: Result) -> Figure:
             places = np.flatnonzero(sequence) + 1
             color = INK if row == 0 else BLUE if pushes[i, row - 1] > 0 else ORANGE
             ax.plot(places, np.full(len(places), row), "s", color=color, ms=4)
-            text = f"{prediction[i]:.2f}" if row == 0 else f"{pushes[i, row - 1]:+.3f}".replace("-", "−")
-            ax.text(p + 2, row, text, va="center", fontsize=9, color=color)
+            text = f"{round(prediction[i], 2) + 0:.2f}" if row == 0 else f"{pushes[i, row - 1]:+.3f}"
+            ax.text(p + 2, row, text.replace("-", "−"), va="center", fontsize=9, color=color)
         ax.axhline(0.5, color="0.7", lw=0.8)
         ax.axvline(p / 2, color="0.6", ls="--", lw=1)
         ax.set(xlim=(0, p + 1), ylim=(len(rows) - 0.4, -0.6), yticks=[0, 5.5])
