@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, GREEN, ORANGE
+from ntkit.errors import NtkitError
 from ntkit.studies.figures import Figures, finish, panels, ticks
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, option
@@ -83,6 +84,11 @@ def run(config: Config) -> Result:
                 both = torch.cat([test, x]), torch.cat([truth, y])
                 _, outputs = _flow(_model(config, nn.ReLU), x, y, alpha, 0.2, config.rich_steps, both[0])
                 square = (outputs[-1] - both[1][:, 0]) ** 2
+                if not bool(square.isfinite().all()):
+                    raise NtkitError(
+                        f"The network of scale {alpha:g} diverged. Expected a scale at which rate 0.2 is small "
+                        "enough: take a larger one for rich_alphas."
+                    )
                 means = square[: len(test)].mean(), square[len(test) :].mean()
                 return float(means[0] / (truth**2).mean()), float(means[1] / (y**2).mean())
 
@@ -141,7 +147,7 @@ def _flow(
         start, start_q = model(x), model(q)
     weights, outputs = [], []
     for i in range(steps + 1):
-        if i % (steps // 20) == 0 or i == steps:
+        if i % max(1, steps // 20) == 0 or i == steps:
             weights.append(torch.cat([p.detach().reshape(-1) for p in parameters]))
             with torch.no_grad():
                 outputs.append(alpha * (model(q) - start_q)[:, 0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.errors import BadValueError
 
 
 class Elementwise(nn.Module):
@@ -63,6 +64,18 @@ def train_recorded(
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the slope of log y against log x, of at least two points."""
-    log_x, log_y = (np.log([*values]) for values in (x, y))
+    """Return the slope of log y against log x, of at least two points.
+
+    Raises
+    ------
+    BadValueError
+        When a value is not positive, so that it has no logarithm.
+    """
+    x, y = np.array([*x], dtype=float), np.array([*y], dtype=float)
+    if not (np.isfinite(y).all() and (y > 0).all()):
+        raise BadValueError(
+            f"What was measured is {y.tolist()} at {x.tolist()}; expected positive numbers, of which a slope on "
+            "logarithmic scales can be taken. Take other values of this option."
+        )
+    log_x, log_y = np.log(x), np.log(y)
     return float(np.polyfit(log_x, log_y, 1)[0])
