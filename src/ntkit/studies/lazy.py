@@ -86,8 +86,8 @@ def run(config: Config) -> Result:
                 square = (outputs[-1] - both[1][:, 0]) ** 2
                 if not bool(square.isfinite().all()):
                     raise NtkitError(
-                        f"The network of scale {alpha:g} diverged. Expected a scale at which rate 0.2 is small "
-                        "enough: take a larger one for rich_alphas."
+                        f"The network of scale {alpha:g} diverged. Expected a scale at which rate 0.2 is "
+                        "small enough: take a larger one for rich_alphas."
                     )
                 means = square[: len(test)].mean(), square[len(test) :].mean()
                 return float(means[0] / (truth**2).mean()), float(means[1] / (y**2).mean())

@@ -74,8 +74,8 @@ def slope(x: Iterable[float], y: Iterable[float]) -> float:
     x, y = np.array([*x], dtype=float), np.array([*y], dtype=float)
     if not (np.isfinite(y).all() and (y > 0).all()):
         raise BadValueError(
-            f"What was measured is {y.tolist()} at {x.tolist()}; expected positive numbers, of which a slope on "
-            "logarithmic scales can be taken. Take other values of this option."
+            f"What was measured is {y.tolist()} at {x.tolist()}; expected positive numbers, of which a slope "
+            "on logarithmic scales can be taken. Take other values of this option."
         )
     log_x, log_y = np.log(x), np.log(y)
     return float(np.polyfit(log_x, log_y, 1)[0])
