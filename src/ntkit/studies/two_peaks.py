@@ -205,7 +205,11 @@ def _groups(x: Tensor, y: Tensor, groups: np.ndarray) -> dict[str, dict[str, flo
 def _task(config: Config, count: int, how: str) -> Task:
     common: dict[str, Any] = {"p": config.p, "count": count, "seed": config.seed, "device": config.device}
     if how == "plain descent":
-        sizes = {"samples": min(config.samples, config.more_samples), "width": config.width, "batch": 0}
+        sizes: dict[str, Any] = {
+            "samples": min(config.samples, config.more_samples),
+            "width": config.width,
+            "batch": 0,
+        }
         return Task(**common, **sizes, steps=config.steps, rate=config.rate, adam=False)
     sizes = {"samples": config.more_samples, "width": config.more_width, "batch": config.more_batch}
     adam = how == "Adam"
