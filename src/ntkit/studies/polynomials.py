@@ -131,11 +131,9 @@ def figure(result: Result) -> Figures:
     order = sizes.argsort()
     for i, color in enumerate((BLUE, GREEN, ORANGE)):
         ax.semilogx(sizes[order], np.median(found, 0)[order, i], "o-", color=color, label=f"degree {i + 1}")
-        ax.fill_between(
-            sizes[order], *(f(found, 0)[order, i] for f in (np.min, np.max)), color=color, alpha=0.2, lw=0
-        )
+        low, high = np.quantile(found, [0.25, 0.75], axis=0)[:, order, i]
+        ax.fill_between(sizes[order], low, high, color=color, alpha=0.2, lw=0)
     d = result.config.kernel_dimension
-    ax.set_ylim(-0.05, 2.0)
     for power, text in ((1, "d"), (2, "d²")):
         ax.axvline(d**power, color="0.5", ls=":", lw=1)
         ax.text(d**power * 1.05, 0.03, text, color="0.4")
