@@ -57,9 +57,9 @@ def run(config: Config) -> Result:
         Claim("test error at the best time over that at the end", noisy[best] / noisy[-1], "< 1", high=0.9),
         Claim("best time", float(times[best])),
         Claim("stopped by validation: test error over that at the end", by_validation, "< 1", high=0.9),
-        Claim("without noise: least test error over that at the end", least, "1"),
+        Claim("without noise: least test error over that at the end", least),
         Claim("part of the function in the leading tenth of components", function, "most", low=0.5),
-        Claim("part of the noise there", noise, "a tenth", high=0.2),
+        Claim("part of the noise there", noise, high=0.2),
     )
     arrays = {"times": times, "with noise": noisy, "without noise": curves["none"]}
     return Result(config, claims, {**arrays, "energy": energy, "rates": rates})

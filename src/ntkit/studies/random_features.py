@@ -70,7 +70,7 @@ def run(config: Config) -> Result:
         ratio = last["gaussian", how] / last["gaussian", "iid"]
         claims.append(Claim(f"error of {how} over independent draws, m = {most}", ratio, high=1.0))
     off = f"ridge on {most} features against the kernel's, relative"
-    claims.append(Claim(off, apart[-1], "small", high=0.2))
+    claims.append(Claim(off, apart[-1], high=0.2))
     arrays = {"sizes": config.sizes, "errors": table, "apart": apart}
     return Result(config, claims, arrays, {"settings": list(slopes), "slopes": slopes})
 

@@ -69,10 +69,10 @@ def run(config: Config) -> Result:
     start, drift, own, of_limit = slopes.values()
     widest = f"network against its own kernel machine, width {config.widths[-1]}"
     claims = (
-        Claim("kernel at the start against the limit: slope in width", start, "-1/2", low=-0.7, high=-0.35),
-        Claim("change of the kernel in training: slope", drift, "-1 to -1/2", low=-1.2, high=-0.4),
-        Claim("network against its own kernel machine: slope", own, "-1 to -1/2", low=-1.3, high=-0.4),
-        Claim("network against the limit's kernel machine: slope", of_limit, "-1/2", low=-0.8, high=-0.3),
+        Claim("kernel at the start against the limit: slope in width", start, "→ 0", low=-0.7, high=-0.35),
+        Claim("change of the kernel in training: slope", drift, "→ 0", low=-1.2, high=-0.4),
+        Claim("network against its own kernel machine: slope", own, low=-1.3, high=-0.4),
+        Claim("network against the limit's kernel machine: slope", of_limit, "→ 0", low=-0.8, high=-0.3),
         Claim(widest, float(means["own"][-1])),
     )
     numbers = {"slopes": slopes, "time": config.steps * config.rate}
