@@ -150,7 +150,7 @@ WRONG: dict[str, list[Wrong]] = {
         Wrong(
             "untrained",
             put("_train", untrained_planar),
-            ("U-Net: IoU in domain", "U-Net: mean IoU out", "the same, of shapes as wide"),
+            ("U-Net: IoU in domain", "U-Net: mean IoU out", "the same, of shapes drawn"),
             PLANAR,
             long=True,
         ),

@@ -11,7 +11,9 @@ from scipy import ndimage
 from ntkit.data.shapes import FINE, boundary, halved
 
 Pair = tuple[np.ndarray, np.ndarray]
-STROKE = 0.11  # mean width of the strokes of `branched` shapes, in sides of the picture
+STROKE = (
+    0.11  # that `branched` shapes are drawn with, in sides of the picture; they overlap and are wider there
+)
 
 
 def trees(n: int, size: int, seed: int, branches: int) -> Pair:
@@ -20,12 +22,12 @@ def trees(n: int, size: int, seed: int, branches: int) -> Pair:
 
 
 def wide_spirals(n: int, size: int, seed: int) -> Pair:
-    """Draw spirals whose arms are as wide as the strokes of `branched` shapes."""
+    """Draw spirals whose arms are as wide as the strokes that `branched` shapes are drawn with."""
     return _many(_spiral, n, size, seed)
 
 
 def wide_combs(n: int, size: int, seed: int) -> Pair:
-    """Draw combs whose teeth are as wide as the strokes of `branched` shapes."""
+    """Draw combs whose teeth are as wide as the strokes that `branched` shapes are drawn with."""
     return _many(_comb, n, size, seed)
 
 

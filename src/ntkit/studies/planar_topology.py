@@ -2,8 +2,8 @@
 
 Connected, branched shapes; the network sees the boundary and is to give the shape (Courtois, Morel, Arias,
 Section 6.2, Figures 6 to 10; Morel, Courtois, Arias). A U-Net with six scales is tried in its domain, on
-shapes with more branches, and on spirals, nested shapes, several shapes and combs, thin ones and ones as wide
-as those that it learned from.
+shapes with more branches, and on spirals, nested shapes, several shapes and combs, thin ones and ones drawn
+with the stroke of those that it learned from.
 
 Convolutional networks that look only locally, and with global average pooling, self-attention or a
 global-context block, are trained alike, on smaller pictures; so is the U-Net with fewer and with more shapes,
@@ -194,7 +194,7 @@ def _claims(
     claims += [
         Claim("U-Net: least IoU of one shape out of domain", least, "examples: 51 %, 85 %"),
         Claim("U-Net: mean IoU out of domain, less that in domain", less, "< 0", high=-0.05),
-        Claim("the same, of shapes as wide as in training", wide, "< 0", high=-0.02),
+        Claim("the same, of shapes drawn with the training's stroke", wide, "< 0", high=-0.02),
         Claim("part of the picture that shapes fill, mean", fill),
     ]
     for name in config.architectures:
