@@ -138,8 +138,8 @@ def _draw_triple(result: Result) -> Figure:
     ax.fill_between(widths, low, high, color=GREEN, alpha=0.2, lw=0, label="25 to 75 %")
     c = result.config
     for place, text in (
-        (c.triple_samples / (c.triple_dimension + 1), "as many weights as samples"),
-        (c.triple_samples, "as many units as samples"),
+        (c.triple_samples / (c.triple_dimension + 1), "weights = samples"),
+        (c.triple_samples, "units = samples"),
     ):
         ax.axvline(place, color="0.5", ls=":", lw=1.2)
         ax.text(

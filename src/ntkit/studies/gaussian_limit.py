@@ -77,7 +77,7 @@ def figure(result: Result) -> Figures:
     """Draw the quantiles of the networks beside those of the limit."""
     a = result.arrays
     widths = [name for name in a if name.startswith("width")]
-    drawn, axes = panels(4.2 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
+    drawn, axes = panels(3.0 * len(widths), 3.6, columns=len(widths), sharey=True, squeeze=False)
     angles, band = a["angles"], {"color": BLUE, "alpha": 0.25, "lw": 0}
     for ax, name in zip(axes[0], widths, strict=True):
         ax.fill_between(angles, a["low"], a["high"], label="limit, 10-90 %", **band)
@@ -89,5 +89,5 @@ def figure(result: Result) -> Figures:
         ax.set(title=name, xlabel="angle")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("trained function f(x)")
-    above(drawn, ax, 4)
+    above(drawn, ax, 2)
     return {"Trained networks and the limiting Gaussian process": drawn}
