@@ -76,7 +76,7 @@ def run(config: Config) -> Result:
 def figure(result: Result) -> Figures:
     """Draw the quantiles of the networks beside those of the limit."""
     a = result.arrays
-    widths = [name for name in a if name.startswith("width")]
+    widths = [f"width {w}" for w in result.config.widths]
     drawn, axes = panels(3.0 * len(widths), 3.6, columns=len(widths), sharey=True, squeeze=False)
     angles, band = a["angles"], {"color": BLUE, "alpha": 0.25, "lw": 0}
     for ax, name in zip(axes[0], widths, strict=True):

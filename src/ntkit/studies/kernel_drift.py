@@ -81,7 +81,7 @@ def run(config: Config) -> Result:
 def figure(result: Result) -> Figures:
     """Draw the kernel on the circle before and after training, for each width."""
     a = result.arrays
-    widths = [name for name in a if name.startswith("width")]
+    widths = [f"width {w}" for w in result.config.widths]
     drawn, axes = panels(4.5 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
     for ax, name in zip(axes[0], widths, strict=True):
         for k, (color, label) in enumerate(((ORANGE, "before"), (BLUE, "after training"))):

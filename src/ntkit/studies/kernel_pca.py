@@ -180,8 +180,7 @@ def figure(result: Result) -> Figures:
         ax.text(u, v, str(label), fontsize=8, color=shown.cmap(shown.norm(label)), ha="center", va="center")
     finish(ax, xlabel="second component", ylabel="third component")
     second, (left, right) = panels(9, 3.8, columns=2)
-    widths = [name.removeprefix("along ") for name in a if name.startswith("along")]
-    for width, color in zip(widths, (ORANGE, GREEN, BLUE), strict=False):
+    for width, color in zip(result.config.widths, (ORANGE, GREEN, BLUE), strict=False):
         left.plot(a["times"], a[f"along {width}"], color=color, label=f"width {width}")
         right.plot(a["times"], a[f"across {width}"], color=color, label=f"width {width}")
     left.plot(a["times"], a["predicted"], "--", color=INK, label="exp(-λ t) / 2")

@@ -61,7 +61,7 @@ class Config(StudyConfig):
     more_samples: int = option(10_000, "Sequences to learn these from, by Adam.", low=16, high=10**6)
     more_width: int = option(32, "Units in each hidden layer there.", low=1, high=1000)
     more_steps: int = option(4000, "Steps of Adam.", low=1, high=10**6)
-    more_batch: int = option(128, "Sequences in a step of Adam.", low=1, high=10**6)
+    more_batch: int = option(256, "Sequences in a step of Adam.", low=1, high=10**6)
     queries: int = option(8, "Predictions of Adam's network that are accounted for.", low=1, high=1000)
 
     def __post_init__(self) -> None:
