@@ -180,7 +180,8 @@ def figure(result: Result) -> Figures:
         ax.text(u, v, str(label), fontsize=8, color=shown.cmap(shown.norm(label)), ha="center", va="center")
     finish(ax, xlabel="second component", ylabel="third component")
     second, (left, right) = panels(9, 3.8, columns=2)
-    for width, color in zip(result.config.widths, (ORANGE, GREEN, BLUE), strict=False):
+    for i, width in enumerate(result.config.widths):
+        color = (ORANGE, GREEN, BLUE)[i] if i < 3 else f"C{i}"
         left.plot(a["times"], a[f"along {width}"], color=color, label=f"width {width}")
         right.plot(a["times"], a[f"across {width}"], color=color, label=f"width {width}")
     left.plot(a["times"], a["predicted"], "--", color=INK, label="exp(-λ t) / 2")
