@@ -1,6 +1,7 @@
 """For each study: what is made wrong, the bars that must then be missed, and small options."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -322,7 +323,7 @@ WRONG: dict[str, list[Wrong]] = {
             "other weights",
             other_weights,
             (".*slope of a draw", ".*off by standard errors"),
-            {"widths": (64, 256), "draws": 8, "inputs": 2},
+            {"widths": (32, 128), "draws": 8, "inputs": 2},
             long=True,
         ),
     ],
@@ -360,3 +361,9 @@ WRONG: dict[str, list[Wrong]] = {
         Wrong("growing", growing_errors, (".*width at the peak",), DESCENT, long=True),
     ],
 }
+
+
+def missed(bars: list[str], study: str) -> set[str]:
+    """Return those bars of a study that something wrong misses."""
+    patterns = [pattern for wrong in WRONG[study] for pattern in wrong.misses]
+    return {text for text in bars if any(re.match(pattern, text) for pattern in patterns)}
