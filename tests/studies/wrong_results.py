@@ -160,7 +160,7 @@ WRONG: dict[str, list[Wrong]] = {
         Wrong(
             "untrained",
             no_steps,
-            ("accuracy on all", ".*nearest by kernel, right", "3 peaks, Adam"),
+            ("accuracy on all", ".*nearest by kernel, right", "3 peaks, Adam: accuracy on the unseen"),
             PEAKS,
             long=True,
         ),
