@@ -19,6 +19,7 @@ from ntkit.errors import NtkitError
 from ntkit.studies import catalog, parts, runner
 from ntkit.studies.document import document
 from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.training import slope
 
 
 class Config(StudyConfig):
@@ -316,3 +317,10 @@ def test_every_study_has_its_parts():
         assert (study.__doc__ or "").count("\n\n") >= 1, name
         assert catalog.configure(name, quick=True) != study.Config(), name
         assert callable(study.run) and callable(study.figure)
+
+
+def test_a_slope_is_that_of_the_logarithms_and_needs_positive_numbers():
+    assert slope((1, 2, 4), (3, 12, 48)) == pytest.approx(2)
+    for wrong in ((1.0, 0.0), (1.0, float("inf")), (1.0, -1.0)):
+        with pytest.raises(NtkitError, match="expected positive numbers"):
+            slope((1, 2), wrong)
