@@ -107,6 +107,9 @@ def explain(
         typer.echo(f"warning: the account did not reach its tolerance of {tol:g}", err=True)
 
 
+_MISSED = 2  # the exit status of a study that misses a bar
+
+
 study = typer.Typer(cls=_Studies, no_args_is_help=True, help=_STUDY_HELP, rich_markup_mode=None)
 app.add_typer(study, name="study")
 
@@ -125,20 +128,29 @@ def all_studies(
     quick: Annotated[bool, typer.Option("--quick", help="The small configurations.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Run the others, too, after a study that misses a bar.")
+    ] = False,
 ) -> None:
-    """Run every study; started again, it resumes with those that are not finished."""
+    """Run every study; started again, it resumes with those that are not finished.
+
+    The exit status is 2 when a bar was missed, 1 when a study refused.
+    """
     from ntkit.studies.runner import run_all
 
-    refused = False
-    for outcome in run_all(out, quick=quick, seed=seed, device=device):
+    refused = missed = False
+    for outcome in run_all(out, quick=quick, seed=seed, device=device, keep_going=keep_going):
         if outcome.record is None:
             refused = True
             typer.echo(f"{outcome.name}: {outcome.refusal}", err=True)
             continue
+        missed |= not outcome.holds
         state = "every bar holds" if outcome.holds else "a bar is missed"
         seconds = outcome.record["seconds"]
         typer.echo(f"{outcome.name:<20} {state:<16} {seconds:6.0f} s  {outcome.folder / 'report.html'}")
-    raise typer.Exit(int(refused))
+    if missed and not keep_going:
+        typer.echo("Stopped at a bar that was missed. To run the others, too: --keep-going", err=True)
+    raise typer.Exit(_MISSED if missed else int(refused))
 
 
 @study.command("document")
@@ -146,7 +158,10 @@ def document_studies(
     results: Annotated[str, typer.Argument(help="The folder that `ntkit study all --out` left.")],
     page: Annotated[str, typer.Option(help="The Markdown page to write; pictures go beside it.")],
 ) -> None:
-    """Write the page of all results: the tables, and the figures."""
+    """Write the page of all results: the tables, and the figures.
+
+    Of a study that is not there, the page keeps what it says.
+    """
     from ntkit.studies.document import document
 
     typer.echo(document(results, page))
@@ -162,6 +177,8 @@ def _study_command(name: str) -> Any:
         config = configure(name, quick=quick, **{k: v for k, v in given.items() if v not in (None, [], ())})
         outcome = run_study(name, config, out or f"out/{name}")
         typer.echo(table(outcome))
+        if not outcome.holds:
+            raise typer.Exit(_MISSED)
 
     def parameter(name: str, default: object, kind: object, option: object) -> inspect.Parameter:
         place, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[kind, option]
@@ -175,7 +192,7 @@ def _study_command(name: str) -> Any:
         *(parameter(each, None, kind, typer.Option(help=text)) for each, kind, text in options(study.Config)),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__doc__ = "{1}.\n\n{0}.".format(*about(name))
+    command.__doc__ = "{1}.\n\n{0}. The exit status is 2 when a bar is missed.".format(*about(name))
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name)(command)
     return typer.main.get_command(single)

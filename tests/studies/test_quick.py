@@ -4,6 +4,7 @@ import json
 
 import pytest
 from typer.testing import CliRunner
+from wrong_results import missed
 
 from ntkit.cli import app
 from ntkit.studies.catalog import STUDIES
@@ -22,6 +23,8 @@ def test_the_claim_holds(name, tmp_path):
     asserted = [claim for claim in record["claims"] if claim["holds"] is not None]
     assert [claim for claim in asserted if not claim["holds"]] == [], answer.output
     assert asserted or name in NEEDS_MNIST
+    bars = [claim["what"] for claim in asserted]
+    assert set(bars) == missed(bars, name), "each bar is missed by something wrong in wrong_results.py"
     assert record["figures"]
     for file in record["figures"].values():
         assert (tmp_path / name / file).stat().st_size > 1000

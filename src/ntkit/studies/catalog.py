@@ -15,13 +15,21 @@ _C = 'Cappelletti, "Convolutional Neural Tangent Kernel" (2020)'
 _N = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
 _V = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 
+PAPERS = (_E, _T, _C, _N, _V)
+
 STUDIES: dict[str, tuple[str, str]] = {
     "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
     "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
     "linear-regression": (f"{_E}, Section 4.1", "The discrete theorem is exact for a linear network"),
-    "parity-1d": (f"{_E}, Section 6.1", "A network with the structure of the parity algorithm, trained"),
+    "parity-1d": (
+        f"{_E}, Section 6.1",
+        "A network with the structure of the parity algorithm: by hand, disturbed, trained",
+    ),
     "planar-topology": (f"{_E}, Section 6.2; {_T}", "A U-Net fills in shapes, until they are others"),
-    "two-peaks": (f"{_E}, Section 6.3", "A network that finds an algorithm, seen through its kernel"),
+    "two-peaks": (
+        f"{_E}, Section 6.3",
+        "A network that finds an algorithm, seen through its kernel; and more than two peaks",
+    ),
     "linear-head": (f"{_E}, Section 4.2", "A network lies in the span of its tangent features"),
     "superposition": (_T, "A prediction as a superposition of training examples, through training"),
     "optimizers": (f"{_E}, Section 7", "The exact account for the optimizers that the theorem leaves out"),
@@ -44,7 +52,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "width-limit": (f"{_C}, Theorem 2.4", "A trained network against kernel regression, as it widens"),
     "master-theorem": (f"{_C}, Theorem 2.2", "The vectors of a tensor program as its widths grow"),
     "polynomials": (f"{_V}, Section 6", "What kernels and networks make of polynomials on the sphere"),
-    "descent": (f"{_N}, Section VI.1", "The second peak of the test error"),
+    "descent": (f"{_N}, Section VI.1", "Two peaks of the test error in one curve"),
 }
 
 
@@ -54,6 +62,15 @@ DEMO = ("scikit-learn's digits", "A network learns handwritten digits and is exp
 def about(name: str) -> tuple[str, str]:
     """Return where a study (or the demo) comes from, and what it shows."""
     return DEMO if name == "demo" else STUDIES[name]
+
+
+def places(name: str) -> list[tuple[str, str]]:
+    """Return the papers that a study is from, each with the section, which is empty where it is all of it."""
+    found = []
+    for source in about(name)[0].split("; "):
+        paper = next((p for p in PAPERS if source.startswith(p)), source)
+        found.append((paper, source.removeprefix(paper).removeprefix(", ")))
+    return found
 
 
 def kind(name: str) -> str:

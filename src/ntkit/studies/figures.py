@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,6 +17,19 @@ def panels(
     """Return a figure of so many inches and its axes as ``Figure.subplots`` has them: one, or an array."""
     drawn = Figure(figsize=(width, height), layout="constrained")
     return drawn, drawn.subplots(rows, columns, **options)
+
+
+def ticks(axis: Any, values: Iterable[float]) -> None:
+    """Mark these values on an axis, as plain numbers; a logarithmic one marks others beside them."""
+    values = [float(value) for value in values]
+    axis.set_ticks(values, [f"{value:g}" for value in values])
+    axis.set_minor_formatter("")
+
+
+def above(drawn: Figure, ax: Axes, columns: int) -> None:
+    """Put the legend of an axis above all axes of the figure, where it covers nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def finish(ax: Axes, *, grid: Any = "major", fontsize: float | None = None, **labels: Any) -> None:

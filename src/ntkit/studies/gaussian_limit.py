@@ -15,7 +15,8 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, above, panels
+from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
@@ -47,18 +48,22 @@ def run(config: Config) -> Result:
         for width in config.widths:
             drawn = []
             for s in range(config.networks):
-                model = regression.network(2, width, 3, config.seed + s, config.device)
-                regression.descend(model, x, y, config.steps, config.rate)
-                with torch.no_grad():
-                    drawn.append(array(model(points)[:, 0]))
+
+                def trained(width=width, s=s) -> np.ndarray:
+                    model = regression.network(2, width, 3, config.seed + s, config.device)
+                    regression.descend(model, x, y, config.steps, config.rate)
+                    with torch.no_grad():
+                        return array(model(points)[:, 0])
+
+                drawn.append(part(f"width {width}, seed {s}", trained))
                 done(1)
             functions[width] = np.stack(drawn)
             inside[width] = float(((functions[width] >= low) & (functions[width] <= high)).mean())
             off[width] = float(np.abs(np.median(functions[width], 0) - mean).mean() / std.mean())
     claims = []
     for width in config.widths:
-        paper, least, most = ("0.80", 0.65, 0.95) if width >= 300 else ("good", None, None)
-        share = f"share inside the limit's 10-90 % band, width {width}"
+        paper, least, most = ("", 0.65, 0.95) if width >= 300 else ("good", None, None)
+        share = f"share inside the limit's 10-90 % band (0.80 there), width {width}"
         claims += [
             Claim(share, inside[width], paper, low=least, high=most),
             Claim(f"mean distance of the medians in standard deviations, width {width}", off[width]),
@@ -71,8 +76,8 @@ def run(config: Config) -> Result:
 def figure(result: Result) -> Figures:
     """Draw the quantiles of the networks beside those of the limit."""
     a = result.arrays
-    widths = [name for name in a if name.startswith("width")]
-    drawn, axes = panels(4.2 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
+    widths = [f"width {w}" for w in result.config.widths]
+    drawn, axes = panels(3.0 * len(widths), 3.6, columns=len(widths), sharey=True, squeeze=False)
     angles, band = a["angles"], {"color": BLUE, "alpha": 0.25, "lw": 0}
     for ax, name in zip(axes[0], widths, strict=True):
         ax.fill_between(angles, a["low"], a["high"], label="limit, 10-90 %", **band)
@@ -83,5 +88,6 @@ def figure(result: Result) -> Figures:
         ax.plot(a["x"], a["y"], "o", color=INK, ms=5, label="training points")
         ax.set(title=name, xlabel="angle")
         ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylabel("trained function f(x)")
+    above(drawn, ax, 2)
     return {"Trained networks and the limiting Gaussian process": drawn}

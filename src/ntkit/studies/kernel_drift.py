@@ -15,7 +15,8 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, above, panels
+from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 
 QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
@@ -24,7 +25,7 @@ QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
 class Config(StudyConfig):
     """Widths 500 and 2,000 (the paper: 500 and 10,000)."""
 
-    widths: tuple[int, ...] = option((500, 2000), "Widths, the narrow one first.", low=2)
+    widths: tuple[int, ...] = option((500, 2000), "Widths, the narrow one first.", low=2, least=2)
     seeds: int = option(5, "Networks of each width.", low=1, high=100)
     samples: int = option(50, "Training inputs, Gaussian in the plane.", low=2, high=10_000)
     steps: int = option(200, "Steps of gradient descent.", low=1, high=10**5)
@@ -46,13 +47,17 @@ def run(config: Config) -> Result:
         for width in config.widths:
             rows = []
             for s in range(config.seeds):
-                model = regression.network(2, width, 3, config.seed + s, config.device)
-                kernel = ntkit.EmpiricalNTK(model)
-                before, start = kernel(x).double().cpu(), kernel(pivot, circle)[0]
-                regression.descend(model, x, y, config.steps, config.rate)
-                after, end = kernel(x).double().cpu(), kernel(pivot, circle)[0]
-                moved = regression.relative(after - before, before)
-                rows.append((moved, regression.relative(before - limit, limit), array(start), array(end)))
+
+                def followed(width=width, s=s) -> tuple[float, float, np.ndarray, np.ndarray]:
+                    model = regression.network(2, width, 3, config.seed + s, config.device)
+                    kernel = ntkit.EmpiricalNTK(model)
+                    before, start = kernel(x).double().cpu(), kernel(pivot, circle)[0]
+                    regression.descend(model, x, y, config.steps, config.rate)
+                    after, end = kernel(x).double().cpu(), kernel(pivot, circle)[0]
+                    moved = regression.relative(after - before, before)
+                    return moved, regression.relative(before - limit, limit), array(start), array(end)
+
+                rows.append(part(f"width {width}, seed {s}", followed))
                 done(1)
             drift[width] = [f[0] for f in rows]
             distance[width] = [f[1] for f in rows]
@@ -76,7 +81,7 @@ def run(config: Config) -> Result:
 def figure(result: Result) -> Figures:
     """Draw the kernel on the circle before and after training, for each width."""
     a = result.arrays
-    widths = [name for name in a if name.startswith("width")]
+    widths = [f"width {w}" for w in result.config.widths]
     drawn, axes = panels(4.5 * len(widths), 3.8, columns=len(widths), sharey=True, squeeze=False)
     for ax, name in zip(axes[0], widths, strict=True):
         for k, (color, label) in enumerate(((ORANGE, "before"), (BLUE, "after training"))):
@@ -85,6 +90,6 @@ def figure(result: Result) -> Figures:
         ax.plot(a["angles"], a["limit"], "--", color=INK, lw=1.5, label="limit")
         ax.set(title=name, xlabel="angle γ between x and x0")
         ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    above(drawn, ax, 3)
     drawn.axes[0].set_ylabel("tangent kernel K(x0, x)")
     return {"The tangent kernel on the circle": drawn}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.display.axes import BLUE
+from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.studies.training import seeded, step
@@ -38,6 +38,7 @@ def run(config: Config) -> Result:
         head = nn.Linear(6 * config.side**2, 1)
     model = nn.Sequential(body, head).to(config.device, torch.float64)
     before = _off(model, head, x)
+    start = torch.stack([model(x).detach(), _product(model, head, x)])[..., 0]
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(config.steps):
         step(optimizer, nn.functional.mse_loss(model(x), y))
@@ -50,13 +51,15 @@ def run(config: Config) -> Result:
         Claim("accuracy of the trained network", right, low=1.0),
         Claim("accuracy of the plane <phi(x), a> = 0", separable, "100 %", low=1.0),
     )
-    return Result(config, claims, {"outputs": outputs, "product": product})
+    return Result(config, claims, {"start": start, "trained": torch.stack([outputs, product])[..., 0]})
 
 
 def figure(result: Result) -> Figures:
     """Draw the product with the features against the network."""
     drawn, ax = panels(4.4, 4)
-    ax.plot(result.arrays["outputs"], result.arrays["product"], ".", color=BLUE)
+    ax.axline((0, 0), slope=1, color="0.7", lw=1)
+    for name, text, color in (("start", "untrained", ORANGE), ("trained", "trained", BLUE)):
+        ax.plot(*result.arrays[name], ".", color=color, label=text)
     finish(ax, xlabel="network N(x)", ylabel="⟨φ(x), a⟩", aspect="equal")
     return {"The network and the product with its features": drawn}
 

@@ -7,8 +7,6 @@ step holds exactly, for minibatches too; the normalized kernel is the cosine.
 
 from __future__ import annotations
 
-import tempfile
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -16,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 import ntkit
 from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
+from ntkit.studies.parts import scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.studies.training import train_recorded
 
@@ -43,12 +42,15 @@ def run(config: Config) -> Result:
     x, y, q = (t.to(config.device) for t in (x, y, q))
     errors, shares = {}, {}
     for name, size in (("all", config.samples), ("minibatches", min(config.batch, config.samples))):
-        with tempfile.TemporaryDirectory() as folder:
-            a = _account(f"{folder}/run", x, y, q, size, draw, config)
+        with scratch() as folder:
+            a, model = _account(f"{folder}/run", x, y, q, size, draw, config)
         errors[name] = a.relative_residual
-        shares[name] = a.contributions[0, 0]
-    model = nn.Linear(d, 1, bias=False).double().to(config.device)
-    kernel = ntkit.EmpiricalNTK(model)
+        most = (
+            (q @ x.T).abs().argmax(0, keepdim=True)
+        )  # the query by which a sample's coefficient is read off
+        coefficient = a.contributions[:, 0].to(x).gather(0, most) / (q @ x.T).gather(0, most)
+        shares[name] = torch.stack([(y - model(x).detach())[:, 0], coefficient[0]])
+    kernel = ntkit.EmpiricalNTK(nn.Linear(d, 1, bias=False).double().to(config.device))
     cosine = cosine_similarity(q[:, None], x[None], dim=-1)
     off = float((kernel(q, x) - q @ x.T).abs().max())
     off_cosine = float((kernel.normalized()(q, x) - cosine).abs().max())
@@ -58,25 +60,31 @@ def run(config: Config) -> Result:
         Claim("largest |K(x, x') - <x, x'>|", off, "0", high=1e-12),
         Claim("largest |normalized K - cosine|", off_cosine, "0", high=1e-12),
     )
-    return Result(config, claims, {"similarity": q[0] @ x.T, **shares})
+    return Result(config, claims, shares)
 
 
 def figure(result: Result) -> Figures:
-    """Draw what each sample contributed to one prediction against its inner product with the query."""
-    drawn, ax = panels(6, 4)
-    for name, color in (("all", BLUE), ("minibatches", ORANGE)):
-        ax.scatter(result.arrays["similarity"], result.arrays[name], s=6, color=color, label=name)
-    finish(ax, xlabel="inner product of sample and query", ylabel="contribution of the sample")
-    return {"What each sample contributed to one prediction": drawn}
+    """Draw the coefficient of each sample in the sum for a prediction against the error left on it."""
+    drawn, axes = panels(8.5, 3.8, columns=2, sharey=True)
+    for ax, (name, text), color in zip(
+        axes,
+        {"all": "all points in a step", "minibatches": "minibatches"}.items(),
+        (BLUE, ORANGE),
+        strict=True,
+    ):
+        ax.plot(*result.arrays[name], ".", ms=4, color=color)
+        finish(ax, title=text, xlabel="error left on the sample, y − f(x)")
+    axes[0].set_ylabel("its coefficient: contribution / ⟨x, query⟩")
+    return {"The coefficient of each sample": drawn}
 
 
 def _account(
     folder: str, x: Tensor, y: Tensor, q: Tensor, size: int, draw: torch.Generator, config: Config
-) -> ntkit.Account:
+) -> tuple[ntkit.Account, nn.Module]:
     model = nn.Linear(x.shape[1], 1, bias=False).double().to(config.device)
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), config.rate)
     orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
     batches = (order[:size].sort().values for order in orders)
     train_recorded(folder, model, optimizer, nn.MSELoss(), (x, y), batches)
-    return ntkit.account(folder, model, nn.MSELoss(), train=(x, y), queries=q, nodes="left")
+    return ntkit.account(folder, model, nn.MSELoss(), train=(x, y), queries=q, nodes="left"), model

@@ -24,7 +24,7 @@ QUICK = {"widths": (32, 128, 512), "draws": 6}
 class Config(StudyConfig):
     """Networks of four kinds on a few random inputs."""
 
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths.", low=4)
+    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths.", low=4, least=2)
     draws: int = option(20, "Networks of each kind and width.", low=2, high=10_000)
     inputs: int = option(4, "Inputs.", low=2, high=100)
 
@@ -112,7 +112,7 @@ def run(config: Config) -> Result:
             slopes[name] = slope(config.widths, single[name])
     wide, off = config.widths[-1], f"mean of {draws} draws off by standard errors"
     steep = "slope of a draw's error in width"
-    claims = [Claim(f"{n}: {steep}", s, "-1/2", low=-0.7, high=-0.3) for n, s in slopes.items()]
+    claims = [Claim(f"{n}: {steep}", s, low=-0.7, high=-0.3) for n, s in slopes.items()]
     claims += [Claim(f"{n}: error of a draw, width {wide}", e[-1], "→ 0") for n, e in single.items()]
     claims += [Claim(f"{n}: {off}", s, high=5.0) for n, s in scaled.items()]
     arrays = {f"{n}, one draw": v for n, v in single.items()} | {f"{n}, mean": v for n, v in mean.items()}

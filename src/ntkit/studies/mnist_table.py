@@ -19,7 +19,7 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.data.digits import Digits
 from ntkit.display import plots
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.pictures import pictures
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 from ntkit.studies.training import mlp, seeded, step
@@ -115,7 +115,7 @@ def figure(result: Result) -> Figures:
         ax.bar(places + 0.2 * (i - 1.5), values, 0.18, label=row)
     ax.set_xticks(places, list(accuracies))
     ax.set(ylabel="test accuracy", ylim=(0, 1))
-    ax.legend(frameon=False, ncols=4, fontsize=8, loc="lower center")
+    above(bars, ax, 4)
     return {"Tangent kernels, before and after training": drawn, "Test accuracy": bars}
 
 

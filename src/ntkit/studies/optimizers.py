@@ -9,7 +9,6 @@ left-end rule beside it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 
@@ -22,7 +21,8 @@ from ntkit.compute.progress import progress
 from ntkit.data.parity import two_peaks
 from ntkit.data.toy import ball_sphere, half_plane
 from ntkit.display.axes import BLUE, ORANGE
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, above, panels
+from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.studies.training import mlp, seeded, train_recorded
 
@@ -62,7 +62,10 @@ def run(config: Config) -> Result:
             cut = len(x) - config.queries
             train = x[:cut].to(config.device), y[:cut].to(config.device)
             for j, make in enumerate(OPTIMIZERS.values()):
-                exact[i, j], left[i, j] = _residuals(config, make, train, x[cut:].to(config.device))
+                queries = x[cut:].to(config.device)
+                exact[i, j], left[i, j] = part(
+                    f"{i}, {j}", lambda m=make, t=train, q=queries: _residuals(config, m, t, q)
+                )
                 done(1)
     claims = []
     for name, by_exact, by_left in zip(OPTIMIZERS, exact.max(0), left.max(0), strict=True):
@@ -80,13 +83,14 @@ def figure(result: Result) -> Figures:
     drawn, axes = panels(3.1 * len(n["tasks"]), 3.6, columns=len(n["tasks"]), sharey=True)
     where = np.arange(len(n["optimizers"]))
     for i, (ax, task) in enumerate(zip(axes, n["tasks"], strict=True)):
-        ax.bar(where - 0.2, a["left"][i], 0.38, color=ORANGE, label="left end of each step")
-        ax.bar(where + 0.2, np.maximum(a["exact"][i], 1e-17), 0.38, color=BLUE, label="exact account")
+        ax.plot(where, a["left"][i], "o", color=ORANGE, label="left end of each step")
+        ax.plot(where, np.maximum(a["exact"][i], 1e-17), "s", color=BLUE, label="exact account")
+        ax.set_xlim(-0.6, len(where) - 0.4)
         ax.set(yscale="log", title=task)
         ax.set_xticks(where, n["optimizers"], rotation=30)
         ax.grid(alpha=0.3, axis="y")
     drawn.axes[0].set_ylabel("largest residual / movement")
-    ax.legend(frameon=False, fontsize=8)
+    above(drawn, ax, 2)
     return {"Residual of the account": drawn}
 
 
@@ -101,7 +105,7 @@ def _residuals(
         model = mlp(x.shape[1], 10, 10, 1, activation=nn.GELU).to(config.device, torch.float64)
     optimizer = make(list(model.parameters()))
     draw = torch.Generator().manual_seed(config.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
         batches = (order[: config.batch] for order in orders)
         train_recorded(f"{folder}/run", model, optimizer, nn.MSELoss(), train, batches)

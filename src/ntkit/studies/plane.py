@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
-from ntkit.studies.figures import Figures, finish, panels
+from ntkit.errors import BadValueError
+from ntkit.studies.figures import Figures, finish, panels, ticks
+from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import StudyConfig, array, option
 from ntkit.studies.training import mlp, seeded, slope, step
 from ntkit.training.integrals.quadrature import Nodes
@@ -33,10 +35,22 @@ class PlaneConfig(StudyConfig):
     width: int = option(10, "Units in each of the two hidden layers.", low=1, high=1000)
     seeds: int = option(3, "Networks trained for the accuracy.", low=1, high=100)
     rates: tuple[float, ...] = option(
-        (0.01, 0.014, 0.02), "Learning rates for the error of Eq. 9, at equal steps x rate.", low=1e-5
+        (0.01, 0.014, 0.02),
+        "Learning rates for the error of Eq. 9, at equal steps x rate.",
+        low=1e-5,
+        least=2,
     )
     queries: int = option(32, "Points whose predictions are accounted for.", low=1, high=10_000)
     nearest: int = option(100, "Nearest training points shown.", low=1, high=100_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "rates", tuple(sorted(self.rates)))
+        if round(self.steps * self.rate / self.rates[-1]) < 1:
+            raise BadValueError(
+                f"rates holds {self.rates[-1]:g}, and steps x rate is {self.steps * self.rate:g}, less than "
+                "one step of it. Expected smaller rates, or more steps."
+            )
 
 
 def investigate(
@@ -123,11 +137,20 @@ def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str,
     q = queries(config)
     errors: dict[Nodes, list[float]] = {"left": [], 3: []}
     for rate in config.rates:
-        with tempfile.TemporaryDirectory() as folder:
-            model = train(config, x, y, config.seed, rate, f"{folder}/run")
-            for nodes in errors:
-                a = ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q, nodes=nodes)
-                errors[nodes].append(float(a.residual.abs().max() / a.prediction.abs().max()))
+
+        def residuals(rate=rate) -> list[float]:
+            found = []
+            with scratch() as folder:
+                model = train(config, x, y, config.seed, rate, f"{folder}/run")
+                account = partial(
+                    ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q
+                )
+                for a in [account(nodes=nodes) for nodes in errors]:
+                    found.append(float(a.residual.abs().max() / a.prediction.abs().max()))
+            return found
+
+        for values, value in zip(errors.values(), part(f"rate {rate}", residuals), strict=True):
+            values.append(value)
     return {"rates": np.array(config.rates), "left": np.array(errors["left"]), "exact": np.array(errors[3])}
 
 
@@ -195,10 +218,19 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
 
 def draw_errors(errors: Mapping[str, np.ndarray]) -> Figure:
     """Draw the errors of Eq. 9 and of the exact account against the learning rate."""
-    figure, ax = panels(6, 4)
-    ax.loglog(errors["rates"], errors["left"], "o-", color=ORANGE, label="Eq. 9 (left end of each step)")
-    ax.loglog(errors["rates"], errors["exact"], "s-", color=BLUE, label="exact account (3 Gauss nodes)")
-    finish(ax, xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
+    figure, (left, right) = panels(9, 3.8, columns=2)
+    rates = errors["rates"]
+    left.loglog(rates, errors["left"], "o-", color=ORANGE, label="Eq. 9 (left end of each step)")
+    left.loglog(rates, errors["left"][0] * rates / rates[0], ":", color="0.4", label="∝ rate")
+    exact = np.maximum(errors["exact"], 1e-17)
+    right.loglog(rates, exact, "s-", color=BLUE, label="exact account (3 Gauss nodes)")
+    low, high = exact.min(), exact.max()
+    right.set_ylim(10.0 ** np.floor(np.log10(low)), 10.0 ** (np.floor(np.log10(high)) + 1))
+    for ax in (left, right):
+        finish(ax, xlabel="learning rate, at equal steps × rate", ylabel="largest error / largest |f|")
+        ticks(ax.xaxis, rates)
+    marks = [m * 10.0**k for k in range(-9, 1) for m in (1, 2, 5)]
+    ticks(left.yaxis, [m for m in marks if errors["left"].min() * 0.8 <= m <= errors["left"].max() * 1.2])
     return figure
 
 

@@ -8,8 +8,6 @@ of degree p has a kernel that is a polynomial of x . x', whose rank is bounded w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ntkit.diagnose.definiteness import definiteness, harmonics, sphere
 from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.training import Elementwise
 
 QUICK = {"points": 40}
 
@@ -29,18 +28,6 @@ class Config(StudyConfig):
     points: int = option(100, "Points on the sphere.", low=10, high=2000)
     dimension: int = option(3, "Dimension of the space that the sphere is in.", low=2, high=100)
     beta: float = option(0.1, "Scale of the bias.", low=0.0)
-
-
-class Elementwise(nn.Module):
-    """A function of one number as a layer."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the function to each number."""
-        return self.function(x)
 
 
 def square_and_line(x: Tensor) -> Tensor:

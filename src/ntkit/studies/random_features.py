@@ -13,7 +13,8 @@ from sklearn.linear_model import Ridge
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE
-from ntkit.studies.figures import Figures, finish, panels
+from ntkit.studies.figures import Figures, finish, panels, ticks
+from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.studies.training import slope
 
@@ -26,7 +27,7 @@ class Config(StudyConfig):
 
     samples: int = option(100, "Inputs.", low=4, high=256)
     dimension: int = option(5, "Dimension of the inputs.", low=1, high=1000)
-    sizes: tuple[int, ...] = option((64, 256, 1024, 4096, 16384), "Numbers m of features.", low=4)
+    sizes: tuple[int, ...] = option((64, 256, 1024, 4096, 16384), "Numbers m of features.", low=4, least=2)
     repeats: int = option(5, "Draws of each.", low=1, high=1000)
 
 
@@ -40,9 +41,13 @@ def run(config: Config) -> Result:
     with progress("drawing features (settings)", len(settings)) as done:
         for i, (kind, how) in enumerate(settings):
             for j, m in enumerate(config.sizes):
-                seeds = range(config.seed, config.seed + config.repeats)
-                maps = [ntkit.RandomFeatures(kind, m, s, draw=how, lengthscale=2.0).fit(x) for s in seeds]
-                table[i, j] = np.sqrt(np.mean(np.square([each.error_.relative for each in maps])))
+
+                def error(kind=kind, how=how, m=m) -> float:
+                    seeds = range(config.seed, config.seed + config.repeats)
+                    maps = [ntkit.RandomFeatures(kind, m, s, draw=how, lengthscale=2.0).fit(x) for s in seeds]
+                    return float(np.sqrt(np.mean(np.square([each.error_.relative for each in maps]))))
+
+                table[i, j] = part(f"{kind}, {how}, {m}", error)
             done(1)
     slopes = {
         f"{kind}, {how}": slope(config.sizes, row) for (kind, how), row in zip(settings, table, strict=True)
@@ -65,7 +70,7 @@ def run(config: Config) -> Result:
         ratio = last["gaussian", how] / last["gaussian", "iid"]
         claims.append(Claim(f"error of {how} over independent draws, m = {most}", ratio, high=1.0))
     off = f"ridge on {most} features against the kernel's, relative"
-    claims.append(Claim(off, apart[-1], "small", high=0.2))
+    claims.append(Claim(off, apart[-1], high=0.2))
     arrays = {"sizes": config.sizes, "errors": table, "apart": apart}
     return Result(config, claims, arrays, {"settings": list(slopes), "slopes": slopes})
 
@@ -73,17 +78,24 @@ def run(config: Config) -> Result:
 def figure(result: Result) -> Figures:
     """Draw the errors against the number of features."""
     a = result.arrays
-    drawn, (left, right) = panels(10, 4, columns=2)
+    drawn, (left, right) = panels(10.5, 4, columns=2)
     for i, (name, row) in enumerate(zip(result.numbers["settings"], a["errors"], strict=True)):
         left.loglog(a["sizes"], row, "o-", ms=3, lw=1.2, color=f"C{i}", label=name)
     line = a["errors"][0, 0] * (a["sizes"] / a["sizes"][0]) ** -0.5
-    left.loglog(a["sizes"], line, ":", color="0.4", label="∝ m^-1/2")
-    finish(
-        left, xlabel="features m", ylabel="error of the kernel (Frobenius, relative)", grid="both", fontsize=7
-    )
+    left.loglog(a["sizes"], line, ":", color="0.4", label="∝ m⁻¹ᐟ²")
+    finish(left, xlabel="features m", ylabel="error of the kernel (relative)")
+    handles, labels = left.get_legend_handles_labels()
+    left.get_legend().remove()
+    drawn.legend(handles, labels, loc="outside right center", frameon=False)
     right.loglog(a["sizes"], a["apart"], "o-", color=BLUE)
-    ylabel = "ridge on features against the kernel's (relative rms)"
-    finish(right, xlabel="features m", ylabel=ylabel, grid="both")
+    finish(right, xlabel="features m", ylabel="distance of the ridge regressions (relative)")
+    for ax in (left, right):
+        ticks(ax.xaxis, a["sizes"])
+        ax.tick_params(axis="x", labelsize=8)
+    ticks(
+        right.yaxis,
+        [v for v in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if a["apart"].min() <= v <= a["apart"].max()],
+    )
     return {"Error against the number of features": drawn}
 
 

@@ -16,10 +16,12 @@ from safetensors.numpy import save_file
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
 from ntkit.files import Json
-from ntkit.report.output_folder import MARKER, fresh_folder, read_record
+from ntkit.report.output_folder import MARKER, fresh_folder, read_record, write_text
 from ntkit.report.study_page import StudyPage, render_study
-from ntkit.studies.catalog import STUDIES, about, configure, kind, module
+from ntkit.studies.catalog import PAPERS, STUDIES, about, configure, kind, module, places
 from ntkit.studies.environment import peak_memory, versions
+from ntkit.studies.index import IndexEntry, render_index
+from ntkit.studies.parts import resuming
 from ntkit.studies.study import Result, StudyConfig
 
 
@@ -42,7 +44,7 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
     """Run one study and leave ``result.json``, figures (PNG and SVG), ``report.html`` in the folder ``out``.
 
     ``arrays.safetensors`` holds what the figures draw. A study that has more to leave, or a page of its own,
-    has a function ``leave(result, folder)``.
+    has a function ``leave(result, folder)``. Started again after it was killed, it goes on where it was.
 
     Raises
     ------
@@ -51,9 +53,11 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
     """
     study = module(name)
     begin = time.perf_counter()
-    with fresh_folder(out, kind(name)) as folder:
+    signature = json.dumps([kind(name), asdict(config), versions()])
+    target = Path(out).expanduser().resolve()
+    with fresh_folder(out, kind(name)) as folder, resuming(target, signature, folder) as work:
         result = study.run(config)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin + work.seconds
         figures = study.figure(result)
         for title, figure in figures.items():
             for suffix in ("png", "svg"):
@@ -79,19 +83,44 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
     return Outcome(name, Path(out), record)
 
 
-def run_all(out: str | Path, *, quick: bool, seed: int, device: str) -> Iterator[Outcome]:
+def run_all(
+    out: str | Path, *, quick: bool, seed: int, device: str, keep_going: bool = True
+) -> Iterator[Outcome]:
     """Run every study into a folder of its own below ``out``; what is there with this configuration stays.
 
-    A study that refuses (data that is not there) does not stop the others.
+    A study that refuses (data that is not there) does not stop the others; one that misses a bar does, unless
+    ``keep_going``. After each, ``index.html`` shows what is there.
     """
     for name in STUDIES:
         folder = Path(out) / name
         try:
             config = configure(name, quick=quick, seed=seed, device=device)
             record = finished(name, config, folder)
-            yield run_study(name, config, folder) if record is None else Outcome(name, folder, record)
+            outcome = run_study(name, config, folder) if record is None else Outcome(name, folder, record)
+            write_index(out)
         except NtkitError as refusal:
-            yield Outcome(name, folder, None, refusal)
+            outcome = Outcome(name, folder, None, refusal)
+        yield outcome
+        if outcome.record is not None and not (outcome.holds or keep_going):
+            return
+
+
+def write_index(out: str | Path) -> Path:
+    """Write ``index.html`` into a folder of studies: their pictures, and by paper and section what they show.
+
+    Raises
+    ------
+    NtkitError
+        When it cannot be written.
+    """
+    records = {name: read_record(Path(out) / name, kind(name)) for name in STUDIES}
+    entries = []
+    for name, record in records.items():
+        if record is not None:
+            bars = [c["holds"] for c in record["claims"] if c["holds"] is not None]
+            picture = next(iter(record["figures"].values()), None)
+            entries.append(IndexEntry(name, STUDIES[name][1], places(name), sum(bars), len(bars), picture))
+    return write_text(Path(out) / "index.html", render_index(entries, PAPERS))
 
 
 def table(outcome: Outcome) -> str:

@@ -21,9 +21,14 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    least: int = 1,
 ) -> Any:
-    """Return a field of a configuration: its default, what the command line says of it, and its range."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+    """Return a field of a configuration: its default, what the command line says of it, and its range.
+
+    ``least`` is how many different values it must have, of an option with several.
+    """
+    range_ = {"low": low, "high": high, "above": above, "least": least}
+    return field(default=default, metadata={"help": help, **range_})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -46,7 +51,7 @@ class StudyConfig:
         import torch
 
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).item()
         except (RuntimeError, AssertionError) as error:
             raise BadValueError(
                 f"device is {self.device!r}, which this machine does not have: {error}"
@@ -87,7 +92,17 @@ def _checked(each: Any, kind: Any, value: object) -> Any:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not values:
             raise BadValueError(f"{each.name} is empty; expected at least one value.")
-        return tuple(_checked(each, get_args(kind)[0], v) for v in values)
+        values = tuple(_checked(each, get_args(kind)[0], v) for v in values)
+        if len(set(values)) < len(values):
+            raise BadValueError(
+                f"{each.name} is {values}; expected different values: leave the repeated out."
+            )
+        if len(values) < each.metadata["least"]:
+            raise BadValueError(
+                f"{each.name} is {values}; expected at least {each.metadata['least']} values: the study "
+                "takes their slope or ratio."
+            )
+        return values
     if get_origin(kind) is Literal:
         return one_of(each.name, value, get_args(kind))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -148,11 +163,12 @@ class Claim:
 class Result:
     """What a study found.
 
-    ``arrays`` is what its figures draw, given as arrays, tensors or lists; ``numbers`` is anything else worth
-    keeping, as JSON has it; ``notes`` says what was scaled down, what was not reproduced, and why.
+    ``config`` is of the study's own class; ``arrays`` is what its figures draw, given as arrays, tensors or
+    lists; ``numbers`` is anything else worth keeping, as JSON has it; ``notes`` says what was scaled down,
+    what was not reproduced, and why.
     """
 
-    config: StudyConfig
+    config: Any
     claims: Sequence[Claim]
     arrays: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)

@@ -8,8 +8,6 @@ digits make up the prediction, and when in training they did.
 
 from __future__ import annotations
 
-import tempfile
-
 import numpy as np
 import torch
 from torch import nn
@@ -19,7 +17,9 @@ import ntkit
 from ntkit.data.digits import CLASSES, SIDE, digits
 from ntkit.display import plots
 from ntkit.display.axes import draw_picture
+from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, panels
+from ntkit.studies.parts import scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 from ntkit.studies.training import mlp, seeded, train_recorded
 
@@ -36,6 +36,14 @@ class Config(StudyConfig):
     queries: int = option(24, "Held-out digits.", low=3, high=450)
     shown: int = option(3, "Queries that are drawn.", low=1, high=10)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shown > self.queries:
+            raise BadValueError(
+                f"shown is {self.shown}, of {self.queries} queries; expected at most as many. Ask for more "
+                "queries, or show fewer."
+            )
+
 
 def run(config: Config) -> Result:
     """Train, account, and ask how few training digits make up a prediction, and how early."""
@@ -47,7 +55,7 @@ def run(config: Config) -> Result:
     model.to(config.device, torch.float64)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     draw = torch.Generator().manual_seed(config.seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         epochs = (torch.randperm(len(x), generator=draw) for _ in range(config.epochs))
         batches = (index for order in epochs for index in order.split(config.batch))
         train_recorded(f"{folder}/run", model, optimizer, cross_entropy, (x, y), batches)

@@ -11,6 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import ntkit
+from ntkit.errors import BadValueError
+
+
+class Elementwise(nn.Module):
+    """A function of one number as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to each number."""
+        return self.function(x)
 
 
 @contextmanager
@@ -51,6 +64,18 @@ def train_recorded(
 
 
 def slope(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the slope of log y against log x; not a number where there is only one point."""
-    log_x, log_y = (np.log([*values]) for values in (x, y))
-    return float(np.polyfit(log_x, log_y, 1)[0]) if len(log_x) > 1 else float("nan")
+    """Return the slope of log y against log x, of at least two points.
+
+    Raises
+    ------
+    BadValueError
+        When a value is not positive, so that it has no logarithm.
+    """
+    x, y = np.array([*x], dtype=float), np.array([*y], dtype=float)
+    if not (np.isfinite(y).all() and (y > 0).all()):
+        raise BadValueError(
+            f"What was measured is {y.tolist()} at {x.tolist()}; expected positive numbers, of which a slope "
+            "on logarithmic scales can be taken. Take other values of this option."
+        )
+    log_x, log_y = np.log(x), np.log(y)
+    return float(np.polyfit(log_x, log_y, 1)[0])

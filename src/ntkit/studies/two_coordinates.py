@@ -26,9 +26,9 @@ QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 class Config(StudyConfig):
     """The least number of samples for a test error below the threshold, as the dimension grows."""
 
-    dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200)
+    dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200, least=2)
     threshold: float = option(
-        0.3, "Test error (mean square; 1 is chance) that counts as learned.", low=0, high=1
+        0.3, "Test error (mean square; 1 is chance) that counts as learned.", above=0.0, high=1.0
     )
     grid: float = option(1.35, "Factor between the numbers of samples that are tried.", low=1.01, high=10.0)
     width: int = option(200, "Width of the network.", low=8, high=10_000)

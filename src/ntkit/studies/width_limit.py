@@ -27,7 +27,9 @@ QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
 class Config(StudyConfig):
     """Even against odd digits, as a regression."""
 
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512, 1024), "Widths of the two hidden layers.", low=2)
+    widths: tuple[int, ...] = option(
+        (32, 64, 128, 256, 512, 1024), "Widths of the two hidden layers.", low=2, least=2
+    )
     seeds: int = option(5, "Networks of each width.", low=1, high=100)
     samples: int = option(100, "Training digits.", low=10, high=1347)
     steps: int = option(200, "Steps of gradient descent.", low=1, high=10**5)
@@ -67,10 +69,10 @@ def run(config: Config) -> Result:
     start, drift, own, of_limit = slopes.values()
     widest = f"network against its own kernel machine, width {config.widths[-1]}"
     claims = (
-        Claim("kernel at the start against the limit: slope in width", start, "-1/2", low=-0.7, high=-0.35),
-        Claim("change of the kernel in training: slope", drift, "-1 to -1/2", low=-1.2, high=-0.4),
-        Claim("network against its own kernel machine: slope", own, "-1 to -1/2", low=-1.3, high=-0.4),
-        Claim("network against the limit's kernel machine: slope", of_limit, "-1/2", low=-0.8, high=-0.3),
+        Claim("kernel at the start against the limit: slope in width", start, "→ 0", low=-0.7, high=-0.35),
+        Claim("change of the kernel in training: slope", drift, "→ 0", low=-1.2, high=-0.4),
+        Claim("network against its own kernel machine: slope", own, low=-1.3, high=-0.4),
+        Claim("network against the limit's kernel machine: slope", of_limit, "→ 0", low=-0.8, high=-0.3),
         Claim(widest, float(means["own"][-1])),
     )
     numbers = {"slopes": slopes, "time": config.steps * config.rate}
