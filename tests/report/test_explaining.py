@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import ntkit
 from ntkit.cli import app
+from ntkit.display import account_plots as plots
 from ntkit.errors import NtkitError
-from ntkit.report import account_plots as plots
 from ntkit.report.account_page import account_page
 
 MINE = """

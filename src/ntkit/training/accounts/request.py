@@ -29,8 +29,8 @@ from ntkit.training.replay.checkpointed import open_run
 from ntkit.training.replay.steps import Replay
 from ntkit.training.replay.verify import StepCheck, compare_steps
 
-# Weights of a network, and with convolutions numbers in the gradients of all queries, up to which an account is
-# made as an exact one is: kinks are found at little cost, and many steps go through at once.
+# Weights of a network, or with convolutions numbers in the gradients of all queries, up to which accounts are
+# made as exact ones are: kinks are found at little cost, and many steps go through at once.
 NARROW, SMALL = 2**16, 2**14
 WHOLE = 1e-8  # tolerances above which nodes are chosen for the residual of the whole account
 _LOOSE = 1e-4  # tolerances from which on a run in float32 is accounted for in float32

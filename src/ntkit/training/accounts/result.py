@@ -185,7 +185,7 @@ class Account:
         self, query: int = 0, output: int | None = None, count: int = 20, ax: Axes | None = None
     ) -> Axes:
         """Draw the training samples that contributed most to one output of a query."""
-        from ntkit.report.account_plots import contributions
+        from ntkit.display.account_plots import contributions
 
         return contributions(self, query, ax, output=output, count=count)
 
