@@ -29,6 +29,7 @@ def group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel moves the network to a device")
 def test_wrappers_for_several_devices(group):
     truth = mean_kernel(plain(), X)
     for wrap in (DataParallel, DistributedDataParallel, lambda m: DistributedDataParallel(DataParallel(m))):
@@ -41,6 +42,7 @@ def test_wrappers_for_several_devices(group):
         )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel moves the network to a device")
 def test_a_wrapper_inside_a_network():
     model = nn.Sequential(plain(), nn.Tanh(), DataParallel(nn.Linear(2, 2).to(D)))
     assert_kernel(ntkit.EmpiricalNTK(model)(X), mean_kernel(model, X))

@@ -31,6 +31,7 @@ from wrong_ways import (
     shuffled_digits,
     swapped_needs,
     targets,
+    untrained_account,
     untrained_planar,
     zero_labels,
 )
@@ -173,6 +174,21 @@ WRONG: dict[str, list[Wrong]] = {
         ),
         Wrong("one label for more", zero_labels, (r"\d peaks, plain descent",), PEAKS, long=True),
         Wrong("noise", noisy_account, ("account of Adam's run",), PEAKS, long=True),
+    ],
+    "planar-account": [
+        Wrong(
+            "noise",
+            noisy_account,
+            ("the account: residual",),
+            {"shapes": 16, "spirals": 4, "epochs": 1, "channels": 1, "batch": 8},
+            long=True,
+        ),
+        Wrong(
+            "untrained",
+            put("_train", untrained_account),
+            ("IoU of held-out", "IoU of spirals"),
+            long=True,
+        ),
     ],
     "linear-head": [
         Wrong(

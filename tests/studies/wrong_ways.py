@@ -44,6 +44,15 @@ def no_steps(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
             monkeypatch.setattr(place, "step", lambda optimizer, loss: None)
 
 
+def untrained_account(config: Any, net: Any, x: Any, y: Any, folder: str) -> None:
+    """Record steps of no length: a network that learns nothing."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    with ntkit.record(folder, net, optimizer, train=(x, y)) as run:
+        run.batch(range(8))
+        torch.nn.functional.binary_cross_entropy_with_logits(net(x[:8]), y[:8]).backward()
+        optimizer.step()
+
+
 def noisy_account(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
     """Replace what each sample contributed by noise of the same size; the residual is what it then is."""
     true = ntkit.account

@@ -26,6 +26,10 @@ STUDIES: dict[str, tuple[str, str]] = {
         "A network with the structure of the parity algorithm: by hand, disturbed, trained",
     ),
     "planar-topology": (f"{_E}, Section 6.2; {_T}", "A U-Net fills in shapes, until they are others"),
+    "planar-account": (
+        f"{_E}, Section 6.3; {_T}",
+        "Which training shapes made a U-Net fill in one pixel, and which are near it by its kernel",
+    ),
     "two-peaks": (
         f"{_E}, Section 6.3",
         "A network that finds an algorithm, seen through its kernel; and more than two peaks",
