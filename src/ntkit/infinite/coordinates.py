@@ -103,7 +103,7 @@ class LimitingDraws:
         return 4 * (sum(self.sizes) + self.side.n * sum(prod(v.shape) for v in self.values)) * 8
 
 
-def expect(lines: Sequence[Entry], x: Batch, numerics: Numerics, psi: Callable[..., Any]) -> Mean:
+def expect(lines: Sequence[Entry], x: Batch, numerics: Numerics, psi: Callable[..., object]) -> Mean:
     """Return E[psi] of a coordinate of the lines, over their pieces by width."""
     widths = {tuple(w for w, _ in v.pieces) for v in (line.value for line in lines) if v is not None}
     several = {w for w in widths if len(w) > 1}
@@ -188,7 +188,14 @@ def _flat(values: Tensor) -> np.ndarray:
 
 
 def coordinates(
-    net: Network, line: Entry, x: Batch, laws: Laws, numerics: Numerics, model: Any, select: Any, seed: int
+    net: Network,
+    line: Entry,
+    x: Batch,
+    laws: Laws,
+    numerics: Numerics,
+    model: nn.Module,
+    select: str | int | None,
+    seed: int,
 ) -> Coordinates:
     """Return the coordinates of a line in a network drawn anew, as wide as it is."""
     copy, draw = redrawn(model, laws.parameterization, laws.sigma_w, laws.sigma_b, seed, x, select)
@@ -220,7 +227,9 @@ def _effective(copy: nn.Module, net: Network) -> Mapping[str, Tensor]:
     return found
 
 
-def _value(graph: Graph, node: fx.Node, weights: Mapping[str, Tensor], buffers: Any, x: Batch) -> Tensor:
+def _value(
+    graph: Graph, node: fx.Node, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Batch
+) -> Tensor:
     kept: list[Tensor] = []
 
     def keep(node: fx.Node, args: tuple, kwargs: dict) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.torch
 import torch
@@ -97,7 +97,7 @@ class Account:
     steps: int
     rule: str = field(default="auto")
     spent: int = field(default=0)
-    target: str | int | list[Any] = field(default="outputs")
+    target: str | int | list[str | int] = field(default="outputs")
     chosen: list[list[int]] | None = field(default=None)
     plan: AccountPlan | None = field(default=None)
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ntkit.training.optimizers import Coefficients
 
 Augment = Callable[[Any, Any], tuple[Any, Any]]
+BatchLoss = Callable[[Any, Any], Tensor]
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Step:
             v[..., side.where] = function(block, side.left.to(v), side.right.to(v)).flatten(-2)
         return v
 
-    def loss(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    def loss(self, loss: BatchLoss) -> BatchLoss:
         """Return the loss of the whole step: the weighted sum of those of its parts."""
         if len(self.parts) == 1:
             weight = self.parts[0][1]

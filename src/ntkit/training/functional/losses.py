@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +9,8 @@ from torch import Tensor, nn
 from ntkit.errors import BadTypeError, BadValueError, one_of
 from ntkit.inputs import Batch
 from ntkit.network import copy_of
+from ntkit.training.folder.step import BatchLoss
 
-BatchLoss = Callable[[Any, Any], Tensor]
 NAMED: dict[str, BatchLoss] = {
     "cross_entropy": F.cross_entropy,
     "binary_cross_entropy": F.binary_cross_entropy_with_logits,

@@ -132,7 +132,7 @@ class TransformersRecorder(TrainerCallback):
             )
         self._loader = kwargs["train_dataloader"]
         self._hook = kwargs["model"].register_forward_pre_hook(self._called, with_kwargs=True)
-        self._pending: tuple[Any, int] | None = None
+        self._pending: tuple[Tensor, int] | None = None
         self._shifted = _loss_kind(kwargs["model"]) == "ForCausalLM"
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
         network = self.model if self.model is not None else Logits(kwargs["model"])

@@ -15,13 +15,14 @@ from ntkit.errors import PathMismatchError
 from ntkit.training.folder.random_state import random_from, random_state
 
 aten = torch.ops.aten
+Drawn = list[tuple[Any, Any]]  # operations and what they gave
 
 
 class Draws:
     """What the random operations of one forward pass gave, to be reused."""
 
     def __init__(self, device: torch.device | str) -> None:
-        self.made: list[tuple[Any, Any]] | None = None
+        self.made: Drawn | None = None
         self._device = device
 
     @contextmanager
@@ -52,7 +53,7 @@ class _Noting(TorchDispatchMode):
     def __init__(self, device: torch.device | str) -> None:
         super().__init__()
         self._device = device
-        self.made: list[tuple[Any, Any]] = []
+        self.made: Drawn = []
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
@@ -68,7 +69,7 @@ class _Noting(TorchDispatchMode):
 
 
 class _Repeating(TorchDispatchMode):
-    def __init__(self, made: list[tuple[Any, Any]], device: torch.device | str) -> None:
+    def __init__(self, made: Drawn, device: torch.device | str) -> None:
         super().__init__()
         self._device = device
         self._coming = iter(made)
