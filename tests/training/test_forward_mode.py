@@ -23,6 +23,19 @@ class Tokens(nn.Module):
         return self.head(self.norm(self.embedding(x).flatten(1)).tanh())
 
 
+class Tied(nn.Module):
+    """An embedding whose padding is moved elsewhere: its weights are those of the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(7, 4, padding_idx=-7), nn.BatchNorm1d(12)
+        self.first = nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = self.first(self.norm(self.embedding(x).flatten(1))).tanh()
+        return h @ self.embedding.weight[:2].T
+
+
 class Attending(nn.Module):
     """Attention with dropout of its own."""
 
@@ -104,7 +117,8 @@ NETWORKS = {
     "group, layer and batch norm": (grouped, False, True),
     "attention with dropout": (Attending, False, None),
     "recurrent with dropout": (Recurrent, False, None),
-    "padding index": (lambda: Tokens(padding_idx=0), True, False),
+    "padding index": (lambda: Tokens(padding_idx=0), True, True),
+    "padding index, counted from the end, tied": (Tied, True, True),
     "gradient by frequency": (lambda: Tokens(scale_grad_by_freq=True), True, False),
     "a function of one's own": (Custom, False, False),
     "a hook that halves": (Hooked, False, False),
@@ -146,7 +160,9 @@ def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name)
         return found
 
     def account():
-        return ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], tol=1e-6)
+        return ntkit.account(
+            tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], target="predicted", tol=1e-6
+        )
 
     monkeypatch.setattr(ForwardMode, "products", noting)
     found = account()
@@ -155,4 +171,4 @@ def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name)
     size = expected.contributions.abs().max()
     assert (found.contributions - expected.contributions).abs().max() <= 1e-9 * size
     if forwards is not None:
-        assert all(taken) is forwards
+        assert taken and all(taken) is forwards

@@ -84,7 +84,7 @@ def whole_gradients(model, data, step, loss):
 @pytest.mark.parametrize("budget", [2**30, 1])
 @pytest.mark.parametrize("mixes", [False, True])
 def test_products_with_the_gradients_of_samples(budget, mixes, run):
-    _, folder, model, data, loss = run
+    name, folder, model, data, loss = run
     with Run(folder) as recorded, torch.no_grad():
         replay = Replay(recorded, model, data, loss)
         w, step = recorded.weights(2), recorded.step(2)
@@ -93,7 +93,7 @@ def test_products_with_the_gradients_of_samples(budget, mixes, run):
             truth = whole_gradients(model, data, step, loss)
         a = torch.randn(3, len(w), dtype=torch.float64)
         parts = list(Samples(replay, budget).products(w, 2, step, mixes))
-        assert (len(parts) > 1) == (budget == 1 and not mixes)
+        assert (len(parts) > 1) == (budget == 1 and not mixes and STRUCTURED[name])
         found = torch.cat([product(a) for _, product in parts], 1)
         assert torch.equal(torch.cat([index for index, _ in parts]), step.batch)
     assert (found - a @ truth.T).abs().max() <= 1e-12 * (a @ truth.T).abs().max()

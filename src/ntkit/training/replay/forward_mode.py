@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ntkit.finite.jacobian.backward import quiet, quiet_vmap
 from ntkit.training.functional.flat_network import cast
@@ -23,7 +26,7 @@ class ForwardMode:
     """c_n . (J_n A) for rows A ``[r, P]`` and all samples n of a batch, by forward passes of the batch.
 
     That is right where samples mix, too. But not every operation has a forward derivative in torch, and a few
-    have a wrong one (an embedding with ``padding_idx``, hooks that change gradients). So each way is compared
+    have a wrong one (``scale_grad_by_freq`` of an embedding, hooks that change gradients). So each way is compared
     with reverse mode, when modes are met first and every 16th time: in a drawn direction, with the gradient
     of the batch; at first for three samples by themselves too. What disagrees or fails is not used again.
     """
@@ -107,8 +110,26 @@ class ForwardMode:
         with ExitStack() as stack:
             stack.enter_context(quiet())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_Padding())
             if self._recurrent:
                 stack.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
+
+
+class _Padding(TorchFunctionMode):
+    """Rows of an embedding that its ``padding_idx`` reads do not move: no gradient reaches them through it."""
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        if func is not F.embedding:
+            return out
+        given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | (kwargs or {})
+        padding = given.get("padding_idx")
+        if padding is None:
+            return out
+        padded = given["input"] == padding % len(given["weight"])
+        return torch.where(padded[..., None], out.detach(), out)

@@ -1,4 +1,4 @@
-"""Vectors of one float64 row per step, in memory or on disk."""
+"""Vectors of one row per step, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 
 
 class StepVectors:
-    """Vectors ``[P]`` in float64, one for each step; on disk where they outgrow a budget of bytes."""
+    """Vectors ``[P]``, one for each step; on disk where they outgrow a budget of bytes."""
 
-    def __init__(self, count: int, size: int, budget: int) -> None:
-        if count * size * 8 <= budget:
-            self._rows = np.zeros((count, size))
+    def __init__(self, count: int, size: int, budget: int, dtype: torch.dtype = torch.float64) -> None:
+        of = np.float32 if dtype == torch.float32 else np.float64
+        if count * size * of().itemsize <= budget:
+            self._rows = np.zeros((count, size), of)
         else:
             handle, name = tempfile.mkstemp(prefix="ntkit-rows-")
             os.close(handle)
-            self._rows = np.memmap(name, np.float64, "w+", shape=(count, size))
+            self._rows = np.memmap(name, of, "w+", shape=(count, size))
             weakref.finalize(self, os.unlink, name)  # copies in other processes read the same file
 
     def __getitem__(self, k: int) -> Tensor:
