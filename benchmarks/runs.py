@@ -73,9 +73,9 @@ def measure(job: Job, steps: int, rounds: int, tolerances: list[float], peers: l
             lines["recording"].seconds.append(job.train(folder))
             for tol in tolerances:
                 _account(lines[_named(tol)], job, folder, tol)
-            for name in peers:
-                _tracin(lines[name], job, folder, name)
             if number == 0:
+                for name in peers:  # they take long, and nothing small is read off them
+                    _tracin(lines[name], job, folder, name)
                 lines["a loss times 3"] = Line(failure=_tripled(job, folder))
             shutil.rmtree(folder)
     return lines
@@ -117,8 +117,6 @@ def _tripled(job: Job, folder: str) -> str:
 
 def _tracin(line: Line, job: Job, folder: str, name: str) -> None:
     """Give a peer the weights of the run once for each pass over the samples, as its authors advise."""
-    if line.done:
-        return
     run = Run(folder)
     every = max(1, job.samples // job.batch)
     at = range(0, run.steps, every)
@@ -127,7 +125,8 @@ def _tracin(line: Line, job: Job, folder: str, name: str) -> None:
     def weights(k: int) -> dict[str, Tensor]:
         flat = run.weights(k).to(run.dtype).split([shape.numel() for shape in run.trained.values()])
         named = {n: w.view(s) for (n, s), w in zip(run.trained.items(), flat, strict=True)}
-        return {**kept, **run.buffers(k), **named}
+        buffers = {n: b for n, b in run.buffers(k).items() if n in kept}  # not those that are never saved
+        return {**kept, **buffers, **named}
 
     checkpoints = [weights(k) for k in at]
     job.net.eval()
@@ -138,12 +137,14 @@ def _tracin(line: Line, job: Job, folder: str, name: str) -> None:
         of = last.argmax(1)
         job.net.load_state_dict(weights(0))
         change = (last - job.outputs(x)).gather(1, of[:, None])[:, 0]
-    rate = job.rate * run.steps / len(at) / job.samples
+    rate = job.mean_rate(run.steps) * run.steps / len(at) / job.samples
     found: list[Tensor] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            timed(line, lambda: found.append(PEERS[name](job.net, job.x, job.y, QUERIES, of, checkpoints, rate)))
+            timed(
+                line, lambda: found.append(PEERS[name](job.net, job.x, job.y, QUERIES, of, checkpoints, rate))
+            )
         if job.rate:
             line.off = float((found[0].sum(1) - change).abs().max() / change.abs().max())
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError, ImportError) as error:

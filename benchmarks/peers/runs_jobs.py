@@ -58,7 +58,9 @@ class Lstm(nn.Module):
 
 def mlp() -> nn.Module:
     """Return 784-256-256-10 with ReLU."""
-    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, CLASSES))
+    return nn.Sequential(
+        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, CLASSES)
+    )
 
 
 def bert() -> nn.Module:
@@ -106,10 +108,16 @@ class Job:
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Inputs]
     optimizer: Callable[[Any], torch.optim.Optimizer]
-    rate: float  # what a gradient moves in the end, for TracIn; 0 if no rate says so
+    rate: float  # of a plain gradient, for TracIn; 0 if the optimizer has none
     batch: int
+    momentum: float = 0.0
     samples: int = 512
     bars: tuple[tuple[float, float], ...] = ()  # tolerance, times training
+
+    def mean_rate(self, steps: int) -> float:
+        """Return what the gradient of a step moves until the end, with momentum, averaged over the steps."""
+        mu = self.momentum
+        return self.rate * sum((1 - mu ** (steps - k)) / (1 - mu) for k in range(steps)) / steps
 
     def begin(self, steps: int) -> None:
         """Draw data, network and batches."""
@@ -155,18 +163,22 @@ class Job:
 def jobs() -> dict[str, Job]:
     """Return all runs by name."""
     plain, norm = ((1e-2, 8.0), (1e-3, 8.0)), ((1e-2, 12.0), (1e-3, 12.0))
-    momentum = 0.02 / (1 - 0.9)
     made = [
-        Job("MLP", mlp, lambda n: torch.randn(n, 784), sgd, momentum, 64),
+        Job("MLP", mlp, lambda n: torch.randn(n, 784), sgd, 0.02, 64, 0.9),
         *(
             Job(
                 f"ResNet, {'batch norm' if with_norm else 'no norm'}, {act.__name__}",
                 lambda with_norm=with_norm, act=act: resnet(with_norm, act),
                 pictures,
                 sgd,
-                momentum,
+                0.02,
                 64,
-                bars=((1e-2, 12.0), (1e-3, 25.0)) if with_norm and act is nn.ReLU else norm if with_norm else plain,
+                0.9,
+                bars=((1e-2, 12.0), (1e-3, 25.0))
+                if with_norm and act is nn.ReLU
+                else norm
+                if with_norm
+                else plain,
             )
             for with_norm in (False, True)
             for act in (nn.ReLU, nn.GELU)

@@ -44,9 +44,7 @@ def captum(
     from captum.influence import TracInCP
 
     wrapped, inputs = _network(net, x)
-    known = all(
-        isinstance(m, nn.Linear | nn.Conv2d) for m in net.modules() if [*m.parameters(recurse=False)]
-    )
+    known = all(isinstance(m, nn.Linear | nn.Conv2d) for m in net.modules() if [*m.parameters(recurse=False)])
 
     def load(model: Any, checkpoint: Any) -> float:
         model.net.load_state_dict(checkpoint)

@@ -32,7 +32,9 @@ class AlongStep:
     ) -> None:
         self._net, self._x, self._start, self._delta = net, x, start, delta
         self._place = None
-        per_row = 5 * net.dtype.itemsize * net.total  # the weights of a row, their tangents, and what is saved for both
+        per_row = (
+            5 * net.dtype.itemsize * net.total
+        )  # the weights of a row, their tangents, and what is saved for both
         if structure is not None:
             first, last = net.unflatten(start), net.unflatten(start + delta)
             self._place = structure.at(first, last, net.buffers)

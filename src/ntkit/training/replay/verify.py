@@ -70,7 +70,7 @@ class StepCheck:
     def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
         """Return recorded minus modelled step k, whose gradient may be known already."""
         for name, value in (("before", w), ("after", after)):
-            if not torch.isfinite(value).all():
+            if not _is_finite(value):
                 raise NtkitError(
                     f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
                     f"diverged. Record again with a smaller learning rate, or for {k} steps."
@@ -85,7 +85,7 @@ class StepCheck:
         alike = g_native is g and self.m_native is self.m
         g = c.scale * g + c.decay * w
         g_native = g if alike else c.scale * g_native + c.decay * w
-        if not torch.isfinite(g).all():
+        if not _is_finite(g):
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
         self.m = c.mu * self.m + c.nu * g
         self.m_native = self.m if alike else c.mu * self.m_native + c.nu * g_native
@@ -157,6 +157,12 @@ class StepCheck:
 def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
     c = step.coefficients
     return -step.multiplied(c.a * g + c.b * m) - c.d * w
+
+
+def _is_finite(v: Tensor) -> bool:
+    return bool(torch.isfinite(v.sum())) or bool(
+        torch.isfinite(v).all()
+    )  # the sum is faster, and may overflow
 
 
 def _size(coefficient: float | Tensor) -> Any:
