@@ -58,9 +58,8 @@ class Lstm(nn.Module):
 
 def mlp() -> nn.Module:
     """Return 784-256-256-10 with ReLU."""
-    return nn.Sequential(
-        nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, CLASSES)
-    )
+    layers = nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(256, CLASSES))
 
 
 def bert() -> nn.Module:
@@ -162,7 +161,8 @@ class Job:
 
 def jobs() -> dict[str, Job]:
     """Return all runs by name."""
-    plain, norm = ((1e-2, 8.0), (1e-3, 8.0)), ((1e-2, 12.0), (1e-3, 12.0))
+    bars = {(False, act): ((1e-2, 8.0), (1e-3, 8.0)) for act in (nn.ReLU, nn.GELU)}
+    bars[True, nn.ReLU], bars[True, nn.GELU] = ((1e-2, 12.0), (1e-3, 25.0)), ((1e-2, 12.0), (1e-3, 12.0))
     made = [
         Job("MLP", mlp, lambda n: torch.randn(n, 784), sgd, 0.02, 64, 0.9),
         *(
@@ -174,11 +174,7 @@ def jobs() -> dict[str, Job]:
                 0.02,
                 64,
                 0.9,
-                bars=((1e-2, 12.0), (1e-3, 25.0))
-                if with_norm and act is nn.ReLU
-                else norm
-                if with_norm
-                else plain,
+                bars=bars[with_norm, act],
             )
             for with_norm in (False, True)
             for act in (nn.ReLU, nn.GELU)

@@ -32,13 +32,12 @@ class AlongStep:
     ) -> None:
         self._net, self._x, self._start, self._delta = net, x, start, delta
         self._place = None
-        per_row = (
-            5 * net.dtype.itemsize * net.total
-        )  # the weights of a row, their tangents, and what is saved for both
+        size = net.dtype.itemsize
+        per_row = 5 * size * net.total  # the weights of a row, their tangents, and what is saved for both
         if structure is not None:
             first, last = net.unflatten(start), net.unflatten(start + delta)
             self._place = structure.at(first, last, net.buffers)
-            per_row = 6 * net.dtype.itemsize * structure.width
+            per_row = 6 * size * structure.width
         self._most = max(1, budget // per_row)
 
     @property

@@ -95,7 +95,7 @@ class Samples:
             found = None
             if len(a) <= most:
                 found = self._forward_mode.products(w, k, part, a)
-            self.way = "backward passes" if found is None else "forward mode"
+            self.way = "backward passes" if found is None else self._forward_mode.way
             if found is None:
                 found = torch.cat([product(a) for _, product in otherwise(w, k, part)], dim=1)
             return found

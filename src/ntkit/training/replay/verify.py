@@ -160,9 +160,8 @@ def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
 
 
 def _is_finite(v: Tensor) -> bool:
-    return bool(torch.isfinite(v.sum())) or bool(
-        torch.isfinite(v).all()
-    )  # the sum is faster, and may overflow
+    """Whether all are; their sum says so faster, unless it overflows."""
+    return bool(torch.isfinite(v.sum()) or torch.isfinite(v).all())
 
 
 def _size(coefficient: float | Tensor) -> Any:
