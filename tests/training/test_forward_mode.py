@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import ntkit
+from ntkit.training.folder.run import Run
 from ntkit.training.replay.forward_mode import ForwardMode
+from ntkit.training.replay.steps import Replay
 
 D = torch.float64
 
@@ -164,3 +166,29 @@ def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name)
     assert (found.contributions - expected.contributions).abs().max() <= 1e-9 * size
     assert found.plan.contributions == way
     assert expected.plan.contributions == "backward passes"
+
+
+@pytest.mark.parametrize(("queries", "way"), [(2, "forward mode"), (3, "backward passes")])
+def test_many_rows_take_backward_passes_of_each_sample(tmp_path, queries, way):
+    torch.manual_seed(0)
+    net = drawn().double()
+    x, y = recorded(tmp_path, net, False)
+    found = ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:queries], tol=1e-6)
+    assert found.plan.contributions == way  # rows are queries times 2 outputs, batches are of 8
+    assert found.converged
+
+
+def test_directions_go_one_after_the_other_where_memory_is_short(tmp_path):
+    torch.manual_seed(0)
+    net = conv().double()
+    recorded(tmp_path, net, False)
+    x, y = torch.randn(20, 12, dtype=D), torch.arange(20) % 2
+    with Run(tmp_path) as run, torch.no_grad():
+        replay = Replay(run, net, (x, y), F.cross_entropy)
+        w, part = run.weights(1), next(replay.parts(run.step(1)))
+        a = torch.randn(3, len(w), dtype=D)
+        whole = ForwardMode(replay, 2**30)
+        least = 8 * (len(w) + 8 * 3 * 3 * 4)  # a direction, and the pictures behind the convolution
+        assert whole._bytes(w, 1, part) >= least
+        found, expected = ForwardMode(replay, least).products(w, 1, part, a), whole.products(w, 1, part, a)
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
