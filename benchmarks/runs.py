@@ -64,7 +64,9 @@ def timed(line: Line, call: Callable[[], None]) -> None:
 def measure(job: Job, steps: int, rounds: int, tolerances: list[float], peers: list[str]) -> dict[str, Line]:
     """Return what all contestants took on one run."""
     job.begin(steps)
-    lines = {name: Line() for name in ("training", "recording", *map(_named, tolerances), *peers)}
+    lines = {
+        name: Line() for name in ("training", "recording", *map(_named, tolerances), *map(_tracin_of, peers))
+    }
     job.train()  # what is slow the first time
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as parent:
@@ -75,7 +77,7 @@ def measure(job: Job, steps: int, rounds: int, tolerances: list[float], peers: l
                 _account(lines[_named(tol)], job, folder, tol)
             if number == 0:
                 for name in peers:  # they take long, and nothing small is read off them
-                    _tracin(lines[name], job, folder, name)
+                    _tracin(lines[_tracin_of(name)], job, folder, name)
                 lines["a loss times 3"] = Line(failure=_tripled(job, folder))
             shutil.rmtree(folder)
     return lines
@@ -83,6 +85,10 @@ def measure(job: Job, steps: int, rounds: int, tolerances: list[float], peers: l
 
 def _named(tol: float) -> str:
     return f"account, tol {tol:g}"
+
+
+def _tracin_of(name: str) -> str:
+    return f"TracIn of {name}"
 
 
 def _account(line: Line, job: Job, folder: str, tol: float) -> None:
@@ -157,8 +163,10 @@ def table(job: Job, lines: dict[str, Line]) -> Iterator[str]:
     """Yield the rows of one run as Markdown."""
     size = sum(p.numel() for p in job.net.parameters())
     yield f"### {job.name}\n"
-    yield f"{size:,} weights, batches of {job.batch} of {job.samples} samples, {type(job.made).__name__}, "
-    yield f"{len(job.order)} steps, {QUERIES} queries.\n"
+    yield (
+        f"{size:,} weights, batches of {job.batch} of {job.samples} samples, {type(job.made).__name__}, "
+        f"{len(job.order)} steps, {QUERIES} queries.\n"
+    )
     yield from HEAD
     base = median(lines["training"].seconds)
     for name, line in lines.items():
@@ -166,7 +174,8 @@ def table(job: Job, lines: dict[str, Line]) -> Iterator[str]:
             yield f"| {name} | {line.failure[:90].replace('|', '/')} | | | | | |"
             continue
         s = line.seconds
-        cells = [f"{median(s):.2f} ({min(s):.2f} to {max(s):.2f})", _ratio(job, name, median(s) / base)]
+        spread = f" ({min(s):.2f} to {max(s):.2f})" if len(s) > 1 else ""
+        cells = [f"{median(s):.2f}{spread}", _ratio(job, name, median(s) / base)]
         a = line.account
         if a is not None:
             moved = float((a.prediction - a.initial).abs().max())
