@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-gpu bench-attribution scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -87,6 +87,9 @@ bench-path: $(VENV)/bench.stamp
 	@$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python explaind==0.1.0
 	$(BIN)/python benchmarks/path.py
 	$(BIN)/python benchmarks/sweep.py
+
+bench-runs: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/runs.py
 
 # needs a CUDA device
 bench-gpu: $(VENV)/ntkit.stamp

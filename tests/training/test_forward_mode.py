@@ -1,4 +1,4 @@
-"""Contributions in forward mode beside backward passes, where samples mix or random numbers are drawn."""
+"""Contributions by passes of the whole batch beside those of each sample, where samples mix or draw."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import ntkit
+from ntkit.training.folder.run import Run
 from ntkit.training.replay.forward_mode import ForwardMode
+from ntkit.training.replay.steps import Replay
 
 D = torch.float64
 
@@ -21,6 +23,19 @@ class Tokens(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.embedding(x).flatten(1)).tanh())
+
+
+class Tied(nn.Module):
+    """An embedding whose padding is moved elsewhere: its weights are those of the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(7, 4, padding_idx=-7), nn.BatchNorm1d(12)
+        self.first = nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = self.first(self.norm(self.embedding(x).flatten(1))).tanh()
+        return h @ self.embedding.weight[:2].T
 
 
 class Attending(nn.Module):
@@ -99,15 +114,16 @@ def grouped():
 
 
 NETWORKS = {
-    "conv, batch norm": (conv, False, True),
-    "dropout": (drawn, False, True),
-    "group, layer and batch norm": (grouped, False, True),
-    "attention with dropout": (Attending, False, None),
-    "recurrent with dropout": (Recurrent, False, None),
-    "padding index": (lambda: Tokens(padding_idx=0), True, False),
-    "gradient by frequency": (lambda: Tokens(scale_grad_by_freq=True), True, False),
-    "a function of one's own": (Custom, False, False),
-    "a hook that halves": (Hooked, False, False),
+    "conv, batch norm": (conv, False, "forward mode"),
+    "dropout": (drawn, False, "forward mode"),
+    "group, layer and batch norm": (grouped, False, "forward mode"),
+    "attention with dropout": (Attending, False, "forward mode"),
+    "recurrent with dropout": (Recurrent, False, "forward mode"),
+    "padding index": (lambda: Tokens(padding_idx=0), True, "forward mode"),
+    "padding index, counted from the end, tied": (Tied, True, "forward mode"),
+    "gradient by frequency": (lambda: Tokens(scale_grad_by_freq=True), True, "backward passes"),
+    "a function of one's own": (Custom, False, "backward twice"),
+    "a hook that halves": (Hooked, False, "backward twice"),
 }
 
 
@@ -133,26 +149,46 @@ def recorded(folder, net, tokens, dtype=D, steps=4):
 @pytest.mark.filterwarnings("ignore:The account did not reach")  # where gradients are no derivatives
 @pytest.mark.parametrize("name", NETWORKS)
 def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name):
-    build, tokens, forwards = NETWORKS[name]
+    build, tokens, way = NETWORKS[name]
     torch.manual_seed(0)
     net = build().double()
     x, y = recorded(tmp_path, net, tokens)
-    taken = []
-    products = ForwardMode.products
-
-    def noting(self, *args):
-        found = products(self, *args)
-        taken.append(found is not None)
-        return found
 
     def account():
-        return ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], tol=1e-6)
+        return ntkit.account(
+            tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], target="predicted", tol=1e-6
+        )
 
-    monkeypatch.setattr(ForwardMode, "products", noting)
     found = account()
     monkeypatch.setattr(ForwardMode, "products", lambda *_: None)
     expected = account()
     size = expected.contributions.abs().max()
     assert (found.contributions - expected.contributions).abs().max() <= 1e-9 * size
-    if forwards is not None:
-        assert all(taken) is forwards
+    assert found.plan.contributions == way
+    assert expected.plan.contributions == "backward passes"
+
+
+@pytest.mark.parametrize(("queries", "way"), [(2, "forward mode"), (3, "backward passes")])
+def test_many_rows_take_backward_passes_of_each_sample(tmp_path, queries, way):
+    torch.manual_seed(0)
+    net = drawn().double()
+    x, y = recorded(tmp_path, net, False)
+    found = ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:queries], tol=1e-6)
+    assert found.plan.contributions == way  # rows are queries times 2 outputs, batches are of 8
+    assert found.converged
+
+
+def test_directions_go_one_after_the_other_where_memory_is_short(tmp_path):
+    torch.manual_seed(0)
+    net = conv().double()
+    recorded(tmp_path, net, False)
+    x, y = torch.randn(20, 12, dtype=D), torch.arange(20) % 2
+    with Run(tmp_path) as run, torch.no_grad():
+        replay = Replay(run, net, (x, y), F.cross_entropy)
+        w, part = run.weights(1), next(replay.parts(run.step(1)))
+        a = torch.randn(3, len(w), dtype=D)
+        whole = ForwardMode(replay, 2**30)
+        least = 8 * (len(w) + 8 * 3 * 3 * 4)  # a direction, and the pictures behind the convolution
+        assert whole._bytes(w, 1, part) >= least
+        found, expected = ForwardMode(replay, least).products(w, 1, part, a), whole.products(w, 1, part, a)
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()

@@ -8,6 +8,7 @@ from torch import nn
 import ntkit
 from ntkit.errors import PathMismatchError
 from ntkit.training.accounts import request
+from ntkit.training.integrals import along_step, whole
 from ntkit.training.integrals.gauss import NESTED, nested
 
 
@@ -103,3 +104,18 @@ def test_a_changed_label_is_refused_at_a_loose_tolerance(tmp_path):
     y[:5] = (y[:5] + 1) % 3
     with pytest.raises(PathMismatchError):
         account(tmp_path, net, x, y, 1e-2)
+
+
+def test_steps_of_many_kinks_are_halved_not_cut_at_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(request, "SMALL", 0)
+    monkeypatch.setattr(along_step, "_FEW", 0)
+    monkeypatch.setattr(whole, "NESTED", (1, 3))
+
+    def cut(*_):
+        raise AssertionError("cut at its kinks")
+
+    monkeypatch.setattr(whole, "_cut", cut)
+    net, x, y = recorded(tmp_path, steps=4, lr=0.3)
+    found = account(tmp_path, net, x, y, 1e-3)
+    assert found.converged
+    assert max(found.nodes) >= 6  # two pieces of three

@@ -132,7 +132,11 @@ def mixing_modes(run: Run, replay: Replay, budget: int) -> frozenset[Modes]:
         row = row.to(replay.dtype)
         try:
             samples = Samples(replay, budget)
-            parts = [product(row).flatten() for _, product in samples.products(w, k, step, mixes=False)]
+            parts = [
+                product(row).flatten()
+                for part in replay.parts(step)
+                for _, product in samples.apart(w.to(replay.dtype), k, part)
+            ]
         except NtkitError:
             raise
         except (RuntimeError, ValueError):  # a batch of one may be none that the network takes

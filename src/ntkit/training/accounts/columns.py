@@ -16,7 +16,7 @@ from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
 COLUMNS = ("decay", "start", "buffers", "rounding")  # those with one number for each row
-WAYS = ("structure", "forward mode", "backward passes")  # where contributions come from
+WAYS = ("structure", "forward mode", "backward passes", "backward twice")  # where contributions come from
 SUMS = (*COLUMNS, "unsigned")
 
 

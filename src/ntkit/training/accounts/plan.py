@@ -21,7 +21,9 @@ class AccountPlan:
         ``"each step"``, or the fixed rule that was asked for.
     contributions
         Where what each sample contributed comes from: ``"structure"`` (products of factors, no gradient is
-        made), ``"forward mode"`` (a forward pass of the batch in each direction), ``"backward passes"``.
+        made), ``"forward mode"`` (a forward pass of the batch in each direction), ``"backward twice"``
+        (derivatives of a backward pass of the batch, where forward mode is missing or wrong),
+        ``"backward passes"`` (of each sample).
     steps, rows, tiles
         How many steps the run has, how many numbers are accounted for (queries x outputs), and in how many
         parts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class FlatNetwork(Transforms):
         # convolutions with weights of their own are slow
         self.convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self._structures: dict[Hashable, Structure | None] = {}
         self.net = network(module, select=select)
         if head is not None:
             inner = self.net
@@ -80,7 +81,17 @@ class FlatNetwork(Transforms):
             m.training = name in (training or ())
 
     def structure(self, x: Batch) -> Structure | None:
-        """Return the structure of the network at inputs of a shape, if it has one."""
+        """Return the structure of the network, in its modes and at inputs of a shape, if it has one."""
+        modes = tuple(m.training for m in self.module.modules())
+        key = modes, tuple((t.shape[1:], t.dtype) for t in pytree.tree_leaves(x))
+        if key not in self._structures:
+            self._structures[key] = self._structure(x)
+        return self._structures[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_structures": {}}  # other processes find them again
+
+    def _structure(self, x: Batch) -> Structure | None:
         found = Structure.of(self.net, tuple(self.shapes), x)
         if found is None and self.transforms:
             weights = self.net.weights

@@ -14,6 +14,8 @@ from ntkit.training.functional.flat_network import FlatNetwork
 from ntkit.training.functional.structure import Structure
 from ntkit.training.integrals.averaged_gradients import write_sums
 
+_FEW = 2**13  # numbers that one row holds on its way through the network
+
 
 class AlongStep:
     """The queries x of one tile along the step ``start + s delta``; rows are numbers of queries.
@@ -31,18 +33,24 @@ class AlongStep:
         budget: int,
     ) -> None:
         self._net, self._x, self._start, self._delta = net, x, start, delta
-        self._place = None
-        per_row = 40 * net.total  # the weights of a row, their tangents, and what is saved for both
+        self._place, self._width = None, 0
+        size = net.dtype.itemsize
+        per_row = 5 * size * net.total  # the weights of a row, their tangents, and what is saved for both
         if structure is not None:
             first, last = net.unflatten(start), net.unflatten(start + delta)
             self._place = structure.at(first, last, net.buffers)
-            per_row = 8 * 6 * structure.width
+            per_row, self._width = 6 * size * structure.width, structure.width
         self._most = max(1, budget // per_row)
 
     @property
     def knows_kinks(self) -> bool:
         """Whether `switches` can be asked."""
         return self._place is not None
+
+    @property
+    def has_few_kinks(self) -> bool:
+        """Whether it pays to look for each: there are at most about as many as numbers on the way."""
+        return self.knows_kinks and self._width <= _FEW
 
     def outputs(self, rows: Tensor, s: Tensor) -> Tensor:
         """Return the outputs of rows, ``[m, o]``."""

@@ -87,7 +87,8 @@ def whole_rules(
     Each step begins with its middle. While abs(sum_k r_k) or sqrt(sum_k r_k^2) of any row exceeds what is
     allowed, the step of the largest abs(r_k) gets the next nested rule (Patterson, 1968), which keeps its
     nodes. Behind the last one the step is cut at its kinks ``along`` the way, or gets twice the pieces where
-    these cannot be found. ``changed(k)`` puts the network to the buffers behind step k, if they change.
+    these cannot be found or are many. ``changed(k)`` puts the network to the buffers behind step k, if they
+    change.
     """
     steps = [_Step(true, slopes=[slope]) for true, slope in _first(net, trail, queries, changed, done)]
     if not steps:
@@ -102,7 +103,7 @@ def whole_rules(
         if changed is not None:
             changed(k)
         start, end = (trail.weights(at).to(net.dtype) for at in (k, k + 1))
-        if step.level + 1 == len(NESTED) and (way := along(start, end - start)).knows_kinks:
+        if step.level + 1 == len(NESTED) and (way := along(start, end - start)).has_few_kinks:
             new = _cut(net, step, way, start, end, queries, _MARGIN * allowed / len(steps)).double()
         else:
             step.refine()

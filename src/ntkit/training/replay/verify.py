@@ -70,7 +70,7 @@ class StepCheck:
     def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
         """Return recorded minus modelled step k, whose gradient may be known already."""
         for name, value in (("before", w), ("after", after)):
-            if not torch.isfinite(value).all():
+            if not _is_finite(value):
                 raise NtkitError(
                     f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
                     f"diverged. Record again with a smaller learning rate, or for {k} steps."
@@ -82,20 +82,24 @@ class StepCheck:
         g = self.replay.gradient(w, k, step) if gradient is None else gradient
         plain, (g_native, noise) = g, self._rounded(w, g, k, step)
         self.noise = max(noise or 0.0, 0.98 * self.noise)
-        g, g_native = (c.scale * v + c.decay * w for v in (g, g_native))
-        if not torch.isfinite(g).all():
+        alike = g_native is g and self.m_native is self.m
+        g = c.scale * g + c.decay * w
+        g_native = g if alike else c.scale * g_native + c.decay * w
+        if not _is_finite(g):
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
         self.m = c.mu * self.m + c.nu * g
-        self.m_native = c.mu * self.m_native + c.nu * g_native
+        self.m_native = self.m if alike else c.mu * self.m_native + c.nu * g_native
         change = after - w
-        off = (change - _delta(step, g_native, self.m_native, w)).abs()
+        missing = change - _delta(step, g_native, self.m_native, w)
+        off = missing.abs()
 
         def bounds() -> tuple[Tensor, Tensor]:
             g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
-            m_error = _size(c.mu) * self.m_error + _size(c.nu) * g_error + self.eps * self.m_native.abs()
-            allowed = step.multiplied(_size(c.a) * g_error + _size(c.b) * m_error, sizes=True)
-            allowed = allowed + self.eps * (w.abs() + after.abs() + change.abs())
-            return m_error, _MARGIN * allowed + c.rounding
+            m_error = (_size(c.mu) * self.m_error).add_(_size(c.nu) * g_error)
+            m_error.add_(self.m_native.abs(), alpha=self.eps)
+            allowed = step.multiplied((_size(c.a) * g_error).add_(_size(c.b) * m_error), sizes=True)
+            allowed.add_(w.abs().add_(after.abs()).add_(change.abs()), alpha=self.eps)
+            return m_error, allowed.mul_(_MARGIN).add_(c.rounding)
 
         m_error, allowed = bounds()
         if noise is None and not (off <= allowed).all():
@@ -103,7 +107,7 @@ class StepCheck:
             m_error, allowed = bounds()
         self._refuse(k, off, allowed)
         self.m_error = m_error
-        return change - _delta(step, g, self.m, w)
+        return missing if alike else change - _delta(step, g, self.m, w)
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
         slow, self.slow = self.slow, after
@@ -153,6 +157,11 @@ class StepCheck:
 def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
     c = step.coefficients
     return -step.multiplied(c.a * g + c.b * m) - c.d * w
+
+
+def _is_finite(v: Tensor) -> bool:
+    """Whether all are; their sum says so faster, unless it overflows."""
+    return bool(torch.isfinite(v.sum()) or torch.isfinite(v).all())
 
 
 def _size(coefficient: float | Tensor) -> Any:
