@@ -161,7 +161,7 @@ KINDS: dict[str, list[Bad]] = {
         Bad("another shape", lambda: (torch.zeros(8, 5, dtype=D), data()[1]), r"\[8, 5\]|sha256"),
     ],
     "loss": [
-        *values(None, 3, "mse"),
+        *values(None, 3, "mean_squared"),
         Bad("a class", lambda: nn.MSELoss, "MSELoss"),
         Bad("a loss for each sample", lambda: nn.MSELoss(reduction="none"), r"shape|\[\d|\(\d"),
         Bad("NaN", lambda: lambda y, t: (y - t).sum() * torch.nan, "nan|NaN|finite"),
