@@ -120,6 +120,7 @@ def test_a_demo_in_float32_is_accounted_for():
     assert demo.run(replace(TINY, dtype="float32")).account.relative_residual <= 1e-8
 
 
+@pytest.mark.slow
 def test_an_account_that_misses_its_tolerance_says_so(tmp_path):
     threads = torch.get_num_threads()
     outcome = run_study("demo", replace(TINY, activation="relu", tol=1e-18), tmp_path / "out")

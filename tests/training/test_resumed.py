@@ -9,6 +9,7 @@ import ntkit
 from ntkit.errors import NtkitError, RunFolderError
 
 D = torch.float64
+SLOW = pytest.mark.slow
 X, Y = torch.randn(20, 3, generator=torch.Generator().manual_seed(3), dtype=D), torch.arange(20) % 2
 
 
@@ -45,8 +46,9 @@ def checkpoint(net, optimizer):
     )
 
 
-@pytest.mark.parametrize("every", [1, 4])
-@pytest.mark.parametrize("lost", [0, 3])
+@pytest.mark.parametrize(
+    "every, lost", [(1, 3), (4, 0), pytest.param(1, 0, marks=SLOW), pytest.param(4, 3, marks=SLOW)]
+)
 def test_a_stopped_run_goes_on(tmp_path, every, lost):
     net, optimizer = fresh()
     train(tmp_path / "whole", net, optimizer, 0, 12, every=every)

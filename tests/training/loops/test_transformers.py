@@ -138,8 +138,14 @@ def bert_tagger():
     return transformers.BertForTokenClassification(config)
 
 
-@pytest.mark.parametrize("make", [gpt, partial(gpt, 0.2), bert_tagger])
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(
+    "make, accumulated",
+    [
+        (partial(gpt, 0.2), 2),
+        (bert_tagger, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((gpt, 1), (gpt, 2), (bert_tagger, 2))),
+    ],
+)
 def test_the_trainers_own_loss_of_tokens(make, accumulated, tmp_path):
     data = Sentences()
     train = collated(data, transformers.default_data_collator)
