@@ -87,7 +87,7 @@ class Samples:
     def _together(
         self, w: Tensor, k: int, part: ReplayedBatch, otherwise: Callable[..., Iterator[Any]]
     ) -> Iterator[tuple[Tensor, RowProduct]]:
-        """Go forward with the whole batch for each row; ``otherwise``, or where that costs less, backward."""
+        # forward with the whole batch for each row; otherwise, or where that costs less, backward
         n = len(part.batch)
         most = _MIXED * n if otherwise == self._by_rows else _APART
 
