@@ -27,7 +27,12 @@ class Last(nn.Module):
         return self.o((h[0] if isinstance(h, tuple) else h)[0])
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, pytest.param(nn.LSTM, marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.RNN, pytest.param(nn.GRU, marks=SLOW), pytest.param(nn.LSTM, marks=SLOW)]
+)
 def test_limits_of_packed_sequences(kind):
     torch.manual_seed(0)
     model, x, lengths = Last(kind), torch.randn(3, 2, 3, dtype=D), torch.tensor([2, 1, 1])

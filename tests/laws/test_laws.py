@@ -107,7 +107,12 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize("name", VECTORS)
+SLOW = ("PathKernel, full", "PathKernel, mean")  # as "PathKernel, diagonal", which shares their code
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in VECTORS]
+)
 def test_laws(name, runs):
     made = cache(lambda dtype: VECTORS[name](runs, dtype))
 

@@ -20,7 +20,14 @@ NAMES += ["bert", "gpt2", "llama", "t5"]
 TEN = [e for e in (*torch_models.ENTRIES, *transformers_texts.ENTRIES) if e.name in NAMES]
 
 
-@pytest.mark.parametrize("entry", TEN, ids=lambda e: e.name)
+LONG = ("t5", "llama")  # the same layers are tested one by one
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, marks=pytest.mark.slow) if e.name in LONG else e for e in TEN],
+    ids=lambda e: e.name,
+)
 def test_the_kernel_is_that_of_autograd(entry):
     result = measure(entry, peers=False)
     assert result["status"] == "served" and result["alone"] < 1e-9
