@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ntkit.compute.precision import exact
+from ntkit.compute.threads import fitting_threads
 from ntkit.network import Network
 from ntkit.on_loan import lent, may_draw, no_default_device
 
@@ -21,10 +22,12 @@ def undisturbed(net: Network) -> Generator[None]:
     """Run a user's network in torch's ordinary state, and leave it and random states as they were.
 
     Off are inference mode, autocast, compiled calls, fused attention that has no derivatives, and low
-    precision in products.
+    precision in products. On a processor, torch has no more threads than there are free ones.
     """
     with ExitStack() as stack:
         stack.enter_context(exact(net.device))
+        if net.device.type == "cpu":
+            stack.enter_context(fitting_threads())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for kind in {"cpu", net.device.type}:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 
 import torch
+
+LITTLE = 2e7  # floating-point operations, a few ms of one thread: more threads gain less than they may lose
+_FRESH = 0.25  # seconds that a look at the load holds
+_seen: dict[str, float] = {}
+_most: ContextVar[int | None] = ContextVar("most threads", default=None)
 
 
 @contextmanager
@@ -17,12 +25,66 @@ def threads(count: int) -> Generator[int]:
     ...     torch.get_num_threads()
     1
     """
-    before = torch.get_num_threads()
+    before, token = torch.get_num_threads(), _most.set(count)
     torch.set_num_threads(count)
     try:
         yield before
     finally:
         torch.set_num_threads(before)
+        _most.reset(token)
+
+
+@contextmanager
+def fitting_threads(flops: float | None = None) -> Generator[int]:
+    """Compute in as many threads as processors are free, in one if there is little to do; yields how many.
+
+    There are at most as many as there were before the outermost of these blocks, so that a long computation
+    enters one again and again, as the load changes.
+
+    Torch's OpenMP waits actively: with one thread more than free processors each small operation waits
+    for a time slice of the processor, some milliseconds, a hundred times what it takes.
+    """
+    now = torch.get_num_threads()
+    most = _most.get() or now
+    count = 1 if flops is not None and flops < LITTLE else min(most, max(1, free_processors()))
+    token = _most.set(most)
+    try:
+        if count != now:
+            torch.set_num_threads(count)
+        yield count
+    finally:
+        if count != now:
+            torch.set_num_threads(now)
+        _most.reset(token)
+
+
+def free_processors() -> int:
+    """Return how many processors the threads of other processes leave free now, as Linux counts them.
+
+    Elsewhere, all there are. It looks again after a quarter of a second.
+    """
+    now, processors = time.monotonic(), os.cpu_count() or 1
+    if now - _seen.get("at", -1e9) > _FRESH:
+        _seen.update(at=now, others=_running_elsewhere())
+    return processors - int(_seen["others"])
+
+
+def _running_elsewhere() -> int:
+    """Return the number of threads that run or could run, without those of this process."""
+    try:
+        all_, own = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]), 0
+        for task in Path("/proc/self/task").iterdir():
+            own += _state(task) == "R"
+    except (OSError, ValueError, IndexError):
+        return 0
+    return max(0, all_ - own)
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:  # it has ended
+        return ""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ntkit.compute.gemm import mirror
 from ntkit.compute.plan import Plan, chunks, plan_chunks
+from ntkit.compute.threads import fitting_threads
 from ntkit.finite.factors import Factor, form
 from ntkit.finite.jacobian.coverage import VIEWS
 from ntkit.finite.jacobian.recipe import Jacobian, Recipe
@@ -122,10 +124,11 @@ def block(
     """Return the block as users get it; ``x2=None`` is ``x1``, of which half is computed."""
     n, m = batch_size(x1), batch_size(x1 if x2 is None else x2)
     out = recipe.net.weights[recipe.wanted[0]].new_zeros(kind.layout(n, m, o))
-    for group in plan.weights:
-        names = frozenset(group) if only is None else only & frozenset(group)
-        if names:
-            _add_group(out, recipe, plan, x1, x2, kind, o, names)
+    with fitting_threads(plan.flops) if out.device.type == "cpu" else nullcontext():
+        for group in plan.weights:
+            names = frozenset(group) if only is None else only & frozenset(group)
+            if names:
+                _add_group(out, recipe, plan, x1, x2, kind, o, names)
     return kind.view(out, o)
 
 

@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, whole
 from ntkit.machine.estimator import ROWS, KernelMachine, is_size, refusing
 from ntkit.machine.flow import GradientFlow
@@ -103,6 +104,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.max_iter, self.early_stopping = max_iter, early_stopping
         self.validation_fraction, self.random_state, self.memory = validation_fraction, random_state, memory
 
+    @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients."""
         x, y = self._take(X, y)

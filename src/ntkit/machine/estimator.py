@@ -19,6 +19,7 @@ from ntkit.compute.cholesky import Cholesky
 from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
@@ -139,6 +140,7 @@ class KernelMachine(BaseEstimator):
         self.precision_ = torch.float64 if matrix.operator is None else matrix.operator.dtype
         return matrix
 
+    @fitting_threads()
     def _block(self, X1: np.ndarray, X2: np.ndarray | None, scalar: bool = True) -> Tensor:
         if self.kernel_ is None:
             block = torch.as_tensor(X1 if X1.flags.writeable else X1.copy())
@@ -159,6 +161,7 @@ class KernelMachine(BaseEstimator):
             )
         return checked(self.kernel_.diag(X), True, 1)
 
+    @fitting_threads()
     def _apply(self, X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
         parts = []

@@ -15,6 +15,7 @@ from sklearn.metrics.pairwise import laplacian_kernel
 from sklearn.utils.validation import validate_data
 from torch import nn
 
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
@@ -136,6 +137,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None, **fit_params: object) -> Floats: ...  # noqa: D102
 
+    @fitting_threads()
     def transform(self, X: ArrayLike) -> Float[Floats, "n m"]:
         """Return the features ``[n, m]``."""
         check_fitted(self)

@@ -14,6 +14,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
@@ -126,6 +127,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
 
+    @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)

@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
@@ -100,6 +101,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.normalize_y = normalize_y
         self.optimize = optimize
 
+    @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -163,6 +165,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def predict(
         self, X: ArrayLike, return_std: bool = False, *, return_cov: Literal[True], noise: bool = ...
     ) -> Pair: ...
+    @fitting_threads()
     def predict(
         self, X: ArrayLike, return_std: bool = False, return_cov: bool = False, *, noise: bool = False
     ) -> Float[Floats, " m *o"] | Pair:

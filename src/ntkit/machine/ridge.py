@@ -12,6 +12,7 @@ from torch import Tensor
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
+from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, nearest, positive, whole
 from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, is_size, refusing
 from ntkit.machine.kernels import KernelLike
@@ -91,6 +92,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.kernel, self.alpha, self.solver, self.tol, self.max_iter = kernel, alpha, solver, tol, max_iter
         self.rank, self.random_state, self.memory = rank, random_state, memory
 
+    @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
         """Solve for the coefficients."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)

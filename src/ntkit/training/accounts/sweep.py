@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkit.compute.threads import fitting_threads
 from ntkit.files import Json
 from ntkit.inputs import Batch, batch_size
 from ntkit.training.accounts.columns import SUMS, WAYS, Columns, SweepInput
@@ -102,7 +103,8 @@ class Sweep:
         With ``count=False`` they only leave to earlier steps what they must: nothing is added to the sums.
         """
         for begin, steps in self._blocks(first, self.position):
-            self._block(begin, steps, count)
+            with fitting_threads():
+                self._block(begin, steps, count)
             self.position = begin
             yield len(steps)
 
