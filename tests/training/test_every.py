@@ -11,6 +11,7 @@ from runs import GRID, ball, batches, mlp, square
 from torch import nn, optim
 
 import ntkit
+from ntkit.compute.threads import threads
 from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.training.folder.run import Run
 from ntkit.training.replay.checkpointed import CheckpointedRun
@@ -159,3 +160,29 @@ def test_what_a_kill_leaves_is_an_account_of_the_finished_steps(tmp_path):
     assert a.steps == 15 and a.converged
     torch.nn.utils.vector_to_parameters(torch.cat([p.flatten() for p in there]), model.parameters())
     assert torch.allclose(a.prediction, model(GRID[::9]).detach(), atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_steps_are_replayed_in_as_many_threads_as_they_were_made_in(count, tmp_path):
+    """Sums of a long batch are divided among the threads, and rounded otherwise in another number of them."""
+    x, y = torch.randn(60_000, 3), torch.randn(60_000, 1)
+    model = nn.Linear(3, 1)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    ends = []
+    for threads_of_training in (3 - count, count):
+        model.load_state_dict(start)
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        with (
+            threads(threads_of_training),
+            ntkit.record(tmp_path / "run", model, optimizer, every=3, overwrite=True) as run,
+        ):
+            for _ in range(4):
+                run.batch(range(len(x)))
+                optimizer.zero_grad()
+                square(model(x), y).backward()
+                optimizer.step()
+        ends.append(model.weight.detach().clone())
+    assert not torch.equal(*ends)  # else nothing is tested here
+    with threads(3 - count):
+        a = ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=x[:2], tol=1e-3)
+        assert a.converged and torch.get_num_threads() == 3 - count

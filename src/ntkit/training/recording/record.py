@@ -60,8 +60,7 @@ def record(
         ``torch.optim.swa_utils.AveragedModel``, or a module with the model's parameters.
     every
         Write weights and the optimizer's state at each m-th step only; `account` replays the steps between,
-        bit for bit (each has a checksum), or refuses: it needs the same machine, threads and
-        version of torch.
+        bit for bit (each has a checksum), or refuses: it needs the same machine and version of torch.
     lookahead
         The number k of a loop that uses Lookahead, w = s + alpha (w - s) after each k-th step, with s the
         weights after the last time; ``optimizer`` is the inner one. alpha is measured; each time counts as a

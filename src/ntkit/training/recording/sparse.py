@@ -27,6 +27,7 @@ class Checkpointing:
     ) -> None:
         self._every, self._optimizers, self._trained = every, optimizers, trained
         self._settings: list[list[Json]] | None = None
+        self._threads = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -73,6 +74,8 @@ class Checkpointing:
         scalars["crc"] = checksum(self._trained.values())
         if self._now != self._settings or writer.steps % self._every == 0:
             scalars["settings"] = self._settings = self._now
+        if (count := torch.get_num_threads()) != self._threads or writer.steps % self._every == 0:
+            scalars["threads"] = self._threads = count  # how sums are divided, and so rounded
         if (writer.steps + 1) % self._every == 0:
             state, scalars["state"] = state_of(self._optimizers)
             tensors |= state

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkit.compute.threads import threads
 from ntkit.errors import BadValueError, PathMismatchError
 from ntkit.files import Scratch
 from ntkit.inputs import Batch, take
@@ -108,9 +109,11 @@ class CheckpointedRun(Run):
         self._set_buffers(module, self.buffers(first))
         scale = _Scale()
         recording = Recording(folder, module, optimizers, None, scale, None)
-        with recording:
+        with threads(torch.get_num_threads()), recording:
             for k in range(first, last):
                 tensors, scalars = self._record(k + 1)
+                if "threads" in scalars:
+                    torch.set_num_threads(scalars["threads"])
                 if "settings" in scalars:
                     set_settings(optimizers, scalars["settings"])
                 scale.scale = scalars.get("loss_scale", 1.0)
@@ -126,7 +129,7 @@ class CheckpointedRun(Run):
                     raise PathMismatchError(
                         f"Step {k} of {self.folder} cannot be replayed bit for bit from the checkpoint at "
                         f"step {first}. Check that model, `loss`, `train` and `augment` are those of the "
-                        f"training, on the same kind of machine, with as many threads and the same torch "
+                        f"training, on the same kind of machine, with the same torch "
                         f"({self.manifest['torch']} then); where that is impossible, record each step "
                         f"(every=1)."
                     )
