@@ -31,6 +31,7 @@ def plan_of(
         tiles=tiles,
         seconds=seconds,
         bytes=size,
+        floor=start.floor / moved if (moved := _movement(start)) else 0.0,
     )
 
 
@@ -46,10 +47,16 @@ def balanced(
     worst, moved = float(residual.abs().max()), float((prediction - initial).abs().max())
     converged = worst <= tol * moved
     if rule == "auto" and not converged:
+        why = "kinks (ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit."
+        if start.floor > tol * moved:
+            why = (
+                f"the network rounds its outputs by {start.noise:.1g} (it computes in less than float64 "
+                f"inside), and so residuals below {start.floor / moved:.1g} of the movement are out of reach: "
+                f"ask for a tol of more."
+            )
         warnings.warn(
             f"The account did not reach tol={tol:g}: its largest residual is {worst:.3g}, the largest "
-            f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; kinks "
-            f"(ReLU) and very long steps converge slowly, and below 1e-13 rounding sets the limit.",
+            f"movement of a prediction {moved:.3g}. It is still exact as a whole, with that residual; {why}",
             RuntimeWarning,
             stacklevel=warn_at,
         )
@@ -62,3 +69,7 @@ def balanced(
     target = list(request.target) if isinstance(request.target, tuple | range) else request.target
     about: Json = {"target": target, "chosen": start.chosen, "plan": plan}
     return Account(**tensors, **scalars, **about, rule=name, spent=columns.spent)
+
+
+def _movement(start: Prepared) -> float:
+    return float((start.prediction - start.initial).abs().max())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ntkit.compute.plan import format_bytes
 
+_TOLD = 1e-10  # floors that say something about the network
+
 
 @dataclass(frozen=True)
 class AccountPlan:
@@ -32,6 +34,9 @@ class AccountPlan:
         nodes as that took.
     bytes
         What the large arrays take at a time.
+    floor
+        The residual, in units of the largest abs(prediction - initial), below which rounding within the
+        network is all that is seen: about 1e-14, and 1e-6 where a float64 network computes in float32 inside.
     """
 
     precision: str
@@ -42,10 +47,12 @@ class AccountPlan:
     tiles: int
     seconds: float
     bytes: int
+    floor: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"{self.rows} rows over {self.steps} steps in {self.tiles} tile{'s' * (self.tiles != 1)}, "
             f"{self.precision}; nodes for {self.nodes}; contributions by {self.contributions}; "
             f"{self.seconds:.3g} s, {format_bytes(self.bytes)}"
+            + (f"; rounding within the network leaves {self.floor:.0e}" if self.floor > _TOLD else "")
         )

@@ -34,6 +34,7 @@ from ntkit.training.replay.verify import StepCheck, compare_steps
 NARROW, SMALL = 2**16, 2**14
 WHOLE = 1e-8  # tolerances above which nodes are chosen for the residual of the whole account
 _LOOSE = 1e-4  # tolerances from which on a run in float32 is accounted for in float32
+_NUDGE = 2.0**-26  # of each weight: its square is lost in float64
 _ROUNDED = 0.05  # the part of the tolerance that rounding may take
 
 
@@ -132,6 +133,7 @@ class Request:
         if head is not None:
             net, x = query_network(run, self.model, head, self.select), (x, extra)
         initial, prediction = (outputs_at(run, net, k, weights(k), x) for k in (0, run.steps))
+        noise = max(_rounded(run, net, k, weights(k), x) for k in (0, run.steps))
         if dtype != torch.float64:
             x, (head, extra) = cast(given, dtype), head_of(self.target, self.loss, labels, final.to(dtype))
             net = query_network(run, self.model, head, self.select, dtype)
@@ -139,7 +141,7 @@ class Request:
         sweep = SweepInput(run, net, replay, self.rule, 0.0, differences, mixing, averages)
         integers = isinstance(extra, Tensor) and not extra.is_floating_point() and extra.numel() > 0
         chosen = extra.reshape(len(extra), -1).tolist() if integers else None
-        return Prepared(sweep, x, initial, prediction, check, large and self.tol > WHOLE, chosen)
+        return Prepared(sweep, x, initial, prediction, check, noise, large and self.tol > WHOLE, chosen)
 
     def _is_large(self, net: FlatNetwork, w: Tensor, x: Batch) -> bool:
         o = net.outputs(w, take(x, slice(0, 1))).numel() if self.target == "outputs" else 1
@@ -161,6 +163,7 @@ class Request:
 class Prepared:
     """The start of a sweep: its input, the queries, their outputs at both ends ``[q, o]`` in float64.
 
+    ``noise``: how far rounding moves outputs: more than float64's where a network computes in less inside;
     ``whole``: nodes are chosen for the residual of the whole account, not for one of each step; ``chosen``:
     the numbers of the outputs that each query is about, None if all.
     """
@@ -170,6 +173,7 @@ class Prepared:
     initial: Tensor
     prediction: Tensor
     check: StepCheck
+    noise: float = 0.0
     whole: bool = False
     chosen: list[list[int]] | None = None
 
@@ -180,13 +184,39 @@ class Prepared:
 
     def within(self, error: float, whole: float | None = None) -> Prepared:
         """Return the same, each step allowed its share of an error, or all together ``whole``."""
-        size = float(torch.maximum(self.initial.abs(), self.prediction.abs()).max())
-        floor = 8 * torch.finfo(torch.float64).eps * size
-        share, allowed = max(error / max(1, self.run.steps), floor), whole if self.whole else None
+        share = max(error / max(1, self.run.steps), self._step_floor)
+        allowed = None
+        if self.whole and whole is not None:
+            allowed = max(whole, self.floor)
         return replace(self, sweep=replace(self.sweep, share=share, allowed=allowed))
+
+    @property
+    def _step_floor(self) -> float:
+        """What rounding leaves of a step's residual at best."""
+        size = float(torch.maximum(self.initial.abs(), self.prediction.abs()).max())
+        return max(8 * torch.finfo(torch.float64).eps * size, 8 * self.noise)
+
+    @property
+    def floor(self) -> float:
+        """What rounding leaves of the residual at best, in the unit of the output; steps add up at random."""
+        return self._step_floor * max(1, self.run.steps) ** 0.5
 
 
 def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> Tensor:
     """Return the outputs of queries at weights, with the buffers before step k."""
     net.take_buffers(run.buffers(k))
     return net.outputs(w, x)
+
+
+def _rounded(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> float:
+    """Return how far rounding moves the outputs: their second difference over a small way.
+
+    That of a smooth function is some 1e-16, that of what is rounded to float32 inside a unit in its last place.
+    Of three drawn ways the middle one counts, since there may be a kink on one of them.
+    """
+    draw, found, here = torch.Generator().manual_seed(k), [], outputs_at(run, net, k, w, x)
+    for _ in range(3):
+        way = _NUDGE * w * torch.randint(0, 2, w.shape, generator=draw).to(w).mul_(2).sub_(1)
+        before, behind = (outputs_at(run, net, k, at, x) for at in (w - way, w + way))
+        found.append((before - 2 * here + behind).abs())
+    return float(torch.stack(found).median(0).values.max())
