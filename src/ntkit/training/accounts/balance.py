@@ -51,7 +51,7 @@ def balanced(
         if start.floor > tol * moved:
             why = (
                 f"the network rounds its outputs by {start.noise:.1g} (it computes in less than float64 "
-                f"inside), and so residuals below {start.floor / moved:.1g} of the movement are out of reach: "
+                f"inside): residuals below {start.floor / moved:.1g} of the movement are out of reach, "
                 f"ask for a tol of more."
             )
         warnings.warn(

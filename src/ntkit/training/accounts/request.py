@@ -211,7 +211,7 @@ def outputs_at(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> Tenso
 def _rounded(run: Run, net: FlatNetwork, k: int, w: Tensor, x: Batch) -> float:
     """Return how far rounding moves the outputs: their second difference over a small way.
 
-    That of a smooth function is some 1e-16, that of what is rounded to float32 inside a unit in its last place.
+    That of a smooth function is some 1e-16, that of one rounded to float32 inside a unit in its last place.
     Of three drawn ways the middle one counts, since there may be a kink on one of them.
     """
     draw, found, here = torch.Generator().manual_seed(k), [], outputs_at(run, net, k, w, x)
