@@ -10,9 +10,10 @@ from ntkit.errors import PathMismatchError
 from ntkit.training.accounts import request
 from ntkit.training.integrals import along_step, whole
 from ntkit.training.integrals.gauss import NESTED, nested
+from ntkit.training.replay.checkpointed import CheckpointedRun
 
 
-def recorded(folder, act=nn.ReLU, dtype=torch.float32, steps=12, lr=0.1, scale=1.0, training=True):
+def recorded(folder, act=nn.ReLU, dtype=torch.float32, steps=12, lr=0.1, scale=1.0, training=True, every=1):
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), act()),
@@ -21,7 +22,7 @@ def recorded(folder, act=nn.ReLU, dtype=torch.float32, steps=12, lr=0.1, scale=1
     net.train(training)
     x, y = torch.randn(40, 36, dtype=dtype), torch.arange(40) % 3
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
-    with ntkit.record(folder, net, optimizer) as run:
+    with ntkit.record(folder, net, optimizer, every=every) as run:
         for _ in range(steps):
             batch = torch.randperm(40)[:10]
             run.batch(batch)
@@ -130,3 +131,24 @@ def test_steps_of_many_kinks_are_halved_not_cut_at_each(tmp_path, monkeypatch):
     found = account(tmp_path, net, x, y, 1e-3)
     assert found.converged
     assert max(found.nodes) >= 6  # two pieces of three
+
+
+def test_steps_between_checkpoints_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(request, "SMALL", 0)
+    made = []
+    make = CheckpointedRun._make
+    monkeypatch.setattr(CheckpointedRun, "_make", lambda run, *a: (made.append(a[0]), make(run, *a)))
+    net, x, y = recorded(tmp_path / "all", lr=0.3)
+    net2, *_ = recorded(tmp_path / "some", lr=0.3, every=3)
+    found = account(tmp_path / "some", net2, x, y, 1e-3)
+    truth = account(tmp_path / "all", net, x, y, 1e-3)
+    assert found.converged and sorted(made) == [0, 3, 6, 9]
+    moved = (truth.prediction - truth.initial).abs().max()
+    assert (found.contributions - truth.contributions).abs().max() <= 2e-3 * moved
+    assert torch.equal(found.prediction, truth.prediction)
+
+    monkeypatch.setattr(CheckpointedRun, "_has_room", lambda run: False)
+    made.clear()
+    again = account(tmp_path / "some", net2, x, y, 1e-3)
+    assert torch.equal(again.contributions, found.contributions)
+    assert set(made) == {0, 3, 6, 9} and len(made) <= 40  # best first goes back and forth: 50

@@ -90,7 +90,8 @@ class Sweep:
         trail = run if path.average is None else path.average
         change = changed if run.changes_buffers else None
         along = self._chooser.along
-        self._whole = whole_rules(path.net, trail, self.queries, path.allowed, along, change, done)
+        apart = run.every > 1
+        self._whole = whole_rules(path.net, trail, self.queries, path.allowed, along, change, done, apart)
 
     def with_one_node(self) -> None:
         """Take the middle of each step: what a sweep costs at least."""

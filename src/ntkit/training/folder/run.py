@@ -59,7 +59,7 @@ class Run:
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
         self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
         self.start, _ = self.log.read(0)
-        cached = max(8, _KEPT // (1 + self.log.size // len(self.log)))
+        cached = max(3, _KEPT // (1 + self.log.size // len(self.log)))
         self._record = lru_cache(maxsize=cached)(self.log.read)
         self._step = lru_cache(maxsize=max(1, cached // 4))(self._read_step)
         wanted = [f"w/{name}" for name in parameters] + [
@@ -190,7 +190,10 @@ class Run:
     def _flat(self, get: Any) -> Tensor:
         if not self.trained:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
-        return torch.cat([get(name).double().reshape(-1) for name in self.trained]).to(self.device)
+        parts: list[Tensor] = [get(name).reshape(-1) for name in self.trained]
+        if len({part.dtype for part in parts}) > 1:
+            parts = [part.double() for part in parts]
+        return torch.cat(parts).to(self.device).double()
 
 
 def _reopened(folder: Path, device: str) -> Run:

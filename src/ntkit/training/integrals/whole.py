@@ -81,14 +81,16 @@ def whole_rules(
     along: Callable[[Tensor, Tensor], AlongStep],
     changed: Callable[[int], None] | None,
     done: Callable[[int], None],
+    in_turn: bool = False,
 ) -> WholeRules:
     """Choose rules so that the residuals r_k of all steps together are within ``allowed``.
 
     Each step begins with its middle. While abs(sum_k r_k) or sqrt(sum_k r_k^2) of any row exceeds what is
     allowed, the step of the largest abs(r_k) gets the next nested rule (Patterson, 1968), which keeps its
     nodes. Behind the last one the step is cut at its kinks ``along`` the way, or gets twice the pieces where
-    these cannot be found or are many. ``changed(k)`` puts the network to the buffers behind step k, if they
-    change.
+    these cannot be found or are many. With ``in_turn``, where weights must be made again one after the other,
+    so many steps are refined in their order as would do if nothing were left of them. ``changed(k)`` puts the
+    network to the buffers behind step k, if they change.
     """
     steps = [_Step(true, slopes=[slope]) for true, slope in _first(net, trail, queries, changed, done)]
     if not steps:
@@ -97,8 +99,21 @@ def whole_rules(
     heap = [(-float(r.abs().max()), k) for k, r in enumerate(residuals)]
     heapq.heapify(heap)
     total, squares = residuals.sum(0), residuals.square().sum(0)
-    while heap and float(torch.maximum(total.abs(), squares.clamp_min(0).sqrt()).max()) > _MARGIN * allowed:
-        _, k = heapq.heappop(heap)
+
+    def is_open(total: Tensor, squares: Tensor) -> bool:
+        return float(torch.maximum(total.abs(), squares.clamp_min(0).sqrt()).max()) > _MARGIN * allowed
+
+    def next_steps() -> list[int]:
+        chosen, left, left_squares = [], total.clone(), squares.clone()
+        while heap and is_open(left, left_squares):
+            chosen.append(heapq.heappop(heap)[1])
+            left -= residuals[chosen[-1]]
+            left_squares -= residuals[chosen[-1]].square()
+            if not in_turn:
+                break
+        return sorted(chosen)
+
+    def refine(k: int) -> None:
         step = steps[k]
         if changed is not None:
             changed(k)
@@ -110,11 +125,15 @@ def whole_rules(
             _evaluate(net, start, end - start, queries, step)
             new = step.residual().double()
         step.stuck = step.stuck + 1 if new.abs().max() > 0.7 * residuals[k].abs().max() else 0
-        total += new - residuals[k]
-        squares += new.square() - residuals[k].square()
+        total.add_(new - residuals[k])
+        squares.add_(new.square() - residuals[k].square())
         residuals[k] = new
         if step.may_be_refined:
             heapq.heappush(heap, (-float(new.abs().max()), k))
+
+    while heap and is_open(total, squares):
+        for k in next_steps():
+            refine(k)
     return WholeRules([step.rule for step in steps], residuals)
 
 

@@ -23,7 +23,8 @@ from ntkit.training.folder.step import Augment, Forward, Step, autocast
 from ntkit.training.functional.losses import BatchLoss, checked_loss
 from ntkit.training.recording.recording import Recording
 
-_HELD = 2  # segments that are on the disk at the same time
+_HELD = 2  # segments that are on the disk at the same time, at least; more
+_PART = 0.5  # up to this part of what is free there: each is made once then
 
 
 class _Scale:
@@ -81,7 +82,7 @@ class CheckpointedRun(Run):
 
     def _segment(self, first: int) -> Run:
         if first not in self._segments:
-            while len(self._segments) >= _HELD:
+            while len(self._segments) >= _HELD and not self._has_room():
                 number, old = self._segments.popitem(last=False)
                 old.log.close()
                 shutil.rmtree(self._place.path / str(number), ignore_errors=True)
@@ -93,6 +94,12 @@ class CheckpointedRun(Run):
         segment = self._segments[first]
         segment.device = self.device
         return segment
+
+    def _has_room(self) -> bool:
+        """Whether another segment fits on the disk, and leaves much of it free."""
+        held = sum(segment.log.size for segment in self._segments.values())
+        free = shutil.disk_usage(self._place.path).free
+        return held + held / len(self._segments) <= _PART * (free + held)
 
     def _make(self, first: int, last: int, folder: Path) -> None:
         """Train again from a checkpoint on, and record it."""
