@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ntkit.training.accounts.account import account as account
     from ntkit.training.accounts.path_kernel import PathKernel as PathKernel
     from ntkit.training.accounts.watch import watch as watch
+    from ntkit.training.counterfactuals.retrain import retrain as retrain
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
     from ntkit.training.recording.record import record as record
@@ -67,6 +68,7 @@ _ROOMS = {
     "register_limit_rule": "ntkit.infinite.reading.rules",
     "register_rule": "ntkit.finite.rules",
     "register_optimizer": "ntkit.training.optimizers.registry",
+    "retrain": "ntkit.training.counterfactuals.retrain",
     "taylor": "ntkit.finite.linearize",
     "watch": "ntkit.training.accounts.watch",
 }

@@ -50,6 +50,10 @@ class NotPerSampleError(BadValueError):
     """The network has no function of a single sample (train-mode batch norm, active dropout, ...)."""
 
 
+class NotSeparableError(BadValueError):
+    """A batch loss is no sum of terms of single samples."""
+
+
 class RunFolderError(NtkitError):
     """A run folder, or a file in it, is missing, truncated, edited, or cannot be written."""
 

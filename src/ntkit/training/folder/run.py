@@ -58,7 +58,7 @@ class Run:
         self.shapes = {name: torch.Size(p["shape"]) for name, p in parameters.items()}
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
         self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
-        self.start, _ = self.log.read(0)
+        self.start, self.begun = self.log.read(0)
         cached = max(3, _KEPT // (1 + self.log.size // len(self.log)))
         self._record = lru_cache(maxsize=cached)(self.log.read)
         self._step = lru_cache(maxsize=max(1, cached // 4))(self._read_step)
@@ -127,7 +127,7 @@ class Run:
 
     def _read_step(self, k: int, _device: str) -> Step:  # on another device it is another step
         tensors, scalars = self._record(k + 1)
-        batch, parts, forwards = self._passed(k)
+        batch, parts, forwards = self.passed(k)
         coefficients = scalars["coefficients"]
 
         def gather(key: str, default: float) -> float | Tensor:
@@ -153,7 +153,15 @@ class Run:
         indices = tensors["batch"] if at == k + 1 else self._record(at)[0]["batch"]
         return indices.long().to(self.device)
 
-    def _passed(self, k: int) -> tuple[Tensor, tuple[tuple[int, float], ...], tuple[Forward, ...]]:
+    def recorded(self, k: int) -> Json:
+        """Return the plain values that the record of step k holds."""
+        return self._record(k + 1)[1]
+
+    def tensors_of(self, k: int) -> dict[str, Tensor]:
+        """Return the tensors that the record of step k holds."""
+        return self._record(k + 1)[0]
+
+    def passed(self, k: int) -> tuple[Tensor, tuple[tuple[int, float], ...], tuple[Forward, ...]]:
         """Return the batch of step k, the sizes and weights of its parts, and how they went forward."""
         tensors, scalars = self._record(k + 1)
         batch = self.batch(k)

@@ -26,6 +26,7 @@ from ntkit.training.recording.coefficients import Stepping, as_optimizers, train
 from ntkit.training.recording.forwards import ForwardWatch
 from ntkit.training.recording.gradients import Gradients, Scaler
 from ntkit.training.recording.indices import Indices, as_indices
+from ntkit.training.recording.settings import Settings
 from ntkit.training.recording.sparse import Checkpointing
 from ntkit.training.recording.stats import Stats, Stopwatch
 from ntkit.training.recording.train_data import Train, as_pair
@@ -250,6 +251,7 @@ class Recording:
                 )
         self._check_still(values=False)
         self._moved = {} if self._average is None else {"average": self._average.moved()}
+        self._used = {} if self._sparse is not None else self._settings.changed()
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: Json) -> None:
         if self._skipped:
@@ -265,7 +267,7 @@ class Recording:
             return
         coefficients, self._made, self._stepped = self._made, {}, set()
         if self._sparse is None:
-            self._writer.step(coefficients, self._parts, self._moved)
+            self._writer.step(coefficients, self._parts, {**self._moved, **self._used})
         else:
             self._sparse.step(self._writer, self._parts, self._moved)
         self.steps += 1
@@ -305,12 +307,14 @@ class Recording:
         more = {f"m/{name}": m for s in self._stepping.values() for name, m in s.momentum().items()}
         if self._average is not None and self._average.active:
             more |= self._average.tensors()
-        self._sparse = None
+        self._sparse, self._settings = None, Settings(self._optimizers)
         scalars: Json = {}
         if self._every > 1:
             self._sparse = Checkpointing(self._every, self._optimizers, self._trained)
             state, scalars = self._sparse.start()
-            more |= state
+        else:
+            state, scalars = self._settings.start()
+        more |= state
         groups = [g for o in self._optimizers for g in o.param_groups]
         about = {
             "optimizer": ", ".join(type(o).__name__ for o in self._optimizers),

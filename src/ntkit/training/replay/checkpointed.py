@@ -143,7 +143,7 @@ class CheckpointedRun(Run):
 
     def _pass(self, recording: Recording, module: nn.Module, k: int, scale: float) -> None:
         _, loss, data, augment, select = self._given
-        batch, parts, forwards = self._passed(k)
+        batch, parts, forwards = self.passed(k)
         begin = 0
         for (size, weight), forward in zip(parts, forwards, strict=True):
             index = batch[begin : begin + size]

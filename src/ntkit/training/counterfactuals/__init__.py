@@ -1,0 +1,1 @@
+"""What would have happened: a recorded run trained again, and the derivatives of its end by its samples."""

@@ -1,0 +1,237 @@
+"""Train a recorded run again without some of its samples: what would have happened, itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ntkit.compute.progress import progress
+from ntkit.compute.surroundings import undisturbed
+from ntkit.errors import BadTypeError, BadValueError, NotSeparableError
+from ntkit.files import as_path
+from ntkit.finite.jacobian.backward import quiet
+from ntkit.inputs import Inputs, Picked, batch_size
+from ntkit.network import as_inputs, network
+from ntkit.training.accounts.checks import check_model
+from ntkit.training.accounts.request import Request
+from ntkit.training.folder.run import Run
+from ntkit.training.folder.step import Augment, Step
+from ntkit.training.functional.flat_network import cast
+from ntkit.training.functional.losses import BatchLoss, checked_loss, loss_of
+from ntkit.training.recording.indices import Indices, as_indices
+from ntkit.training.recording.train_data import Train, as_pair
+from ntkit.training.replay.clipping import Clipping
+from ntkit.training.replay.retraining import Retraining
+from ntkit.training.replay.steps import Replay
+
+_ZERO = 1e-6  # of the largest second derivative of a loss, what may be between two samples
+
+
+@dataclass(frozen=True, repr=False)
+class Retrained:
+    """A recorded run as it would have gone with other weights of its samples; made by `retrain`.
+
+    Attributes
+    ----------
+    module
+        The network at the end, in evaluation mode, in the dtype asked for.
+    weights
+        What the loss of each sample was multiplied by, ``[n]``.
+    difference
+        The largest abs(difference) of a weight from the recorded end: 0 where nothing was left out and the
+        machine computes as it did, bit by bit.
+    """
+
+    module: nn.Module
+    weights: Float[Tensor, " n"]
+    difference: float
+
+    def __repr__(self) -> str:
+        left = int((self.weights == 0).sum())
+        changed = int((self.weights != 1).sum()) - left
+        what = f"without {left} of {len(self.weights)} samples" + (
+            f", {changed} others reweighted" if changed else ""
+        )
+        return f"<Retrained {what}; weights differ from the recorded ones by at most {self.difference:.3g}>"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return weights and buffers at the end, as the model's own ``load_state_dict`` takes them."""
+        return dict(self.module.state_dict())
+
+    @torch.no_grad()
+    def outputs(self, x: Inputs) -> Tensor:
+        """Return the outputs of a batch, in evaluation mode, ``[q, ...]`` as the module gives them."""
+        net = network(self.module)
+        batch = cast(as_inputs(x, net, "x"), net.dtype)
+        if isinstance(batch, dict):
+            return self.module(**batch)
+        return self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
+
+
+def retrain(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: BatchLoss | str,
+    *,
+    train: Train,
+    without: Indices | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    without_each: Sequence[Indices] | None = None,
+    dtype: torch.dtype | None = None,
+    augment: Augment | None = None,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
+) -> Retrained | list[Retrained]:
+    r"""Train a recorded run again, some samples' terms of the loss left out or reweighted.
+
+    The start, the batches and their order, the draws of dropout, the schedule and the rule of clipping are
+    those of the run. Sample n's term of each batch loss is multiplied by eps_n; the divisor of a mean stays,
+
+        g_k = sum_n eps_n J(x_n; w_k)^T c_n,
+
+    so that eps_n = 0 leaves sample n out. Where a layer computes statistics of the batch (batch norm), a
+    sample that is left out still enters them.
+
+    Parameters
+    ----------
+    folder, model, loss, train, augment, inputs, targets, select
+        As for `account`.
+    without
+        One set of samples to leave out: numbers, as a flat sequence; ``[]`` repeats the run as it was.
+    weights
+        Instead, eps_n of all samples, ``[n]``.
+    without_each
+        Instead, several sets; a list is returned, one for each.
+    dtype
+        To compute in; left out, that of the run, in which the unchanged run is repeated bit by bit on the
+        machine that made it (``difference`` says so).
+
+    Returns
+    -------
+    Retrained
+        ``state_dict()``, ``outputs(x)``, ``difference``; a list of them for ``without_each``.
+
+    Raises
+    ------
+    NotSeparableError
+        The batch loss is no sum of terms of single samples (a contrastive loss, say).
+    BadValueError
+        Samples that are not there; more than one of ``without``, ``weights``, ``without_each``.
+    NtkitError
+        The run does not hold the settings of its optimizer, or gradients were changed by no known rule.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> _ = torch.manual_seed(0)
+    >>> x, model, loss = torch.randn(8, 2), torch.nn.Linear(2, 1), torch.nn.MSELoss()
+    >>> y, optimizer = x[:, :1] ** 2, torch.optim.Adam(model.parameters(), lr=0.01)
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, y)) as run:
+    ...     for step in range(20):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), y).backward()
+    ...         _ = optimizer.step()
+    >>> ntkit.retrain(folder, model, loss, train=(x, y), without=[]).difference
+    0.0
+    >>> again = ntkit.retrain(folder, model, loss, train=(x, y), without=[3])
+    >>> again.outputs(x).shape
+    torch.Size([8, 1])
+    """
+    given = [v is not None for v in (without, weights, without_each)]
+    if sum(given) != 1:
+        raise BadValueError(
+            f"{sum(given)} of without=, weights= and without_each= are given; expected one: "
+            f"without=[] repeats the run as it was."
+        )
+    picked = {"inputs": inputs, "targets": targets, "select": select}
+    request = Request(model, loss_of(loss), train, None, augment=augment, **picked)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise BadTypeError(f"dtype={dtype!r}; expected a floating dtype, torch.float64 say, or None.")
+    with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
+        again = retraining(request, run, dtype)
+        samples = batch_size(as_pair(request.train, network(model))[0])
+        every = (
+            [_eps(weights, samples)]
+            if weights is not None
+            else [
+                without_eps(some, samples) for some in ([without] if without_each is None else without_each)
+            ]
+        )
+        found = []
+        with progress("Training again", run.steps * len(every)) as done:
+            for eps in every:
+                module = again.trained(None if bool((eps == 1).all()) else eps, done)
+                module.eval()
+                found.append(Retrained(module, eps, _difference(run, module)))
+    return found if without_each is not None else found[0]
+
+
+def retraining(request: Request, run: Run, dtype: torch.dtype | None) -> Retraining:
+    """Return what trains a run again, checked: the model, the data, and a loss that is a sum over samples."""
+    net = check_model(run, request.model)
+    data = as_pair(request.train, net)
+    replay = Replay(run, request.model, data, request.loss, request.augment, request.select)
+    refuse_mixing_losses(replay)
+    clipping = Clipping.of(run, lambda k: replay.gradient(run.weights(k), k, run.step(k)))
+    return Retraining(
+        run, request.model, request.loss, data, clipping, request.augment, request.select, dtype
+    )
+
+
+def refuse_mixing_losses(replay: Replay) -> None:
+    """Refuse a batch loss whose derivative by the output of one sample depends on that of another.
+
+    Seen in the first and the last batch, by products of the second derivatives with half of the samples.
+    """
+    run = replay.run
+    for k in {0, run.steps - 1}:
+        step: Step = run.step(k)
+        for part in replay.parts(step):
+            with torch.enable_grad():
+                outputs = replay.outputs(run.weights(k), k, part).detach().requires_grad_()
+                value = checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+                (c,) = torch.autograd.grad(value, outputs, create_graph=True)
+                if not c.requires_grad or len(outputs) < 2:
+                    continue
+                half = torch.arange(len(outputs), device=outputs.device) % 2 == 0
+                draw = torch.randn(c.shape, generator=torch.Generator().manual_seed(k)).to(c)
+                (second,) = torch.autograd.grad(c[half], outputs, draw[half], allow_unused=True)
+            if second is not None and second[~half].abs().max() > _ZERO * second.abs().max():
+                raise NotSeparableError(
+                    f"The loss of a batch is no sum of terms of single samples: at step {k}, the "
+                    f"derivative by the output of one sample depends on the outputs of others (a contrastive "
+                    f"or ranking loss, a division by what the batch predicts). It has no term that could be left out."
+                )
+
+
+def without_eps(indices: Indices | None, samples: int) -> Tensor:
+    """Return the weights of samples without some: 0 for these, 1 for the others."""
+    eps = torch.ones(samples, dtype=torch.float64)
+    if isinstance(indices, slice) or np.size(indices):  # pyright: ignore[reportArgumentType]
+        eps[as_indices(indices, samples, "without").long()] = 0.0  # pyright: ignore[reportArgumentType]
+    return eps
+
+
+def _eps(weights: Sequence[float] | Tensor, samples: int) -> Tensor:
+    try:
+        eps = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadTypeError(f"weights={weights!r:.80}; expected a number for each sample.") from error
+    if eps.shape != (samples,) or not eps.isfinite().all():
+        raise BadValueError(f"weights has shape {tuple(eps.shape)}; expected {samples} finite numbers.")
+    return eps
+
+
+def _difference(run: Run, module: nn.Module) -> float:
+    parameters = dict(module.named_parameters())
+    flat = torch.cat([parameters[name].detach().reshape(-1).double() for name in run.trained])
+    return float((flat - run.weights(run.steps)).abs().max())
