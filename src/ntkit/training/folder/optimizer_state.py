@@ -64,7 +64,7 @@ def rebuilt(
             )
         optimizer: torch.optim.Optimizer = object.__new__(kind)
         full = [
-            {"params": [parameters[name] for name in own], **_read(group)}
+            {"params": [parameters[name] for name in own], **read_settings(group)}
             for own, group in zip(about["groups"], groups, strict=True)
         ]
         # the constructor's arguments are not known, and all that a step reads of them is in the groups
@@ -78,7 +78,7 @@ def set_settings(optimizers: Iterable[torch.optim.Optimizer], settings: list[lis
     """Give all groups their settings."""
     for optimizer, groups in zip(optimizers, settings, strict=True):
         for group, given in zip(optimizer.param_groups, groups, strict=True):
-            group.update(_read(given))
+            group.update(read_settings(given))
 
 
 def set_state(
@@ -151,7 +151,8 @@ def _plain(value: object, what: str) -> Any:
     )
 
 
-def _read(group: Mapping[str, Any]) -> Json:
+def read_settings(group: Mapping[str, Any]) -> Json:
+    """Return the settings of a group as its optimizer reads them, from those that JSON holds."""
     return {key: _value(value) for key, value in group.items()}
 
 

@@ -1,0 +1,169 @@
+"""The backward sweep of derivatives through training: by the weight of each sample's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ntkit.compute.threads import fitting_threads
+from ntkit.errors import NtkitError
+from ntkit.inputs import Batch, batch_size
+from ntkit.training.functional.flat_network import FlatNetwork, cast
+from ntkit.training.functional.losses import checked_loss
+from ntkit.training.replay.clipping import Clipping
+from ntkit.training.replay.moving_statistics import MovingStatistics
+from ntkit.training.replay.pull_back import PullBack
+from ntkit.training.replay.steps import Replay, ReplayedBatch
+
+
+class DerivativeSweep:
+    """d f / d eps_n of rows of outputs f, with eps_n the weight of sample n's terms of all batch losses.
+
+    With the step (w, s)' = T_k(w, s, g), g = sum_n eps_n J(x_n; w)^T c_n, and rows lambda of derivatives by what
+    it made, going backwards from d f / d w at the end::
+
+        (lambda_w, lambda_g, lambda_s) <- pull-back of T_k
+        d f / d eps_n += lambda_g . J(x_n; w_k)^T c_n
+        lambda_w      += H_k lambda_g
+
+    with H_k the second derivative of the batch loss. Both products come from one backward pass through the backward
+    pass of the batch. Running statistics of batch norm carry derivatives, too.
+    """
+
+    def __init__(self, replay: Replay, clipping: Clipping, pull: PullBack) -> None:
+        self.replay, self.run, self.clipping, self.pull = replay, replay.run, clipping, pull
+        self.statistics = MovingStatistics(replay.run, replay.net.module)
+        self.recurrent = any(isinstance(m, nn.RNNBase) for m in replay.net.module.modules())
+
+    def ends(self, net: FlatNetwork, queries: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the outputs of queries, ``[r]``, with the leaves that they depend on: weights, statistics."""
+        run = self.run
+        net.take_buffers(run.buffers(run.steps))
+        w = run.weights(run.steps).requires_grad_()
+        leaves = [net.buffers[name].clone().requires_grad_() for name in self.statistics.names]
+        given = dict(zip(self.statistics.names, leaves, strict=True))
+        with self.statistics.evaluated(net.module, given):
+            out = net.outputs(w, queries)
+        return out.reshape(-1), [w], leaves
+
+    def rows(self, net: FlatNetwork, queries: Batch, chosen: Tensor, done: Callable[[int], None]) -> Tensor:
+        """Return d f / d eps of the chosen rows of q x o, ``[r, n]``."""
+        with self._differentiable(), torch.enable_grad():
+            out, (w,), leaves = self.ends(net, queries)
+            eye = torch.eye(len(out), dtype=out.dtype, device=out.device)[chosen]
+            found = batched_gradients([out], [w, *leaves], [eye])
+        of_w = found[0]
+        of_buffers = dict(zip(self.statistics.names, found[1:], strict=True))
+        return self._backwards(of_w, of_buffers, done)
+
+    def _backwards(self, of_w: Tensor, of_buffers: dict[str, Tensor], done: Callable[[int], None]) -> Tensor:
+        run, samples = self.run, batch_size(self.replay.data[0])
+        r, total = of_w.shape
+        effects = of_w.new_zeros(r, samples)
+        state = of_w.new_zeros(r, self.pull.states, total)
+        slow = of_w.new_zeros(r, total)
+        for k in reversed(range(run.steps)):
+            step = run.step(k)
+            if step.kept is not None:  # w' = s + kept (w - s), which is the next s
+                both = of_w + slow
+                of_w, slow = step.kept * both, (1 - step.kept) * both
+                done(1)
+                continue
+            w = run.weights(k)
+            with self._differentiable(), fitting_threads():
+                graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
+                g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
+                clipped = self.clipping.clipped(k, g)
+                of_w, of_g, state = self.pull(k, step, clipped, of_w, state)
+                of_g = self.clipping.pulled(k, g, of_g)
+                for graph in reversed(graphs):
+                    rows = [of_g]
+                    if graph.statistics:
+                        rows += self.statistics.pulled(of_buffers, graph.used, self._count(k, graph.used))
+                    by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], rows)
+                    of_w = of_w + by_w
+                    effects.index_add_(1, graph.batch, by_eps)
+            done(1)
+        return effects
+
+    def _count(self, k: int, used: list[str]) -> int:
+        name = used[0].rpartition(".")[0]
+        tracked = f"{name}.num_batches_tracked".lstrip(".")
+        held = self.run.buffers(k + 1)
+        return int(held[tracked]) if tracked in held else 1
+
+    def _graph(self, w: Tensor, k: int, part: ReplayedBatch) -> _Graph:
+        """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""
+        replay = self.replay
+        with torch.enable_grad():
+            leaf = w.detach().requires_grad_()
+            self.statistics.refuse_frozen(part.forward.modes, k)
+            with self.statistics.noted() as made:
+                outputs = replay.outputs(leaf, k, part)
+            used = [*self.statistics.used]
+            value = part.weight * checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+            (c,) = torch.autograd.grad(value, outputs, create_graph=True)
+            eps = c.new_ones(len(part.batch)).requires_grad_()
+            weighted = c * eps.view(-1, *[1] * (c.ndim - 1))
+            (g,) = torch.autograd.grad(outputs, leaf, weighted, create_graph=True)
+        return _Graph(part.batch, leaf, eps, g, made, used)
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Choose kernels that can be differentiated twice."""
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.recurrent:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield
+
+
+class _Graph:
+    """The gradient of one batch with what it depends on."""
+
+    def __init__(
+        self, batch: Tensor, w: Tensor, eps: Tensor, g: Tensor, statistics: list[Tensor], used: list[str]
+    ) -> None:
+        self.batch, self.w, self.eps, self.g, self.statistics, self.used = batch, w, eps, g, statistics, used
+
+
+def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
+    """Return rows ``[r, ...]`` by outputs times their Jacobian, by each leaf: ``[r, ...]``."""
+    used = [(o, row) for o, row in zip(outputs, rows, strict=True) if o.requires_grad]
+    if not used:
+        return [row.new_zeros(len(row), *leaf.shape) for leaf in leaves for row in rows[:1]]
+    values, weights = [o for o, _ in used], [row for _, row in used]
+    r = len(weights[0])
+    if r > 1:
+        try:
+            found = torch.autograd.grad(
+                values, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+            return _filled(found, leaves, r)
+        except RuntimeError:  # an operation that vmap does not take
+            pass
+    try:
+        each = [
+            torch.autograd.grad(
+                values, leaves, [row[i] for row in weights], retain_graph=True, allow_unused=True
+            )
+            for i in range(r)
+        ]
+    except RuntimeError as error:
+        raise NtkitError(
+            f"An operation of the network or its loss cannot be differentiated twice: {error}. What would have "
+            f"happened without a set of samples is told by ntkit.retrain."
+        ) from error
+    stacked = [
+        None if each[0][j] is None else torch.stack([one[j] for one in each]) for j in range(len(leaves))
+    ]
+    return _filled(stacked, leaves, r)
+
+
+def _filled(found: object, leaves: list[Tensor], r: int) -> list[Tensor]:
+    pairs = zip(found, leaves, strict=True)  # pyright: ignore[reportArgumentType]
+    return [leaf.new_zeros(r, *leaf.shape) if f is None else f for f, leaf in pairs]
