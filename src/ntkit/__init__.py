@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ntkit.training.accounts.account import account as account
     from ntkit.training.accounts.path_kernel import PathKernel as PathKernel
     from ntkit.training.accounts.watch import watch as watch
+    from ntkit.training.counterfactuals.counterfactual import Counterfactual as Counterfactual
+    from ntkit.training.counterfactuals.counterfactual import counterfactual as counterfactual
     from ntkit.training.counterfactuals.retrain import retrain as retrain
     from ntkit.training.loops.loader import indexed as indexed
     from ntkit.training.optimizers.registry import register_optimizer as register_optimizer
@@ -46,6 +48,7 @@ keep_old_places()
 _ROOMS = {
     "Account": "ntkit.training.accounts.account",
     "ConjugateKernel": "ntkit.finite.conjugate",
+    "Counterfactual": "ntkit.training.counterfactuals.counterfactual",
     "EmpiricalNTK": "ntkit.finite.empirical",
     "GaussianProcess": "ntkit.machine.gaussian",
     "GradientFlow": "ntkit.machine.flow",
@@ -57,6 +60,7 @@ _ROOMS = {
     "RandomFeatures": "ntkit.machine.features",
     "TensorProgram": "ntkit.infinite.by_hand",
     "account": "ntkit.training.accounts.account",
+    "counterfactual": "ntkit.training.counterfactuals.counterfactual",
     "dual": "ntkit.infinite.duals.of",
     "indexed": "ntkit.training.loops.loader",
     "infinite_width": "ntkit.infinite.limit",

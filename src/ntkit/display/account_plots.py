@@ -64,3 +64,37 @@ def by_class(
     ax.set(xlabel="class of the training samples", ylabel="contribution (unit of the output)")
     plain_axes(ax)
     return ax
+
+
+def predicted_and_real(check: Any, ax: Axes | None = None) -> Axes:
+    """Draw what leaving sets of samples out changed against what was predicted, a point for each output."""
+    if ax is None:
+        (ax,) = new_axes(4.2, 4.0)
+    x, y = (np.asarray(t).reshape(-1) for t in (check.predicted, check.real))
+    ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
+    ax.plot(ends, ends, color=INK, lw=0.8, ls=":")
+    ax.scatter(x, y, s=9, color=BLUE, alpha=0.5, lw=0)
+    size = len(check.sets[0])
+    left = "one sample left out" if size == 1 else f"{size} samples left out together"
+    ax.set(xlabel="predicted change (unit of the output)", ylabel="real change, trained again")
+    ax.set(title=f"{left}: rank correlation {check.rank_correlation:.2f}")
+    plain_axes(ax)
+    return ax
+
+
+def effects(
+    found: Any, query: int = 0, ax: Axes | None = None, *, output: int | None = None, count: int = 20
+) -> Axes:
+    """Draw the training samples without which one output of a query would change most."""
+    if ax is None:
+        (ax,) = new_axes(5.0, 0.24 * count + 0.9)
+    top = found.top(query, count, output)
+    values = np.array([value for _, value in top])
+    ax.barh(np.arange(len(top)), values, color=[BLUE if v > 0 else ORANGE for v in values], height=0.75)
+    ax.set_yticks(np.arange(len(top)), [f"sample {index}" for index, _ in top])
+    ax.invert_yaxis()
+    ax.axvline(0, color=INK, lw=0.8)
+    name = found.output_name(query, output)
+    ax.set(xlabel="predicted change if left out (unit of the output)", title=f"query {query}, output {name}")
+    plain_axes(ax)
+    return ax

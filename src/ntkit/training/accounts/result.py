@@ -18,6 +18,7 @@ from ntkit.files import Json, as_path, read_tensors, write_atomically
 from ntkit.inputs import Inputs
 from ntkit.training.accounts.columns import COLUMNS
 from ntkit.training.accounts.plan import AccountPlan
+from ntkit.training.accounts.target import name_of
 
 if TYPE_CHECKING:
     import pandas
@@ -131,22 +132,7 @@ class Account:
         ``classes`` are the names of all outputs of the network; their numbers if left out.
         """
         query, output = self._query(query), self._output(query, output)
-        numbers = [output] if self.chosen is None else self.chosen[query]
-        if classes is not None and max(numbers) >= len(classes):
-            raise BadValueError(
-                f"There are {len(classes)} classes, and query {query} is about output {max(numbers)}: give a "
-                f"name for each output of the network."
-            )
-        names = [str(i) if classes is None else str(classes[i]) for i in numbers]
-        if self.target == "loss":
-            return "loss" if self.chosen is None else f"loss for {names[0]}"
-        if self._is_margin:
-            return f"{names[0]} less {names[1]}"
-        return names[0 if len(names) == 1 else output]
-
-    @property
-    def _is_margin(self) -> bool:
-        return self.target == "margin" or (isinstance(self.target, list) and self.target[0] == "margin")
+        return name_of(self.target, None if self.chosen is None else self.chosen[query], output, classes)
 
     def table(self, query: int | None = None, output: int | None = None) -> pandas.DataFrame:
         """Return the contributions as a table of pandas: one row for each sample, query and output.

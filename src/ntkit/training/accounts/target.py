@@ -68,3 +68,23 @@ def _losses(loss: BatchLoss) -> Head:
         return torch.cat([each.reshape(1, 1) for each in losses])
 
     return head
+
+
+def name_of(target: Target, chosen: list[int] | None, output: int, classes: Sequence[str] | None) -> str:
+    """Return what one output of a query is: an output of the network, a margin of two, a loss.
+
+    ``chosen`` are the numbers of the outputs that the query is about, None if all or none; ``classes`` the names
+    of all outputs of the network, their numbers if left out.
+    """
+    numbers = [output] if chosen is None else chosen
+    if classes is not None and max(numbers) >= len(classes):
+        raise BadValueError(
+            f"There are {len(classes)} classes, and a query is about output {max(numbers)}: give a name for each "
+            f"output of the network."
+        )
+    names = [str(i) if classes is None else str(classes[i]) for i in numbers]
+    if target == "loss":
+        return "loss" if chosen is None else f"loss for {names[0]}"
+    if target == "margin" or (isinstance(target, list) and target[0] == "margin"):
+        return f"{names[0]} less {names[1]}"
+    return names[0 if len(names) == 1 else output]

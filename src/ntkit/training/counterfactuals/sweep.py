@@ -50,12 +50,11 @@ class DerivativeSweep:
             out = net.outputs(w, queries)
         return out.reshape(-1), [w], leaves
 
-    def rows(self, net: FlatNetwork, queries: Batch, chosen: Tensor, done: Callable[[int], None]) -> Tensor:
-        """Return d f / d eps of the chosen rows of q x o, ``[r, n]``."""
+    def rows(self, net: FlatNetwork, queries: Batch, sums: Tensor, done: Callable[[int], None]) -> Tensor:
+        """Return d f / d eps of sums of the q x o outputs, ``sums [r, q o]``: ``[r, n]``."""
         with self._differentiable(), torch.enable_grad():
             out, (w,), leaves = self.ends(net, queries)
-            eye = torch.eye(len(out), dtype=out.dtype, device=out.device)[chosen]
-            found = batched_gradients([out], [w, *leaves], [eye])
+            found = batched_gradients([out], [w, *leaves], [sums.to(out)])
         of_w = found[0]
         of_buffers = dict(zip(self.statistics.names, found[1:], strict=True))
         return self._backwards(of_w, of_buffers, done)

@@ -64,7 +64,7 @@ class Retraining:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.run, self.dtype = run, dtype or run.dtype
-        self._model, self._data, self._clipping = model, data, clipping
+        self._model, self._data, self.clipping = model, data, clipping
         self._augment, self._select = augment, select
         self._loss = cast_loss(loss, self.dtype)
         if not run.steps:
@@ -106,7 +106,7 @@ class Retraining:
                 for p in parameters.values():
                     p.grad = None
                 self._pass(module, k, weights)
-                self._clipping.clip(k, {name: parameters[name] for name in run.trained})
+                self.clipping.clip(k, {name: parameters[name] for name in run.trained})
                 with torch.no_grad():
                     for optimizer in optimizers:
                         optimizer.step()
