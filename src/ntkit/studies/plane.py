@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
 from ntkit.errors import BadValueError
-from ntkit.studies.figures import Figures, finish, panels, ticks
+from ntkit.studies.figures import Figures, above, finish, panels, ticks
 from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import StudyConfig, array, option
 from ntkit.studies.training import mlp, seeded, slope, step
@@ -72,6 +72,11 @@ def investigate(
     on_inputs = separability(array(x), labels, array(test_x), test_labels)
     with torch.no_grad():
         values = model(grid().to(config.device))
+    machine = decision(model, x, labels)
+    by_svm = machine(grid().to(config.device))
+    on_line = linear_decision(array(x), labels)(array(grid()))
+    by_network = array(values).reshape(-1)
+    radii = {name: boundary(f) for name, f in (("network", as_function(model)), ("svm", machine))}
     numbers = {
         "accuracy": min(accuracy(m, x, y) for m in models),
         "accuracy on new points": min(accuracy(m, test_x, test_y) for m in models),
@@ -81,6 +86,10 @@ def investigate(
         "features": on_features[0],
         "features, new points": on_features[1],
         "inputs": on_inputs[0],
+        "agreement": float(np.mean((by_network > 0) == (by_svm > 0))),
+        "agreement, inputs": float(np.mean((by_network > 0) == (on_line > 0))),
+        **{f"radius, {name}": float(np.mean(r)) for name, r in radii.items()},
+        "radii apart": float(np.mean(np.abs(radii["network"] - radii["svm"]))),
         "overlap": overlap(by_kernel, by_distance),
         "purity by kernel": purity(by_kernel, labels),
         "purity by distance": purity(by_distance, labels),
@@ -92,6 +101,9 @@ def investigate(
         "along": array(along),
         "by_kernel": by_kernel,
         "by_distance": by_distance,
+        "svm": by_svm,
+        "svm on inputs": on_line,
+        **{f"radius, {name}": r for name, r in radii.items()},
     }
     return numbers, arrays | errors
 
@@ -102,6 +114,7 @@ def draw_all(a: Mapping[str, np.ndarray]) -> Figures:
         "Training points and prediction": draw_predictions(a["x"], a["y"], a["prediction"]),
         "Error against the learning rate": draw_errors(a),
         "Nearest training points": draw_neighbors(a),
+        "Boundaries of the SVMs and of the network": draw_boundaries(a),
     }
 
 
@@ -190,6 +203,45 @@ def separability(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.nd
     return float(svm.score(x / scale, y)), float(svm.score(test_x / scale, test_y))
 
 
+def decision(model: nn.Module, x: Tensor, labels: np.ndarray) -> Callable[[Tensor], np.ndarray]:
+    """Return the decision function of a hard-margin SVM with the tangent kernel, learned from these points."""
+    kernel = ntkit.EmpiricalNTK(model)
+    gram = array(kernel(x))
+    scale = float(np.diag(gram).mean())
+    svm = SVC(C=1e8, kernel="precomputed", max_iter=10**6).fit(gram / scale, labels)
+    return lambda points: svm.decision_function(array(kernel(points, x)) / scale)
+
+
+def linear_decision(x: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the decision function of a linear SVM on the points themselves."""
+    svm = LinearSVC(dual=False).fit(x, labels)  # pyright: ignore[reportArgumentType]
+    return svm.decision_function
+
+
+def as_function(model: nn.Module) -> Callable[[Tensor], np.ndarray]:
+    """Return the network as a function of points to an array ``[n]``."""
+
+    def function(points: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return array(model(points)).reshape(-1)
+
+    return function
+
+
+def boundary(function: Callable[[Tensor], np.ndarray], directions: int = 180) -> np.ndarray:
+    """Return the radius at which a function first changes its sign along each direction; else the side."""
+    angle = torch.arange(directions, dtype=torch.float64) * (2 * torch.pi / directions)
+    radius = torch.linspace(0, SIDE, 241, dtype=torch.float64)
+    rays = radius[None, :, None] * torch.stack([angle.cos(), angle.sin()], 1)[:, None]
+    values = function(rays.reshape(-1, 2)).reshape(directions, -1)
+    changed = np.sign(values[:, 1:]) != np.sign(values[:, :-1])
+    first = np.where(changed.any(1), changed.argmax(1), len(radius) - 2)
+    rows = np.arange(directions)
+    low, high = values[rows, first], values[rows, first + 1]
+    share = np.where(changed.any(1), low / np.where(low == high, 1, low - high), 1.0)
+    return array(radius)[first] + share * float(radius[1])
+
+
 def features(model: nn.Module, x: Tensor) -> np.ndarray:
     """Return tangent features ``[n, P]`` of the one output."""
     return array(ntkit.EmpiricalNTK(model).features(x)[:, 0])
@@ -213,6 +265,24 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
     right.contour(values.reshape(side, side), [0], colors="k", **place)
     right.set_title("prediction of the trained network (black: 0)")
     figure.colorbar(shown, ax=right, shrink=0.85)
+    return figure
+
+
+def draw_boundaries(a: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the decisions of the SVMs on the inputs and with the tangent kernel, and the network's boundary."""
+    figure, axes = panels(9, 4.6, columns=2)
+    side = round(len(a["svm"]) ** 0.5)
+    place = {"origin": "lower", "extent": (-SIDE, SIDE) * 2}
+    for ax, name, title in zip(
+        axes, ("svm on inputs", "svm"), ("SVM on the inputs", "SVM with the tangent kernel"), strict=True
+    ):
+        sides = np.where(a[name] > 0, 1.0, -1.0).reshape(side, side)
+        ax.imshow(sides, cmap="PuOr", vmin=-3, vmax=3, **place)
+        _points(ax, a["x"], a["y"])
+        ax.contour(a["prediction"].reshape(side, side), [0], colors="k", linestyles="--", **place)
+        ax.plot([], [], "k--", label="boundary of the network")
+        ax.set(title=f"{title} (shaded)", xlabel="first coordinate", ylabel="second coordinate")
+    above(figure, axes[0], 3)
     return figure
 
 
