@@ -18,12 +18,12 @@ _V = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 PAPERS = (_E, _T, _C, _N, _V)
 
 STUDIES: dict[str, tuple[str, str]] = {
+    "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
+    "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
     "path-kernel": (
         f"{_E}, Section 3",
         "A trained network as a sum over training samples: the coefficients and kernels of Theorem 1",
     ),
-    "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
-    "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
     "linear-regression": (f"{_E}, Section 4.1", "The discrete theorem is exact for a linear network"),
     "parity-1d": (
         f"{_E}, Section 6.1",

@@ -17,12 +17,12 @@ from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, above, finish, panels
 from ntkit.studies.parts import part
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 
 QUICK = {"widths": (100, 1000), "seeds": 2, "steps": 100}
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Widths 500 and 2,000 (the paper: 500 and 10,000)."""
 
     widths: tuple[int, ...] = option((500, 2000), "Widths, the narrow one first.", low=2, least=2)
@@ -59,7 +59,7 @@ def run(config: Config) -> Result:
                         if made in looked:
                             moved.append(regression.relative(kernel(x).double().cpu() - before, before))
 
-                    regression.descend(model, x, y, config.steps, config.rate, look)
+                    regression.descend(config, model, x, y, config.steps, config.rate, look)
                     end = kernel(pivot, circle)[0]
                     return moved, regression.relative(before - limit, limit), array(start), array(end)
 
@@ -69,8 +69,10 @@ def run(config: Config) -> Result:
             distance[width] = [f[1] for f in rows]
             curves[width] = np.stack([np.stack(f[2:]) for f in rows])
     narrow, wide = config.widths[0], config.widths[-1]
-    moved, off = ([float(np.mean(v[w])) for w in (narrow, wide)] for v in (
-        {w: d[:, -1] for w, d in drift.items()}, distance))
+    moved, off = (
+        [float(np.mean(v[w])) for w in (narrow, wide)]
+        for v in ({w: d[:, -1] for w, d in drift.items()}, distance)
+    )
     most = [float(drift[w].max(1).mean()) for w in (narrow, wide)]
     bars = (0.15, 0.08) if config.widths == Config.widths else (0.4, 0.15)
     claims = (
@@ -105,7 +107,9 @@ def figure(result: Result) -> Figures:
     above(drawn, ax, 3)
     drawn.axes[0].set_ylabel("tangent kernel K(x0, x)")
     moved, ax = panels(5.5, 3.8)
-    for width, color in zip(result.config.widths, (BLUE, ORANGE, *(f"C{i}" for i in range(2, 99))), strict=False):
+    for width, color in zip(
+        result.config.widths, (BLUE, ORANGE, *(f"C{i}" for i in range(2, 99))), strict=False
+    ):
         for i, track in enumerate(a[f"drift {width}"]):
             ax.plot(a["times"], track, "o-", ms=3, color=color, lw=1, label=None if i else f"width {width}")
     finish(ax, xlabel="training time (steps × rate)", ylabel="change of the kernel (relative)")

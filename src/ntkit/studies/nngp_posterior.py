@@ -23,14 +23,14 @@ from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.parts import part
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.studies.training import step
+from ntkit.studies.study import Claim, Result, array, option
+from ntkit.studies.training import loss_of, optimizer_of, step
 
 QUICK = {"widths": (16, 256), "networks": 40, "steps": 400, "all_layers": 4}
 HIDDEN = 2
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Six points on the circle with labels x1 x2, and networks with two hidden layers."""
 
     widths: tuple[int, ...] = option((16, 64, 512), "Widths of the networks.", low=2, least=2)
@@ -68,9 +68,17 @@ def run(config: Config) -> Result:
         def whole() -> np.ndarray:
             found = []
             for s in range(config.all_layers):
-                model = regression.network(2, config.widths[-1], HIDDEN, config.seed + s, "cpu", torch.float64)
-                regression.descend(model.to(config.device), x.to(config.device), y[:, None].to(config.device),
-                                   config.steps, config.rate)
+                model = regression.network(
+                    2, config.widths[-1], HIDDEN, config.seed + s, "cpu", torch.float64
+                )
+                regression.descend(
+                    config,
+                    model.to(config.device),
+                    x.to(config.device),
+                    y[:, None].to(config.device),
+                    config.steps,
+                    config.rate,
+                )
                 with torch.no_grad():
                     found.append(array(model(points.to(config.device))[:, 0]))
                 done(1)
@@ -85,18 +93,34 @@ def run(config: Config) -> Result:
         shift = np.abs(functions[width].mean(0) - mean) / (std / config.networks**0.5)
         spread = functions[width].std(0, ddof=1) / std
         claims += [
-            Claim(f"width {width}: covariance before training off the prior's, in standard errors", off,
-                  high=4.0 if wide else None),
-            Claim(f"width {width}: share inside the posterior's 10-90 % band (0.80 there)", share,
-                  low=0.7 if wide else None, high=0.9 if wide else None),
-            Claim(f"width {width}: mean off the posterior's, root mean square, in standard errors",
-                  float(np.sqrt(np.mean(shift**2))), high=3.0 if wide else None),
-            Claim(f"width {width}: deviation over the posterior's, mean", float(spread.mean()),
-                  low=0.85 if wide else None, high=1.15 if wide else None),
+            Claim(
+                f"width {width}: covariance before training off the prior's, in standard errors",
+                off,
+                high=4.0 if wide else None,
+            ),
+            Claim(
+                f"width {width}: share inside the posterior's 10-90 % band (0.80 there)",
+                share,
+                low=0.7 if wide else None,
+                high=0.9 if wide else None,
+            ),
+            Claim(
+                f"width {width}: mean off the posterior's, root mean square, in standard errors",
+                float(np.sqrt(np.mean(shift**2))),
+                high=3.0 if wide else None,
+            ),
+            Claim(
+                f"width {width}: deviation over the posterior's, mean",
+                float(spread.mean()),
+                low=0.85 if wide else None,
+                high=1.15 if wide else None,
+            ),
         ]
     claims.append(
-        Claim(f"all layers trained, width {config.widths[-1]}: deviation over the posterior's, mean",
-              float((full.std(0, ddof=1) / std).mean()))
+        Claim(
+            f"all layers trained, width {config.widths[-1]}: deviation over the posterior's, mean",
+            float((full.std(0, ddof=1) / std).mean()),
+        )
     )
     low, high = (mean + norm.ppf(q) * std for q in (0.1, 0.9))
     arrays = {"angles": grid, "mean": mean, "low": low, "high": high, "prior": np.sqrt(np.diag(prior))}
@@ -120,7 +144,14 @@ def figure(result: Result) -> Figures:
             ax.plot(angles, middle, color=BLUE, label="Gaussian process, mean")
             for q, style in ((0.1, ":"), (0.5, "-"), (0.9, ":")):
                 label = "networks, 10, 50, 90 %" if q == 0.5 else None
-                ax.plot(angles, np.quantile(a[f"{name} {width}"], q, axis=0), style, color=ORANGE, lw=1.3, label=label)
+                ax.plot(
+                    angles,
+                    np.quantile(a[f"{name} {width}"], q, axis=0),
+                    style,
+                    color=ORANGE,
+                    lw=1.3,
+                    label=label,
+                )
             ax.grid(alpha=0.3)
         column[0].set_title(f"width {width}")
         column[1].plot(a["x"], a["y"], "o", color=INK, ms=5, label="training points")
@@ -152,10 +183,11 @@ def _last_layers(
     target = (y + config.noise * noise).to(config.device)
     inputs, asked = phi[:, : len(x)], phi[:, len(x) :]
     theta = nn.Parameter(first.clone())
-    optimizer = torch.optim.SGD([theta], config.rate)
+    optimizer = optimizer_of(config.optimizer, [theta], config.rate)
+    loss = loss_of(config.loss)
     for _ in range(config.steps):
-        square = (torch.einsum("snp,sp->sn", inputs, theta) - target).square().sum()
-        step(optimizer, (square + config.noise**2 * (theta - first).square().sum()) / (2 * len(y)))
+        apart = target.numel() * loss(torch.einsum("snp,sp->sn", inputs, theta), target)
+        step(optimizer, (apart + config.noise**2 * (theta - first).square().sum()) / (2 * len(y)))
     with torch.no_grad():
         start, end = (array(torch.einsum("snp,sp->sn", asked, w)) for w in (first, theta))
     return start, end

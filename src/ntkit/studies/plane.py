@@ -19,7 +19,16 @@ from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, above, finish, panels, ticks
 from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import StudyConfig, array, option
-from ntkit.studies.training import mlp, seeded, slope, step
+from ntkit.studies.training import (
+    loss_of,
+    loss_option,
+    mlp,
+    optimizer_of,
+    optimizer_option,
+    seeded,
+    slope,
+    step,
+)
 from ntkit.training.integrals.quadrature import Nodes
 
 QUICK = dict(samples=128, steps=800, rate=0.05, seeds=1, rates=(0.025, 0.05), queries=8, nearest=20)
@@ -29,6 +38,8 @@ SIDE = 1.2  # of the square that is looked at
 class PlaneConfig(StudyConfig):
     """Points in the plane with two labels, learned by gradient descent on all of them."""
 
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
     samples: int = option(1024, "Training points.", low=8, high=100_000)
     steps: int = option(10_000, "Steps of gradient descent.", low=10, high=10**6)
     rate: float = option(0.01, "Learning rate.", low=1e-6, high=1.0)
@@ -127,14 +138,14 @@ def train(
     """
     with seeded(seed):
         model = mlp(2, config.width, config.width, 1, activation=nn.GELU).to(config.device, torch.float64)
-    optimizer = torch.optim.SGD(model.parameters(), rate)
+    optimizer, loss = optimizer_of(config.optimizer, model.parameters(), rate), loss_of(config.loss)
     steps = round(config.steps * config.rate / rate)
     recording = nullcontext() if folder is None else ntkit.record(folder, model, optimizer, train=(x, y))
     with recording as run, progress(f"training at rate {rate:g} (steps)", steps) as done:
         for _ in range(steps):
             if run is not None:
                 run.batch(range(len(x)))
-            step(optimizer, nn.functional.mse_loss(model(x), y))
+            step(optimizer, loss(model(x), y))
             done(1)
     return model
 
@@ -156,7 +167,7 @@ def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str,
             with scratch() as folder:
                 model = train(config, x, y, config.seed, rate, f"{folder}/run")
                 account = partial(
-                    ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q
+                    ntkit.account, f"{folder}/run", model, loss_of(config.loss), train=(x, y), queries=q
                 )
                 for a in [account(nodes=nodes) for nodes in errors]:
                     found.append(float(a.residual.abs().max() / a.prediction.abs().max()))
@@ -204,7 +215,7 @@ def separability(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.nd
 
 
 def decision(model: nn.Module, x: Tensor, labels: np.ndarray) -> Callable[[Tensor], np.ndarray]:
-    """Return the decision function of a hard-margin SVM with the tangent kernel, learned from these points."""
+    """Return the decision function of a hard-margin SVM with the tangent kernel, learned from x."""
     kernel = ntkit.EmpiricalNTK(model)
     gram = array(kernel(x))
     scale = float(np.diag(gram).mean())
@@ -269,7 +280,7 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
 
 
 def draw_boundaries(a: Mapping[str, np.ndarray]) -> Figure:
-    """Draw the decisions of the SVMs on the inputs and with the tangent kernel, and the network's boundary."""
+    """Draw the decisions of SVMs on the inputs and with the tangent kernel, and the network's boundary."""
     figure, axes = panels(9, 4.6, columns=2)
     side = round(len(a["svm"]) ** 0.5)
     place = {"origin": "lower", "extent": (-SIDE, SIDE) * 2}

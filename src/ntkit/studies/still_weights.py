@@ -20,7 +20,7 @@ from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, finish, panels, ticks
 from ntkit.studies.parts import part
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 from ntkit.studies.training import slope
 
 QUICK = {"widths": (32, 128, 512), "seeds": 2, "steps": 60}
@@ -28,7 +28,7 @@ MATRICES = ("first", "hidden", "last")
 SHOWN = 32  # rows and columns of the hidden matrix that the picture shows
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Widths 64, 256 and 1,024; the paper's picture has a small, a medium and a large network."""
 
     widths: tuple[int, ...] = option((64, 256, 1024), "Widths of the two hidden layers.", low=2, least=2)
@@ -59,9 +59,11 @@ def run(config: Config) -> Result:
 
                     def look(made: int) -> None:
                         if made % every == 0:
-                            track.append([_distance(a, b) for a, b in zip(matrices(model), start, strict=True)])
+                            track.append(
+                                [_distance(a, b) for a, b in zip(matrices(model), start, strict=True)]
+                            )
 
-                    regression.descend(model, x, y, config.steps, config.rate, look)
+                    regression.descend(config, model, x, y, config.steps, config.rate, look)
                     with torch.no_grad():
                         left = float(nn.functional.mse_loss(model(x), y) / y.square().mean())
                     corner = [array(w[:SHOWN, :SHOWN]) for w in (start[1], matrices(model)[1])]
@@ -79,7 +81,13 @@ def run(config: Config) -> Result:
         for width, value in zip(config.widths, means[:, i], strict=True):
             claims.append(Claim(f"{name} matrix: distance from the start, width {width}", value, "→ 0"))
         claims.append(
-            Claim(f"{name} matrix: slope in width", slope(config.widths, means[:, i]), "< 0", low=-0.7, high=-0.35)
+            Claim(
+                f"{name} matrix: slope in width",
+                slope(config.widths, means[:, i]),
+                "< 0",
+                low=-0.7,
+                high=-0.35,
+            )
         )
     widest, narrowest = config.widths[-1], config.widths[0]
     ratio = float(means[-1, 0] / means[0, 0])
@@ -123,11 +131,14 @@ def figure(result: Result) -> Figures:
     finish(right, xlabel="width", ylabel="largest |W(t) − W(0)| / √n", grid="both")
     right.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     ticks(right.xaxis, widths)
-    return {"The hidden matrix before and after training": shown, "Distance of the weights from their start": drawn}
+    return {
+        "The hidden matrix before and after training": shown,
+        "Distance of the weights from their start": drawn,
+    }
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
-    """Return the weight matrices of a network, from its inputs to its outputs, as they were drawn: N(0, 1)."""
+    """Return the weight matrices of a network, from its inputs to its outputs, drawn from N(0, 1)."""
     return [p for p in model.parameters() if p.ndim == 2]
 
 
