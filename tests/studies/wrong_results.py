@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_options import DESCENT, FLOW, PARITY, PEAKS, PLANAR, PLANE, POLYNOMIALS, POSTERIOR
+from small_options import DESCENT, FLOW, KERNEL_ONLY, PARITY, PEAKS, PLANAR, PLANE, POLYNOMIALS, POSTERIOR
 from wrong_ways import (
     Patch,
     as_it_is,
