@@ -140,27 +140,31 @@ def figure(result: Result) -> Figures:
         for ax, when in zip(row, ("before", "after"), strict=True):
             title = f"{name}, {when} training"
             shown = plots.kernel_matrix(result.arrays[f"{name}: {when}"], labels, ax, title=title)
-            drawn.colorbar(shown, ax=ax, shrink=0.8)
-    bars, ax = panels(9, 4.2)
+            drawn.colorbar(shown, ax=ax, shrink=0.8, label="K(x, x')")
+    points, ax = panels(9, 4.2)
+    shift = 0.12
     for i, row in enumerate(ROWS):
+        label: str | None = row
         for j, name in enumerate(names):
             values = result.arrays.get(f"{name}, {row}: scores")
             if values is None:
                 continue
-            place, label = j + 0.14 * (i - 2.5), row if j == 0 else None
-            ax.bar(place, values[:, 0].mean(), 0.12, color=f"C{i}", alpha=0.75, label=label)
-            ax.plot(np.full(len(values), place), values[:, 0], "o", ms=3, color="0.15")
+            there = [each for each in ROWS if f"{name}, {each}: scores" in result.arrays]
+            place = j + shift * (there.index(row) - (len(there) - 1) / 2)
+            mark = [place - shift / 3, place + shift / 3]
+            ax.plot(mark, [values[:, 0].mean()] * 2, color=f"C{i}", lw=3, label=label)
+            ax.plot(np.full(len(values), place), values[:, 0], "o", ms=4, color=f"C{i}", mec="k", mew=0.4)
             if name == "MLP" and row in PAPER:
-                ax.plot([place - 0.06, place + 0.06], [PAPER[row]] * 2, color="k", lw=2)
-    ax.plot([], [], "o", ms=3, color="0.15", label="one network")
+                ax.plot(place, PAPER[row], "x", color="k", ms=8, mew=2)
+            label = None
+    ax.plot([], [], "o", ms=4, color="0.8", mec="k", mew=0.4, label="one network (line: mean)")
     if "MLP" in names:
-        ax.plot([], [], color="k", lw=2, label="the paper")
+        ax.plot([], [], "x", color="k", ms=8, mew=2, ls="", label="the paper")
     ax.set_xticks(range(len(names)), names)
-    lowest = min(v[:, 0].min() for k, v in result.arrays.items() if k.endswith("scores"))
-    ax.set(ylabel="test accuracy", ylim=(max(0.0, np.floor(10 * lowest - 1) / 10), 1))
+    ax.set(ylabel="test accuracy", xlim=(-0.5, len(names) - 0.5))
     ax.grid(alpha=0.3, axis="y")
-    above(bars, ax, 4)
-    return {"Tangent kernels, before and after training": drawn, "Test accuracy": bars}
+    above(points, ax, 4)
+    return {"Tangent kernels, before and after training": drawn, "Test accuracy": points}
 
 
 def _of_seed(

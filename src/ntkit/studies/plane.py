@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
@@ -219,7 +221,10 @@ def decision(model: nn.Module, x: Tensor, labels: np.ndarray) -> Callable[[Tenso
     kernel = ntkit.EmpiricalNTK(model)
     gram = array(kernel(x))
     scale = float(np.diag(gram).mean())
-    svm = SVC(C=1e8, kernel="precomputed", max_iter=10**6).fit(gram / scale, labels)
+    svm = SVC(C=1e8, kernel="precomputed", max_iter=200_000)
+    with warnings.catch_warnings():  # labels that it cannot separate have no margin to converge to
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        svm.fit(gram / scale, labels)
     return lambda points: svm.decision_function(array(kernel(points, x)) / scale)
 
 
@@ -275,7 +280,10 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
     shown = right.imshow(values.reshape(side, side), cmap="PuOr", vmin=-bound, vmax=bound, **place)
     right.contour(values.reshape(side, side), [0], colors="k", **place)
     right.set_title("prediction of the trained network (black: 0)")
-    figure.colorbar(shown, ax=right, shrink=0.85)
+    figure.colorbar(shown, ax=right, shrink=0.85, label="f(x)")
+    for ax in (left, right):
+        ax.set(xlabel="first coordinate", ylabel="second coordinate")
+    above(figure, left, 2)
     return figure
 
 
@@ -323,9 +331,10 @@ def draw_neighbors(a: Mapping[str, np.ndarray]) -> Figure:
         for ax, point, index in zip(axes[row], along, a[key], strict=True):
             ax.scatter(*x.T, s=2, color="0.85")
             _points(ax, x[index], y[index])
-            ax.plot(*point, "k*", ms=10)
+            ax.plot(*point, "k*", ms=10, label="query x")
             ax.set(xticks=[], yticks=[], title=f"|x| = {np.linalg.norm(point):.2f}" if row == 0 else "")
         axes[row][0].set_ylabel(f"nearest by {name}")
+    above(figure, axes[0][0], 3)
     return figure
 
 
