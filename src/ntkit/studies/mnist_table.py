@@ -20,6 +20,7 @@ import ntkit
 from ntkit.compute.progress import progress
 from ntkit.data.digits import Digits
 from ntkit.display import plots
+from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.parts import part
 from ntkit.studies.pictures import pictures
@@ -246,6 +247,12 @@ def _score(gram: Tensor, cross: Tensor, data: Digits) -> tuple[float, float]:
 def _score_of_blocks(model: nn.Module, data: Digits, x: Tensor, q: Tensor) -> tuple[float, float]:
     """Return the same for the kernel of blocks, [K(x, x')]_kk' for outputs k, k' (Eq. 2.10)."""
     kernel, y = ntkit.EmpiricalNTK(model, outputs="full"), array(data.train_y[: len(x)])
+    classes = len(np.unique(y))
+    if classes < 10:
+        raise BadValueError(
+            f"block_samples is {len(x)}, and there are only {classes} of 10 classes among the first {len(x)} "
+            "digits; the blocks are for ten. Take more, or 0: without them."
+        )
     scale = float(ntkit.EmpiricalNTK(model, outputs="mean").diag(x).mean())
     machine = ntkit.KernelClassifier(kernel, alpha=1e-4 * scale, tol=1e-6).fit(array(x), y)
     return float(machine.score(array(q), array(data.held_out_y))), float(machine.score(array(x), y))

@@ -37,14 +37,14 @@ class Config(StudyConfig):
     """The circle and the disk of Section 5.1, few points."""
 
     loss: str = loss_option("mse_loss")
-    samples: int = option(64, "Training points.", low=2, high=10_000)
+    samples: int = option(32, "Training points.", low=2, high=10_000)
     width: int = option(10, "Units in each of the two hidden layers.", low=1, high=1000)
-    time: float = option(200.0, "Training time.", low=0.1, high=10**4)
-    flow_steps: int = option(2000, "Steps of Runge-Kutta for the flow.", low=1, high=10**6)
+    time: float = option(100.0, "Training time.", low=0.1, high=10**4)
+    flow_steps: int = option(1000, "Steps of Runge-Kutta for the flow.", low=1, high=10**6)
     rates: tuple[float, ...] = option(
-        (0.1, 0.14, 0.2), "Learning rates of gradient descent, of the same time.", low=1e-5, least=2
+        (0.03, 0.042, 0.06), "Learning rates of gradient descent, of the same time.", low=1e-5, least=2
     )
-    queries: int = option(24, "Points whose predictions are written as sums.", low=2, high=10_000)
+    queries: int = option(12, "Points whose predictions are written as sums.", low=2, high=10_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
