@@ -73,8 +73,8 @@ WRONG: dict[str, list[Wrong]] = {
         ),
     ],
     "nngp-posterior": [
-        Wrong("untrained", no_steps, ("width 64: (share|mean|deviation)",), POSTERIOR, long=True),
-        Wrong("other weights", double_weights, ("width 64: covariance",), POSTERIOR, long=True),
+        Wrong("untrained", no_steps, (r"width \d+: (share|mean|deviation)",), POSTERIOR, long=True),
+        Wrong("other weights", double_weights, (r"width \d+: covariance",), POSTERIOR, long=True),
     ],
     "ball-sphere": [
         Wrong(

@@ -42,7 +42,10 @@ class Config(StudyConfig):
     time: float = option(100.0, "Training time.", low=0.1, high=10**4)
     flow_steps: int = option(1000, "Steps of Runge-Kutta for the flow.", low=1, high=10**6)
     rates: tuple[float, ...] = option(
-        (0.03, 0.042, 0.06), "Learning rates of gradient descent, of the same time.", low=1e-5, least=2
+        (0.03, 0.042, 0.06),
+        "Learning rates of gradient descent, up to whole steps in the time.",
+        low=1e-5,
+        least=2,
     )
     queries: int = option(12, "Points whose predictions are written as sums.", low=2, high=10_000)
 
@@ -78,7 +81,10 @@ def run(config: Config) -> Result:
     q = (2.4 * torch.rand(config.queries, 2, generator=draw, dtype=torch.float64) - 1.2).to(config.device)
     flow = Terms(*part("flow", lambda: _flow(config, x, y, q)))
     found: dict[str, list[float]] = {name: [] for name in ("residual", "left", "function", "sums", "kernel")}
-    for rate in config.rates:
+    rates = [
+        config.time / round(config.time / rate) for rate in config.rates
+    ]  # whole steps end at the same time
+    for rate in rates:
         terms, left = part(f"rate {rate}", lambda rate=rate: _descent(config, x, y, q, rate))
         descent = Terms(*terms)
         found["residual"].append(descent.residual)
@@ -94,7 +100,7 @@ def run(config: Config) -> Result:
     right = float(((flow.end > 0) == (q.norm(dim=1) > 0.75)).double().mean())
     with torch.no_grad():
         opposite = float((torch.sign(a) != torch.sign(y[:, 0])).double().mean())
-    sums, kernel, function = (slope(config.rates, found[n]) for n in ("sums", "kernel", "function"))
+    sums, kernel, function = (slope(rates, found[n]) for n in ("sums", "kernel", "function"))
     claims = (
         Claim("flow: error of the sum of Theorem 1 / max |f|", flow.residual, "0", high=1e-6),
         Claim("gradient descent: error of the exact account / max |f|", max(found["residual"]), high=1e-8),
@@ -108,7 +114,7 @@ def run(config: Config) -> Result:
         Claim("the sum with a_n averaged over x: relative error", machine),
         Claim("queries on the right side of the radius 0.75", right),
     )
-    arrays = {"rates": config.rates, "a": a, "fixed": fixed, "labels": y[:, 0], "kernel": flow.kernel}
+    arrays = {"rates": rates, "a": a, "fixed": fixed, "labels": y[:, 0], "kernel": flow.kernel}
     arrays |= {"end": flow.end, "machine": flow.start + flow.kernel @ fixed, "start": flow.start}
     arrays |= {"sum": flow.start + flow.contributions.sum(1), "radius": q.norm(dim=1)}
     return Result(config, claims, arrays | found, {"time": config.time})
@@ -137,7 +143,7 @@ def figure(result: Result) -> Figures:
         right.loglog(a["rates"], a[name], "o-", color=color, label=text)
     right.loglog(a["rates"], a["kernel"][0] * a["rates"] / a["rates"][0], ":", color="0.4", label="∝ rate")
     finish(right, xlabel="learning rate, at equal time", ylabel="gradient descent off the flow (relative)")
-    ticks(right.xaxis, a["rates"])
+    ticks(right.xaxis, result.config.rates)
     return {"Coefficients, the sum, and gradient descent beside the flow": drawn}
 
 
