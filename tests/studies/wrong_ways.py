@@ -179,7 +179,9 @@ def other_weights(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
 def one_scale(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
     """Train at the same scale whatever scale is asked for."""
     true = study._flow
-    monkeypatch.setattr(study, "_flow", lambda model, x, y, alpha, *rest: true(model, x, y, 8.0, *rest))
+    monkeypatch.setattr(
+        study, "_flow", lambda config, model, x, y, alpha, *rest: true(config, model, x, y, 8.0, *rest)
+    )
 
 
 def swapped_needs(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
