@@ -26,7 +26,7 @@ from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, array, option
 from ntkit.studies.training import loss_of, optimizer_of, step
 
-QUICK = {"widths": (16, 256), "networks": 40, "steps": 400, "all_layers": 4}
+QUICK = {"widths": (16, 256), "networks": 40, "steps": 400, "all_layers": 2}
 HIDDEN = 2
 
 

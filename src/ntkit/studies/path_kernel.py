@@ -30,7 +30,7 @@ from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, option
 from ntkit.studies.training import loss_of, loss_option, mlp, seeded, slope, train_recorded
 
-QUICK = {"samples": 16, "time": 20.0, "flow_steps": 200, "rates": (0.1, 0.2), "queries": 6}
+QUICK = {"samples": 16, "time": 10.0, "flow_steps": 120, "rates": (0.1, 0.2), "queries": 6}
 
 
 class Config(StudyConfig):
