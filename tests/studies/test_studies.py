@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from ntkit.cli import app
 from ntkit.errors import NtkitError
 from ntkit.studies import catalog, parts, runner
+from ntkit.studies.catalog import STUDIES
 from ntkit.studies.document import document
-from ntkit.studies.study import Claim, Result, StudyConfig, option
+from ntkit.studies.study import Claim, Result, StudyConfig, option, options
 from ntkit.studies.training import slope
 
 
@@ -142,6 +143,41 @@ def test_options_and_quick(toy, tmp_path):
 def test_a_wrong_configuration_is_refused(wrong, message):
     with pytest.raises(NtkitError, match=message):
         Config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": "LBFGS"}, "it evaluates the loss several times in a step"),
+        ({"optimizer": "adam"}, "no optimizer of that name; expected one of .*Did you mean 'Adam'"),
+        ({"loss": "relu"}, "it does not serve targets that are"),
+        ({"loss": "least_squares"}, "torch.nn.functional has no such loss; expected one of"),
+    ],
+)
+def test_a_wrong_optimizer_or_loss_is_refused_with_a_reason(given, message):
+    (name,) = given
+    those = [each for each in STUDIES if name in fields(each)]
+    assert len(those) > 15
+    for each in those:
+        with pytest.raises(NtkitError, match=message):
+            catalog.configure(each, **given)
+
+
+def test_a_study_trains_with_the_optimizer_and_the_loss_that_are_asked_for(monkeypatch):
+    config = catalog.configure("linear-head", steps=3, samples=8, optimizer="NAdam", loss="huber_loss")
+    made, used = [], []
+    monkeypatch.setattr(torch.optim, "NAdam", recorded(torch.optim.NAdam, made))
+    monkeypatch.setattr(torch.nn.functional, "huber_loss", recorded(torch.nn.functional.huber_loss, used))
+    catalog.module("linear-head").run(config)
+    assert (len(made), len(used)) == (1, 3)
+
+
+def recorded(function, calls):
+    return lambda *args, **options: (calls.append(args), function(*args, **options))[1]
+
+
+def fields(study):
+    return [name for name, _, _ in options(catalog.module(study).Config)]
 
 
 def test_an_unknown_study_is_refused():

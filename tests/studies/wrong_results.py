@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_options import DESCENT, FLOW, KERNEL_ONLY, PARITY, PEAKS, PLANAR, PLANE, POLYNOMIALS, POSTERIOR
 from wrong_ways import (
     Patch,
     as_it_is,
     both,
+    double_weights,
     erf_for_a_polynomial,
     even_noise,
     few_features,
@@ -23,6 +25,7 @@ from wrong_ways import (
     noise_pictures,
     noisy_account,
     noisy_kernel,
+    one_rate,
     one_scale,
     one_width,
     other_weights,
@@ -31,6 +34,7 @@ from wrong_ways import (
     shuffled_digits,
     swapped_needs,
     targets,
+    two_pictures,
     untrained_account,
     untrained_planar,
     zero_labels,
@@ -54,66 +58,37 @@ class Wrong:
     long: bool = False
 
 
-PLANE = {
-    "samples": 320,
-    "steps": 10,
-    "rate": 0.05,
-    "seeds": 1,
-    "rates": (0.05, 0.1),
-    "queries": 2,
-    "nearest": 5,
-}
-PARITY = {
-    "p": 8,
-    "long": 16,
-    "long_seeds": 1,
-    "samples": 50,
-    "channels": (2,),
-    "training_peaks": (4,),
-    "test_peaks": (4,),
-    "seeds": 1,
-    "steps": 1,
-    "variants": False,
-}
-PLANAR = {
-    "size": 32,
-    "shapes": 32,
-    "tests": 8,
-    "epochs": 1,
-    "channels": 4,
-    "architectures": ("unet",),
-    "compared_shapes": 32,
-    "other_shapes": (64,),
-    "affine": False,
-}
-PEAKS = {
-    "p": 16,
-    "samples": 60,
-    "steps": 1,
-    "seeds": 1,
-    "peaks": (3,),
-    "more_samples": 400,
-    "more_steps": 1,
-    "queries": 1,
-}
-POLYNOMIALS = {"dimension": 8, "neurons": 20, "samples": 400, "steps": 5, "draws": 1}
-KERNEL_ONLY = {"widths": (4, 1000), "time": 2.0, "draws": 1}
-
-
-DESCENT = {
-    "samples": 20,
-    "dimension": 3,
-    "seeds": 1,
-    "widths": (2, 5, 20, 60),
-    "triple_widths": (2, 20, 100, 300),
-    "triple_seeds": 1,
-}
-
-
 WRONG: dict[str, list[Wrong]] = {
+    "path-kernel": [
+        Wrong("noise", noisy_account, ("gradient descent: error of the exact",), FLOW, long=True),
+        Wrong("other kernel", noisy_kernel, ("flow: error",), FLOW, long=True),
+        Wrong("one rate", one_rate, (".*slope in the rate",), FLOW, long=True),
+    ],
+    "still-weights": [
+        Wrong(
+            "one width",
+            one_width,
+            ("(hidden|last) matrix: slope",),
+            {"widths": (32, 256), "seeds": 1, "steps": 10},
+        ),
+    ],
+    "nngp-posterior": [
+        Wrong("untrained", no_steps, (r"width \d+: (share|mean|deviation)",), POSTERIOR, long=True),
+        Wrong("other weights", double_weights, (r"width \d+: covariance",), POSTERIOR, long=True),
+    ],
     "ball-sphere": [
         Wrong(
-            "shuffled", shuffle("ball_sphere"), ("accuracy, worst", "linear SVM on tangent"), PLANE, long=True
+            "shuffled",
+            shuffle("ball_sphere"),
+            (
+                "accuracy, worst",
+                "linear SVM on tangent",
+                "SVM with",
+                "radius of the network",
+                "distance of the two",
+            ),
+            PLANE,
+            long=True,
         ),
         Wrong("noise", noisy_account, ("slope", "error of the exact"), PLANE),
         Wrong("a line", put("ball_sphere", half_plane), ("linear SVM on inputs",), PLANE),
@@ -216,7 +191,14 @@ WRONG: dict[str, list[Wrong]] = {
         Wrong(
             "shuffled",
             both(no_steps, put("pictures", shuffled_digits)),
-            ("MLP, network", "MLP, limit", "MLP, trained"),
+            ("MLP, network: ", "MLP, (limit|trained kernel): test"),
+            {"architectures": ("MLP",)},
+            long=True,
+        ),
+        Wrong(
+            "two pictures",
+            both(no_steps, put("pictures", two_pictures)),
+            ("MLP, (network|limit|trained kernel): training",),
             {"architectures": ("MLP",)},
             long=True,
         ),
@@ -325,8 +307,21 @@ WRONG: dict[str, list[Wrong]] = {
         Wrong(
             "few features",
             few_features,
-            (".*iid: slope", "error of", "ridge on"),
-            {"sizes": (64, 256), "repeats": 2, "samples": 20},
+            (
+                ".*iid: slope",
+                "error of",
+                "ridge on",
+                "risk above the least, .*: slope",
+                "what the features leave",
+            ),
+            {
+                "sizes": (64, 256),
+                "repeats": 2,
+                "samples": 20,
+                "risk_sizes": (32, 128),
+                "risk_samples": (1000, 4000),
+                "risk_repeats": 2,
+            },
         ),
     ],
     "width-limit": [

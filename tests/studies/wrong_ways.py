@@ -104,6 +104,13 @@ def shuffled_digits(*args: Any, **options: Any) -> Any:
     return replace(data, train_y=shuffled(data.train_x, data.train_y)[1])
 
 
+def two_pictures(*args: Any, **options: Any) -> Any:
+    """Return digits of ten classes that are only two different pictures."""
+    data = digits(150, held_out=150, seed=0)
+    turn = torch.arange(150) % 2
+    return replace(data, train_x=data.train_x[:2][turn], held_out_x=data.train_x[:2][turn])
+
+
 def noise_pictures(data: str, samples: int, held_out: int, seed: int) -> Any:
     """Return noise of the size of MNIST's pictures."""
     draw = torch.Generator().manual_seed(seed)
@@ -119,10 +126,32 @@ def one_width(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
     )
 
 
+def double_weights(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
+    """Draw networks whose weights are twice as large as the limit's."""
+    true = study.regression.network
+
+    def network(*args: Any, **options: Any) -> nn.Module:
+        model = true(*args, **options)
+        with torch.no_grad():
+            for p in model.parameters():
+                p *= 2
+        return model
+
+    monkeypatch.setattr(study.regression, "network", network)
+
+
+def one_rate(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
+    """Descend at the same rate whatever rate is asked for."""
+    true = study._descent
+    monkeypatch.setattr(
+        study, "_descent", lambda config, x, y, q, rate: true(config, x, y, q, config.rates[0])
+    )
+
+
 def no_descent(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
     """Look at networks without training them."""
 
-    def descend(model: Any, x: Any, y: Any, steps: int, rate: float, look: Any = None) -> None:
+    def descend(how: Any, model: Any, x: Any, y: Any, steps: int, rate: float, look: Any = None) -> None:
         for made in range(steps + 1 if look else 0):
             look(made)
 
@@ -150,7 +179,9 @@ def other_weights(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
 def one_scale(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:
     """Train at the same scale whatever scale is asked for."""
     true = study._flow
-    monkeypatch.setattr(study, "_flow", lambda model, x, y, alpha, *rest: true(model, x, y, 8.0, *rest))
+    monkeypatch.setattr(
+        study, "_flow", lambda config, model, x, y, alpha, *rest: true(config, model, x, y, 8.0, *rest)
+    )
 
 
 def swapped_needs(monkeypatch: pytest.MonkeyPatch, study: ModuleType) -> None:

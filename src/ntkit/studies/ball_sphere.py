@@ -34,11 +34,27 @@ def run(config: Config) -> Result:
         Claim("linear SVM on tangent features", numbers["features"], "100 %", low=1.0),
         Claim("linear SVM on tangent features, new points", numbers["features, new points"]),
         Claim("linear SVM on inputs", numbers["inputs"], "fails", high=0.75),
+        Claim(
+            "SVM with the tangent kernel agrees with the network, of the square",
+            numbers["agreement"],
+            "closely matches",
+            low=0.95,
+        ),
+        Claim("linear SVM on inputs agrees with the network, of the square", numbers["agreement, inputs"]),
+        Claim(
+            "radius of the network's boundary, mean over directions",
+            numbers["radius, network"],
+            "0.75",
+            low=0.65,
+            high=0.85,
+        ),
+        Claim("radius of the SVM's boundary, mean over directions", numbers["radius, svm"]),
+        Claim("distance of the two boundaries along a direction, mean", numbers["radii apart"], high=0.05),
         Claim("neighbors that kernel and distance share", numbers["overlap"], "similar"),
     )
     return Result(config, claims, arrays)
 
 
 def figure(result: Result) -> Figures:
-    """Draw the paper's Figures 1 and 2, and the errors."""
+    """Draw the paper's Figures 1 to 3, and the errors."""
     return plane.draw_all(result.arrays)

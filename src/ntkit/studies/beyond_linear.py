@@ -16,13 +16,13 @@ from ntkit.data.digits import digits
 from ntkit.display.axes import BLUE, GREEN, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, finish, panels
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 from ntkit.studies.training import mlp
 
 QUICK = {"width": 64, "steps": 120, "samples": 60}
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Even against odd digits, as a regression."""
 
     width: int = option(128, "Width of the two hidden layers.", low=2, high=10_000)
@@ -52,7 +52,7 @@ def run(config: Config) -> Result:
                     outputs[name].append(array(each(q))[:, 0])
                     losses[name].append(float(((each(x) - y) ** 2).mean() / 2))
 
-        regression.descend(each, x, y, config.steps, config.rate, look)
+        regression.descend(config, each, x, y, config.steps, config.rate, look)
     times = np.arange(0, config.steps + 1, every) * config.rate
     curves = {name: np.array(values) for name, values in outputs.items()}
     target = curves["network"]

@@ -20,6 +20,10 @@ PAPERS = (_E, _T, _C, _N, _V)
 STUDIES: dict[str, tuple[str, str]] = {
     "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),
     "half-plane": (f"{_E}, Section 5.2", "A network tells the two sides of a line apart"),
+    "path-kernel": (
+        f"{_E}, Section 3",
+        "A trained network as a sum over training samples: the coefficients and kernels of Theorem 1",
+    ),
     "linear-regression": (f"{_E}, Section 4.1", "The discrete theorem is exact for a linear network"),
     "parity-1d": (
         f"{_E}, Section 6.1",
@@ -39,7 +43,12 @@ STUDIES: dict[str, tuple[str, str]] = {
     "optimizers": (f"{_E}, Section 7", "The exact account for the optimizers that the theorem leaves out"),
     "mnist-table": (f"{_C}, Section 4", "A network and the kernel machines of its tangent kernels"),
     "kernel-drift": (f"{_N}, Section V.1", "How far the tangent kernel moves in training, narrow and wide"),
+    "still-weights": (f"{_N}, Section III.2", "Weights that stay near their start, as the network widens"),
     "gaussian-limit": (f"{_N}, Section V.2", "Trained networks as draws from a Gaussian process"),
+    "nngp-posterior": (
+        f"{_V}, Section 4",
+        "Random networks as a prior, and their trained last layers as its posterior",
+    ),
     "kernel-pca": (f"{_N}, Section V.3", "Training along one principal component of the kernel"),
     "lazy": (f"{_V}, Section 5.3", "Lazy training by scale, and what it costs"),
     "two-coordinates": (

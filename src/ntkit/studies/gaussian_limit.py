@@ -17,12 +17,12 @@ from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.parts import part
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 
 QUICK = {"widths": (50, 300), "networks": 6, "steps": 300}
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Widths 50, 500 and 1,000 (the paper: 50 and 1,000)."""
 
     widths: tuple[int, ...] = option((50, 500, 1000), "Widths of the networks.", low=2)
@@ -51,7 +51,7 @@ def run(config: Config) -> Result:
 
                 def trained(width=width, s=s) -> np.ndarray:
                     model = regression.network(2, width, 3, config.seed + s, config.device)
-                    regression.descend(model, x, y, config.steps, config.rate)
+                    regression.descend(config, model, x, y, config.steps, config.rate)
                     with torch.no_grad():
                         return array(model(points)[:, 0])
 

@@ -33,6 +33,8 @@ def run(config: Config) -> Result:
         Claim("linear SVM on tangent features", numbers["features"], low=1.0),
         Claim("linear SVM on tangent features, new points", numbers["features, new points"]),
         Claim("linear SVM on inputs", numbers["inputs"], "separable", low=1.0),
+        Claim("SVM with the tangent kernel agrees with the network, of the square", numbers["agreement"]),
+        Claim("linear SVM on inputs agrees with the network, of the square", numbers["agreement, inputs"]),
         Claim("neighbors of one label, by kernel", numbers["purity by kernel"], "most"),
         Claim("neighbors of one label, by distance", numbers["purity by distance"]),
     )
@@ -40,5 +42,5 @@ def run(config: Config) -> Result:
 
 
 def figure(result: Result) -> Figures:
-    """Draw the paper's Figures 4 and 5, and the errors."""
+    """Draw the paper's Figures 4 and 5, the errors, and the boundaries."""
     return plane.draw_all(result.arrays)

@@ -22,7 +22,7 @@ from ntkit.studies import regression
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.parts import part
 from ntkit.studies.pictures import pictures
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 
 QUICK = {"samples": 128, "draws": 2, "widths": (50, 1000), "time": 60.0}
 PAPER = (
@@ -33,7 +33,7 @@ PAPER = (
 DEPTHS = (2, 3, 4, 5)  # the paper does not state its own
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """The paper's numbers, with widths up to 1,000 instead of 10,000."""
 
     data: Literal["mnist", "digits"] = option("mnist", "The pictures: mnist, or scikit-learn's digits.")
@@ -167,7 +167,7 @@ def _train(
             along.append(abs(share))
             across.append(float(((left - share * second) ** 2).mean().sqrt()))
 
-    regression.descend(model, x, target[:, None], int(times[-1]), 1.0, look)
+    regression.descend(config, model, x, target[:, None], int(times[-1]), 1.0, look)
     return np.array(along), np.array(across)
 
 

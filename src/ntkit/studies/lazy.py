@@ -20,7 +20,7 @@ from ntkit.errors import NtkitError
 from ntkit.studies.figures import Figures, finish, panels, ticks
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import slope, step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, slope, step
 
 QUICK = {"alphas": (8.0, 16.0, 32.0), "steps": 300, "rich_steps": 4000, "width": 40}
 
@@ -28,6 +28,8 @@ QUICK = {"alphas": (8.0, 16.0, 32.0), "steps": 300, "rich_steps": 4000, "width":
 class Config(StudyConfig):
     """A two-layer network that learns one neuron."""
 
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
     alphas: tuple[float, ...] = option((4.0, 8.0, 16.0, 32.0, 64.0), "Scales.", low=1e-3, least=2)
     width: int = option(100, "Width of the network.", low=2, high=10_000)
     dimension: int = option(10, "Dimension of the inputs, on the sphere.", low=2, high=1000)
@@ -67,7 +69,7 @@ def run(config: Config) -> Result:
                 for linear in (False, True):
                     model = _model(config)
                     trained = ntkit.linearize(model) if linear else model
-                    tracks.append(_flow(trained, x, y, alpha, rate, config.steps, test[:200]))
+                    tracks.append(_flow(config, trained, x, y, alpha, rate, config.steps, test[:200]))
                     done(1)
                 (w, f), (v, g) = tracks
                 apart_by = float((f - g).pow(2).mean(1).sqrt().max())
@@ -82,7 +84,9 @@ def run(config: Config) -> Result:
 
             def remaining(alpha=alpha) -> tuple[float, float]:
                 both = torch.cat([test, x]), torch.cat([truth, y])
-                _, outputs = _flow(_model(config, nn.ReLU), x, y, alpha, 0.2, config.rich_steps, both[0])
+                _, outputs = _flow(
+                    config, _model(config, nn.ReLU), x, y, alpha, 0.2, config.rich_steps, both[0]
+                )
                 square = (outputs[-1] - both[1][:, 0]) ** 2
                 if not bool(square.isfinite().all()):
                     raise NtkitError(
@@ -138,11 +142,11 @@ def _model(config: Config, activation: type[nn.Module] = nn.Tanh) -> nn.Module:
 
 
 def _flow(
-    model: nn.Module, x: Tensor, y: Tensor, alpha: float, rate: float, steps: int, q: Tensor
+    config: Config, model: nn.Module, x: Tensor, y: Tensor, alpha: float, rate: float, steps: int, q: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return weights ``[k, P]`` and functions alpha (f_w - f_w0) ``[k, q]`` along the flow."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, rate)
+    optimizer = optimizer_of(config.optimizer, parameters, rate)
     with torch.no_grad():
         start, start_q = model(x), model(q)
     weights, outputs = [], []
@@ -151,5 +155,5 @@ def _flow(
             weights.append(torch.cat([p.detach().reshape(-1) for p in parameters]))
             with torch.no_grad():
                 outputs.append(alpha * (model(q) - start_q)[:, 0])
-        step(optimizer, nn.functional.mse_loss(alpha * (model(x) - start), y) / (2 * alpha**2))
+        step(optimizer, loss_of(config.loss)(alpha * (model(x) - start), y) / (2 * alpha**2))
     return torch.stack(weights), torch.stack(outputs)

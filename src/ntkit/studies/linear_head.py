@@ -14,7 +14,7 @@ import ntkit
 from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import seeded, step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, seeded, step
 
 QUICK = {"samples": 40, "steps": 200}
 
@@ -22,6 +22,8 @@ QUICK = {"samples": 40, "steps": 200}
 class Config(StudyConfig):
     """A convolutional network on small pictures with two labels."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("mse_loss")
     samples: int = option(100, "Pictures.", low=4, high=10_000)
     steps: int = option(500, "Steps of Adam.", low=1, high=10**5)
     side: int = option(8, "Pixels along each side.", low=4, high=64)
@@ -39,9 +41,9 @@ def run(config: Config) -> Result:
     model = nn.Sequential(body, head).to(config.device, torch.float64)
     before = _off(model, head, x)
     start = torch.stack([model(x).detach(), _product(model, head, x)])[..., 0]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), 1e-2)
     for _ in range(config.steps):
-        step(optimizer, nn.functional.mse_loss(model(x), y))
+        step(optimizer, loss_of(config.loss)(model(x), y))
     product, outputs = _product(model, head, x), model(x).detach()
     right = float(((outputs > 0) == (y > 0)).double().mean())
     separable = float(((product > 0) == (y > 0)).double().mean())

@@ -16,7 +16,7 @@ from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.parts import scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import train_recorded
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, train_recorded
 
 QUICK = {"samples": 64, "steps": 50}
 
@@ -24,6 +24,8 @@ QUICK = {"samples": 64, "steps": 50}
 class Config(StudyConfig):
     """Noisy linear data, learned from zero."""
 
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
     samples: int = option(512, "Training points.", low=2, high=10**6)
     dimension: int = option(16, "Dimension of the inputs.", low=1, high=10_000)
     steps: int = option(500, "Steps of gradient descent.", low=1, high=10**6)
@@ -83,8 +85,8 @@ def _account(
 ) -> tuple[ntkit.Account, nn.Module]:
     model = nn.Linear(x.shape[1], 1, bias=False).double().to(config.device)
     nn.init.zeros_(model.weight)
-    optimizer = torch.optim.SGD(model.parameters(), config.rate)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), config.rate)
     orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
     batches = (order[:size].sort().values for order in orders)
-    train_recorded(folder, model, optimizer, nn.MSELoss(), (x, y), batches)
-    return ntkit.account(folder, model, nn.MSELoss(), train=(x, y), queries=q, nodes="left"), model
+    train_recorded(folder, model, optimizer, loss_of(config.loss), (x, y), batches)
+    return ntkit.account(folder, model, loss_of(config.loss), train=(x, y), queries=q, nodes="left"), model

@@ -18,7 +18,7 @@ from ntkit.data.parity import filled, peaks
 from ntkit.errors import BadValueError
 from ntkit.studies.parts import scratch
 from ntkit.studies.study import array
-from ntkit.studies.training import mlp, seeded, step, train_recorded
+from ntkit.studies.training import loss_of, mlp, optimizer_of, seeded, step, train_recorded
 
 HELD_OUT = 4000  # sequences at most that are not learned from
 Pair = tuple[Tensor, Tensor]
@@ -38,6 +38,7 @@ class Task:
     adam: bool
     seed: int
     device: str
+    loss: str = "mse_loss"
 
 
 def sequences(task: Task) -> tuple[Pair, Pair]:
@@ -66,7 +67,7 @@ def accuracies(task: Task) -> tuple[float, float]:
     seen, others = sequences(task)
     model, optimizer, batches = _start(task, seen[0])
     for index in batches:
-        step(optimizer, nn.functional.mse_loss(model(seen[0][index]), seen[1][index]))
+        step(optimizer, loss_of(task.loss)(model(seen[0][index]), seen[1][index]))
     return right(model, *seen), right(model, *others)
 
 
@@ -80,8 +81,8 @@ def accounted(task: Task, queries: int) -> dict[str, np.ndarray | float]:
     model, optimizer, batches = _start(task, seen[0])
     asked = others[0][:queries]
     with scratch() as folder:
-        train_recorded(f"{folder}/run", model, optimizer, nn.MSELoss(), seen, batches)
-        a = ntkit.account(f"{folder}/run", model, nn.MSELoss(), train=seen, queries=asked)
+        train_recorded(f"{folder}/run", model, optimizer, loss_of(task.loss), seen, batches)
+        a = ntkit.account(f"{folder}/run", model, loss_of(task.loss), train=seen, queries=asked)
     pushes = a.contributions[:, 0].cpu()
     top = pushes.abs().topk(min(10, pushes.shape[1]), dim=1).indices
     common = (seen[0].cpu()[top] * asked.cpu()[:, None]).sum(-1)
@@ -109,7 +110,7 @@ def _start(task: Task, x: Tensor):
     """Return an untrained network, its optimizer, and the batches that it learns from."""
     with seeded(task.seed):
         model = mlp(task.p, task.width, task.width, 1, activation=nn.GELU).to(task.device, torch.float64)
-    optimizer = (torch.optim.Adam if task.adam else torch.optim.SGD)(model.parameters(), task.rate)
+    optimizer = optimizer_of("Adam" if task.adam else "SGD", model.parameters(), task.rate)
     draw = torch.Generator().manual_seed(task.seed)
     size = min(task.batch, len(x)) or len(x)
     order = partial(torch.randperm, len(x), generator=draw)

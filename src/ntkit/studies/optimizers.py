@@ -24,7 +24,7 @@ from ntkit.display.axes import BLUE, ORANGE
 from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import mlp, seeded, train_recorded
+from ntkit.studies.training import loss_of, loss_option, mlp, seeded, train_recorded
 
 QUICK = {"samples": 48, "steps": 80, "queries": 6}
 
@@ -39,6 +39,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 class Config(StudyConfig):
     """Small smooth networks, minibatches."""
 
+    loss: str = loss_option("mse_loss")
     samples: int = option(256, "Training points of each task.", low=8, high=10_000)
     steps: int = option(1000, "Steps.", low=1, high=10**6)
     batch: int = option(32, "Samples in a step.", low=1, high=10_000)
@@ -108,8 +109,10 @@ def _residuals(
     with scratch() as folder:
         orders = (torch.randperm(len(x), generator=draw) for _ in range(config.steps))
         batches = (order[: config.batch] for order in orders)
-        train_recorded(f"{folder}/run", model, optimizer, nn.MSELoss(), train, batches)
-        account = partial(ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=train, queries=queries)
+        train_recorded(f"{folder}/run", model, optimizer, loss_of(config.loss), train, batches)
+        account = partial(
+            ntkit.account, f"{folder}/run", model, loss_of(config.loss), train=train, queries=queries
+        )
         accounts = [account(tol=config.tol), account(nodes="left")]
     exact, left = (a.relative_residual for a in accounts)
     return exact, left

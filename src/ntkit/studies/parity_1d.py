@@ -28,7 +28,7 @@ from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, panels
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import seeded, step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, seeded, step
 
 QUICK = dict(
     channels=(16,), seeds=3, training_peaks=(10,), steps=1500, near_seeds=2, long_seeds=0, variants=False
@@ -41,6 +41,8 @@ MORE = {4: "1e-4", 10: "1e-3", 20: "1e-2"}  # the paper's errors with more layer
 class Config(StudyConfig):
     """The sweep at p = 32, and the paper's p = 128 for r = 16."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("mse_loss")
     p: int = option(32, "Length of the sequences of the sweep; a power of two.", low=4, high=1024)
     samples: int = option(10_000, "Training sequences.", low=1, high=10**6)
     channels: tuple[int, ...] = option((2, 4, 8, 16), "Channels r of the sweep.", low=1)
@@ -314,12 +316,12 @@ def _train(config: Config, setting: Setting, seed: int) -> Structure:
         x = peaks(config.samples, p, setting.peaks, seed + 1)
         y = filled(x).to(config.device)
         padded = functional.pad(x, (p, 0)).to(config.device)
-        optimizer = torch.optim.Adam(model.parameters(), config.rate)
+        optimizer = optimizer_of(config.optimizer, model.parameters(), config.rate)
         for _ in range(config.steps):
             which = torch.randint(len(x), (config.batch,))
             k = torch.randint(1, p + 1, (config.batch,))
             window = k[:, None] + torch.arange(p)
-            step(optimizer, functional.mse_loss(model(padded[which[:, None], window]), y[which, k - 1]))
+            step(optimizer, loss_of(config.loss)(model(padded[which[:, None], window]), y[which, k - 1]))
     return model
 
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torch.nn import functional
 
 import ntkit
 from ntkit.data.shapes import branched, spirals
 from ntkit.studies.figures import Figures, panels
 from ntkit.studies.planar_networks import UNet
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import seeded
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, seeded
 
 QUICK = {"shapes": 48, "epochs": 2, "channels": 2}
 SHOWN = 5  # training shapes on each side
@@ -31,6 +30,8 @@ PERIOD, BACK = 5, 0.5  # Lookahead: after so many steps, to that part of the way
 class Config(StudyConfig):
     """Pictures of 32 x 32, and a U-Net of 42,489 weights."""
 
+    optimizer: str = optimizer_option("RAdam")
+    loss: str = loss_option("binary_cross_entropy_with_logits", "pixels, 0 to 1")
     size: int = option(32, "Pixels along each side; a multiple of 32.", low=32, high=128)
     shapes: int = option(300, "Training shapes.", low=8, high=10**5)
     spirals: int = option(40, "Spirals among which the failing one is looked for.", low=1, high=10**4)
@@ -69,7 +70,7 @@ def run(config: Config) -> Result:
         spiral, shape, pixel = _failing(outside, far_y, inside, near_y)
         queries = torch.stack([near[shape], far[spiral]])
         truth = torch.stack([near_y[shape], far_y[spiral]])
-        loss = functional.binary_cross_entropy_with_logits
+        loss = loss_of(config.loss)
         options = {"train": (x, y), "queries": queries, "target": [pixel], "tol": config.tol}
         a = ntkit.account(folder + "/run", net, loss, **options)
     kernel = ntkit.EmpiricalNTK(AtPixel(net, pixel)).normalized()(queries, x).cpu()
@@ -143,7 +144,7 @@ def _picture(ax: Axes, picture: np.ndarray, title: str, pixel: tuple[int, int]) 
 
 
 def _train(config: Config, net: nn.Module, x: Tensor, y: Tensor, folder: str) -> None:
-    optimizer = torch.optim.RAdam(net.parameters(), config.rate)
+    optimizer = optimizer_of(config.optimizer, net.parameters(), config.rate)
     slow = [p.detach().clone() for p in net.parameters()]
     draw = torch.Generator().manual_seed(config.seed)
     count = 0
@@ -152,7 +153,7 @@ def _train(config: Config, net: nn.Module, x: Tensor, y: Tensor, folder: str) ->
             for index in torch.randperm(len(x), generator=draw).split(config.batch):
                 recorded.batch(index)
                 optimizer.zero_grad()
-                functional.binary_cross_entropy_with_logits(net(x[index]), y[index]).backward()
+                loss_of(config.loss)(net(x[index]), y[index]).backward()
                 optimizer.step()
                 count += 1
                 if count % PERIOD == 0:

@@ -30,7 +30,7 @@ from ntkit.studies.planar_figures import figure as figure
 from ntkit.studies.planar_networks import build
 from ntkit.studies.planar_shapes import by_depth, by_rows, crossings_per_row, trees, wide_combs, wide_spirals
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.studies.training import seeded, step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, seeded, step
 
 Architecture = Literal["unet", "unet-mse", "local", "gap", "attention", "context"]
 QUICK = dict(
@@ -53,6 +53,8 @@ TRICKY = "12 branches"
 class Config(StudyConfig):
     """Pictures of 64 x 64 (the paper: 10,000 of 128 x 128); comparisons on pictures of 32 x 32."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("binary_cross_entropy_with_logits", "pixels, 0 to 1")
     size: int = option(64, "Pixels along each side; a multiple of 32.", low=32, high=512)
     shapes: int = option(2000, "Training shapes.", low=32, high=10**6)
     tests: int = option(200, "Test shapes, and shapes of each kind outside of the domain.", low=8, high=10**5)
@@ -241,8 +243,13 @@ def _train(config: Config, training: Training) -> nn.Module:
     with seeded(config.seed):
         model = build(training.architecture, config.channels).to(config.device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore
-    optimizer = torch.optim.Adam(model.parameters(), config.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, total_steps=training.steps)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), config.rate)
+    moving = bool(
+        {"momentum", "betas"} & optimizer.defaults.keys()
+    )  # what the schedule turns beside the rate
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.rate, total_steps=training.steps, cycle_momentum=moving
+    )
     draw = torch.Generator().manual_seed(config.seed)
     with progress(f"training {training.architecture} (steps)", training.steps) as done:
         made = 0
@@ -258,7 +265,7 @@ def _train(config: Config, training: Training) -> nn.Module:
                 if training.architecture.endswith("mse"):
                     step(optimizer, functional.mse_loss(torch.sigmoid(out), shapes))
                 else:
-                    step(optimizer, functional.binary_cross_entropy_with_logits(out, shapes))
+                    step(optimizer, loss_of(config.loss)(out, shapes))
                 schedule.step()
                 done(1)
                 made += 1

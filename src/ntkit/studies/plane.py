@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -9,17 +10,27 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.svm import LinearSVC
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import SVC, LinearSVC
 from torch import Tensor, nn
 
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, ORANGE
 from ntkit.errors import BadValueError
-from ntkit.studies.figures import Figures, finish, panels, ticks
+from ntkit.studies.figures import Figures, above, finish, panels, ticks
 from ntkit.studies.parts import part, scratch
 from ntkit.studies.study import StudyConfig, array, option
-from ntkit.studies.training import mlp, seeded, slope, step
+from ntkit.studies.training import (
+    loss_of,
+    loss_option,
+    mlp,
+    optimizer_of,
+    optimizer_option,
+    seeded,
+    slope,
+    step,
+)
 from ntkit.training.integrals.quadrature import Nodes
 
 QUICK = dict(samples=128, steps=800, rate=0.05, seeds=1, rates=(0.025, 0.05), queries=8, nearest=20)
@@ -29,6 +40,8 @@ SIDE = 1.2  # of the square that is looked at
 class PlaneConfig(StudyConfig):
     """Points in the plane with two labels, learned by gradient descent on all of them."""
 
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
     samples: int = option(1024, "Training points.", low=8, high=100_000)
     steps: int = option(10_000, "Steps of gradient descent.", low=10, high=10**6)
     rate: float = option(0.01, "Learning rate.", low=1e-6, high=1.0)
@@ -72,6 +85,11 @@ def investigate(
     on_inputs = separability(array(x), labels, array(test_x), test_labels)
     with torch.no_grad():
         values = model(grid().to(config.device))
+    machine = decision(model, x, labels)
+    by_svm = machine(grid().to(config.device))
+    on_line = linear_decision(array(x), labels)(array(grid()))
+    by_network = array(values).reshape(-1)
+    radii = {name: boundary(f) for name, f in (("network", as_function(model)), ("svm", machine))}
     numbers = {
         "accuracy": min(accuracy(m, x, y) for m in models),
         "accuracy on new points": min(accuracy(m, test_x, test_y) for m in models),
@@ -81,6 +99,10 @@ def investigate(
         "features": on_features[0],
         "features, new points": on_features[1],
         "inputs": on_inputs[0],
+        "agreement": float(np.mean((by_network > 0) == (by_svm > 0))),
+        "agreement, inputs": float(np.mean((by_network > 0) == (on_line > 0))),
+        **{f"radius, {name}": float(np.mean(r)) for name, r in radii.items()},
+        "radii apart": float(np.mean(np.abs(radii["network"] - radii["svm"]))),
         "overlap": overlap(by_kernel, by_distance),
         "purity by kernel": purity(by_kernel, labels),
         "purity by distance": purity(by_distance, labels),
@@ -92,6 +114,9 @@ def investigate(
         "along": array(along),
         "by_kernel": by_kernel,
         "by_distance": by_distance,
+        "svm": by_svm,
+        "svm on inputs": on_line,
+        **{f"radius, {name}": r for name, r in radii.items()},
     }
     return numbers, arrays | errors
 
@@ -102,6 +127,7 @@ def draw_all(a: Mapping[str, np.ndarray]) -> Figures:
         "Training points and prediction": draw_predictions(a["x"], a["y"], a["prediction"]),
         "Error against the learning rate": draw_errors(a),
         "Nearest training points": draw_neighbors(a),
+        "Boundaries of the SVMs and of the network": draw_boundaries(a),
     }
 
 
@@ -114,14 +140,14 @@ def train(
     """
     with seeded(seed):
         model = mlp(2, config.width, config.width, 1, activation=nn.GELU).to(config.device, torch.float64)
-    optimizer = torch.optim.SGD(model.parameters(), rate)
+    optimizer, loss = optimizer_of(config.optimizer, model.parameters(), rate), loss_of(config.loss)
     steps = round(config.steps * config.rate / rate)
     recording = nullcontext() if folder is None else ntkit.record(folder, model, optimizer, train=(x, y))
     with recording as run, progress(f"training at rate {rate:g} (steps)", steps) as done:
         for _ in range(steps):
             if run is not None:
                 run.batch(range(len(x)))
-            step(optimizer, nn.functional.mse_loss(model(x), y))
+            step(optimizer, loss(model(x), y))
             done(1)
     return model
 
@@ -143,7 +169,7 @@ def errors_of_equation_9(config: PlaneConfig, x: Tensor, y: Tensor) -> dict[str,
             with scratch() as folder:
                 model = train(config, x, y, config.seed, rate, f"{folder}/run")
                 account = partial(
-                    ntkit.account, f"{folder}/run", model, nn.MSELoss(), train=(x, y), queries=q
+                    ntkit.account, f"{folder}/run", model, loss_of(config.loss), train=(x, y), queries=q
                 )
                 for a in [account(nodes=nodes) for nodes in errors]:
                     found.append(float(a.residual.abs().max() / a.prediction.abs().max()))
@@ -190,6 +216,48 @@ def separability(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.nd
     return float(svm.score(x / scale, y)), float(svm.score(test_x / scale, test_y))
 
 
+def decision(model: nn.Module, x: Tensor, labels: np.ndarray) -> Callable[[Tensor], np.ndarray]:
+    """Return the decision function of a hard-margin SVM with the tangent kernel, learned from x."""
+    kernel = ntkit.EmpiricalNTK(model)
+    gram = array(kernel(x))
+    scale = float(np.diag(gram).mean())
+    svm = SVC(C=1e8, kernel="precomputed", max_iter=200_000)
+    with warnings.catch_warnings():  # labels that it cannot separate have no margin to converge to
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        svm.fit(gram / scale, labels)
+    return lambda points: svm.decision_function(array(kernel(points, x)) / scale)
+
+
+def linear_decision(x: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the decision function of a linear SVM on the points themselves."""
+    svm = LinearSVC(dual=False).fit(x, labels)  # pyright: ignore[reportArgumentType]
+    return svm.decision_function
+
+
+def as_function(model: nn.Module) -> Callable[[Tensor], np.ndarray]:
+    """Return the network as a function of points to an array ``[n]``."""
+
+    def function(points: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return array(model(points)).reshape(-1)
+
+    return function
+
+
+def boundary(function: Callable[[Tensor], np.ndarray], directions: int = 180) -> np.ndarray:
+    """Return the radius at which a function first changes its sign along each direction; else the side."""
+    angle = torch.arange(directions, dtype=torch.float64) * (2 * torch.pi / directions)
+    radius = torch.linspace(0, SIDE, 241, dtype=torch.float64)
+    rays = radius[None, :, None] * torch.stack([angle.cos(), angle.sin()], 1)[:, None]
+    values = function(rays.reshape(-1, 2)).reshape(directions, -1)
+    changed = np.sign(values[:, 1:]) != np.sign(values[:, :-1])
+    first = np.where(changed.any(1), changed.argmax(1), len(radius) - 2)
+    rows = np.arange(directions)
+    low, high = values[rows, first], values[rows, first + 1]
+    share = np.where(changed.any(1), low / np.where(low == high, 1, low - high), 1.0)
+    return array(radius)[first] + share * float(radius[1])
+
+
 def features(model: nn.Module, x: Tensor) -> np.ndarray:
     """Return tangent features ``[n, P]`` of the one output."""
     return array(ntkit.EmpiricalNTK(model).features(x)[:, 0])
@@ -212,7 +280,28 @@ def draw_predictions(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> Figure
     shown = right.imshow(values.reshape(side, side), cmap="PuOr", vmin=-bound, vmax=bound, **place)
     right.contour(values.reshape(side, side), [0], colors="k", **place)
     right.set_title("prediction of the trained network (black: 0)")
-    figure.colorbar(shown, ax=right, shrink=0.85)
+    figure.colorbar(shown, ax=right, shrink=0.85, label="f(x)")
+    for ax in (left, right):
+        ax.set(xlabel="first coordinate", ylabel="second coordinate")
+    above(figure, left, 2)
+    return figure
+
+
+def draw_boundaries(a: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the decisions of SVMs on the inputs and with the tangent kernel, and the network's boundary."""
+    figure, axes = panels(9, 4.6, columns=2)
+    side = round(len(a["svm"]) ** 0.5)
+    place = {"origin": "lower", "extent": (-SIDE, SIDE) * 2}
+    for ax, name, title in zip(
+        axes, ("svm on inputs", "svm"), ("SVM on the inputs", "SVM with the tangent kernel"), strict=True
+    ):
+        sides = np.where(a[name] > 0, 1.0, -1.0).reshape(side, side)
+        ax.imshow(sides, cmap="PuOr", vmin=-3, vmax=3, **place)
+        _points(ax, a["x"], a["y"])
+        ax.contour(a["prediction"].reshape(side, side), [0], colors="k", linestyles="--", **place)
+        ax.plot([], [], "k--", label="boundary of the network")
+        ax.set(title=f"{title} (shaded)", xlabel="first coordinate", ylabel="second coordinate")
+    above(figure, axes[0], 3)
     return figure
 
 
@@ -242,9 +331,10 @@ def draw_neighbors(a: Mapping[str, np.ndarray]) -> Figure:
         for ax, point, index in zip(axes[row], along, a[key], strict=True):
             ax.scatter(*x.T, s=2, color="0.85")
             _points(ax, x[index], y[index])
-            ax.plot(*point, "k*", ms=10)
+            ax.plot(*point, "k*", ms=10, label="query x")
             ax.set(xticks=[], yticks=[], title=f"|x| = {np.linalg.norm(point):.2f}" if row == 0 else "")
         axes[row][0].set_ylabel(f"nearest by {name}")
+    above(figure, axes[0][0], 3)
     return figure
 
 

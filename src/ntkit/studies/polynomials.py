@@ -13,7 +13,7 @@ from math import floor, log
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ntkit
 from ntkit.compute.progress import progress
@@ -22,7 +22,7 @@ from ntkit.machine.kernels import ReLUKernel
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.studies.training import step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, step
 
 QUICK = {"dimension": 15, "neurons": 40, "samples": 3000, "steps": 1500, "sizes": (60, 400), "draws": 3}
 # What the whole kernel leaves of degrees 1 and 2 for d = 20, by samples; a bar lets it be off by 0.1. Of what
@@ -33,6 +33,8 @@ STAIRS = {60: (0.05, 1.0), 400: (0.0, 0.16), 2500: (0.0, 0.001)}
 class Config(StudyConfig):
     """N neurons between d and d^2, and many samples, so that the error is that of approximation."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("mse_loss")
     dimension: int = option(30, "Dimension d.", low=4, high=200)
     neurons: int = option(120, "Neurons N.", low=4, high=10_000)
     samples: int = option(12_000, "Training inputs.", low=100, high=10**6)
@@ -182,13 +184,13 @@ def _train(config: Config, neurons: Tensor, x: Tensor, y: Tensor, test: Tensor, 
     first = neurons.float().clone().requires_grad_()
     second = torch.zeros(len(neurons), device=x.device).requires_grad_()
     bias = torch.zeros((), device=x.device).requires_grad_()
-    optimizer = torch.optim.Adam([first, second, bias], 1e-2)
+    optimizer = optimizer_of(config.optimizer, [first, second, bias], 1e-2)
     order = torch.Generator().manual_seed(config.seed)
     x32, y32 = x.float(), y.float()
     for i in range(config.steps):
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / config.steps)
         index = torch.randint(len(x), (config.batch,), generator=order).to(x.device)
-        step(optimizer, nn.functional.mse_loss(torch.relu(x32[index] @ first.T) @ second + bias, y32[index]))
+        step(optimizer, loss_of(config.loss)(torch.relu(x32[index] @ first.T) @ second + bias, y32[index]))
     with torch.no_grad():
         out = torch.relu(test.float() @ first.T) @ second + bias
     return float(np.mean((array(out) - array(truth)) ** 2))

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor, nn
 
 import ntkit
-from ntkit.studies.training import mlp, step
+from ntkit.studies.study import StudyConfig
+from ntkit.studies.training import Trained, loss_of, loss_option, mlp, optimizer_of, optimizer_option, step
 
 SIGMAS = 1.0, 0.1  # of weights and biases, as Jacot et al. have it
+
+
+class DescentConfig(StudyConfig):
+    """How networks are trained for a regression."""
+
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
 
 
 def network(
@@ -27,16 +35,22 @@ def limit(inputs: int, hidden: int):
 
 
 def descend(
-    model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float, look: Callable[[int], None] | None = None
+    how: Trained,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    rate: float,
+    look: Callable[[int], None] | None = None,
 ) -> None:
-    """Train by full-batch gradient descent on (1/2N) sum (f - y)^2, so that time is steps x rate.
+    """Train on all samples by steps down half the loss: (1/2N) sum (f - y)^2, so that time is steps x rate.
 
     ``look`` is called with the number of steps made, from 0 on.
     """
-    optimizer = torch.optim.SGD(model.parameters(), rate)
+    optimizer, loss = optimizer_of(how.optimizer, model.parameters(), rate), loss_of(how.loss)
     for made in range(steps + 1):
         if made > 0:
-            step(optimizer, nn.functional.mse_loss(model(x), y) / 2)
+            step(optimizer, loss(model(x), y) / 2)
         if look is not None:
             look(made)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from types import UnionType
@@ -22,12 +22,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     least: int = 1,
+    check: Callable[[str, str], None] | None = None,
 ) -> Any:
     """Return a field of a configuration: its default, what the command line says of it, and its range.
 
-    ``least`` is how many different values it must have, of an option with several.
+    ``least`` is how many different values it must have, of an option with several; ``check(name, value)``
+    refuses texts that it does not know.
     """
-    range_ = {"low": low, "high": high, "above": above, "least": least}
+    range_ = {"low": low, "high": high, "above": above, "least": least, "check": check}
     return field(default=default, metadata={"help": help, **range_})
 
 
@@ -109,6 +111,8 @@ def _checked(each: Any, kind: Any, value: object) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise BadTypeError(f"{each.name} is {value!r}; expected a value of type {kind.__name__}.")
+    if each.metadata["check"] is not None:
+        each.metadata["check"](each.name, value)
     low, high, above = (each.metadata.get(key) for key in ("low", "high", "above"))
     if isinstance(value, (int, float)) and not (
         (low is None or value >= low)

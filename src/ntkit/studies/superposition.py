@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 import ntkit
 from ntkit.data.digits import CLASSES, SIDE, digits
@@ -21,7 +20,15 @@ from ntkit.errors import BadValueError
 from ntkit.studies.figures import Figures, panels
 from ntkit.studies.parts import scratch
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.studies.training import mlp, seeded, train_recorded
+from ntkit.studies.training import (
+    loss_of,
+    loss_option,
+    mlp,
+    optimizer_of,
+    optimizer_option,
+    seeded,
+    train_recorded,
+)
 
 QUICK = {"samples": 200, "epochs": 4, "queries": 6}
 
@@ -29,6 +36,8 @@ QUICK = {"samples": 200, "epochs": 4, "queries": 6}
 class Config(StudyConfig):
     """A network with one hidden layer on scikit-learn's digits."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("cross_entropy", "classes")
     samples: int = option(1000, "Training digits.", low=20, high=1347)
     epochs: int = option(15, "Passes over the digits.", low=1, high=1000)
     batch: int = option(32, "Digits in a step.", low=1, high=1347)
@@ -53,13 +62,13 @@ def run(config: Config) -> Result:
     with seeded(config.seed):
         model = mlp(SIDE**2, config.hidden, len(CLASSES), activation=nn.GELU)
     model.to(config.device, torch.float64)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), 3e-3)
     draw = torch.Generator().manual_seed(config.seed)
     with scratch() as folder:
         epochs = (torch.randperm(len(x), generator=draw) for _ in range(config.epochs))
         batches = (index for order in epochs for index in order.split(config.batch))
-        train_recorded(f"{folder}/run", model, optimizer, cross_entropy, (x, y), batches)
-        a = ntkit.account(f"{folder}/run", model, cross_entropy, train=(x, y), queries=q)
+        train_recorded(f"{folder}/run", model, optimizer, loss_of(config.loss), (x, y), batches)
+        a = ntkit.account(f"{folder}/run", model, loss_of(config.loss), train=(x, y), queries=q)
     predicted = a.prediction.argmax(1)
     rows = torch.arange(len(q))
     pushes, steps = a.contributions[rows, predicted], a.by_step[rows, predicted]

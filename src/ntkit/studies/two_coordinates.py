@@ -18,7 +18,7 @@ from ntkit.display.axes import BLUE, ORANGE
 from ntkit.machine.kernels import ReLUKernel
 from ntkit.studies.figures import Figures, finish, panels
 from ntkit.studies.study import Claim, Result, StudyConfig, option
-from ntkit.studies.training import seeded, slope, step
+from ntkit.studies.training import loss_of, loss_option, optimizer_of, optimizer_option, seeded, slope, step
 
 QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 
@@ -26,6 +26,8 @@ QUICK = {"dimensions": (6, 12), "steps": 1500, "width": 100, "grid": 1.7}
 class Config(StudyConfig):
     """The least number of samples for a test error below the threshold, as the dimension grows."""
 
+    optimizer: str = optimizer_option("Adam")
+    loss: str = loss_option("mse_loss")
     dimensions: tuple[int, ...] = option((8, 12, 16, 24, 32), "Dimensions.", low=3, high=200, least=2)
     threshold: float = option(
         0.3, "Test error (mean square; 1 is chance) that counts as learned.", above=0.0, high=1.0
@@ -105,10 +107,10 @@ def _network(config: Config, x: Tensor, test: Tensor) -> float:
     x, test = x.to(config.device), test.to(config.device)
     model.to(config.device)
     y = x[:, :2].prod(1)[:, None]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), 1e-2)
     for i in range(config.steps):
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / config.steps)
         norm = sum(p.square().sum() for p in model.parameters())
-        step(optimizer, nn.functional.mse_loss(model(x), y) + config.decay * norm)
+        step(optimizer, loss_of(config.loss)(model(x), y) + config.decay * norm)
     with torch.no_grad():
         return float(((model(test)[:, 0] - test[:, :2].prod(1)) ** 2).mean())

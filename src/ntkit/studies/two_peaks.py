@@ -33,7 +33,7 @@ from ntkit.studies.figures import Figures, panels
 from ntkit.studies.more_peaks import Task
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
-from ntkit.studies.training import mlp, seeded, step
+from ntkit.studies.training import loss_of, loss_option, mlp, optimizer_of, optimizer_option, seeded, step
 
 QUICK = {
     "p": 32,
@@ -53,6 +53,8 @@ NEIGHBORS = (1, 5, 15)
 class Config(StudyConfig):
     """The paper's numbers; of more peaks, the paper has no numbers."""
 
+    optimizer: str = optimizer_option("SGD")
+    loss: str = loss_option("mse_loss")
     p: int = option(64, "Length of the sequences; even.", low=4, high=256)
     samples: int = option(1024, "Sequences to learn from.", low=16)
     steps: int = option(10_000, "Steps of gradient descent.", low=1, high=10**6)
@@ -212,6 +214,7 @@ def _groups(x: Tensor, y: Tensor, groups: np.ndarray) -> dict[str, dict[str, flo
 
 def _task(config: Config, count: int, how: str) -> Task:
     common: dict[str, Any] = {"p": config.p, "count": count, "seed": config.seed, "device": config.device}
+    common["loss"] = config.loss
     if how == "plain descent":
         sizes: dict[str, Any] = {
             "samples": min(config.samples, config.more_samples),
@@ -308,10 +311,10 @@ def _trained(config: Config, x: Tensor, y: Tensor, seed: int) -> nn.Sequential:
 
 
 def _train(config: Config, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
-    optimizer = torch.optim.SGD(model.parameters(), config.rate)
+    optimizer = optimizer_of(config.optimizer, model.parameters(), config.rate)
     x, y = x[index.to(x.device)], y[index.to(y.device)]
     with progress("training (steps)", config.steps) as done:
         for _ in range(config.steps):
-            step(optimizer, nn.functional.mse_loss(model(x), y))
+            step(optimizer, loss_of(config.loss)(model(x), y))
             done(1)
     return dict(model.state_dict())

@@ -18,13 +18,13 @@ from ntkit.data.digits import digits
 from ntkit.display.axes import BLUE, GREEN, INK, ORANGE
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, finish, panels
-from ntkit.studies.study import Claim, Result, StudyConfig, array, option
+from ntkit.studies.study import Claim, Result, array, option
 from ntkit.studies.training import slope
 
 QUICK = {"widths": (32, 128, 512), "seeds": 3, "steps": 50, "samples": 40}
 
 
-class Config(StudyConfig):
+class Config(regression.DescentConfig):
     """Even against odd digits, as a regression."""
 
     widths: tuple[int, ...] = option(
@@ -54,7 +54,7 @@ def run(config: Config) -> Result:
                 before, before_q = kernel(x), kernel(q, x)
                 with torch.no_grad():
                     f0, f0_q = model(x)[:, 0], model(q)[:, 0]
-                regression.descend(model, x, y, config.steps, config.rate)
+                regression.descend(config, model, x, y, config.steps, config.rate)
                 with torch.no_grad():
                     trained = model(q)[:, 0]
                 expected = f0_q + _flow(before, before_q, y[:, 0] - f0, config.rate, config.steps)
