@@ -238,6 +238,8 @@ class Tiles:
         if n1 * n2 <= FEW and FEW * self._guess <= self.budget:
             return n1, n2
         order, workers = self.order(x, ntk), torch.get_num_threads()
+        if n1 * n2 <= FEW and max(n1 * n2 * order.held, (n1 + n2) * self.side(x, ntk)) <= self.budget // 2:
+            return n1, n2
         most = max(1, min(self.budget // 2 // workers // order.held, CACHE // order.largest))
         rows, columns = n1, n2
         if n1 * n2 > most:

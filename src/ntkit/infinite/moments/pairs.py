@@ -219,7 +219,7 @@ class Pairs(Remembers):
         return add(values)
 
     def _same_vector(self, u: vec.Vector, v: vec.Vector, need: Need, value: float) -> Value:
-        if u.name != v.name or not value or not vec.same_rows(u.rows, v.rows, u.name):
+        if u.name != v.name or not value or not u.shares(v):
             return None
         shape = [1] * len(self.batch)
         if need == "equal" or all(s == 1 for s in u.shape):
