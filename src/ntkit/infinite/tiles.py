@@ -38,7 +38,10 @@ from ntkit.inputs import Batch, batch_size, take
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
 SOME = 12  # samples of a batch, whose errors are found where tiles are compiled
 FEW = 16  # pairs of samples whose memory is not measured where it cannot be much
-HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is expensive
+HEAVY, DRAWN = (
+    2**16,
+    2**24,
+)  # bytes of one array of a pair, and of its draws, from which sampling is expensive
 # A symmetric block is then cut into so many parts along each side, to leave out its other half; into half as
 # many where its arrays are large: threads share them evenly.
 PARTS = 8
@@ -129,6 +132,7 @@ class Tiles:
         self._guess = 16 * numerics.zeros(1).element_size() * entries  # bytes of a pair, generously
         self._compiled: dict[tuple, Tile] = {}
         self._known: dict[bool, tuple[Order, int]] = {}
+        self._drawn = 0  # bytes that are drawn for a pair of samples
 
     def __call__(
         self, ntk: bool, x1: Batch, x2: Batch | None = None, *, last: bool = False
@@ -146,7 +150,8 @@ class Tiles:
         behind = (*self.value.shape, *self.value.shape) if self.positions else ()
         blocks = tuple(_room((n1, n2, *behind), self.numerics) for _ in range(1 if last else 1 + ntk))
         every = ((i, j) for i in range(0, n1, rows) for j in range(0, n2, columns))
-        corners = [(i, j) for i, j in every if i <= j or not symmetric]
+        # The diagonal of a symmetric block is made by itself.
+        corners = [(i, j) for i, j in every if i + (rows == 1) <= j or not symmetric]
         sides = _Sides(self.numerics, self.budget // 4)
 
         def fill(corner: Corner, compiled: Tile | None = None) -> None:
@@ -164,8 +169,8 @@ class Tiles:
                 if symmetric and i != j:
                     block[j : j + columns, i : i + rows] = _turned(part)
 
-        if len(corners) == 1 and self.compile is not True:
-            fill(corners[0])
+        if len(corners) < 2 and self.compile is not True:
+            _each(fill, corners, 1)
         else:
             with _threads(self.numerics.device) as workers:
                 compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
@@ -225,6 +230,8 @@ class Tiles:
             kernels(pairs, self.value, ntk, self.positions)
             kernels(one.itself, self.value, ntk, self.positions)
             self._known[ntk] = pairs.order, max(1, one.bytes)
+            each = max((s.bytes // s.at_once for s in few.plan.values()), default=0)
+            self._drawn = each * self.numerics.count
         return self._known[ntk]
 
     def evaluated(self, pairs: Pairs, ntk: bool) -> tuple[Tensor, ...]:
@@ -246,7 +253,7 @@ class Tiles:
             side = max(1, min(int(most**0.5), self.budget // 8 // workers // self.side(x, ntk)))
             rows, columns = (-(-n // -(-n // side)) for n in (n1, n2))
         parts = 1
-        if n1 > 4 and not self.plain and order.largest > HEAVY:
+        if n1 > 4 and not self.plain and (order.largest > HEAVY or self._drawn > DRAWN):
             parts = PARTS
         elif n1 * n2 * order.largest > CACHE // 4:
             parts = PARTS // 2
