@@ -86,8 +86,13 @@ def recurrent(
     dropout: float,
     train: bool,
     bidirectional: bool,
+    *,
+    fresh: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the packed outputs of a recurrent network, and its last states ``[layers, b, h]``."""
+    """Return the packed outputs of a recurrent network, and its last states ``[layers, b, h]``.
+
+    ``fresh``: it starts from zeros, not from a state that was given.
+    """
     if train and dropout > 0 and layers > 1:
         raise NotPerSampleError(
             f"A recurrent layer drops at random (dropout={dropout}): the network is not a function of its "
@@ -106,7 +111,7 @@ def recurrent(
                 (own[0:3:2], own[1:4:2], own[4:]) if biases else (own[:1], own[1:2], own[2:])
             )
             start = tuple(state[place] for state in first)
-            h, end = _run(cell, steps, F.linear(x, *gates), start, hidden, rest, backwards=side == 1)
+            h, end = _run(cell, steps, F.linear(x, *gates), start, hidden, rest, side == 1, fresh)
             outputs.append(h)
             last.append(end)
         x = torch.cat(outputs, -1)
@@ -121,13 +126,17 @@ def _run(
     hidden: Sequence[Tensor],
     projection: Sequence[Tensor],
     backwards: bool,
+    fresh: bool,
 ) -> tuple[Tensor, State]:
     """Return the outputs ``[t, b, h]`` of one direction of a layer, and its last state."""
     outputs = []
     for t in reversed(range(len(gates))) if backwards else range(len(gates)):
         new = cell(gates[t], state, hidden, projection)
-        if t:  # the first step is part of each sequence
-            new = tuple(torch.where(steps.kept[t][:, None], a, b) for a, b in zip(new, state, strict=True))
+        kept = steps.kept[t][:, None]
+        if fresh and not outputs:  # zeros as a number, and no vector of them
+            new = tuple(a.masked_fill(~kept, 0.0) for a in new) if t else new
+        elif t:  # the first step is part of each sequence
+            new = tuple(torch.where(kept, a, b) for a, b in zip(new, state, strict=True))
         state = new
         outputs.append(state[0])
     return torch.stack(outputs[::-1] if backwards else outputs), state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -83,7 +83,8 @@ class Seen(TorchFunctionMode):
         if func is PAD:
             return steps.padded(args[0], *args[2:])
         if func in CELLS:
-            return recurrent(CELLS[func], steps, args[0], *args[2:])
+            fresh = all(node.target is torch.ops.aten.zeros.default for node in _slots(args[2]))
+            return recurrent(CELLS[func], steps, args[0], *args[2:], fresh=fresh)
         with disable_proxy_modes_tracing():
             result = func(*args, **kwargs)
         return int(result) if func is Tensor.__getitem__ and result.ndim == 0 else result
@@ -91,9 +92,13 @@ class Seen(TorchFunctionMode):
 
 def _nodes(values: object) -> list[str]:
     """Return the names of the nodes that tensors are of, in the trace that runs."""
+    return [node.name for node in _slots(values)]
+
+
+def _slots(values: object) -> list[fx.Node]:
     mode = get_proxy_mode()
     if mode is None:
         return []
     tensors = [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
     slots = [get_proxy_slot(t, mode.tracer, None) for t in tensors]
-    return [slot.proxy.node.name for slot in slots if slot is not None]
+    return [slot.proxy.node for slot in slots if slot is not None]

@@ -317,3 +317,11 @@ def test_inputs_that_require_a_gradient_are_refused(way):
         WAYS[way](limit, x.clone().requires_grad_())
     with torch.no_grad():
         assert WAYS[way](limit, x.clone().requires_grad_()) is not None
+
+
+@pytest.mark.parametrize("name", ["sigma_w", "sigma_b"])
+def test_scales_that_require_a_gradient_are_refused_by_name(name):
+    model, sigma = nn.Linear(3, 1), torch.tensor(1.4, requires_grad=True)
+    for value in (sigma, {"": sigma}):
+        with pytest.raises(ntkit.NtkitError, match=rf"^{name} requires a gradient.*{name}\.item\(\)"):
+            ntkit.infinite_width(model, torch.ones(1, 3), **{name: value})

@@ -111,3 +111,39 @@ def test_small_variances_do_not_underflow():
         limit = ntkit.infinite_width(model.to(dtype), x[:1].to(dtype))
         one, small = limit.ntk(x.to(dtype)), limit.ntk(x.to(dtype) * scale) / scale / scale
         torch.testing.assert_close(small, one, rtol=1e-5, atol=0)
+
+
+class ZeroBranch(nn.Module):
+    """A residual block whose last matrix starts at zero, or a chain with such a matrix."""
+
+    def __init__(self, width, skip):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, width), nn.Linear(width, width)
+        self.o, self.skip = nn.Linear(width, 1), skip
+        for layer in (self.a, self.o):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(self.b.weight)
+        nn.init.zeros_(self.b.bias)
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        return self.o(h + self.b(h)) if self.skip else self.o(torch.tanh(self.b(h)))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_matrix_that_starts_at_zero_is_trained(skip):
+    """Theta of b(h) is fan_in E[h h'] + 1, though its weights let no gradient through."""
+    torch.manual_seed(0)
+    width, x = 2**11, torch.randn(4, 3, dtype=D)
+    model = ZeroBranch(width, skip).double()
+    limit = ntkit.infinite_width(model, x[:1], parameterization="standard")
+    h = next(line for line in limit.layers.values() if line.kind == "Nonlin")
+    trained = width * h.nngp(x) + 1
+    spread = float(model.o.weight.detach().square().sum())  # fan_in times the variance
+    if skip:
+        trained, inner = trained + h.ntk(x), width * h.nngp(x)
+    else:
+        inner = torch.zeros(4, 4, dtype=D)  # tanh(0)
+    torch.testing.assert_close(limit.ntk(x), inner + 1 + spread * trained, rtol=2e-3, atol=0)
+    finite = ntkit.EmpiricalNTK(model)(x)
+    torch.testing.assert_close(limit.ntk(x) / finite, torch.ones(4, 4, dtype=D), rtol=0, atol=0.12)

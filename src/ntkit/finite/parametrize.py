@@ -226,9 +226,15 @@ def _role(path: str, module: nn.Module, name: str, parameter: Tensor, found: lis
 
 
 def check_sigma(sigma_w: Sigma, sigma_b: Sigma) -> None:
-    """Refuse scales that are not finite numbers, or dicts of them."""
+    """Refuse scales that are not finite numbers, or dicts of them, and those that require a gradient."""
     for name, sigma in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         for value in sigma.values() if isinstance(sigma, Mapping) else (sigma,):
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise BadValueError(
+                    f"{name} requires a gradient, and kernels are not differentiable by their scales here. "
+                    f"Give {name}.item(), and take differences of kernels at two values of {name}; "
+                    f"ntkit.dual is differentiable by its variances."
+                )
             real(name, value, "a finite number, or a dict of them by module path")
 
 

@@ -229,7 +229,8 @@ class LimitKernel(Kernel):
         second = first if x2 is None else self._checked(as_data(x2, net, "x2", self.inputs))
         with undisturbed(net), torch.no_grad():
             tiles = self._tiles(first, second)
-            return tiles.plan(self.kind == "ntk", first, batch_size(first), batch_size(second))
+            sizes = batch_size(first), batch_size(second)
+            return tiles.plan(self.kind == "ntk", first, *sizes, symmetric=x2 is None or x2 is x1)
 
     def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the kernel of each sample with itself, ``[n]`` or ``[n, *positions, *positions']``."""

@@ -174,6 +174,8 @@ def _ruled(reading: Reading, rule: Operation, args: tuple, kwargs: dict) -> obje
         own = getattr(getattr(rule, "func", rule), "__module__", "").startswith(RULES)
         if own and _derived(args):  # rules for vectors know no weights
             return reading.unknown(_derived(args))
+        if own:
+            return reading.unknown(f"its rule knows no such arguments ({what}).")
         rest = f"The rule {what}; mend it, or leave such arguments out."
         return reading.unknown(f"{_derived(args)} {rest}".strip())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,9 +36,15 @@ from ntkit.infinite.variables.vectors import Attended, behind
 from ntkit.inputs import Batch, batch_size, take
 
 WORTH_COMPILING = 30.0  # seconds of plain evaluation from which on compiling pays
-HEAVY = 2**16  # bytes of one array of a pair of samples from which sampling is expensive: a symmetric block
 SOME = 12  # samples of a batch, whose errors are found where tiles are compiled
-PARTS = 8  # is then cut into so many parts along each side, to leave out its other half
+FEW = 16  # pairs of samples whose memory is not measured where it cannot be much
+HEAVY, DRAWN = (
+    2**16,
+    2**24,
+)  # bytes of one array of a pair, and of its draws, from which sampling is expensive
+# A symmetric block is then cut into so many parts along each side, to leave out its other half; into half as
+# many where its arrays are large: threads share them evenly.
+PARTS = 8
 # A value that is read twice is not recomputed.
 FUSION: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 1, "max_fusion_size": 1000}
 CACHE = 2**22  # bytes of one array of a tile that stays near the processor: larger tiles are slower
@@ -119,9 +126,13 @@ class Tiles:
         self.numerics, self.positions = numerics, positions
         self.compile: Compile = one_of("compile", compile, (True, False, "auto"))
         self.budget = parse_memory(memory)
-        self.plain = all(_traceable(e) for e in behind(*(e for _, e in value.pieces)))
+        every = list(behind(*(e for _, e in value.pieces)))
+        self.plain = all(_traceable(e) for e in every)
+        entries = sum(math.prod(e.shape) ** 2 for e in every)
+        self._guess = 16 * numerics.zeros(1).element_size() * entries  # bytes of a pair, generously
         self._compiled: dict[tuple, Tile] = {}
         self._known: dict[bool, tuple[Order, int]] = {}
+        self._drawn = 0  # bytes that are drawn for a pair of samples
 
     def __call__(
         self, ntk: bool, x1: Batch, x2: Batch | None = None, *, last: bool = False
@@ -135,16 +146,12 @@ class Tiles:
         symmetric = x2 is None
         x2 = x1 if symmetric else x2
         n1, n2 = batch_size(x1), batch_size(x2)
-        rows, columns = self.sizes(x1, n1, n2, ntk) if n1 * n2 > 16 else (n1, n2)
-        expensive = n1 > 4 and not self.plain and self.order(x1, ntk).largest > HEAVY
-        if symmetric and expensive:  # nearly half of the work
-            rows = columns = min(rows, columns, -(-n1 // PARTS))
-        elif symmetric and (rows < n1 or columns < n2):
-            rows = columns = min(rows, columns)
+        rows, columns = self.sizes(x1, n1, n2, ntk, symmetric)
         behind = (*self.value.shape, *self.value.shape) if self.positions else ()
         blocks = tuple(_room((n1, n2, *behind), self.numerics) for _ in range(1 if last else 1 + ntk))
         every = ((i, j) for i in range(0, n1, rows) for j in range(0, n2, columns))
-        corners = [(i, j) for i, j in every if i <= j or not symmetric]
+        # The diagonal of a symmetric block is made by itself.
+        corners = [(i, j) for i, j in every if i + (rows == 1) <= j or not symmetric]
         sides = _Sides(self.numerics, self.budget // 4)
 
         def fill(corner: Corner, compiled: Tile | None = None) -> None:
@@ -162,8 +169,8 @@ class Tiles:
                 if symmetric and i != j:
                     block[j : j + columns, i : i + rows] = _turned(part)
 
-        if len(corners) == 1 and self.compile is not True:
-            fill(corners[0])
+        if len(corners) < 2 and self.compile is not True:
+            _each(fill, corners, 1)
         else:
             with _threads(self.numerics.device) as workers:
                 compiled = self._first(fill, corners, (ntk, last, x1, rows, columns), workers)
@@ -223,6 +230,8 @@ class Tiles:
             kernels(pairs, self.value, ntk, self.positions)
             kernels(one.itself, self.value, ntk, self.positions)
             self._known[ntk] = pairs.order, max(1, one.bytes)
+            each = max((s.bytes // s.at_once for s in few.plan.values()), default=0)
+            self._drawn = each * self.numerics.count
         return self._known[ntk]
 
     def evaluated(self, pairs: Pairs, ntk: bool) -> tuple[Tensor, ...]:
@@ -231,18 +240,30 @@ class Tiles:
             pairs.follow(self._known[ntk][0])
         return kernels(pairs, self.value, ntk, self.positions)
 
-    def sizes(self, x: Batch, n1: int, n2: int, ntk: bool) -> tuple[int, int]:
-        """Return the samples of a tile: as even as they can be within the budget."""
-        order, workers = self.order(x, ntk), torch.get_num_threads()
-        most = max(1, min(self.budget // 2 // workers // order.held, CACHE // order.largest))
-        if n1 * n2 <= most:
+    def sizes(self, x: Batch, n1: int, n2: int, ntk: bool, symmetric: bool) -> tuple[int, int]:
+        """Return the samples of a tile: as even as they can be within the budget, squares where symmetric."""
+        if n1 * n2 <= FEW and FEW * self._guess <= self.budget:
             return n1, n2
-        side = max(1, min(int(most**0.5), self.budget // 8 // workers // self.side(x, ntk)))
-        return tuple(-(-n // -(-n // side)) for n in (n1, n2))  # pyright: ignore
+        order, workers = self.order(x, ntk), torch.get_num_threads()
+        if n1 * n2 <= FEW and max(n1 * n2 * order.held, (n1 + n2) * self.side(x, ntk)) <= self.budget // 2:
+            return n1, n2
+        most = max(1, min(self.budget // 2 // workers // order.held, CACHE // order.largest))
+        rows, columns = n1, n2
+        if n1 * n2 > most:
+            side = max(1, min(int(most**0.5), self.budget // 8 // workers // self.side(x, ntk)))
+            rows, columns = (-(-n // -(-n // side)) for n in (n1, n2))
+        parts = 1
+        if n1 > 4 and not self.plain and (order.largest > HEAVY or self._drawn > DRAWN):
+            parts = PARTS
+        elif n1 * n2 * order.largest > CACHE // 4:
+            parts = PARTS // 2
+        if symmetric and (parts > 1 or rows < n1 or columns < n2):
+            rows = columns = min(rows, columns, -(-n1 // parts))
+        return rows, columns
 
-    def plan(self, ntk: bool, x: Batch, n1: int, n2: int) -> Plan:
+    def plan(self, ntk: bool, x: Batch, n1: int, n2: int, symmetric: bool) -> Plan:
         """Return how a block is made."""
-        tile = self.sizes(x, n1, n2, ntk)
+        tile = self.sizes(x, n1, n2, ntk, symmetric)
         order, sample = self._measured(x, ntk)
         if not self.plain and not self.numerics.plan:  # a pair of samples shows what is drawn for it
             one, other = (PairSide(take(x, slice(0, 1)), self.numerics) for _ in range(2))

@@ -15,7 +15,7 @@ from ntkit.infinite.variables.expression import apart as independent
 from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.positions import Shape, broadcast
 from ntkit.infinite.variables.protocols import PairValues
-from ntkit.infinite.variables.vectors import Moved, Vector, same_rows
+from ntkit.infinite.variables.vectors import Moved, Vector
 
 Variable = tuple[int, Expression]  # the side that a vector belongs to, and the vector
 Factors = tuple[int, list[tuple[list[Variable], list[int], Tensor]]]  # dimensions, and groups of variables
@@ -48,7 +48,7 @@ def _others(a: Expression, b: Expression) -> bool:
     """Return whether two are other entries of the kernels of one depthwise convolution."""
     if not (isinstance(a, Vector) and isinstance(b, Vector)) or a.average or b.average:
         return False
-    return a.key != b.key and not same_rows(a.rows, b.rows, a.name)
+    return not a.shares(b)
 
 
 def is_local(e: Expression) -> bool:
@@ -149,12 +149,18 @@ class JointDraws:
             size = self.size(variable[1])
             places[variable] = range(start, start + size)
             start += size
-        groups = []
+        groups: list[tuple[list[Variable], list[int]]] = []
+        alike: dict[int, list[tuple[int, Tensor]]] = {}  # by size, which are factored at once
         for group in self._groups(variables):
             columns = [i for variable in group for i in places[variable]]
             rows = [torch.cat([self._block(a, b, chunk) for b in group], -1) for a in group]
-            groups.append((group, columns, self.numerics.factor(torch.cat(rows, -2))))
-        return 2 * start if self.alone else start, groups
+            alike.setdefault(len(columns), []).append((len(groups), torch.cat(rows, -2)))
+            groups.append((group, columns))
+        factor: dict[int, Tensor] = {}
+        for some in alike.values():
+            parts = self.numerics.factor(torch.cat([matrix for _, matrix in some])).chunk(len(some))
+            factor |= {i: part for (i, _), part in zip(some, parts, strict=True)}
+        return 2 * start if self.alone else start, [(*g, factor[i]) for i, g in enumerate(groups)]
 
     def draw(
         self, order: tuple[int, int], chunk: slice, points: slice, factors: Factors

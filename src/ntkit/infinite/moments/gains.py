@@ -56,7 +56,7 @@ def _slopes(e: Expression) -> Slopes | None:
 
 def _step(a: vec.Vector, b: vec.Vector) -> float:
     """Return the rate of a scale that two vectors share; zero where they share none."""
-    return a.law.step if a.name == b.name and vec.same_rows(a.rows, b.rows, a.name) else 0.0
+    return a.law.step if a.name == b.name and a.shares(b) else 0.0
 
 
 def _shared(u: Expression, v: Expression) -> list[tuple[float, Expression, Expression]]:

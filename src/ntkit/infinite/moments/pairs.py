@@ -125,7 +125,8 @@ class Pairs(Remembers):
             case (vec.Offset(), _) | (_, vec.Offset()):
                 return self.means(u, v, need)
             case vec.Line(), vec.Line():
-                return self._contracted(self.moment, u, v, need) if u.same(v) else None
+                law = u.matrix.law
+                return self._contracted(self.moment, u, v, need, law.variance) if u.same(v) else None
             case vec.Vector(), vec.Vector():
                 return add((self._same_vector(u, v, need, u.law.variance), self.means(u, v, need)))
             case vec.Inner(), vec.Inner():
@@ -198,15 +199,17 @@ class Pairs(Remembers):
         wanted = u.contraction.needs(v.contraction, need)
         if law.variance and all(self.tangent(a, b, wanted) is None for a, b in pairs):
             return times(self.moment(u, v, need), law.step / law.variance)
-        ratio = law.step / law.variance if law.variance else 0.0
+        if not law.variance:  # weights that start at zero let no gradient through
+            return self._contracted(self.moment, u, v, need, law.step)
+        ratio = law.step / law.variance
 
         def both(a: Expression, b: Expression, need: Need) -> Value:
             return add((times(self.moment(a, b, need), ratio), self.tangent(a, b, need)))
 
-        return self._contracted(both, u, v, need)
+        return self._contracted(both, u, v, need, law.variance)
 
-    def _contracted(self, of: KernelOf, u: vec.Line, v: vec.Line, need: Need) -> Value:
-        """Return the variance of the weight times the mean over fan_in of a kernel of the inputs."""
+    def _contracted(self, of: KernelOf, u: vec.Line, v: vec.Line, need: Need, factor: float) -> Value:
+        """Return a factor times the mean over fan_in of a kernel of the inputs."""
         if len(u.inputs) != len(v.inputs):
             return None
         batch = len(self.batch)
@@ -215,11 +218,11 @@ class Pairs(Remembers):
             inner = of(a, b, u.contraction.needs(v.contraction, need))
             if inner is not None:
                 value = u.contraction.sum(v.contraction, inner, a.shape, b.shape, batch, need)
-                values.append(times(value, share * u.contraction.scale * u.matrix.law.variance))
+                values.append(times(value, share * u.contraction.scale * factor))
         return add(values)
 
     def _same_vector(self, u: vec.Vector, v: vec.Vector, need: Need, value: float) -> Value:
-        if u.name != v.name or not value or not vec.same_rows(u.rows, v.rows, u.name):
+        if u.name != v.name or not value or not u.shares(v):
             return None
         shape = [1] * len(self.batch)
         if need == "equal" or all(s == 1 for s in u.shape):

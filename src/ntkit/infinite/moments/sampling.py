@@ -21,6 +21,7 @@ from ntkit.infinite.variables.expression import Expression
 from ntkit.infinite.variables.expression import apart as independent
 from ntkit.infinite.variables.functions import Apply
 from ntkit.infinite.variables.protocols import PairValues, SideValues
+from ntkit.infinite.variables.vectors import Vector
 
 
 @dataclass
@@ -178,7 +179,7 @@ def _between(draws: JointDraws, chunk: slice) -> Between:
     found: Between = {}
     for a in basis(draws.vectors[0]):
         for b in basis(draws.vectors[1]):
-            if independent(a, b):
+            if independent(a, b) or (isinstance(a, Vector) and isinstance(b, Vector) and not a.shares(b)):
                 continue
             theta = draws.pairs.tangent(a, b, draws.need)
             if theta is not None:

@@ -35,8 +35,10 @@ _now = _Now()
 
 def reader(values: Values, kinds: tuple[str, ...]) -> Hashable:
     """Return which of some values, of some kinds, is being made and asks for another; None for none."""
-    mine = (key for owner, key in reversed(_now.open) if owner is values)
-    return next((key for key in mine if isinstance(key, tuple) and key[0] in kinds), None)
+    for owner, key in reversed(_now.open):
+        if owner is values and isinstance(key, tuple) and key[0] in kinds:
+            return key
+    return None
 
 
 def made(values: Values, key: Hashable, make: Callable[[], Any]) -> None:

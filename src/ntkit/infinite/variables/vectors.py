@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -90,7 +90,15 @@ class Vector(Expression):
     @cached_property
     def key(self) -> Hashable:
         """The parameters that it holds."""
-        return self.name, self.rows.cpu().numpy().tobytes()
+        return self.name, *self._places
+
+    @cached_property
+    def _places(self) -> tuple[Shape, bytes]:
+        return tuple(self.rows.shape), self.rows.long().cpu().numpy().tobytes()
+
+    def shares(self, other: Vector) -> bool:
+        """Return whether another slice of the same parameter is this one; one that overlaps is refused."""
+        return self.rows is other.rows or _shared(self.name, self._places, other._places)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -358,6 +366,12 @@ def same_rows(a: Tensor, b: Tensor, name: str) -> bool:
     if equal.any():
         raise refuse(f"Slices of {name} that overlap in a part of their coordinates meet.")
     return False
+
+
+@lru_cache(maxsize=2**14)
+def _shared(name: str, *places: tuple[Shape, bytes]) -> bool:
+    a, b = (torch.frombuffer(bytearray(data), dtype=torch.long).reshape(shape) for shape, data in places)
+    return same_rows(a, b, name)
 
 
 def reshaped(expression: Expression, shape: Shape) -> Expression:
