@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch._dynamo  # else the first trace does, in the middle of the first call
 from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadValueError, NoRuleError, NtkitError
