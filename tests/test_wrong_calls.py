@@ -1,7 +1,7 @@
 """Wrong calls: each bad value of each argument of each public function gives one refusal that helps.
 
-`KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS` and `PARTS` where such arguments
-are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given and says
+`KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS`, `PARTS` and `AGAIN` where such
+arguments are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given and says
 what to give instead.
 """
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
+from wrong_again import AGAIN
 from wrong_fits import FITS
 from wrong_parts import PARTS
 from wrong_places import SLOTS, Call
@@ -49,7 +50,7 @@ REMEDY = re.compile(
 
 def cases() -> Iterator[tuple[str, Bad, Call]]:
     """Yield all cases: of a large kind some of its values, drawn by the place where they are put."""
-    for place, (kind, call) in {**SLOTS, **FITS, **PARTS}.items():
+    for place, (kind, call) in {**SLOTS, **FITS, **PARTS, **AGAIN}.items():
         bad = KINDS[kind] if isinstance(kind, str) else kind
         drawn = bad if len(bad) <= MOST else random.Random(place).sample(bad, MOST)
         for each in bad:
@@ -150,7 +151,7 @@ def test_the_command_line_names_the_nearest():
 
 def test_there_are_enough():
     assert len(CASES) >= 300
-    places = " ".join([*SLOTS, *PARTS])
+    places = " ".join([*SLOTS, *PARTS, *AGAIN])
     estimators = {"KernelRidge", "KernelClassifier", "GaussianProcess", "GradientFlow", "RandomFeatures"}
     rest = set(ntkit.__all__) - estimators - {"NoRuleError", "NtkitError", "__version__", "report", "testing"}
     assert {name for name in rest if name not in places} == set()

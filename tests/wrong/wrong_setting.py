@@ -132,6 +132,25 @@ def account(**changed: Any) -> Any:
     return ntkit.account(given.pop("folder"), given.pop("model"), given.pop("loss"), **given)
 
 
+def retrain(**changed: Any) -> Any:
+    given = {"folder": recorded(), "model": net(), "loss": LOSS, "train": data()}
+    given |= (
+        changed if changed.keys() & {"without", "weights", "without_each"} else {"without": [], **changed}
+    )
+    return ntkit.retrain(given.pop("folder"), given.pop("model"), given.pop("loss"), **given)
+
+
+def counterfactual(**changed: Any) -> Any:
+    given = {"folder": recorded(), "model": net(), "loss": LOSS, "train": data(), "queries": data()[0][:2]}
+    given |= changed
+    return ntkit.counterfactual(given.pop("folder"), given.pop("model"), given.pop("loss"), **given)
+
+
+@cache
+def a_counterfactual() -> ntkit.Counterfactual:
+    return counterfactual()
+
+
 @cache
 def an_account() -> ntkit.Account:
     return account()

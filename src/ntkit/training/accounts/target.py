@@ -73,13 +73,14 @@ def _losses(loss: BatchLoss) -> Head:
 def name_of(target: Target, chosen: list[int] | None, output: int, classes: Sequence[str] | None) -> str:
     """Return what one output of a query is: an output of the network, a margin of two, a loss.
 
-    ``chosen`` are the numbers of the outputs that the query is about, None if all or none; ``classes`` the names
-    of all outputs of the network, their numbers if left out.
+    ``chosen`` are the numbers of the outputs that the query is about, None if all or none; ``classes`` the
+    names of all outputs of the network, their numbers if left out.
     """
     numbers = [output] if chosen is None else chosen
     if classes is not None and max(numbers) >= len(classes):
         raise BadValueError(
-            f"There are {len(classes)} classes, and a query is about output {max(numbers)}: give a name for each "
+            f"There are {len(classes)} classes, and a query is about output {max(numbers)}: give a name "
+            f"for each "
             f"output of the network."
         )
     names = [str(i) if classes is None else str(classes[i]) for i in numbers]

@@ -1,8 +1,9 @@
-"""What a prediction depends on: its derivative by the weight of each sample's loss, through all of training."""
+"""What a prediction depends on: its derivative by the weight of each sample's loss, through training."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.recording.train_data import Train
-from ntkit.training.replay.clipping import Clipping
-from ntkit.training.replay.pull_back import PullBack, pull_back
+from ntkit.training.replay.pull_back import pull_back
+from ntkit.training.replay.step_vectors import StepVectors
+from ntkit.training.replay.verify import StepCheck
 
 _VECTORS = 12  # of the size of the weights, that a row holds on its way through a step
 
@@ -40,38 +42,38 @@ def counterfactual(
     queries: Inputs,
     target: Target = "outputs",
     labels: Inputs | None = None,
-    total: bool = False,
     augment: Augment | None = None,
-    memory: int | str = "1GiB",
-    keep: str | os.PathLike[str] | None = None,
     inputs: Picked = None,
     targets: Picked = None,
     select: str | int | None = None,
+    total: bool = False,
+    memory: int | str = "1GiB",
+    keep: str | os.PathLike[str] | None = None,
 ) -> Counterfactual:
     r"""Return what the predictions of a recorded run would be without each of its training samples.
 
-    With eps_n the weight of sample n's terms in all batch losses, 1 in the run, and f(eps) the prediction of the
-    network that training with them ends at, leaving sample n out changes f to first order by
+    With eps_n the weight of sample n's terms in all batch losses, 1 in the run, and f(eps) the prediction of
+    the network that training with them ends at, leaving sample n out changes f to first order by
 
         effect_n = -d f / d eps_n.
 
-    The derivative goes through the whole of training, backwards: with the step (w, s)_{k+1} = T_k(w_k, s_k, g_k)
-    and lambda = d f / d (w, s) at the end,
+    The derivative goes through the whole of training, backwards: with the step (w, s)_{k+1} = T_k(w_k, s_k,
+    g_k) and lambda = d f / d (w, s) at the end,
 
         (lambda_w, lambda_g, lambda_s) <- pull-back of T_k by lambda,
         d f / d eps_n += lambda_g . J(x_n; w_k)^T c_n,      lambda_w += H_k lambda_g,
 
     H_k the second derivative of the batch loss as it was: its batch norm, draws of dropout, clipping by norm,
-    accumulation, schedule. All in float64. It tells what the prediction *depends on*; `account` tells what *made*
-    it.
+    accumulation, schedule. All in float64. It tells what the prediction *depends on*; `account` tells what
+    *made* it.
 
     Parameters
     ----------
     folder, model, loss, train, queries, target, labels, augment, inputs, targets, select
         As for `account`.
     total
-        Ask for the sum over the queries, such as their summed loss with ``target="loss"``: one row, at the cost of
-        a few trainings.
+        Ask for the sum over the queries, such as their summed loss with ``target="loss"``: one row, at the
+        cost of a few trainings.
     memory
         Bytes for the large arrays: queries go through training so many at a time.
     keep
@@ -90,18 +92,18 @@ def counterfactual(
     PathMismatchError
         The recorded steps are not those of this data, loss and model.
     NtkitError
-        The steps of the optimizer have no derivative that is known (Rprop, Muon), or an operation of the network
-        cannot be differentiated twice. `retrain` takes such runs.
+        The steps of the optimizer have no derivative that is known (Rprop, Muon), or an operation of the
+        network cannot be differentiated twice. `retrain` takes such runs.
 
     Notes
     -----
     A ReLU network is differentiated as it is, almost everywhere; ``check`` tells how far that carries, and
-    ``smoothness`` how linear the run is. Where batch norm mixes samples, one that is left out still enters the
-    statistics of its batch.
+    ``smoothness`` how linear the run is. Where batch norm mixes samples, one that is left out still enters
+    the statistics of its batch.
 
-    Hara, Nitanda, Maehara, "Data cleansing for models trained with SGD" (2019), for plain SGD; Ilyas and Engstrom,
-    "MAGIC: near-optimal data attribution for deep learning" (2025); Engstrom et al., "Optimizing ML training with
-    metagradient descent" (2025).
+    Hara, Nitanda, Maehara, "Data cleansing for models trained with SGD" (2019), for plain SGD; Ilyas and
+    Engstrom, "MAGIC: near-optimal data attribution for deep learning" (2025); Engstrom et al., "Optimizing ML
+    training with metagradient descent" (2025).
 
     Examples
     --------
@@ -143,16 +145,22 @@ def counterfactual(
 
 
 def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | None) -> Counterfactual:
-    with torch.no_grad(), progress("Checking the steps", run.steps) as done:
-        start = request.prepare(run, done)
+    with torch.no_grad():
+        start = request.prepare(run, lambda _: None, checked=False)
     replay = start.sweep.replay
     again = retraining(request, run, torch.float64)  # which refuses what cannot be left out
+    gradients = StepVectors(run.steps, replay.net.total, request.budget // 4)
+    check, checked = StepCheck(replay), False
 
     def gradient(k: int) -> Tensor:
-        return replay.gradient(run.weights(k), k, run.step(k))
+        nonlocal checked
+        checked = True
+        gradients[k] = g = replay.gradient(run.weights(k), k, run.step(k))
+        check.step(k, run.weights(k), run.weights(k + 1), g)
+        return again.clipping.clipped(k, g)
 
     with progress("Following the optimizer", run.steps) as done:
-        pull = pull_back(run, lambda k: again.clipping.clipped(k, gradient(k)), request.budget // 4, done)
+        pull = pull_back(run, gradient, request.budget // 4, done)
     q, o = start.initial.shape
     sums = torch.eye(q * o, dtype=torch.float64)
     if total:
@@ -165,9 +173,15 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
             "settings": [request.target, total],
         }
         store = PartStore(as_path(keep), about)
-    effects = _rows(request, start, again.clipping, pull, sums, store)
+    sweep = DerivativeSweep(replay, again.clipping, pull, None if checked else gradients)
+    effects = _rows(request, start, sweep, sums, store)
+    if not checked:
+        with torch.no_grad(), progress("Checking the steps", run.steps) as done:
+            for k in range(run.steps):
+                check.step(k, run.weights(k), run.weights(k + 1), gradients[k].to(run.device))
+                done(1)
     prediction = (sums @ start.prediction.cpu().reshape(-1)).reshape(-1, o)
-    kind = list(request.target) if isinstance(request.target, tuple | range) else request.target
+    kind: Any = list(request.target) if isinstance(request.target, tuple | range) else request.target
     chosen = None if total else start.chosen
     return Counterfactual(
         effects.reshape(-1, o, effects.shape[1]), prediction, kind, chosen, total, run.steps
@@ -175,15 +189,10 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
 
 
 def _rows(
-    request: Request,
-    start: Prepared,
-    clipping: Clipping,
-    pull: PullBack,
-    sums: Tensor,
-    store: PartStore | None,
+    request: Request, start: Prepared, sweep: DerivativeSweep, sums: Tensor, store: PartStore | None
 ) -> Tensor:
-    run, sweep = start.run, DerivativeSweep(start.sweep.replay, clipping, pull)
-    each = 8 * max(1, start.sweep.net.total) * (_VECTORS + 2 * pull.states)
+    run = start.run
+    each = 8 * max(1, start.sweep.net.total) * (_VECTORS + 2 * sweep.pull.states)
     parts, tiles = [], [*chunks(len(sums), max(1, request.budget // 2 // each))]
     with progress("Through training backwards", run.steps * len(tiles)) as done:
         for number, tile in enumerate(tiles):

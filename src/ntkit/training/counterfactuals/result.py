@@ -92,9 +92,9 @@ class Check:
         )
 
     def _repr_html_(self) -> str:
-        from ntkit.display.svg import figure_svg
+        from ntkit.display.svg import inline_svg
 
-        return figure_svg(self.plot())
+        return inline_svg(self.plot(), "check")
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +124,7 @@ class Counterfactual:
     _again: Again | None = field(default=None, compare=False)
 
     def leave_out(self, indices: Indices) -> Float64[Tensor, "q o"]:
-        """Return the predicted change if these samples are left out together, ``[q, o]``: their effects' sum."""
+        """Return the predicted change if these samples are left out together: their effects' sum."""
         return self.effects @ (1 - without_eps(indices, self.effects.shape[-1]))
 
     def top(self, query: int = 0, k: int = 10, output: int | None = None) -> list[Effect]:
@@ -193,13 +193,16 @@ class Counterfactual:
     def smoothness(self, size: int = 1, *, sets: int = 4, seed: int = 0) -> float:
         """Return how far leaving samples out is from linear: the relative error over a few drawn sets.
 
-        Each is left out by half, and whole: the change by half, doubled, less the whole one, over the whole one,
-        median over the sets. Near 0 derivatives carry, near 1 and above they say little: what helps is a smaller or
-        falling rate, larger batches, smooth activations, a start that was trained.
+        Each is left out by half, and whole: the change by half, doubled, less the whole one, over the whole
+        one, median over the sets (0 where none of them moved anything). Near 0 derivatives carry, near 1 and
+        above they say little: what helps is a smaller or falling rate, larger batches, smooth activations, a
+        start that was trained.
         """
         if self._again is None:
             raise NtkitError("A counterfactual that was loaded from a file has no run to train again.")
         n = self.effects.shape[-1]
+        if not 1 <= whole("size", size, 1) < n:
+            raise BadValueError(f"size={size} of {n} samples; expected fewer than there are.")
         draw = torch.Generator().manual_seed(seed)
         out = [
             without_eps(torch.randperm(n, generator=draw)[:size], n) for _ in range(whole("sets", sets, 1))
@@ -208,23 +211,23 @@ class Counterfactual:
             [torch.ones(n).double(), *(e for full in out for e in ((1 + full) / 2, full))]
         )
         halves, wholes = found[::2], found[1::2]
-        bent = [
-            float((2 * (h - base) - (w - base)).norm() / (w - base).norm())
-            for h, w in zip(halves, wholes, strict=True)
-        ]
-        return float(np.median(bent))
+        moved = [(h - base, w - base) for h, w in zip(halves, wholes, strict=True)]
+        bent = [float((2 * h - w).norm() / w.norm()) for h, w in moved if w.any()]
+        return float(np.median(bent)) if bent else 0.0
 
     def summary(self) -> str:
         """Return shape and meaning, with the largest effects."""
         q, o, n = self.effects.shape
         return "\n".join(
             [
-                f"Counterfactual of {q} {'sums of queries' if self.total else 'queries'} x {o} outputs over {n} "
+                f"Counterfactual of {q} {'sums of queries' if self.total else 'queries'} x {o} outputs "
+                f"over {n} "
                 f"samples, {self.steps} steps",
                 f"  predictions      largest {float(self.prediction.abs().max()):.6g}",
                 f"  one sample out   largest change {float(self.effects.abs().max()):.6g}, typical "
                 f"{float(self.effects.abs().median()):.2g}",
-                "What would have happened without a sample, to first order; check() measures how good that is.",
+                "What would have happened without a sample, to first order; check() measures how good that "
+                "is.",
             ]
         )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
@@ -69,25 +71,63 @@ class Retrained:
         """Return the outputs of a batch, in evaluation mode, ``[q, ...]`` as the module gives them."""
         net = network(self.module)
         batch = cast(as_inputs(x, net, "x"), net.dtype)
-        if isinstance(batch, dict):
-            return self.module(**batch)
-        return self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
+        args, named = ((), batch) if isinstance(batch, dict) else (batch, {})
+        try:
+            return self.module(*(args if isinstance(args, tuple) else (args,)), **named)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            shapes = pytree.tree_map(lambda t: f"{list(t.shape)} {t.dtype}", batch)
+            raise BadValueError(
+                f"The network does not take x, {shapes} (the first axis is the sample): {error}. Give inputs "
+                f"as the training inputs are given, x[:3] say."
+            ) from error
 
 
+@overload
 def retrain(
     folder: str | os.PathLike[str],
     model: nn.Module,
     loss: BatchLoss | str,
     *,
     train: Train,
-    without: Indices | None = None,
-    weights: Sequence[float] | Tensor | None = None,
-    without_each: Sequence[Indices] | None = None,
-    dtype: torch.dtype | None = None,
     augment: Augment | None = None,
     inputs: Picked = None,
     targets: Picked = None,
     select: str | int | None = None,
+    without: Indices | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    without_each: None = None,
+    dtype: torch.dtype | None = None,
+) -> Retrained: ...
+@overload
+def retrain(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: BatchLoss | str,
+    *,
+    train: Train,
+    augment: Augment | None = None,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
+    without: Indices | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    without_each: Sequence[Indices],
+    dtype: torch.dtype | None = None,
+) -> list[Retrained]: ...
+def retrain(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    loss: BatchLoss | str,
+    *,
+    train: Train,
+    augment: Augment | None = None,
+    inputs: Picked = None,
+    targets: Picked = None,
+    select: str | int | None = None,
+    without: Indices | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    without_each: Sequence[Indices] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Retrained | list[Retrained]:
     r"""Train a recorded run again, some samples' terms of the loss left out or reweighted.
 
@@ -156,6 +196,10 @@ def retrain(
     request = Request(model, loss_of(loss), train, None, augment=augment, **picked)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise BadTypeError(f"dtype={dtype!r}; expected a floating dtype, torch.float64 say, or None.")
+    if without_each is not None and not isinstance(without_each, list | tuple):
+        raise BadTypeError(
+            f"without_each={without_each!r}; expected a list of sets of samples, [[3], [4, 5]]."
+        )
     with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
         again = retraining(request, run, dtype)
         samples = batch_size(as_pair(request.train, network(model))[0])
@@ -200,6 +244,11 @@ def refuse_mixing_losses(replay: Replay) -> None:
                 outputs = replay.outputs(run.weights(k), k, part).detach().requires_grad_()
                 value = checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
                 (c,) = torch.autograd.grad(value, outputs, create_graph=True)
+                if not c.isfinite().all():
+                    raise BadValueError(
+                        f"The derivative of the loss at step {k} holds NaN or infinite values; check that "
+                        f"loss and train are those of the run."
+                    )
                 if not c.requires_grad or len(outputs) < 2:
                     continue
                 half = torch.arange(len(outputs), device=outputs.device) % 2 == 0
@@ -209,13 +258,16 @@ def refuse_mixing_losses(replay: Replay) -> None:
                 raise NotSeparableError(
                     f"The loss of a batch is no sum of terms of single samples: at step {k}, the "
                     f"derivative by the output of one sample depends on the outputs of others (a contrastive "
-                    f"or ranking loss, a division by what the batch predicts). It has no term that could be left out."
+                    f"or ranking loss, a division by what the batch predicts). It has no term that could "
+                    f"be left out."
                 )
 
 
 def without_eps(indices: Indices | None, samples: int) -> Tensor:
     """Return the weights of samples without some: 0 for these, 1 for the others."""
     eps = torch.ones(samples, dtype=torch.float64)
+    if isinstance(indices, str | bytes | int | float):
+        raise BadTypeError(f"without={indices!r}; expected the numbers of samples, [3, 17] say.")
     if isinstance(indices, slice) or np.size(indices):  # pyright: ignore[reportArgumentType]
         eps[as_indices(indices, samples, "without").long()] = 0.0  # pyright: ignore[reportArgumentType]
     return eps
@@ -227,7 +279,9 @@ def _eps(weights: Sequence[float] | Tensor, samples: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadTypeError(f"weights={weights!r:.80}; expected a number for each sample.") from error
     if eps.shape != (samples,) or not eps.isfinite().all():
-        raise BadValueError(f"weights has shape {tuple(eps.shape)}; expected {samples} finite numbers.")
+        raise BadValueError(
+            f"weights={weights!r:.60} has shape {tuple(eps.shape)}; expected {samples} finite numbers."
+        )
     return eps
 
 

@@ -17,30 +17,34 @@ from ntkit.training.functional.losses import checked_loss
 from ntkit.training.replay.clipping import Clipping
 from ntkit.training.replay.moving_statistics import MovingStatistics
 from ntkit.training.replay.pull_back import PullBack
+from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
 
 class DerivativeSweep:
     """d f / d eps_n of rows of outputs f, with eps_n the weight of sample n's terms of all batch losses.
 
-    With the step (w, s)' = T_k(w, s, g), g = sum_n eps_n J(x_n; w)^T c_n, and rows lambda of derivatives by what
-    it made, going backwards from d f / d w at the end::
+    With the step (w, s)' = T_k(w, s, g), g = sum_n eps_n J(x_n; w)^T c_n, and rows lambda of derivatives by
+    what it made, going backwards from d f / d w at the end::
 
         (lambda_w, lambda_g, lambda_s) <- pull-back of T_k
         d f / d eps_n += lambda_g . J(x_n; w_k)^T c_n
         lambda_w      += H_k lambda_g
 
-    with H_k the second derivative of the batch loss. Both products come from one backward pass through the backward
-    pass of the batch. Running statistics of batch norm carry derivatives, too.
+    with H_k the second derivative of the batch loss. Both products come from one backward pass through the
+    backward pass of the batch. Running statistics of batch norm carry derivatives, too.
     """
 
-    def __init__(self, replay: Replay, clipping: Clipping, pull: PullBack) -> None:
+    def __init__(
+        self, replay: Replay, clipping: Clipping, pull: PullBack, gradients: StepVectors | None = None
+    ) -> None:
         self.replay, self.run, self.clipping, self.pull = replay, replay.run, clipping, pull
+        self.gradients = gradients  # where those of the steps are kept, if they are wanted
         self.statistics = MovingStatistics(replay.run, replay.net.module)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in replay.net.module.modules())
 
     def ends(self, net: FlatNetwork, queries: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return the outputs of queries, ``[r]``, with the leaves that they depend on: weights, statistics."""
+        """Return the outputs of queries, ``[r]``, with the leaves behind them: weights, statistics."""
         run = self.run
         net.take_buffers(run.buffers(run.steps))
         w = run.weights(run.steps).requires_grad_()
@@ -55,9 +59,10 @@ class DerivativeSweep:
         with self._differentiable(), torch.enable_grad():
             out, (w,), leaves = self.ends(net, queries)
             found = batched_gradients([out], [w, *leaves], [sums.to(out)])
-        of_w = found[0]
-        of_buffers = dict(zip(self.statistics.names, found[1:], strict=True))
-        return self._backwards(of_w, of_buffers, done)
+            of_buffers = dict(zip(self.statistics.names, found[1:], strict=True))
+        with self._differentiable(), torch.no_grad():
+            of_w = found[0]
+            return self._backwards(of_w, of_buffers, done)
 
     def _backwards(self, of_w: Tensor, of_buffers: dict[str, Tensor], done: Callable[[int], None]) -> Tensor:
         run, samples = self.run, batch_size(self.replay.data[0])
@@ -73,9 +78,11 @@ class DerivativeSweep:
                 done(1)
                 continue
             w = run.weights(k)
-            with self._differentiable(), fitting_threads():
+            with fitting_threads():
                 graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
                 g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
+                if self.gradients is not None:
+                    self.gradients[k] = g
                 clipped = self.clipping.clipped(k, g)
                 of_w, of_g, state = self.pull(k, step, clipped, of_w, state)
                 of_g = self.clipping.pulled(k, g, of_g)
@@ -84,7 +91,7 @@ class DerivativeSweep:
                     if graph.statistics:
                         rows += self.statistics.pulled(of_buffers, graph.used, self._count(k, graph.used))
                     by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], rows)
-                    of_w = of_w + by_w
+                    of_w += by_w
                     effects.index_add_(1, graph.batch, by_eps)
             done(1)
         return effects
@@ -154,7 +161,8 @@ def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Te
         ]
     except RuntimeError as error:
         raise NtkitError(
-            f"An operation of the network or its loss cannot be differentiated twice: {error}. What would have "
+            f"An operation of the network or its loss cannot be differentiated twice: {error}. What would "
+            f"have "
             f"happened without a set of samples is told by ntkit.retrain."
         ) from error
     stacked = [

@@ -81,7 +81,7 @@ class Clipping:
         """Return rows ``[r, P]`` times the derivative of the clipped gradient by the gradient ``g``."""
         factor = self._factor(k, g)
         if self.most is None or factor == 1:
-            return rows * factor
+            return rows if factor == 1 else rows * factor
         norm = float(g.norm())
         return factor * (rows - torch.outer(rows @ g, g / (norm * (norm + _TINY))))
 

@@ -39,8 +39,10 @@ class MovingStatistics:
         ]
         if others:
             raise NtkitError(
-                f"The buffer {others[0]!r} changed in this run, and ntkit does not know how it depends on the weights "
-                f"(known are the running statistics of batch norm). ntkit.retrain tells what would have happened."
+                f"The buffer {others[0]!r} changed in this run, and ntkit does not know how it depends on "
+                f"the weights "
+                f"(known are the running statistics of batch norm). ntkit.retrain tells what would have "
+                f"happened."
             )
 
     def _moved(self, name: str) -> bool:
@@ -109,8 +111,10 @@ class MovingStatistics:
         ]
         if frozen:
             raise NtkitError(
-                f"At step {k} the batch norm {frozen[0]!r} is in evaluation mode, after it was trained: the step "
-                f"depends on its running statistics, through which ntkit takes no derivatives. ntkit.retrain tells "
+                f"At step {k} the batch norm {frozen[0]!r} is in evaluation mode, after it was trained: "
+                f"the step "
+                f"depends on its running statistics, through which ntkit takes no derivatives. "
+                f"ntkit.retrain tells "
                 f"what would have happened without a set of samples."
             )
 

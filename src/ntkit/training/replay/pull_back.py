@@ -41,7 +41,7 @@ class PullBack(Protocol):
         """Return rows by w ``[r, P]``, by g, and by the state before ``[r, S, P]``.
 
         ``g [P]`` is the gradient as the optimizer got it, ``rows [r, P]`` and ``behind [r, S, P]`` are by the
-        weights and the state after the step.
+        weights and the state after the step, and may be overwritten.
         """
         ...
 
@@ -52,12 +52,27 @@ class LinearPullBack:
     states = 1
 
     def __call__(self, k: int, step: Step, g: Tensor, rows: Tensor, behind: Tensor) -> tuple[Tensor, ...]:
-        """Return rows by w, g and m."""
-        c = step.coefficients
-        m = behind[:, 0] - c.b * rows
-        of_g = c.nu * m - c.a * rows
+        """Return rows by w, g and m; those that are given are overwritten."""
+        c, m = step.coefficients, behind[:, 0]
+        _add(m, -c.b, rows)
+        of_g = m * c.nu
+        _add(of_g, -c.a, rows)
+        _add(rows, -c.d, rows)
+        _add(rows, c.decay, of_g)
         sign = c.scale.sign() if isinstance(c.scale, Tensor) else (-1.0 if c.scale < 0 else 1.0)
-        return rows - c.d * rows + c.decay * of_g, sign * of_g, (c.mu * m)[:, None]
+        return rows, _scaled(of_g, sign), _scaled(m, c.mu)[:, None]
+
+
+def _add(to: Tensor, factor: float | Tensor, rows: Tensor) -> None:
+    """Add a multiple of rows in place, one factor for all weights or one for each."""
+    if isinstance(factor, Tensor):
+        to.addcmul_(factor.to(to), rows)
+    elif factor:
+        to.add_(rows, alpha=factor)
+
+
+def _scaled(rows: Tensor, factor: float | Tensor) -> Tensor:
+    return rows if not isinstance(factor, Tensor) and factor == 1 else rows.mul_(factor)
 
 
 @dataclass
@@ -77,9 +92,9 @@ class ElementwisePullBack:
     """Optimizers that divide by a memory of gradients, through torch's own step, made differentiable.
 
     All these steps are functions of each weight by itself, so that their Jacobians are diagonal. Their state
-    before each step is made again in float64, from the recorded weights and the gradients; the step that follows
-    must be the recorded one. Where a second moment is zero, so were all gradients, and so is the first moment:
-    the step is m / eps there, and the derivative of the root is to be taken as zero.
+    before each step is made again in float64, from the recorded weights and the gradients; the step that
+    follows must be the recorded one. Where a second moment is zero, so were all gradients, and so is the
+    first moment: the step is m / eps there, and the derivative of the root is to be taken as zero.
     """
 
     def __init__(
@@ -129,7 +144,8 @@ class ElementwisePullBack:
             eps = torch.finfo(self._run.dtype).eps * float(w.abs().max())
             if not off <= _CLOSE * moved + 8 * eps:
                 raise PathMismatchError(
-                    f"Step {k} of {self._run.folder}, made again by {u.kind.__name__} in float64, is {off:.3g} "
+                    f"Step {k} of {self._run.folder}, made again by {u.kind.__name__} in float64, is "
+                    f"{off:.3g} "
                     f"away from the recorded one, of {moved:.3g}: the optimizer has a memory from before the "
                     f"recording, or is not the one that its settings say."
                 )
@@ -157,7 +173,8 @@ class ElementwisePullBack:
             for value, row in zip(made, of, strict=True):
                 if not value.requires_grad:
                     continue
-                slopes = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+                ones = torch.ones_like(value)
+                slopes = torch.autograd.grad(value, leaves, ones, retain_graph=True, allow_unused=True)
                 for total, slope in zip(sums, slopes, strict=True):
                     if slope is not None:
                         total.add_(row * slope)
@@ -222,7 +239,8 @@ def pull_back(
             why = "ntkit knows no differentiable form of its step"
         if why is not None:
             raise NtkitError(
-                f"No derivatives go through the steps of {name}: {why}. What would have happened without a set "
+                f"No derivatives go through the steps of {name}: {why}. What would have happened without a "
+                f"set "
                 f"of samples is told by ntkit.retrain; accounts are made as ever."
             )
     return ElementwisePullBack(run, gradient, budget, done)
@@ -252,6 +270,9 @@ class _RootsAtZero(TorchFunctionMode):
         if func in (torch.sqrt, Tensor.sqrt):  # functions called in here are not seen by this mode
             x = args[0]
             return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)
+        if func is Tensor.sqrt_:
+            x = args[0]
+            return x.copy_(torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0))
         return func(*args, **(kwargs or {}))
 
 
