@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -97,6 +97,12 @@ bench-gpu: $(VENV)/ntkit.stamp
 
 bench-attribution: $(VENV)/ntkit.stamp
 	$(BIN)/python benchmarks/attribution.py
+
+bench-counterfactuals: $(VENV)/ntkit.stamp
+	$(BIN)/python benchmarks/counterfactuals.py
+
+bench-large: $(VENV)/ntkit.stamp
+	$(BIN)/python benchmarks/large_run.py
 
 scores: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/scores.py

@@ -1,8 +1,8 @@
 """Wrong calls: each bad value of each argument of each public function gives one refusal that helps.
 
 `KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS`, `PARTS` and `AGAIN` where such
-arguments are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given and says
-what to give instead.
+arguments are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given
+and says what to give instead.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""Counterfactuals beside training again: rank correlation by how many are left out, and what they cost.
+
+2,000 digits of MNIST, 10 % of them with a wrong label, batches of 100, SGD with momentum 0.9, ten passes,
+float64; the loss of each of 30 held-out digits. One sample: the 20 of the largest mean effect and 20 drawn
+ones; else 30 drawn sets. The account of the same run is ranked on the same sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ntkit
+from ntkit.data.mnist import mnist
+
+SAMPLES, QUERIES, BATCH, PASSES, RATE = 2000, 30, 100, 10, 0.1
+SIZES = ((1, 20), (20, 30), (200, 30), (1000, 30))
+ISSUE = {  # rank correlations that a prototype reached on this setting, and what a trained model may cost
+    ("mlp", "constant"): {1: 0.89, 20: 0.89, 200: 0.69, 1000: 0.41},
+    ("mlp", "falling"): {1: 0.96, 20: 0.98, 200: 0.93, 1000: 0.76},
+    ("cnn", "falling"): {1: 0.9},
+}
+BARS = {1: 4.0, QUERIES: 20.0}
+WITHIN = 0.03
+
+
+def mlp() -> nn.Module:
+    """Return 784-32-10 with tanh."""
+    return nn.Sequential(nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 10))
+
+
+def cnn() -> nn.Module:
+    """Return two convolutions with batch norm and GELU, averaged over the picture."""
+    first = nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.GELU()
+    second = nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.GELU()
+    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}
+
+
+def data(samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return training digits with wrong labels among them, and held-out ones."""
+    digits = mnist(samples, held_out=QUERIES, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    wrong = torch.randperm(samples, generator=draw)[: samples // 10]
+    y = digits.train_y.clone()
+    y[wrong] = (y[wrong] + torch.randint(1, 10, (len(wrong),), generator=draw)) % 10
+    return digits.train_x.flatten(1), y, digits.held_out_x.flatten(1), digits.held_out_y
+
+
+def train(net: nn.Module, x: Tensor, y: Tensor, falling: bool, folder: str | None = None) -> float:
+    """Train, recorded or not, and return the seconds."""
+    optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9)
+    draw = torch.Generator().manual_seed(1)
+    steps = PASSES * (len(x) // BATCH)
+    order = [i for _ in range(PASSES) for i in torch.randperm(len(x), generator=draw).split(BATCH)]
+    net.train()
+
+    def loop(run: ntkit.training.recording.recording.Recording | None) -> None:
+        for k, index in enumerate(order):
+            if falling:
+                optimizer.param_groups[0]["lr"] = RATE * (1 - k / steps)
+            if run is not None:
+                run.batch(index)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[index]), y[index]).backward()
+            optimizer.step()
+
+    begin = time.perf_counter()
+    if folder is None:
+        loop(None)
+    else:
+        with ntkit.record(folder, net, optimizer, train=(x, y)) as run:
+            loop(run)
+    return time.perf_counter() - begin
+
+
+def built(name: str) -> nn.Module:
+    """Return a network with its first weights."""
+    torch.manual_seed(0)
+    return NETWORKS[name]().double()
+
+
+def measure(name: str, falling: bool, samples: int, rounds: int) -> list[str]:
+    """Return the table of one network and schedule as lines of Markdown."""
+    x, y, queries, labels = data(samples)
+    kind = "falling" if falling else "constant"
+    bars = ISSUE.get((name, kind), {})
+    ask = {"train": (x, y), "queries": queries, "target": "loss", "labels": labels}
+    with tempfile.TemporaryDirectory() as parent:
+        net, folder = built(name), f"{parent}/run"
+        train(net, x, y, falling, folder)
+        seconds: dict[str, list[float]] = {"training": [], "1 row": [], f"{QUERIES} rows": []}
+        for _ in range(rounds):
+            seconds["training"].append(train(built(name), x, y, falling))
+            for total in (True, False):
+                begin = time.perf_counter()
+                found = ntkit.counterfactual(folder, net, "cross_entropy", **ask, total=total)
+                seconds["1 row" if total else f"{QUERIES} rows"].append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        account = ntkit.account(folder, net, "cross_entropy", **ask, tol=1e-2)
+        text = [
+            f"### {name}, {kind} rate\n",
+            "| left out | rank correlation | linear | relative error | account, rank | prototype |",
+            "|---|---|---|---|---|---|",
+        ]
+        for size, sets in SIZES:
+            if samples <= 2 * size - 1 and size > 1:
+                continue
+            check = found.check(sets=sets, size=size)
+            left = torch.stack([-account.contributions[..., s].sum(-1) for s in check.sets])
+            other = type(check)(check.sets, left, check.real).rank_correlation
+            bar = bars.get(size)
+            told = "" if bar is None else f"{bar:g}: {_told(check.rank_correlation >= bar - WITHIN)}"
+            text.append(
+                f"| {size} | {check.rank_correlation:.3f} | {check.linear_correlation:.3f} "
+                f"| {check.relative_error:.2f} | {other:.2f} | {told} |"
+            )
+        base = median(seconds["training"])
+        text += ["\n| what | seconds, median (min to max) | times training | |", "|---|---|---|---|"]
+        for what, took in seconds.items():
+            bar = None if name != "mlp" else {f"{n} row{'s' * (n > 1)}": b for n, b in BARS.items()}.get(what)
+            ratio = median(took) / base
+            told = "" if bar is None else f"bar {bar:g}: {_told(ratio <= bar)}"
+            text.append(
+                f"| {what} | {median(took):.2f} ({min(took):.2f} to {max(took):.2f}) | {ratio:.1f} | {told} |"
+            )
+        text.append(
+            f"\nRelative change of the derivative over one sample (smoothness): {found.smoothness():.2g}.\n"
+        )
+    return text
+
+
+def _told(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
+
+
+def main() -> None:
+    """Measure the settings; print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    settings = [f"{n}-{k}" for n, k in ISSUE]
+    parser.add_argument("--settings", nargs="*", default=settings, choices=settings)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/counterfactuals.md"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    text = [
+        f"Machine: {platform.machine()}, {chosen.threads} thread(s), torch {torch.__version__}, float64, "
+        f"{chosen.rounds} interleaved rounds.\n"
+    ]
+    print(text[0], flush=True)
+    for setting in chosen.settings:
+        name, kind = setting.split("-")
+        lines = measure(name, kind == "falling", chosen.samples, chosen.rounds)
+        print("\n".join(lines), flush=True)
+        text += lines
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
