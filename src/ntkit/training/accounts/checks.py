@@ -56,6 +56,11 @@ def check_given(
     run: Run, model: nn.Module, train: Train, queries: Inputs
 ) -> tuple[tuple[Batch, Batch], Batch]:
     """Return the training data and the queries as tensors, checked against a run and its model."""
+    return check_data(run, model, train), as_inputs(queries, check_model(run, model), "queries")
+
+
+def check_data(run: Run, model: nn.Module, train: Train) -> tuple[Batch, Batch]:
+    """Return the training data as tensors, checked against a run and its model."""
     net = check_model(run, model)
     data = as_pair(train, net)
     n = batch_size(data[0])
@@ -72,7 +77,7 @@ def check_given(
                 f"Step {k} used sample {int(run.batch(k).max())}, but `train` has {n} samples. Give the "
                 f"data of the run."
             )
-    return data, as_inputs(queries, net, "queries")
+    return data
 
 
 def query_network(

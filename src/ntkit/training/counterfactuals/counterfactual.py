@@ -170,10 +170,11 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
         about: Json = {
             "counterfactual": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
             "queries": hash_data(start.queries),
-            "settings": [request.target, total],
+            "settings": [request.target, total, request.budget],
         }
         store = PartStore(as_path(keep), about)
     sweep = DerivativeSweep(replay, again.clipping, pull, None if checked else gradients)
+    sweep.refuse_wrong_second_derivatives()
     effects = _rows(request, start, sweep, sums, store)
     if not checked:
         with torch.no_grad(), progress("Checking the steps", run.steps) as done:
@@ -182,7 +183,9 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
                 done(1)
     prediction = (sums @ start.prediction.cpu().reshape(-1)).reshape(-1, o)
     kind: Any = list(request.target) if isinstance(request.target, tuple | range) else request.target
-    chosen = None if total else start.chosen
+    chosen = start.chosen
+    if total and chosen is not None:
+        chosen = chosen[:1] if all(row == chosen[0] for row in chosen) else None
     return Counterfactual(
         effects.reshape(-1, o, effects.shape[1]), prediction, kind, chosen, total, run.steps
     )

@@ -137,6 +137,8 @@ class Counterfactual:
     def output_name(self, query: int, output: int | None = None, classes: Sequence[str] | None = None) -> str:
         """Return what one output is: an output of the network, a margin of two, a loss."""
         query, output = self._query(query), self._output(query, output)
+        if self.total and self.chosen is None and self.target in ("predicted", "margin"):
+            return str(self.target)  # of each query another one
         return name_of(self.target, None if self.chosen is None else self.chosen[query], output, classes)
 
     def table(self, query: int = 0, output: int | None = None) -> pandas.DataFrame:
@@ -178,6 +180,7 @@ class Counterfactual:
             )
         n = self.effects.shape[-1]
         whole("sets", sets, 1)
+        whole("seed", seed, 0)
         if not 1 <= whole("size", size, 1) < n:
             raise BadValueError(f"size={size} of {n} samples; expected fewer than there are.")
         draw = torch.Generator().manual_seed(seed)
@@ -203,7 +206,7 @@ class Counterfactual:
         n = self.effects.shape[-1]
         if not 1 <= whole("size", size, 1) < n:
             raise BadValueError(f"size={size} of {n} samples; expected fewer than there are.")
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(whole("seed", seed, 0))
         out = [
             without_eps(torch.randperm(n, generator=draw)[:size], n) for _ in range(whole("sets", sets, 1))
         ]

@@ -20,7 +20,7 @@ from ntkit.files import as_path
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Inputs, Picked, batch_size
 from ntkit.network import as_inputs, network
-from ntkit.training.accounts.checks import check_model
+from ntkit.training.accounts.checks import check_data
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment, Step
@@ -30,7 +30,8 @@ from ntkit.training.recording.indices import Indices, as_indices
 from ntkit.training.recording.train_data import Train, as_pair
 from ntkit.training.replay.clipping import Clipping
 from ntkit.training.replay.retraining import Retraining
-from ntkit.training.replay.steps import Replay
+from ntkit.training.replay.steps import Replay, ReplayedBatch
+from ntkit.training.replay.verify import StepCheck
 
 _ZERO = 1e-6  # of the largest second derivative of a loss, what may be between two samples
 
@@ -70,7 +71,9 @@ class Retrained:
     def outputs(self, x: Inputs) -> Tensor:
         """Return the outputs of a batch, in evaluation mode, ``[q, ...]`` as the module gives them."""
         net = network(self.module)
-        batch = cast(as_inputs(x, net, "x"), net.dtype)
+        if isinstance(x, Tensor | tuple | dict):
+            x = cast(x, net.dtype)
+        batch = as_inputs(x, net, "x")
         args, named = ((), batch) if isinstance(batch, dict) else (batch, {})
         try:
             return self.module(*(args if isinstance(args, tuple) else (args,)), **named)
@@ -221,9 +224,12 @@ def retrain(
 
 def retraining(request: Request, run: Run, dtype: torch.dtype | None) -> Retraining:
     """Return what trains a run again, checked: the model, the data, and a loss that is a sum over samples."""
-    net = check_model(run, request.model)
-    data = as_pair(request.train, net)
+    if not run.steps:
+        raise BadValueError(f"The run in {run.folder} has no steps that could be made again: record some.")
+    data = check_data(run, request.model, request.train)
     replay = Replay(run, request.model, data, request.loss, request.augment, request.select)
+    with torch.no_grad():
+        StepCheck(replay).step(0, run.weights(0), run.weights(1))  # refuses another loss
     refuse_mixing_losses(replay)
     clipping = Clipping.of(run, lambda k: replay.gradient(run.weights(k), k, run.step(k)))
     return Retraining(
@@ -234,33 +240,50 @@ def retraining(request: Request, run: Run, dtype: torch.dtype | None) -> Retrain
 def refuse_mixing_losses(replay: Replay) -> None:
     """Refuse a batch loss whose derivative by the output of one sample depends on that of another.
 
-    Seen in the first and the last batch, by products of the second derivatives with half of the samples.
+    Seen in the first and the last batch, by what moving the outputs of half of the samples, drawn, changes
+    in the derivatives by those of the others.
     """
     run = replay.run
     for k in {0, run.steps - 1}:
         step: Step = run.step(k)
         for part in replay.parts(step):
-            with torch.enable_grad():
-                outputs = replay.outputs(run.weights(k), k, part).detach().requires_grad_()
-                value = checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
-                (c,) = torch.autograd.grad(value, outputs, create_graph=True)
-                if not c.isfinite().all():
-                    raise BadValueError(
-                        f"The derivative of the loss at step {k} holds NaN or infinite values; check that "
-                        f"loss and train are those of the run."
-                    )
-                if not c.requires_grad or len(outputs) < 2:
-                    continue
-                half = torch.arange(len(outputs), device=outputs.device) % 2 == 0
-                draw = torch.randn(c.shape, generator=torch.Generator().manual_seed(k)).to(c)
-                (second,) = torch.autograd.grad(c[half], outputs, draw[half], allow_unused=True)
-            if second is not None and second[~half].abs().max() > _ZERO * second.abs().max():
-                raise NotSeparableError(
-                    f"The loss of a batch is no sum of terms of single samples: at step {k}, the "
-                    f"derivative by the output of one sample depends on the outputs of others (a contrastive "
-                    f"or ranking loss, a division by what the batch predicts). It has no term that could "
-                    f"be left out."
+            outputs, n = replay.outputs(run.weights(k), k, part).detach(), len(part.batch)
+            if outputs.ndim == 0 or len(outputs) != n:
+                raise BadValueError(
+                    f"A batch of {n} samples has outputs of shape {list(outputs.shape)}; expected the "
+                    f"sample to be "
+                    f"the first axis, so that it is known which of them are a sample's."
                 )
+            c = _cotangents(replay, outputs, part)
+            if not c.isfinite().all():
+                raise BadValueError(
+                    f"The derivative of the loss at step {k} holds NaN or infinite values; check that loss "
+                    f"and "
+                    f"train are those of the run."
+                )
+            draw = torch.Generator().manual_seed(k)
+            for scale in (0.1, 3.0) if n > 1 else ():
+                half = torch.randperm(n, generator=draw).to(outputs.device) < n // 2
+                noise = torch.randn(outputs.shape, generator=draw).to(outputs)
+                noise *= scale * (outputs.abs().mean() + 1e-3)
+                moved = outputs + noise * half.view(-1, *[1] * (outputs.ndim - 1))
+                off = (_cotangents(replay, moved, part) - c)[~half].abs().max()
+                if not off <= _ZERO * c.abs().max():
+                    raise NotSeparableError(
+                        f"The loss of a batch is no sum of terms of single samples: at step {k}, the "
+                        f"derivative "
+                        f"by the output of one sample depends on the outputs of others (a contrastive or "
+                        f"ranking "
+                        f"loss, a division by what the batch predicts). It has no term that could be left "
+                        f"out."
+                    )
+
+
+def _cotangents(replay: Replay, outputs: Tensor, part: ReplayedBatch) -> Tensor:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        value = checked_loss(replay.loss, leaf, cast(part.y, replay.dtype))
+        return torch.autograd.grad(value, leaf)[0]
 
 
 def without_eps(indices: Indices | None, samples: int) -> Tensor:
@@ -268,9 +291,16 @@ def without_eps(indices: Indices | None, samples: int) -> Tensor:
     eps = torch.ones(samples, dtype=torch.float64)
     if isinstance(indices, str | bytes | int | float):
         raise BadTypeError(f"without={indices!r}; expected the numbers of samples, [3, 17] say.")
-    if isinstance(indices, slice) or np.size(indices):  # pyright: ignore[reportArgumentType]
+    if isinstance(indices, slice):
+        indices = torch.arange(samples)[indices]
+    if np.size(indices) and not _is_empty_mask(indices, samples):  # pyright: ignore[reportArgumentType]
         eps[as_indices(indices, samples, "without").long()] = 0.0  # pyright: ignore[reportArgumentType]
     return eps
+
+
+def _is_empty_mask(indices: object, samples: int) -> bool:
+    mask = np.asarray(indices) if isinstance(indices, Tensor | np.ndarray | list | tuple) else np.ones(1)
+    return mask.dtype == bool and mask.shape == (samples,) and not mask.any()
 
 
 def _eps(weights: Sequence[float] | Tensor, samples: int) -> Tensor:

@@ -20,6 +20,9 @@ from ntkit.training.replay.pull_back import PullBack
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
+_STEP = 1e-6  # of a weight
+_ALIKE = 1e-3
+
 
 class DerivativeSweep:
     """d f / d eps_n of rows of outputs f, with eps_n the weight of sample n's terms of all batch losses.
@@ -83,24 +86,21 @@ class DerivativeSweep:
                 g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
                 if self.gradients is not None:
                     self.gradients[k] = g
+                if run.ungraded(k):
+                    g = g * run.graded(k)
                 clipped = self.clipping.clipped(k, g)
                 of_w, of_g, state = self.pull(k, step, clipped, of_w, state)
                 of_g = self.clipping.pulled(k, g, of_g)
+                counts = self.statistics.counts(k + 1)
                 for graph in reversed(graphs):
                     rows = [of_g]
                     if graph.statistics:
-                        rows += self.statistics.pulled(of_buffers, graph.used, self._count(k, graph.used))
+                        rows += self.statistics.pulled(of_buffers, graph.used, counts)
                     by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], rows)
                     of_w += by_w
                     effects.index_add_(1, graph.batch, by_eps)
             done(1)
         return effects
-
-    def _count(self, k: int, used: list[str]) -> int:
-        name = used[0].rpartition(".")[0]
-        tracked = f"{name}.num_batches_tracked".lstrip(".")
-        held = self.run.buffers(k + 1)
-        return int(held[tracked]) if tracked in held else 1
 
     def _graph(self, w: Tensor, k: int, part: ReplayedBatch) -> _Graph:
         """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""
@@ -117,6 +117,41 @@ class DerivativeSweep:
             weighted = c * eps.view(-1, *[1] * (c.ndim - 1))
             (g,) = torch.autograd.grad(outputs, leaf, weighted, create_graph=True)
         return _Graph(part.batch, leaf, eps, g, made, used)
+
+    def refuse_wrong_second_derivatives(self) -> None:
+        """Compare products with second derivatives with differences of gradients, at the first and last step.
+
+        They differ where something is detached, or an operation's backward pass is no function of its inputs.
+        """
+        run, replay = self.run, self.replay
+        for k in {0, run.steps - 1}:
+            step = run.step(k)
+            if step.kept is not None:
+                continue
+            w = run.weights(k)
+            v = torch.randn(w.shape, generator=torch.Generator().manual_seed(k)).to(w) * (w.abs() + w.std())
+            h = _STEP
+            change = (replay.gradient(w + h * v, k, step) - replay.gradient(w - h * v, k, step)) / (2 * h)
+            if not change.any():
+                continue
+            with self._differentiable():
+                graphs = [self._graph(w, k, part) for part in replay.parts(step)]
+                found = sum(
+                    float(batched_gradients([graph.g], [graph.w], [change[None]])[0][0] @ v)
+                    for graph in graphs
+                )
+            truth = float(change @ change)
+            if not abs(found - truth) <= _ALIKE * truth:
+                raise NtkitError(
+                    f"The gradient of step {k} has a derivative that torch does not see: along a drawn "
+                    f"direction, "
+                    f"products with the second derivative are {abs(found / truth - 1):.2g} off the "
+                    f"differences of "
+                    f"gradients. Something is detached in the loss or the network, or the backward pass of "
+                    f"an "
+                    f"operation (a function of your own, weight_norm, an embedding's padding_idx) is not "
+                    f"differentiable. ntkit.retrain tells what would have happened without a set of samples."
+                )
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

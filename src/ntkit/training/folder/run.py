@@ -157,6 +157,19 @@ class Run:
         """Return the plain values that the record of step k holds."""
         return self._record(k + 1)[1]
 
+    def ungraded(self, k: int) -> frozenset[str]:
+        """Return the trained parameters that had no gradient at step k, or whose optimizer did not step."""
+        scalars = self.recorded(k)
+        if "coefficients" in scalars:
+            return frozenset(self.trained) - frozenset(scalars["coefficients"])
+        return frozenset(scalars.get("ungraded", ()))
+
+    def graded(self, k: int) -> Tensor:
+        """Return 1 for the weights that had a gradient at step k, 0 for the others, ``[P]``."""
+        lost = self.ungraded(k)
+        ones = [torch.full((s.numel(),), float(name not in lost)) for name, s in self.trained.items()]
+        return torch.cat(ones).double().to(self.device)
+
     def tensors_of(self, k: int) -> dict[str, Tensor]:
         """Return the tensors that the record of step k holds."""
         return self._record(k + 1)[0]

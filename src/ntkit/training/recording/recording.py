@@ -308,6 +308,8 @@ class Recording:
         if self._average is not None and self._average.active:
             more |= self._average.tensors()
         self._sparse, self._settings = None, Settings(self._optimizers)
+        if earlier is not None and earlier.steps:
+            self._settings.resumed()
         scalars: Json = {}
         if self._every > 1:
             self._sparse = Checkpointing(self._every, self._optimizers, self._trained)

@@ -18,6 +18,11 @@ class Settings:
         self._last: list[list[Json]] | None = None
         self._threads = 0
         self._held = True
+        self._resumed = False
+
+    def resumed(self) -> None:
+        """Say that the coming step goes on from an earlier recording."""
+        self._resumed = True
 
     def start(self) -> tuple[dict[str, Tensor], Json]:
         """Return the state that optimizers begin with, nothing if it is not of tensors and plain values."""
@@ -31,6 +36,9 @@ class Settings:
     def changed(self) -> Json:
         """Return the settings of the coming step and its threads, where they are others than before."""
         new: Json = {}
+        if self._resumed and not any(o.state for o in self._optimizers):
+            new["fresh"] = True
+        self._resumed = False
         if self._held:
             try:
                 now = settings_of(self._optimizers)

@@ -13,7 +13,6 @@ from ntkit.training.folder.run import Run
 
 _TINY = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm and this
 _CLOSE = 1e-4
-_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -28,41 +27,44 @@ class Clipping:
     most: float | None = None
 
     @classmethod
-    def read(cls, factors: list[float], norms: list[float], folder: object) -> Clipping:
-        """Find the rule of a run from the factor and the norm of the gradient at each step."""
-        sizes = factors
-        clipped = [s * (norm + _TINY) for s, norm in zip(sizes, norms, strict=True) if s < 1 - _CLOSE]
-        most = sorted(clipped)[len(clipped) // 2] if clipped else 0.0
-        fits = (
-            clipped != []
-            and all(abs(m - most) <= _CLOSE * most for m in clipped)
-            and all(
-                abs(s - 1) <= _CLOSE and norm <= most * (1 + _CLOSE)
-                for s, norm in zip(sizes, norms, strict=True)
-                if s >= 1 - _CLOSE
-            )
+    def of(cls, run: Run, gradient: Callable[[int], Tensor]) -> Clipping:
+        """Read the rule off a run; ``gradient(k)`` is that of the loss at step k, ``[P]``."""
+        factors = [_factor(run, k, gradient) for k in range(run.steps)]
+        steps = [k for k, f in enumerate(factors) if f is not None]
+        made = [float(f) for f in factors if f is not None]
+        every = [1.0 if f is None else f for f in factors]
+        if all(f == 1 for f in made):
+            return cls(every)
+        norms = [float((gradient(k) * run.graded(k)).norm()) for k in steps]
+        return cls(every, cls.read(made, norms, torch.finfo(run.dtype).eps, run.folder))
+
+    @staticmethod
+    def read(factors: list[float], norms: list[float], eps: float, folder: object) -> float | None:
+        """Return the length that gradients were clipped to, None if all steps have one factor.
+
+        Of both the one is taken that varies less from step to step, over the steps that were scaled.
+        """
+        scaled = [
+            (f, f * (norm + _TINY)) for f, norm in zip(factors, norms, strict=True) if abs(f - 1) > 8 * eps
+        ]
+        most = sorted(length for _, length in scaled)[len(scaled) // 2] if scaled else 0.0
+        if not scaled:
+            return None
+        constant = len(scaled) == len(factors) and _spread([f for f, _ in scaled]) <= _CLOSE
+        fits = _spread([length for _, length in scaled]) <= _CLOSE and all(
+            f < 1 if abs(f - 1) > 8 * eps else norm <= most * (1 + _CLOSE)
+            for f, norm in zip(factors, norms, strict=True)
         )
+        if constant and (not fits or _spread([f for f, _ in scaled]) < _spread([m for _, m in scaled])):
+            return None
         if not fits:
             raise NtkitError(
                 f"The gradients of the run in {folder} were multiplied by factors that neither are one "
                 f"number nor clip the norm of all gradients to one length, so that it is not known what they "
                 f"would be without a sample. Clip by torch.nn.utils.clip_grad_norm_ over all parameters."
             )
-        rounded = float(f"{most:.{_DIGITS}g}")
-        plain = float(f"{most:.3g}")
-        return cls(factors, plain if abs(plain - most) <= _CLOSE * most else rounded)
-
-    @classmethod
-    def of(cls, run: Run, gradient: Callable[[int], Tensor]) -> Clipping:
-        """Read the rule off a run; ``gradient(k)`` is that of the loss at step k, ``[P]``."""
-        factors = [_factor(run, k, gradient) for k in range(run.steps)]
-        made = [f for f in factors if f is not None]
-        alike = not made or max(made) - min(made) <= _CLOSE * max(made)
-        every = [1.0 if f is None else f for f in factors]
-        if alike:
-            return cls(every)
-        steps = [k for k, f in enumerate(factors) if f is not None]
-        return cls(every, cls.read(made, [float(gradient(k).norm()) for k in steps], run.folder).most)
+        rounded = (float(f"{most:.{digits}g}") for digits in range(1, 7))
+        return next((r for r in rounded if abs(r - most) <= 32 * eps * most), most)
 
     def clip(self, k: int, parameters: dict[str, nn.Parameter]) -> None:
         """Do to the gradients of a step what the rule says."""
@@ -89,6 +91,10 @@ class Clipping:
         if self.most is not None:
             return min(1.0, self.most / (float(g.norm()) + _TINY))
         return self.factors[k] if self.factors else 1.0
+
+
+def _spread(values: list[float]) -> float:
+    return (max(values) - min(values)) / max(values)
 
 
 def _factor(run: Run, k: int, gradient: Callable[[int], Tensor]) -> float | None:

@@ -54,15 +54,15 @@ class MovingStatistics:
 
     @contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
-        """Collect the statistics of each norm in training mode, in the order of its forward passes."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        """Collect the statistics of norms in training mode, in the order of their forward passes."""
+        found: list[tuple[str, Tensor, Tensor]] = []
         hooks = []
 
         def note(name: str) -> Any:
             def hook(m: nn.Module, args: tuple[Tensor, ...]) -> None:
                 if m.training:
                     x = args[0].transpose(0, 1).flatten(1)
-                    found[name] = x.mean(1), x.var(1)
+                    found.append((name, x.mean(1), x.var(1)))
 
             return hook
 
@@ -75,7 +75,7 @@ class MovingStatistics:
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, both in found.items():
+        for name, *both in found:
             made += both
             self.used += [f"{name}.running_mean".lstrip("."), f"{name}.running_var".lstrip(".")]
 
@@ -118,15 +118,26 @@ class MovingStatistics:
                 f"what would have happened without a set of samples."
             )
 
-    def pulled(self, rows: dict[str, Tensor], used: list[str], count: int) -> list[Tensor]:
+    def pulled(self, rows: dict[str, Tensor], used: list[str], counts: dict[str, int]) -> list[Tensor]:
         """Return rows by the statistics of a batch; turn ``rows`` into those by the running ones before it.
 
-        ``count`` is the number of batches with this one.
+        ``counts`` are the numbers of batches behind it, of each norm, and become those before it.
         """
-        out = []
-        for name in used:
+        out: list[Tensor] = []
+        for name in reversed(used):  # a norm may be used several times
             m = self._norms[name.rpartition(".")[0]].momentum
-            part = 1.0 / count if m is None else m
+            part = 1.0 / max(1, counts.get(name, 1)) if m is None else m
+            counts[name] = counts.get(name, 1) - 1
             out.append(part * rows[name])
             rows[name] = (1 - part) * rows[name]
-        return out
+        return out[::-1]
+
+    def counts(self, k: int) -> dict[str, int]:
+        """Return how many batches each running statistic has seen before step k."""
+        held = self._run.buffers(k) if self._run.changes_buffers else {}
+        found = {}
+        for name in self.names:
+            tracked = f"{name.rpartition('.')[0]}.num_batches_tracked".lstrip(".")
+            if tracked in held:
+                found[name] = int(held[tracked])
+        return found

@@ -18,6 +18,7 @@ from ntkit.files import Json
 from ntkit.training.folder.optimizer_state import read_settings
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Step
+from ntkit.training.optimizers import Coefficients
 from ntkit.training.optimizers.registry import known_optimizers
 from ntkit.training.replay.retraining import Settings
 from ntkit.training.replay.step_vectors import StepVectors
@@ -28,7 +29,10 @@ _ROUGH = {
     "torch.optim._muon.Muon": "torch has no differentiable form of its step",
     "torch.optim._adafactor.Adafactor": "torch has no differentiable form of its step",
 }
+_COUNTS = ("step", "mu_product", "mu", "eta")  # of a state, what is one number for all weights
 _PLAIN: Json = {"foreach": False, "fused": False, "capturable": False}
+_TINY = 1e-150
+_ROUNDED = 1e-4  # of the largest gradient, below which it may be rounding
 _CLOSE = 1e-3  # of the largest change of a step: what the step made again may be off
 
 
@@ -53,14 +57,25 @@ class LinearPullBack:
 
     def __call__(self, k: int, step: Step, g: Tensor, rows: Tensor, behind: Tensor) -> tuple[Tensor, ...]:
         """Return rows by w, g and m; those that are given are overwritten."""
-        c, m = step.coefficients, behind[:, 0]
-        _add(m, -c.b, rows)
-        of_g = m * c.nu
-        _add(of_g, -c.a, rows)
-        _add(rows, -c.d, rows)
-        _add(rows, c.decay, of_g)
-        sign = c.scale.sign() if isinstance(c.scale, Tensor) else (-1.0 if c.scale < 0 else 1.0)
-        return rows, _scaled(of_g, sign), _scaled(m, c.mu)[:, None]
+        by_w, by_g, m = _linear(step.coefficients, rows, behind[:, 0])
+        return by_w, by_g, m[:, None]
+
+
+def _linear(c: Coefficients, rows: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry rows by w' and m' through a linear step, in place, to rows by w, g and m."""
+    _add(m, -c.b, rows)
+    of_g = m * c.nu
+    _add(of_g, -c.a, rows)
+    _add(rows, -c.d, rows)
+    _add(rows, c.decay, of_g)
+    sign = c.scale.sign() if isinstance(c.scale, Tensor) else (-1.0 if c.scale < 0 else 1.0)
+    return rows, _scaled(of_g, sign), _scaled(m, c.mu)
+
+
+def _at(c: Coefficients, where: Tensor) -> Coefficients:
+    """Return the coefficients of some of the weights."""
+    values = {k: v[where] if isinstance(v, Tensor) and v.ndim else v for k, v in vars(c).items()}
+    return Coefficients(**values)
 
 
 def _add(to: Tensor, factor: float | Tensor, rows: Tensor) -> None:
@@ -87,6 +102,11 @@ class _Unit:
     plain: dict[str, Any]
     keys: list[str] = field(default_factory=list)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether its steps are linear in gradients."""
+        return f"{self.kind.__module__}.{self.kind.__qualname__}" in _LINEAR
+
 
 class ElementwisePullBack:
     """Optimizers that divide by a memory of gradients, through torch's own step, made differentiable.
@@ -112,6 +132,9 @@ class ElementwisePullBack:
         for k in range(run.steps):
             if run.recorded(k).get("kept") is None:
                 settings.at(k)
+            if run.recorded(k).get("fresh"):
+                for u in self._units:
+                    u.state, u.plain = {}, {}
             self._settings.append(settings.now)
             self._plain.append([copy.deepcopy(u.plain) for u in self._units])
             if rows is not None:
@@ -128,9 +151,10 @@ class ElementwisePullBack:
     def _step(self, k: int, g: Tensor) -> None:
         """Step as the run did, from its weights; the state moves on."""
         w, after = self._run.weights(k), self._run.weights(k + 1)
+        stepping = self._stepping(k)
         self._before = [dict(u.state) for u in self._units] if k == 0 else []
         for number, u in enumerate(self._units):
-            if number not in self._stepping(k):
+            if number not in stepping or u.is_linear:
                 continue
             p, optimizer = self._made(u, k, w[u.where].clone(), g[u.where], False)
             with torch.no_grad(), _wide():
@@ -139,7 +163,9 @@ class ElementwisePullBack:
             u.keys = [key for key, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape]
             u.state = {key: state[key].detach().clone() for key in u.keys}
             u.plain = {key: _doubled(v) for key, v in state.items() if key not in u.keys}
-            off = float((p - after[u.where]).abs().max())
+            # where a gradient is only rounding, so is the step: Adam divides it by its own size
+            counts = g[u.where].abs() > _ROUNDED * g.abs().max()
+            off = float(((p - after[u.where]).abs() * counts).max())
             moved = float((after - w).abs().max())
             eps = torch.finfo(self._run.dtype).eps * float(w.abs().max())
             if not off <= _CLOSE * moved + 8 * eps:
@@ -157,6 +183,12 @@ class ElementwisePullBack:
         stepping = self._stepping(k)
         for number, u in enumerate(self._units):
             if number not in stepping:
+                continue
+            if u.is_linear:
+                m = behind[:, 0, u.where]
+                by_w[:, u.where], by_g[:, u.where], by_state[:, 0, u.where] = _linear(
+                    _at(step.coefficients, u.where), rows[:, u.where], m
+                )
                 continue
             fresh = not self._plain[k][number]
             leaves = [w[u.where], g[u.where], *(held[i, u.where] for i in range(len(u.keys)))]
@@ -188,6 +220,8 @@ class ElementwisePullBack:
         group = read_settings(self._settings[k][u.number][u.group])
         group |= {key: value for key, value in _PLAIN.items() if key in group}
         group["differentiable"] = differentiable
+        if differentiable and float(group["lr"]) == 0:  # torch divides by it there
+            group["lr"] = _TINY
         optimizer: Any = object.__new__(u.kind)
         p.grad = g
         torch.optim.Optimizer.__init__(optimizer, [{"params": [p], **group}], dict(group))
@@ -196,7 +230,7 @@ class ElementwisePullBack:
         return p, optimizer
 
     def _stepping(self, k: int) -> list[int]:
-        ungraded = _ungraded(self._run, k)
+        ungraded = self._run.ungraded(k)
         firsts = [int(u.where[0]) for u in self._units]
         lost = {first for name, first in _places(self._run).items() if name in ungraded}
         return [i for i, first in enumerate(firsts) if first not in lost]
@@ -276,13 +310,6 @@ class _RootsAtZero(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _ungraded(run: Run, k: int) -> set[str]:
-    scalars = run.recorded(k)
-    if "coefficients" in scalars:
-        return set(run.trained) - set(scalars["coefficients"])
-    return set(scalars.get("ungraded", ()))
-
-
 def _places(run: Run) -> dict[str, int]:
     places, begin = {}, 0
     for name, shape in run.trained.items():
@@ -295,7 +322,7 @@ def _units(run: Run) -> list[_Unit]:
     """Divide the weights of a run by optimizer, group, and steps without a gradient."""
     places, lost = _places(run), {name: [] for name in run.trained}
     for k in range(run.steps):
-        for name in _ungraded(run, k):
+        for name in run.ungraded(k):
             lost[name].append(k)
     units = []
     for number, about in enumerate(run.manifest["optimizers"]):
@@ -324,5 +351,5 @@ def _begun(run: Run, number: int, place: int, tensors: bool) -> dict[str, Any]:
     prefix = f"state/{number}/{place}/"
     both = {**run.start, **run.begun.get("state", {})}
     held = {key.removeprefix(prefix): v for key, v in both.items() if key.startswith(prefix)}
-    shaped = {key for key, v in held.items() if isinstance(v, Tensor) and v.ndim > 0}
+    shaped = {key for key, v in held.items() if isinstance(v, Tensor) and key not in _COUNTS}
     return {key: v for key, v in held.items() if (key in shaped) == tensors}

@@ -67,8 +67,6 @@ class Retraining:
         self._model, self._data, self.clipping = model, data, clipping
         self._augment, self._select = augment, select
         self._loss = cast_loss(loss, self.dtype)
-        if not run.steps:
-            raise BadValueError(f"The run in {run.folder} has no steps to train again.")
 
     def trained(self, weights: Tensor | None, done: Callable[[int], None] = lambda _: None) -> nn.Module:
         """Return the network at the end; ``weights [n]`` of the samples, None if all are one."""
@@ -102,10 +100,20 @@ class Retraining:
                     continue
                 if settings.at(k):
                     set_settings(optimizers, settings.now)
+                if run.recorded(k).get("fresh"):  # the recording was resumed without the optimizer's state
+                    for optimizer in optimizers:
+                        optimizer.state.clear()
                 torch.set_num_threads(settings.threads)
                 for p in parameters.values():
                     p.grad = None
                 self._pass(module, k, weights)
+                lost = run.ungraded(k)
+                for name in run.trained:
+                    p = parameters[name]
+                    if name in lost:
+                        p.grad = None
+                    elif p.grad is None:  # it was unused, and held a gradient of zeros
+                        p.grad = torch.zeros_like(p)
                 self.clipping.clip(k, {name: parameters[name] for name in run.trained})
                 with torch.no_grad():
                     for optimizer in optimizers:
@@ -133,11 +141,15 @@ class Retraining:
             args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
             with autocast(forward.autocast if native else None, self.run.device):
                 outputs = selected(module(*args, **kwargs), self._select)
+                if not isinstance(outputs, Tensor):
+                    raise BadValueError(
+                        f"The network returns a {type(outputs).__name__}; say with select= which part of "
+                        f"it the "
+                        f"loss takes."
+                    )
                 leaf = outputs.detach().requires_grad_()
                 value: Any = checked_loss(self._loss, leaf, y)
-            (value if factor == 1 else value * factor).backward()
-            c = leaf.grad
-            assert c is not None
+            (c,) = torch.autograd.grad(value if factor == 1 else value * factor, leaf)
             if weights is not None:
                 c = c * weights[index].to(c).view(-1, *[1] * (c.ndim - 1))
             outputs.backward(c)
