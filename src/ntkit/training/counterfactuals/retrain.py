@@ -71,8 +71,6 @@ class Retrained:
     def outputs(self, x: Inputs) -> Tensor:
         """Return the outputs of a batch, in evaluation mode, ``[q, ...]`` as the module gives them."""
         net = network(self.module)
-        if isinstance(x, Tensor | tuple | dict):
-            x = cast(x, net.dtype)
         batch = as_inputs(x, net, "x")
         args, named = ((), batch) if isinstance(batch, dict) else (batch, {})
         try:
@@ -293,7 +291,8 @@ def without_eps(indices: Indices | None, samples: int) -> Tensor:
         raise BadTypeError(f"without={indices!r}; expected the numbers of samples, [3, 17] say.")
     if isinstance(indices, slice):
         indices = torch.arange(samples)[indices]
-    if np.size(indices) and not _is_empty_mask(indices, samples):  # pyright: ignore[reportArgumentType]
+    count = indices.numel() if isinstance(indices, Tensor) else np.size([] if indices is None else indices)
+    if count and not _is_empty_mask(indices, samples):
         eps[as_indices(indices, samples, "without").long()] = 0.0  # pyright: ignore[reportArgumentType]
     return eps
 

@@ -241,7 +241,8 @@ class ElementwisePullBack:
         )
         for u in self._units:
             for i, key in enumerate(u.keys):
-                out[i, u.where] = u.state[key]
+                if key in u.state:
+                    out[i, u.where] = u.state[key]
         return out
 
     def _first_states(self) -> Tensor:
