@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,13 @@ from matplotlib.axes import Axes
 from ntkit.display.axes import BLUE, INK, ORANGE, new_axes, plain_axes
 from ntkit.inputs import Inputs
 
+if TYPE_CHECKING:
+    from ntkit.training.accounts.result import Account
+    from ntkit.training.counterfactuals.result import Check, Counterfactual
+
 
 def contributions(
-    account: Any, query: int, ax: Axes | None = None, *, output: int | None = None, count: int = 20
+    account: Account, query: int, ax: Axes | None = None, *, output: int | None = None, count: int = 20
 ) -> Axes:
     """Draw the training samples that contributed most to one output of a query, largest in size first."""
     if ax is None:
@@ -30,7 +34,7 @@ def contributions(
     return ax
 
 
-def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int | None = None) -> Axes:
+def over_time(account: Account, query: int, ax: Axes | None = None, *, output: int | None = None) -> Axes:
     """Draw the path of a prediction through training: the running sum of what each step's batch moved."""
     if ax is None:
         (ax,) = new_axes(6.0, 3.2)
@@ -45,7 +49,7 @@ def over_time(account: Any, query: int, ax: Axes | None = None, *, output: int |
 
 
 def by_class(
-    account: Any,
+    account: Account,
     query: int,
     labels: Inputs | None,
     ax: Axes | None = None,
@@ -66,7 +70,7 @@ def by_class(
     return ax
 
 
-def predicted_and_real(check: Any, ax: Axes | None = None) -> Axes:
+def predicted_and_real(check: Check, ax: Axes | None = None) -> Axes:
     """Draw what leaving sets of samples out changed against what was predicted, a point for each output."""
     if ax is None:
         (ax,) = new_axes(4.2, 4.0)
@@ -83,7 +87,12 @@ def predicted_and_real(check: Any, ax: Axes | None = None) -> Axes:
 
 
 def effects(
-    found: Any, query: int = 0, ax: Axes | None = None, *, output: int | None = None, count: int = 20
+    found: Counterfactual,
+    query: int = 0,
+    ax: Axes | None = None,
+    *,
+    output: int | None = None,
+    count: int = 20,
 ) -> Axes:
     """Draw the training samples without which one output of a query would change most."""
     if ax is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ class MovingStatistics:
         found: list[tuple[str, Tensor, Tensor]] = []
         hooks = []
 
-        def note(name: str) -> Any:
+        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(m: nn.Module, args: tuple[Tensor, ...]) -> None:
                 if m.training:
                     x = args[0].transpose(0, 1).flatten(1)
@@ -84,10 +83,11 @@ class MovingStatistics:
         """Normalize by statistics that derivatives go through, which torch's own operation does not have."""
         norms = {name: m for name, m in module.named_modules() if name in self._norms}
 
-        def hook_of(name: str) -> Any:
+        def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             mean, var = (given[f"{name}.{key}".lstrip(".")] for key in ("running_mean", "running_var"))
 
-            def hook(m: Any, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            def hook(m: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
+                assert isinstance(m, _NORM)
                 x = args[0]
                 shape = (1, -1, *[1] * (x.ndim - 2))
                 out = (x - mean.view(shape)) * (var + m.eps).rsqrt().view(shape)

@@ -99,7 +99,7 @@ class _Unit:
     group: int
     where: Tensor
     state: dict[str, Tensor]
-    plain: dict[str, Any]
+    plain: Json
     keys: list[str] = field(default_factory=list)
 
     @property
@@ -123,7 +123,7 @@ class ElementwisePullBack:
         self._run = run
         self._settings: list[list[list[Json]]] = []
         self._units = _units(run)
-        self._plain: list[list[dict[str, Any]]] = []
+        self._plain: list[list[Json]] = []
         self._follow(gradient, budget, done)
 
     def _follow(self, gradient: Callable[[int], Tensor], budget: int, done: Callable[[int], None]) -> None:
@@ -159,7 +159,7 @@ class ElementwisePullBack:
             p, optimizer = self._made(u, k, w[u.where].clone(), g[u.where], False)
             with torch.no_grad(), _wide():
                 optimizer.step()
-            state: dict[Any, Any] = optimizer.state[p]
+            state = optimizer.state[p]
             u.keys = [key for key, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape]
             u.state = {key: state[key].detach().clone() for key in u.keys}
             u.plain = {key: _doubled(v) for key, v in state.items() if key not in u.keys}
@@ -215,14 +215,16 @@ class ElementwisePullBack:
                 by_state[:, i, u.where] = total
         return by_w, by_g, by_state
 
-    def _made(self, u: _Unit, k: int, p: Tensor, g: Tensor, differentiable: bool) -> tuple[Tensor, Any]:
+    def _made(
+        self, u: _Unit, k: int, p: Tensor, g: Tensor, differentiable: bool
+    ) -> tuple[Tensor, torch.optim.Optimizer]:
         """Return the optimizer of a unit, before step k, over one flat vector with its gradient."""
         group = read_settings(self._settings[k][u.number][u.group])
         group |= {key: value for key, value in _PLAIN.items() if key in group}
         group["differentiable"] = differentiable
         if differentiable and float(group["lr"]) == 0:  # torch divides by it there
             group["lr"] = _TINY
-        optimizer: Any = object.__new__(u.kind)
+        optimizer: torch.optim.Optimizer = object.__new__(u.kind)
         p.grad = g
         torch.optim.Optimizer.__init__(optimizer, [{"params": [p], **group}], dict(group))
         if not differentiable and (u.state or u.plain):
@@ -292,7 +294,7 @@ def _wide() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _doubled(value: Any) -> Any:
+def _doubled(value: object) -> object:
     return value.double().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
@@ -330,7 +332,7 @@ def _units(run: Run) -> list[_Unit]:
         kind = known_optimizers()[about["class"]]
         place = 0
         for group, names in enumerate(about["groups"]):
-            sets: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+            sets: dict[tuple[object, ...], list[tuple[str, int]]] = {}
             for name in names:
                 plain = _begun(run, number, place, tensors=False)
                 key = tuple(lost[name]), tuple(sorted((k, str(v)) for k, v in plain.items()))
@@ -347,7 +349,7 @@ def _units(run: Run) -> list[_Unit]:
     return units
 
 
-def _begun(run: Run, number: int, place: int, tensors: bool) -> dict[str, Any]:
+def _begun(run: Run, number: int, place: int, tensors: bool) -> Json:
     """Return the state that a parameter had when the recording began: its tensors, or all else."""
     prefix = f"state/{number}/{place}/"
     both = {**run.start, **run.begun.get("state", {})}

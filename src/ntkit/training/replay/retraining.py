@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +147,7 @@ class Retraining:
                         f"loss takes."
                     )
                 leaf = outputs.detach().requires_grad_()
-                value: Any = checked_loss(self._loss, leaf, y)
+                value = checked_loss(self._loss, leaf, y)
             (c,) = torch.autograd.grad(value if factor == 1 else value * factor, leaf)
             if weights is not None:
                 c = c * weights[index].to(c).view(-1, *[1] * (c.ndim - 1))
