@@ -82,6 +82,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_deep_network_holds_the_gradients_of_few_layers():
     run = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=True)
     gradients = 4 * 40 * 64 * 10 * 16 * 256  # of all layers at once

@@ -128,6 +128,7 @@ def test_laws(name, runs):
     laws()
 
 
+@pytest.mark.slow
 def test_laws_of_pictures():
     made = cache(lambda dtype, outputs: ntkit.EmpiricalNTK(convolutional(dtype), outputs=outputs))
 

@@ -20,7 +20,7 @@ NAMES += ["bert", "gpt2", "llama", "t5"]
 TEN = [e for e in (*torch_models.ENTRIES, *transformers_texts.ENTRIES) if e.name in NAMES]
 
 
-LONG = ("t5", "llama")  # the same layers are tested one by one
+LONG = ("t5", "llama", "bert", "lstm", "transformer")  # the same layers are tested one by one
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def turned(turn, how, **options):
     return limit(network(rotary(turn), WIDTH, H, **sines(SIZE, how)), shape(0, T, 3), **options)
 
 
+@pytest.mark.slow
 def test_all_forms_are_one_kernel():
     x = shape(0, T, 3)
     first = turned(*FORMS["halves"], samples=2**8)

@@ -234,7 +234,7 @@ def test_several_scales_in_closed_form(name, function):
     [
         (1, 0.1, "relu", 1e-9),
         (2, 4.0, "relu", 1e-9),
-        (1, 0.1, "silu", 1e-6),
+        pytest.param(1, 0.1, "silu", 1e-6, marks=pytest.mark.slow),
         pytest.param(2, 4.0, "silu", 1e-6, marks=pytest.mark.slow),
     ],
 )

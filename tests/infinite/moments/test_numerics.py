@@ -43,6 +43,7 @@ def test_what_is_no_covariance_keeps_its_variances_and_tells_the_change():
     assert 0.05 < change < 0.5 and found.jitter == pytest.approx(float(change), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_poolings_with_fewer_points_than_positions():
     pooled = (nn.ReLU(), nn.MaxPool2d(2))
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *pooled, nn.Conv2d(4, 4, 3, padding=1), *pooled)

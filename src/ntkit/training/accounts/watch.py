@@ -112,6 +112,8 @@ def watch(
 class Watch(Recording):
     """A run whose predictions are accounted for as it goes; made by `watch`. ``account`` when it is over."""
 
+    lasts = False
+
     def __init__(
         self,
         request: Request,

@@ -36,6 +36,8 @@ from ntkit.training.recording.weight_averages import AverageWatch, LookaheadWatc
 class Recording:
     """A run being recorded; made by `record`. ``steps`` counts the steps that are written."""
 
+    lasts = True  # whether it may be trained again, when it is over
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -307,7 +309,7 @@ class Recording:
         more = {f"m/{name}": m for s in self._stepping.values() for name, m in s.momentum().items()}
         if self._average is not None and self._average.active:
             more |= self._average.tensors()
-        self._sparse, self._settings = None, Settings(self._optimizers)
+        self._sparse, self._settings = None, Settings(self._optimizers, self.lasts)
         if earlier is not None and earlier.steps:
             self._settings.resumed()
         scalars: Json = {}
