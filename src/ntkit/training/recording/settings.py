@@ -11,7 +11,7 @@ from ntkit.training.folder.optimizer_state import settings_of, state_of
 
 
 class Settings:
-    """Follows the settings of optimizers, if they are wanted; where a record cannot hold them, it has none."""
+    """Follows the settings of optimizers, if they are wanted; where no record can hold them, it has none."""
 
     def __init__(self, optimizers: tuple[torch.optim.Optimizer, ...], wanted: bool) -> None:
         self._optimizers = optimizers
