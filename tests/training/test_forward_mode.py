@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import ntkit
+from ntkit.compute.counting import Counting
 from ntkit.training.folder.run import Run
 from ntkit.training.replay.forward_mode import ForwardMode
+from ntkit.training.replay.sample_gradients import Samples
 from ntkit.training.replay.steps import Replay
 
 D = torch.float64
@@ -154,6 +156,8 @@ def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name)
     net = build().double()
     x, y = recorded(tmp_path, net, tokens)
 
+    monkeypatch.setattr(Samples, "_forward_costs_less", lambda *_: True)
+
     def account():
         return ntkit.account(
             tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:3], target="predicted", tol=1e-6
@@ -168,14 +172,38 @@ def test_contributions_are_those_of_backward_passes(tmp_path, monkeypatch, name)
     assert expected.plan.contributions == "backward passes"
 
 
-@pytest.mark.parametrize(("queries", "way"), [(2, "forward mode"), (3, "backward passes")])
-def test_many_rows_take_backward_passes_of_each_sample(tmp_path, queries, way):
+@pytest.mark.parametrize(("queries", "way"), [(1, "forward mode"), (20, "backward passes")])
+@pytest.mark.parametrize("build", [drawn, conv])
+def test_many_rows_take_backward_passes_of_each_sample(tmp_path, build, queries, way):
     torch.manual_seed(0)
-    net = drawn().double()
+    net = build().double()
     x, y = recorded(tmp_path, net, False)
     found = ntkit.account(tmp_path, net, F.cross_entropy, train=(x, y), queries=x[:queries], tol=1e-6)
     assert found.plan.contributions == way  # rows are queries times 2 outputs, batches are of 8
     assert found.converged
+
+
+def test_the_way_is_that_of_the_least_counted_cost(tmp_path):
+    torch.manual_seed(0)
+    wide = nn.Linear(12, 300), nn.Tanh(), nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 2)
+    net, ways = nn.Sequential(*wide).double(), set()
+    x, y = recorded(tmp_path, net, False)
+    with Run(tmp_path) as run, torch.no_grad():
+        replay = Replay(run, net, (x, y), F.cross_entropy)
+        w, step = run.weights(0), run.step(0)
+        (part,) = replay.parts(step)
+        for rows in (1, 2, 5, 9):
+            a = torch.randn(rows, len(w), dtype=D)
+            samples = Samples(replay, 2**30)
+            with Counting() as forward:
+                ForwardMode(replay, 2**30)._along("mapped", w, 0, part, a)
+            with Counting() as backward:
+                torch.cat([product(a) for _, product in samples.apart(w, 0, part)])
+            ((_, product),) = samples.products(w, 0, step, False)
+            product(a)
+            ways.add(samples.way)
+            assert samples.way == ("forward mode" if forward.cost < backward.cost else "structure")
+    assert ways == {"forward mode", "structure"}
 
 
 def test_directions_go_one_after_the_other_where_memory_is_short(tmp_path):

@@ -21,13 +21,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ntkit.compute.counting import FLOPS_PER_BYTE
 from ntkit.compute.gemm import product_transposed
 from ntkit.compute.plan import chunks
 from ntkit.finite.factors import Factor, OneHot, Slot, slot_rows
 from ntkit.finite.kinds import Kind
 
-# A byte moved costs about as much time as this many floating-point operations.
-_FLOPS_PER_BYTE = 12
 _FORMED = 2**23  # bytes of Jacobians that are formed at a time: they stay in a cache until their product
 FactorPairs = Iterable[tuple[Factor, Factor]]
 
@@ -127,7 +126,7 @@ def order_costs(a: Sizes, b: Sizes, kind: Kind, item: int) -> dict[str, tuple[in
 def cheapest(a: Sizes, b: Sizes, kind: Kind, item: int) -> tuple[str, int]:
     """Return the order of summation that takes the least time, by shapes, and its operations."""
     costs = order_costs(a, b, kind, item)
-    order = min(costs, key=lambda order: costs[order][0] + _FLOPS_PER_BYTE * costs[order][1])
+    order = min(costs, key=lambda order: costs[order][0] + FLOPS_PER_BYTE * costs[order][1])
     return order, costs[order][0]
 
 

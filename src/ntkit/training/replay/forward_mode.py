@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from ntkit.compute.counting import Counting, cost_of_many
 from ntkit.finite.jacobian.backward import quiet, quiet_vmap
 from ntkit.training.functional.flat_network import cast
 from ntkit.training.replay.steps import Replay, ReplayedBatch
@@ -46,7 +46,7 @@ class ForwardMode:
 
     def products(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor) -> Tensor | None:
         """Return c_n . (J_n A), ``[r, n]``; None where no way in forward mode is right."""
-        key = part.forward.modes, part.forward.rng is None, len(part.batch)
+        key = self._kind(part)
         ways = self._ways.setdefault(key, [*_WAYS])
         count = self._seen[key] = self._seen.get(key, -1) + 1
         while ways:
@@ -64,6 +64,17 @@ class ForwardMode:
             ways.pop(0)
             self._seen[key] = count = 0
         return None
+
+    def cost(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor) -> float | None:
+        """Return what `products` costs, counted on one and two rows; None where no way is right."""
+        if self.products(w, k, part, a[:1]) is None:
+            return None
+        way = self._ways[self._kind(part)][0]
+        return cost_of_many(len(a), lambda count: self._along(way, w, k, part, a[:count]))
+
+    @staticmethod
+    def _kind(part: ReplayedBatch) -> Hashable:
+        return part.forward.modes, part.forward.rng is None, len(part.batch)
 
     def _twice(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor) -> Tensor:
         with self._differentiable(), torch.enable_grad():
@@ -106,9 +117,9 @@ class ForwardMode:
         """Return about how many bytes one direction takes on its way through a batch."""
         key = tuple(t.shape for t in pytree.tree_leaves(part.x))
         if key not in self._held:
-            with _Largest() as seen, torch.no_grad():
+            with Counting() as seen, torch.no_grad():
                 self._replay.outputs(w, k, part)
-            self._held[key] = 1 + w.numel() * w.element_size() + _ALIVE * seen.bytes
+            self._held[key] = 1 + w.numel() * w.element_size() + _ALIVE * seen.largest
         return self._held[key]
 
     def _agrees(self, w: Tensor, k: int, part: ReplayedBatch, a: Tensor, found: Tensor, apart: bool) -> bool:
@@ -144,20 +155,6 @@ class ForwardMode:
                 warnings.simplefilter("ignore")
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
-
-
-class _Largest(TorchDispatchMode):
-    """Notes how many bytes the largest result of an operation takes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        out = func(*args, **(kwargs or {}))
-        tensors = (t for t in pytree.tree_leaves(out) if isinstance(t, Tensor))
-        self.bytes = max([self.bytes, *(t.numel() * t.element_size() for t in tensors)])
-        return out
 
 
 class _Padding(TorchFunctionMode):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ntkit.compute.counting import cost_of_many
 from ntkit.finite.factors import Factor, OneHot
 from ntkit.finite.jacobian.recipe import Jacobian
 from ntkit.inputs import take
@@ -19,41 +19,60 @@ from ntkit.training.functional.transforms import pulled
 from ntkit.training.replay.forward_mode import ForwardMode
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 
-_MIXED = 0.5  # rows for each sample of a batch, up to which a forward pass for each costs less than a
-_APART = 3  # backward pass for each sample; rows, where such a backward pass is one of the sample alone
-
 RowProduct = Callable[[Tensor], Tensor]  # rows [r, P] -> rows times gradients of samples, [r, n]
+Backward = Callable[..., Iterator[tuple[Tensor, RowProduct]]]
 
 
 class Samples:
     """Products of rows ``A [r, P]`` with the gradients J(x_n; w_k)^T c_n of the samples of a step.
 
-    Where the network has a structure, they are g_n^T A_W h_n for each weight, and no gradient is made. Where
-    it mixes samples or draws at random, J_n is row n of the Jacobian of the whole batch, as it was.
+    They are made in the way that costs least, as counted on one and two rows or samples: by passes of the
+    whole batch along each row (`ForwardMode`), or by a backward pass for each sample. Where the network has a
+    structure, the latter are g_n^T A_W h_n for each weight, and no gradient is made. Where it mixes samples
+    or draws at random, J_n is row n of the Jacobian of the whole batch, as it was.
     """
 
     def __init__(self, replay: Replay, budget: int) -> None:
         self._replay, self._budget = replay, budget
         self._forward_mode = ForwardMode(replay, budget)
+        self._cheaper: dict[Hashable, bool] = {}  # whether forward mode is, by kind of batch and rows
         self.way = "structure"  # where the last products came from
 
     def products(self, w: Tensor, k: int, step: Step, mixes: bool) -> Iterator[tuple[Tensor, RowProduct]]:
-        """Yield the samples of a step, some at a time, with what multiplies rows by their gradients."""
+        """Yield the samples of each batch of a step, with what multiplies rows by their gradients."""
         w = w.to(self._replay.dtype)
         for part in self._replay.parts(step):
-            if mixes:
-                yield from self._together(w, k, part, self._by_rows)
-                continue
-            self._replay.go_to(k, part.forward)
-            structure = self._replay.net.structure(cast(part.x, self._replay.dtype))
-            if structure is None:
-                yield from self._together(w, k, part, self.apart)
-            else:
-                yield from self.apart(w, k, part)
+            backward = self.by_rows if mixes else self.apart
+            yield part.batch, partial(self._products, w, k, part, backward)
 
-    def apart(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
+    def _products(self, w: Tensor, k: int, part: ReplayedBatch, backward: Backward, a: Tensor) -> Tensor:
+        """Return rows times gradients of the samples of a batch, ``[r, n]``, whichever way costs less."""
+        found = None
+        if self._forward_costs_less(w, k, part, backward, a):
+            found = self._forward_mode.products(w, k, part, a)
+            self.way = self._forward_mode.way
+        if found is None:
+            found = torch.cat([product(a) for _, product in backward(w, k, part)], dim=1)
+        return found
+
+    def _forward_costs_less(
+        self, w: Tensor, k: int, part: ReplayedBatch, backward: Backward, a: Tensor
+    ) -> bool:
+        n, r = len(part.batch), len(a)
+        key = backward, part.forward.modes, part.forward.rng is None, n, r
+        if key not in self._cheaper:
+            forward = self._forward_mode.cost(w, k, part, a)
+            self._cheaper[key] = forward is not None and forward < cost_of_many(
+                n, lambda count: [product(a) for _, product in backward(w, k, part, count)]
+            )
+        return self._cheaper[key]
+
+    def apart(
+        self, w: Tensor, k: int, part: ReplayedBatch, count: int | None = None
+    ) -> Iterator[tuple[Tensor, RowProduct]]:
         """Yield what multiplies rows by gradients of samples that are each computed without the others."""
         net = self._replay.net
+        self._replay.go_to(k, part.forward)
         c = self._replay.cotangents(w, k, part)
         x = cast(part.x, self._replay.dtype)
         structure = net.structure(x)
@@ -61,7 +80,7 @@ class Samples:
         # measured: 0.5 to 3.5 numbers are held for each that passes through
         per_sample = w.dtype.itemsize * (4 * net.total if structure is None else 5 * structure.width)
         size = max(1, self._budget // per_sample)
-        for index in torch.arange(len(part.batch), device=c.device).split(size):
+        for index in torch.arange(len(part.batch), device=c.device)[:count].split(size):
             some, slopes = take(x, index), c[index]
             if structure is None:
                 single = pytree.tree_map(lambda t: t[None], some)
@@ -84,25 +103,11 @@ class Samples:
             begin += size
         return out
 
-    def _together(
-        self, w: Tensor, k: int, part: ReplayedBatch, otherwise: Callable[..., Iterator[Any]]
+    def by_rows(
+        self, w: Tensor, k: int, part: ReplayedBatch, count: int | None = None
     ) -> Iterator[tuple[Tensor, RowProduct]]:
-        # forward with the whole batch for each row; otherwise, or where that costs less, backward
-        n = len(part.batch)
-        most = _MIXED * n if otherwise == self._by_rows else _APART
-
-        def forwards(a: Tensor) -> Tensor:
-            found = None
-            if len(a) <= most:
-                found = self._forward_mode.products(w, k, part, a)
-            self.way = "backward passes" if found is None else self._forward_mode.way
-            if found is None:
-                found = torch.cat([product(a) for _, product in otherwise(w, k, part)], dim=1)
-            return found
-
-        yield part.batch, forwards
-
-    def _by_rows(self, w: Tensor, k: int, part: ReplayedBatch) -> Iterator[tuple[Tensor, RowProduct]]:
+        """Yield the same for rows of the Jacobian of the whole batch, of all samples or of some first."""
+        self.way = "backward passes"
         net, n = self._replay.net, len(part.batch)
         with torch.enable_grad():
             leaf = w.detach().requires_grad_()
@@ -110,7 +115,7 @@ class Samples:
             flat = outputs.reshape(n, -1)
         c = self._replay.cotangents_of(outputs, part)
         size = max(1, self._budget // (8 * (3 * net.total + 4 * flat.numel())))
-        for index in torch.arange(n, device=w.device).split(size):
+        for index in torch.arange(n, device=w.device)[:count].split(size):
             rows = torch.zeros(len(index), *flat.shape, dtype=w.dtype, device=w.device)
             rows[torch.arange(len(index)), index] = c[index]
             gradients = pulled(flat, leaf, rows)
