@@ -53,7 +53,7 @@ def recorded(
     return net, x, y
 
 
-def slope(folder, net, x, y, sample, loss=F.cross_entropy):
+def slope(folder, net, x, y, sample, loss=F.cross_entropy, **ask):
     """Return d outputs / d eps of a sample, by Richardson's extrapolation of central differences."""
 
     def central(h):
@@ -61,7 +61,8 @@ def slope(folder, net, x, y, sample, loss=F.cross_entropy):
         for sign in (1, -1):
             eps = torch.ones(N, dtype=torch.float64)
             eps[sample] += sign * h
-            ends.append(ntkit.retrain(folder, net, loss, train=(x, y), weights=eps).outputs(x[:2]))
+            again = ntkit.retrain(folder, net, loss, train=(x, y), weights=eps, **ask)
+            ends.append(again.outputs(x[:2]))
         return (ends[0] - ends[1]) / (2 * h)
 
     return (4 * central(1e-4) - central(2e-4)) / 3

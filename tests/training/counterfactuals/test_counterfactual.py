@@ -13,6 +13,7 @@ from trained_again import OPTIMIZERS, N, network, recorded, slope
 import ntkit
 from ntkit.errors import NtkitError, PathMismatchError
 from ntkit.training.counterfactuals.result import Counterfactual
+from ntkit.training.counterfactuals.sweep import DerivativeSweep
 
 QUICK = ("SGD", "Adam", "RMSprop")
 
@@ -123,3 +124,67 @@ def test_another_loss_is_refused(name, tmp_path):
         ntkit.counterfactual(
             tmp_path, net, lambda o, t: 1.1 * F.cross_entropy(o, t), train=(x, y), queries=x[:2]
         )
+
+
+@pytest.mark.parametrize("kind", ["EMA", "SWA from the middle"])
+def test_the_averaged_network(tmp_path, kind):
+    torch.manual_seed(0)
+    net, x, y = network(norm=False).double(), torch.randn(N, 5, dtype=torch.float64), torch.arange(N) % 3
+    optimizer, ema = optim.Adam(net.parameters(), 0.03), optim.swa_utils.get_ema_multi_avg_fn(0.7)
+    averaged = optim.swa_utils.AveragedModel(net, multi_avg_fn=ema if kind == "EMA" else None)
+    with ntkit.record(tmp_path, net, optimizer, train=(x, y), average=averaged) as run:
+        for k in range(8):
+            batch = torch.randperm(N)[:10]
+            run.batch(batch)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+            if kind == "EMA" or k >= 4:
+                averaged.update_parameters(net)
+    ask = {"train": (x, y), "average": True}
+    again = ntkit.retrain(tmp_path, net, F.cross_entropy, without=[], **ask)
+    assert again.difference <= 1e-14
+    assert (again.outputs(x) - averaged(x)).abs().max() <= 1e-13
+    c = ntkit.counterfactual(tmp_path, net, F.cross_entropy, queries=x[:2], **ask)
+    truth = slope(tmp_path, net, x, y, 3, average=True)
+    assert (truth + c.effects[..., 3]).abs().max() <= 1e-8 * c.effects.abs().max()
+    check = c.check(sets=2)
+    left = ntkit.retrain(tmp_path, net, F.cross_entropy, without=check.sets[1], **ask)
+    torch.testing.assert_close(check.real[1], left.outputs(x[:2]) - again.outputs(x[:2]))
+
+
+def test_goes_on_in_the_middle_of_a_row(tmp_path, monkeypatch):
+    net, x, y = recorded(tmp_path / "run", OPTIMIZERS["Adam"], clip=0.5)
+    ask = {"train": (x, y), "queries": x[:2]}
+    expected = ntkit.counterfactual(tmp_path / "run", net, F.cross_entropy, **ask)
+    back, seen = DerivativeSweep.back, []
+
+    def dies(sweep, rows):
+        seen.append(rows.position)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        back(sweep, rows)
+
+    monkeypatch.setattr("ntkit.training.counterfactuals.tiles.PAUSE", 0.0)
+    monkeypatch.setattr(DerivativeSweep, "back", dies)
+    with pytest.raises(KeyboardInterrupt):
+        ntkit.counterfactual(tmp_path / "run", net, F.cross_entropy, **ask, keep=tmp_path / "kept")
+    found = ntkit.counterfactual(tmp_path / "run", net, F.cross_entropy, **ask, keep=tmp_path / "kept")
+    assert seen == [8, 7, 6, 5, 4, 4, 3, 2, 1]
+    assert torch.equal(found.effects, expected.effects)
+    kept = ntkit.counterfactual(tmp_path / "run", net, F.cross_entropy, **ask, keep=tmp_path / "kept")
+    assert len(seen) == 9 and torch.equal(kept.effects, expected.effects)
+
+
+@pytest.mark.slow  # processes start in some seconds
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_rows_in_processes(tmp_path, name, every):
+    net, x, y = recorded(tmp_path / "run", OPTIMIZERS[name], clip=0.5, every=every)
+    ask = {"train": (x, y), "queries": x[:3]}
+    expected = ntkit.counterfactual(tmp_path / "run", net, F.cross_entropy, **ask)
+    found = ntkit.counterfactual(
+        tmp_path / "run", net, F.cross_entropy, **ask, jobs=2, keep=tmp_path / "kept"
+    )
+    torch.testing.assert_close(found.effects, expected.effects, rtol=1e-10, atol=1e-14)
+    assert len(list((tmp_path / "kept").iterdir())) == 2

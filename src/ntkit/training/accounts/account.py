@@ -11,12 +11,12 @@ from torch import nn
 
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadValueError, one_of, whole
+from ntkit.errors import one_of, whole
 from ntkit.files import as_path, hash_data
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Inputs, Picked, batch_size, take
 from ntkit.network import network
-from ntkit.training.accounts.averaged_account import Averages
+from ntkit.training.accounts.averaged_account import Averages, refuse_missing_average
 from ntkit.training.accounts.balance import balanced, plan_of
 from ntkit.training.accounts.plan import AccountPlan
 from ntkit.training.accounts.request import Request
@@ -249,13 +249,8 @@ def _planned(request: Request, run: Run, work: Work) -> AccountPlan:
 
 @torch.no_grad()
 def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
-    if average and not run.averaged:
-        raise BadValueError(f"{run.folder} was recorded without an average of weights: record with average=.")
-    if average and run.changes_buffers:
-        raise BadValueError(
-            "The buffers of the network changed in this run; those of its average are not recorded. Account "
-            "for the last network (average=False)."
-        )
+    if average:
+        refuse_missing_average(run)
     began = time.monotonic()
     averages = Averages(run, work.budget // 4) if average else None
     with progress("Checking the steps", run.steps) as done:

@@ -5,8 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ntkit.errors import BadValueError
 from ntkit.training.folder.run import Run
 from ntkit.training.replay.step_vectors import StepVectors
+
+
+def refuse_missing_average(run: Run) -> None:
+    """Refuse to speak of the average of a run that was recorded without one, or without its buffers."""
+    if not run.averaged:
+        raise BadValueError(f"{run.folder} was recorded without an average of weights: record with average=.")
+    if run.changes_buffers:
+        raise BadValueError(
+            "The buffers of the network changed in this run; those of its average are not recorded. Ask for "
+            "the last network (average=False)."
+        )
 
 
 class Averages:

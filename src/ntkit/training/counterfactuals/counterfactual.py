@@ -8,29 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkit.compute.plan import chunks
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import one_of
+from ntkit.errors import one_of, whole
 from ntkit.files import Json, as_path, hash_data
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Inputs, Picked
 from ntkit.network import network
-from ntkit.training.accounts.request import Prepared, Request
-from ntkit.training.accounts.store import PartStore
+from ntkit.training.accounts.averaged_account import Averages, refuse_missing_average
+from ntkit.training.accounts.request import Request
 from ntkit.training.accounts.target import Target
+from ntkit.training.accounts.tiles import Work
 from ntkit.training.counterfactuals.result import Again, Counterfactual
 from ntkit.training.counterfactuals.retrain import retraining
 from ntkit.training.counterfactuals.sweep import DerivativeSweep
+from ntkit.training.counterfactuals.tiles import derivatives
 from ntkit.training.folder.run import Run
 from ntkit.training.folder.step import Augment
 from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.recording.train_data import Train
 from ntkit.training.replay.pull_back import pull_back
+from ntkit.training.replay.retraining import MovingAverage
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.verify import StepCheck
-
-_VECTORS = 12  # of the size of the weights, that a row holds on its way through a step
 
 
 def counterfactual(
@@ -46,9 +46,11 @@ def counterfactual(
     inputs: Picked = None,
     targets: Picked = None,
     select: str | int | None = None,
+    average: bool = False,
     total: bool = False,
     memory: int | str = "1GiB",
     keep: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
 ) -> Counterfactual:
     r"""Return what the predictions of a recorded run would be without each of its training samples.
 
@@ -71,13 +73,18 @@ def counterfactual(
     ----------
     folder, model, loss, train, queries, target, labels, augment, inputs, targets, select
         As for `account`.
+    average
+        Ask about the averaged network (EMA, SWA) that was given to `record`, instead of the last one.
     total
         Ask for the sum over the queries, such as their summed loss with ``target="loss"``: one row, at the
         cost of a few trainings.
     memory
         Bytes for the large arrays: queries go through training so many at a time.
     keep
-        A folder for finished rows: killed and called again, it goes on from there.
+        A folder for what is finished: killed and called again, it goes on from there, in the middle of a row
+        too, to the same result.
+    jobs
+        How many processes take rows through training at the same time; each takes its part of the memory.
 
     Returns
     -------
@@ -139,14 +146,19 @@ def counterfactual(
         **picked,
     )
     one_of("total", total, (True, False))
+    one_of("average", average, (True, False))
+    work = Work(request.budget, whole("jobs", jobs), None if keep is None else as_path(keep))
     with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
-        found = _effects(request, run, total, None if keep is None else as_path(keep))
-    return found.with_run(_trains_again(request, os.fspath(folder), total))
+        if average:
+            refuse_missing_average(run)
+        found = _effects(request, run, total, average, work)
+    return found.with_run(_trains_again(request, os.fspath(folder), total, average))
 
 
-def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | None) -> Counterfactual:
+def _effects(request: Request, run: Run, total: bool, average: bool, work: Work) -> Counterfactual:
+    averages = Averages(run, request.budget // 4) if average else None
     with torch.no_grad():
-        start = request.prepare(run, lambda _: None, checked=False)
+        start = request.prepare(run, lambda _: None, averages=averages, checked=False)
     replay = start.sweep.replay
     again = retraining(request, run, torch.float64)  # which refuses what cannot be left out
     gradients = StepVectors(run.steps, replay.net.total, request.budget // 4)
@@ -165,21 +177,20 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
     sums = torch.eye(q * o, dtype=torch.float64)
     if total:
         sums = torch.eye(o, dtype=torch.float64).repeat(1, q)
-    store = None
-    if keep is not None:
-        about: Json = {
-            "counterfactual": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
-            "queries": hash_data(start.queries),
-            "settings": [request.target, total, request.budget],
-        }
-        store = PartStore(as_path(keep), about)
-    sweep = DerivativeSweep(replay, again.clipping, pull, None if checked else gradients)
+    key: Json = {
+        "counterfactual": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
+        "queries": hash_data(start.queries),
+        "settings": [request.target, total, average, request.budget],
+    }
+    sweep = DerivativeSweep(replay, again.clipping, pull, None if checked else gradients, averages)
     sweep.refuse_wrong_second_derivatives()
-    effects = _rows(request, start, sweep, sums, store)
+    effects = -derivatives(sweep, start.sweep.net, start.queries, sums, work, key)
     if not checked:
         with torch.no_grad(), progress("Checking the steps", run.steps) as done:
             for k in range(run.steps):
-                check.step(k, run.weights(k), run.weights(k + 1), gradients[k].to(run.device))
+                w = run.weights(k)
+                g = gradients[k].to(w) if k in gradients else replay.gradient(w, k, run.step(k))
+                check.step(k, w, run.weights(k + 1), g)
                 done(1)
     prediction = (sums @ start.prediction.cpu().reshape(-1)).reshape(-1, o)
     kind: Any = list(request.target) if isinstance(request.target, tuple | range) else request.target
@@ -191,27 +202,7 @@ def _effects(request: Request, run: Run, total: bool, keep: os.PathLike[str] | N
     )
 
 
-def _rows(
-    request: Request, start: Prepared, sweep: DerivativeSweep, sums: Tensor, store: PartStore | None
-) -> Tensor:
-    run = start.run
-    each = 8 * max(1, start.sweep.net.total) * (_VECTORS + 2 * sweep.pull.states)
-    parts, tiles = [], [*chunks(len(sums), max(1, request.budget // 2 // each))]
-    with progress("Through training backwards", run.steps * len(tiles)) as done:
-        for number, tile in enumerate(tiles):
-            held = None if store is None else store.snapshot(number)
-            if held is not None:
-                parts.append(held[0]["rows"])
-                done(run.steps)
-                continue
-            rows = -sweep.rows(start.sweep.net, start.queries, sums[tile], done).detach().cpu()
-            if store is not None:
-                store.save_snapshot(number, {"rows": rows}, {"rows": [tile.start, tile.stop]})
-            parts.append(rows)
-    return torch.cat(parts)
-
-
-def _trains_again(request: Request, folder: str, total: bool) -> Again:
+def _trains_again(request: Request, folder: str, total: bool, average: bool) -> Again:
     """Return what trains the run again with other weights of samples, and gives the outputs asked for."""
 
     def outputs(every: list[Tensor]) -> list[Tensor]:
@@ -222,7 +213,7 @@ def _trains_again(request: Request, folder: str, total: bool) -> Again:
             again, found = retraining(request, run, torch.float64), []
             with progress("Training again", run.steps * len(every)) as done:
                 for eps in every:
-                    module = again.trained(eps, done)
+                    module = again.trained(eps, done, MovingAverage(run, torch.float64) if average else None)
                     parameters, net = dict(module.named_parameters()), start.sweep.net
                     net.take_buffers({n: b for n, b in module.named_buffers() if n in net.buffers})
                     w = torch.cat([parameters[name].detach().reshape(-1).double() for name in run.trained])

@@ -15,11 +15,12 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
-from ntkit.errors import BadTypeError, BadValueError, NotSeparableError
+from ntkit.errors import BadTypeError, BadValueError, NotSeparableError, one_of
 from ntkit.files import as_path
 from ntkit.finite.jacobian.backward import quiet
 from ntkit.inputs import Inputs, Picked, batch_size
 from ntkit.network import as_inputs, network
+from ntkit.training.accounts.averaged_account import refuse_missing_average
 from ntkit.training.accounts.checks import check_data
 from ntkit.training.accounts.request import Request
 from ntkit.training.folder.run import Run
@@ -29,7 +30,7 @@ from ntkit.training.functional.losses import BatchLoss, checked_loss, loss_of
 from ntkit.training.recording.indices import Indices, as_indices
 from ntkit.training.recording.train_data import Train, as_pair
 from ntkit.training.replay.clipping import Clipping
-from ntkit.training.replay.retraining import Retraining
+from ntkit.training.replay.retraining import MovingAverage, Retraining
 from ntkit.training.replay.steps import Replay, ReplayedBatch
 from ntkit.training.replay.verify import StepCheck
 
@@ -98,6 +99,7 @@ def retrain(
     weights: Sequence[float] | Tensor | None = None,
     without_each: None = None,
     dtype: torch.dtype | None = None,
+    average: bool = False,
 ) -> Retrained: ...
 @overload
 def retrain(
@@ -114,6 +116,7 @@ def retrain(
     weights: Sequence[float] | Tensor | None = None,
     without_each: Sequence[Indices],
     dtype: torch.dtype | None = None,
+    average: bool = False,
 ) -> list[Retrained]: ...
 def retrain(
     folder: str | os.PathLike[str],
@@ -129,6 +132,7 @@ def retrain(
     weights: Sequence[float] | Tensor | None = None,
     without_each: Sequence[Indices] | None = None,
     dtype: torch.dtype | None = None,
+    average: bool = False,
 ) -> Retrained | list[Retrained]:
     r"""Train a recorded run again, some samples' terms of the loss left out or reweighted.
 
@@ -153,6 +157,8 @@ def retrain(
     dtype
         To compute in; left out, that of the run, in which the unchanged run is repeated bit by bit on the
         machine that made it (``difference`` says so).
+    average
+        Return the averaged network (EMA, SWA) that was given to `record`, instead of the last one.
 
     Returns
     -------
@@ -201,7 +207,10 @@ def retrain(
         raise BadTypeError(
             f"without_each={without_each!r}; expected a list of sets of samples, [[3], [4, 5]]."
         )
+    one_of("average", average, (True, False))
     with request.open(as_path(folder)) as run, quiet(), undisturbed(network(model)):
+        if average:
+            refuse_missing_average(run)
         again = retraining(request, run, dtype)
         samples = batch_size(as_pair(request.train, network(model))[0])
         every = (
@@ -214,9 +223,10 @@ def retrain(
         found = []
         with progress("Training again", run.steps * len(every)) as done:
             for eps in every:
-                module = again.trained(None if bool((eps == 1).all()) else eps, done)
+                moving = MovingAverage(run, again.dtype) if average else None
+                module = again.trained(None if bool((eps == 1).all()) else eps, done, moving)
                 module.eval()
-                found.append(Retrained(module, eps, _difference(run, module)))
+                found.append(Retrained(module, eps, _difference(run, module, average)))
     return found if without_each is not None else found[0]
 
 
@@ -314,7 +324,9 @@ def _eps(weights: Sequence[float] | Tensor, samples: int) -> Tensor:
     return eps
 
 
-def _difference(run: Run, module: nn.Module) -> float:
+def _difference(run: Run, module: nn.Module, average: bool) -> float:
     parameters = dict(module.named_parameters())
+    end = run.average()[2] if average else None
+    recorded = run.weights(run.steps) if end is None else end
     flat = torch.cat([parameters[name].detach().reshape(-1).double() for name in run.trained])
-    return float((flat - run.weights(run.steps)).abs().max())
+    return float((flat - recorded).abs().max())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ntkit.compute.threads import fitting_threads
 from ntkit.errors import NtkitError
 from ntkit.inputs import Batch, batch_size
+from ntkit.training.accounts.averaged_account import Averages
 from ntkit.training.functional.flat_network import FlatNetwork, cast
 from ntkit.training.functional.losses import checked_loss
 from ntkit.training.replay.clipping import Clipping
@@ -22,6 +24,30 @@ from ntkit.training.replay.steps import Replay, ReplayedBatch
 
 _STEP = 1e-6  # of a weight
 _ALIKE = 1e-3
+
+
+@dataclass
+class Rows:
+    """Rows of derivatives on their way back through training: how far they are, and by what they are."""
+
+    position: int  # the steps before it are still to be done
+    of_w: Tensor  # [r, P]
+    of_average: Tensor  # of the weights, [r, P]
+    of_buffers: dict[str, Tensor]  # statistics of batch norm, [r, ...]
+    of_state: Tensor  # of the optimizer, [r, S, P]
+    slow: Tensor  # of the slow weights of Lookahead, [r, P]
+    by_eps: Tensor  # [r, n], the result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that there is but the position, by name."""
+        own = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return own | {f"buffer {name}": value for name, value in self.of_buffers.items()}
+
+    def restore(self, tensors: dict[str, Tensor], position: int) -> None:
+        """Go to where rows with these tensors were."""
+        self.position = position
+        for name, value in self.tensors().items():
+            value.copy_(tensors[name])
 
 
 class DerivativeSweep:
@@ -39,10 +65,16 @@ class DerivativeSweep:
     """
 
     def __init__(
-        self, replay: Replay, clipping: Clipping, pull: PullBack, gradients: StepVectors | None = None
+        self,
+        replay: Replay,
+        clipping: Clipping,
+        pull: PullBack,
+        gradients: StepVectors | None = None,
+        averages: Averages | None = None,
     ) -> None:
         self.replay, self.run, self.clipping, self.pull = replay, replay.run, clipping, pull
         self.gradients = gradients  # where those of the steps are kept, if they are wanted
+        self.averages = averages  # the network is that of averaged weights
         self.statistics = MovingStatistics(replay.run, replay.net.module)
         self.recurrent = any(isinstance(m, nn.RNNBase) for m in replay.net.module.modules())
 
@@ -50,57 +82,64 @@ class DerivativeSweep:
         """Return the outputs of queries, ``[r]``, with the leaves behind them: weights, statistics."""
         run = self.run
         net.take_buffers(run.buffers(run.steps))
-        w = run.weights(run.steps).requires_grad_()
+        w = (self.averages or run).weights(run.steps).requires_grad_()
         leaves = [net.buffers[name].clone().requires_grad_() for name in self.statistics.names]
         given = dict(zip(self.statistics.names, leaves, strict=True))
         with self.statistics.evaluated(net.module, given):
             out = net.outputs(w, queries)
         return out.reshape(-1), [w], leaves
 
-    def rows(self, net: FlatNetwork, queries: Batch, sums: Tensor, done: Callable[[int], None]) -> Tensor:
-        """Return d f / d eps of sums of the q x o outputs, ``sums [r, q o]``: ``[r, n]``."""
+    def begin(self, net: FlatNetwork, queries: Batch, sums: Tensor) -> Rows:
+        """Return rows behind the last step, for sums of the q x o outputs, ``sums [r, q o]``."""
+        run = self.run
         with self._differentiable(), torch.enable_grad():
             out, (w,), leaves = self.ends(net, queries)
-            found = batched_gradients([out], [w, *leaves], [sums.to(out)])
-            of_buffers = dict(zip(self.statistics.names, found[1:], strict=True))
-        with self._differentiable(), torch.no_grad():
-            of_w = found[0]
-            return self._backwards(of_w, of_buffers, done)
-
-    def _backwards(self, of_w: Tensor, of_buffers: dict[str, Tensor], done: Callable[[int], None]) -> Tensor:
-        run, samples = self.run, batch_size(self.replay.data[0])
+            of_w, *found = batched_gradients([out], [w, *leaves], [sums.to(out)])
         r, total = of_w.shape
-        effects = of_w.new_zeros(r, samples)
-        state = of_w.new_zeros(r, self.pull.states, total)
-        slow = of_w.new_zeros(r, total)
-        for k in reversed(range(run.steps)):
-            step = run.step(k)
-            if step.kept is not None:  # w' = s + kept (w - s), which is the next s
-                both = of_w + slow
-                of_w, slow = step.kept * both, (1 - step.kept) * both
-                done(1)
-                continue
-            w = run.weights(k)
-            with fitting_threads():
-                graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
-                g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
-                if self.gradients is not None:
-                    self.gradients[k] = g
-                if run.ungraded(k):
-                    g = g * run.graded(k)
-                clipped = self.clipping.clipped(k, g)
-                of_w, of_g, state = self.pull(k, step, clipped, of_w, state)
-                of_g = self.clipping.pulled(k, g, of_g)
-                counts = self.statistics.counts(k + 1)
-                for graph in reversed(graphs):
-                    rows = [of_g]
-                    if graph.statistics:
-                        rows += self.statistics.pulled(of_buffers, graph.used, counts)
-                    by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], rows)
-                    of_w += by_w
-                    effects.index_add_(1, graph.batch, by_eps)
-            done(1)
-        return effects
+        of_average = torch.zeros_like(of_w)
+        if self.averages is not None:
+            of_w, of_average = of_average, of_w
+        return Rows(
+            run.steps,
+            of_w,
+            of_average,
+            dict(zip(self.statistics.names, found, strict=True)),
+            of_w.new_zeros(r, self.pull.states, total),
+            of_w.new_zeros(r, total),
+            of_w.new_zeros(r, batch_size(self.replay.data[0])),
+        )
+
+    def back(self, rows: Rows) -> None:
+        """Take rows one step back."""
+        rows.position = k = rows.position - 1
+        step = self.run.step(k)
+        if self.averages is not None:  # v' = v + tau (w' - v)
+            tau = self.averages.taus[k + 1]
+            rows.of_w += tau * rows.of_average
+            rows.of_average *= 1 - tau
+        if step.kept is not None:  # w' = s + kept (w - s), which is the next s
+            both = rows.of_w + rows.slow
+            rows.of_w, rows.slow = step.kept * both, (1 - step.kept) * both
+            return
+        w = self.run.weights(k)
+        with self._differentiable(), torch.no_grad(), fitting_threads():
+            graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
+            g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
+            if self.gradients is not None:
+                self.gradients[k] = g
+            if self.run.ungraded(k):
+                g = g * self.run.graded(k)
+            clipped = self.clipping.clipped(k, g)
+            rows.of_w, of_g, rows.of_state = self.pull(k, step, clipped, rows.of_w, rows.of_state)
+            of_g = self.clipping.pulled(k, g, of_g)
+            counts = self.statistics.counts(k + 1)
+            for graph in reversed(graphs):
+                by = [of_g]
+                if graph.statistics:
+                    by += self.statistics.pulled(rows.of_buffers, graph.used, counts)
+                by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], by)
+                rows.of_w += by_w
+                rows.by_eps.index_add_(1, graph.batch, by_eps)
 
     def _graph(self, w: Tensor, k: int, part: ReplayedBatch) -> _Graph:
         """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -44,6 +44,36 @@ class Settings:
         return "settings" in scalars
 
 
+class MovingAverage:
+    """The average v of a run's weights w, as v += tau (w - v) with the recorded tau of each step."""
+
+    def __init__(self, run: Run, dtype: torch.dtype) -> None:
+        self._taus, start, _ = run.average()
+        w = run.weights(0)
+        before = w if start is None else start.to(w)
+        self._shapes = run.trained
+        self._at = (before + self._taus[0] * (w - before)).to(dtype)
+
+    def follow(self, k: int, parameters: Mapping[str, Tensor]) -> None:
+        """Move it as after step k."""
+        w = torch.cat([parameters[name].detach().reshape(-1) for name in self._shapes])
+        self._at += self._taus[k + 1] * (w - self._at)
+
+    def put_into(self, parameters: Mapping[str, Tensor]) -> None:
+        """Give parameters its values."""
+        begin = 0
+        with torch.no_grad():
+            for name in self._shapes:
+                p = parameters[name]
+                p.copy_(self._at[begin : begin + p.numel()].view_as(p))
+                begin += p.numel()
+
+
+def _follow(average: MovingAverage | None, k: int, parameters: Mapping[str, Tensor]) -> None:
+    if average is not None:
+        average.follow(k, parameters)
+
+
 class Retraining:
     """Trains a run again in a dtype, each sample's term of the loss multiplied by its weight.
 
@@ -67,8 +97,16 @@ class Retraining:
         self._augment, self._select = augment, select
         self._loss = cast_loss(loss, self.dtype)
 
-    def trained(self, weights: Tensor | None, done: Callable[[int], None] = lambda _: None) -> nn.Module:
-        """Return the network at the end; ``weights [n]`` of the samples, None if all are one."""
+    def trained(
+        self,
+        weights: Tensor | None,
+        done: Callable[[int], None] = lambda _: None,
+        average: MovingAverage | None = None,
+    ) -> nn.Module:
+        """Return the network at the end; ``weights [n]`` of the samples, None if all are one.
+
+        With an ``average`` it is the averaged network.
+        """
         run = self.run
         module = copy_of(self._model).to(self.dtype)
         parameters = dict(module.named_parameters())
@@ -95,6 +133,7 @@ class Retraining:
                         for name, s in zip(run.trained, slow, strict=True):
                             s.add_(parameters[name] - s, alpha=kept)
                             parameters[name].copy_(s)
+                    _follow(average, k, parameters)
                     done(1)
                     continue
                 if settings.at(k):
@@ -117,7 +156,10 @@ class Retraining:
                 with torch.no_grad():
                     for optimizer in optimizers:
                         optimizer.step()
+                _follow(average, k, parameters)
                 done(1)
+        if average is not None:
+            average.put_into(parameters)
         return module
 
     def _cast(self, state: Tensor) -> Tensor:

@@ -23,9 +23,15 @@ class StepVectors:
             os.close(handle)
             self._rows = np.memmap(name, kind, "w+", shape=(count, size))
             weakref.finalize(self, os.unlink, name)  # copies in other processes read the same file
+        self._given: set[int] = set()
 
     def __getitem__(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._rows[k]))
 
     def __setitem__(self, k: int, value: Tensor) -> None:
         self._rows[k] = value.cpu().numpy()  # cast
+        self._given.add(k)
+
+    def __contains__(self, k: int) -> bool:
+        """Whether a vector was given for this step."""
+        return k in self._given
