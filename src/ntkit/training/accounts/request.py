@@ -15,7 +15,13 @@ from ntkit.errors import BadTypeError, BadValueError
 from ntkit.inputs import Batch, Inputs, Picked, batch_size, resolved, take
 from ntkit.network import as_inputs, network, taking
 from ntkit.training.accounts.averaged_account import Averages
-from ntkit.training.accounts.checks import check_given, mixing_modes, query_network, refuse_mixing_queries
+from ntkit.training.accounts.checks import (
+    Modes,
+    check_given,
+    mixing_modes,
+    query_network,
+    refuse_mixing_queries,
+)
 from ntkit.training.accounts.columns import SweepInput
 from ntkit.training.accounts.target import Target, head_of
 from ntkit.training.folder.run import Run
@@ -102,12 +108,14 @@ class Request:
         first: bool = True,
         whole: bool = False,
         checked: bool = True,
+        together: bool = False,
     ) -> Prepared:
         """Check a run's steps, and return all that a sweep over it takes.
 
         ``earlier`` is the check of the steps before these; without ``first`` the queries are not checked.
         With ``whole``, the precision may be that of the run, where the tolerance allows it. Without
-        ``checked`` no step is compared with the recorded one.
+        ``checked`` no step is compared with the recorded one. With ``together`` batches are only passed whole
+        through the network, and it does not matter whether it mixes samples.
         """
         data, given = check_given(run, self.model, self.train, self.queries)
         x, part = cast(given, torch.float64), self.budget // 4
@@ -125,7 +133,7 @@ class Request:
                 replay.forward(weights(0), 0, next(replay.parts(run.step(0))))
         check = StepCheck(replay, earlier)
         differences = compare_steps(replay, part, done, check) if checked else None
-        mixing = mixing_modes(run, replay, part)
+        mixing = frozenset[Modes]() if together else mixing_modes(run, replay, part)
         net.take_buffers(run.buffers(run.steps))
         labels = None if self.labels is None else as_inputs(self.labels, replay.native.net, "labels")
         final = net.outputs(weights(run.steps), x)

@@ -158,9 +158,9 @@ def counterfactual(
 def _effects(request: Request, run: Run, total: bool, average: bool, work: Work) -> Counterfactual:
     averages = Averages(run, request.budget // 4) if average else None
     with torch.no_grad():
-        start = request.prepare(run, lambda _: None, averages=averages, checked=False)
+        start = request.prepare(run, lambda _: None, averages=averages, checked=False, together=True)
     replay = start.sweep.replay
-    again = retraining(request, run, torch.float64)  # which refuses what cannot be left out
+    again = retraining(request, run, torch.float64, replay)  # which refuses what cannot be left out
     gradients = StepVectors(run.steps, replay.net.total, request.budget // 4)
     check, checked = StepCheck(replay), False
 
@@ -209,7 +209,7 @@ def _trains_again(request: Request, folder: str, total: bool, average: bool) -> 
         model = request.model
         with request.open(folder) as run, quiet(), undisturbed(network(model)):
             with torch.no_grad():
-                start = request.prepare(run, lambda _: None, checked=False)
+                start = request.prepare(run, lambda _: None, checked=False, together=True)
             again, found = retraining(request, run, torch.float64), []
             with progress("Training again", run.steps * len(every)) as done:
                 for eps in every:

@@ -230,18 +230,24 @@ def retrain(
     return found if without_each is not None else found[0]
 
 
-def retraining(request: Request, run: Run, dtype: torch.dtype | None) -> Retraining:
-    """Return what trains a run again, checked: the model, the data, and a loss that is a sum over samples."""
+def retraining(
+    request: Request, run: Run, dtype: torch.dtype | None, replay: Replay | None = None
+) -> Retraining:
+    """Return what trains a run again, checked: the model, the data, and a loss that is a sum over samples.
+
+    A float64 ``replay`` has the data that were checked already.
+    """
     if not run.steps:
         raise BadValueError(f"The run in {run.folder} has no steps that could be made again: record some.")
-    data = check_data(run, request.model, request.train)
-    replay = Replay(run, request.model, data, request.loss, request.augment, request.select)
+    if replay is None:
+        data = check_data(run, request.model, request.train)
+        replay = Replay(run, request.model, data, request.loss, request.augment, request.select)
     with torch.no_grad():
         StepCheck(replay).step(0, run.weights(0), run.weights(1))  # refuses another loss
     refuse_mixing_losses(replay)
     clipping = Clipping.of(run, lambda k: replay.gradient(run.weights(k), k, run.step(k)))
     return Retraining(
-        run, request.model, request.loss, data, clipping, request.augment, request.select, dtype
+        run, request.model, request.loss, replay.data, clipping, request.augment, request.select, dtype
     )
 
 

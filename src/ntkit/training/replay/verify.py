@@ -14,8 +14,8 @@ from ntkit.training.folder.step import Step
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
-# up to which step rounding is measured at each, and how often later
-_ROUNDING = {torch.float64: (16, 4), torch.float32: (2, 16)}
+# up to which step rounding is measured at each, and how often later, unless a step is off by more
+_ROUNDING = {torch.float64: (4, 16), torch.float32: (2, 16)}
 _MOST, _TOGETHER = 64, 2**20  # steps whose gradients are made in one go, and numbers in these
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
