@@ -22,7 +22,8 @@ from ntkit.training.integrals.whole import WholeRules, whole_rules
 from ntkit.training.optimizers import Coefficients
 from ntkit.training.replay.sample_gradients import Samples
 
-BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks
+BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks,
+_FEW = 4  # or four times that, for so many steps
 
 
 @dataclass
@@ -312,7 +313,8 @@ class Sweep:
         while end > first:
             steps = [run.step(end - 1)]
             size = len(steps[0].batch)
-            most = limit // max(1, self.path.net.total * max(self.rows * nodes, size))
+            each = max(1, self.path.net.total * max(self.rows * nodes, size))
+            most = max(limit // each, min(_FEW, 4 * limit // each, self.budget // 32 // each))
             if run.changes_buffers or not self.path.net.batchable or self.path.mixes(steps[0]):
                 most = 1
             while len(steps) < most and end - len(steps) > first:
