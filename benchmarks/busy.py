@@ -19,10 +19,11 @@ from pathlib import Path
 from statistics import median
 from time import sleep
 
-import finite
-import machine
 import torch
 from side_by_side import PAUSE, Peer, Worker
+
+import finite
+import machine
 
 HERE = Path(__file__).parent / "peers"
 BUSY = 3  # processes
