@@ -188,3 +188,15 @@ def test_rows_in_processes(tmp_path, name, every):
     )
     torch.testing.assert_close(found.effects, expected.effects, rtol=1e-10, atol=1e-14)
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_rough_run_is_told(tmp_path):
+    net, x, y = recorded(
+        tmp_path / "rough", lambda p: optim.SGD(p, 15.0), network(norm=False), schedule=False
+    )
+    ask = {"train": (x, y), "queries": x[:2]}
+    with pytest.warns(RuntimeWarning, match=r"far from linear.*ntkit\.retrain"):
+        rough = ntkit.counterfactual(tmp_path / "rough", net, F.cross_entropy, **ask).smoothness(5)
+    assert rough > 0.5
+    net, x, y = recorded(tmp_path / "smooth", lambda p: optim.SGD(p, 0.01), network(norm=False))
+    assert ntkit.counterfactual(tmp_path / "smooth", net, F.cross_entropy, **ask).smoothness() < 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = "ntkit counterfactual 1"
 _TENSORS = ("effects", "prediction")
+_ROUGH = 0.5  # relative changes of a derivative, from which on it says little
 _SCALARS = ("target", "chosen", "total", "steps")
 
 Again = Callable[[list[Tensor]], list[Tensor]]  # weights of samples -> outputs [q, o] of the trained networks
@@ -199,7 +201,7 @@ class Counterfactual:
         Each is left out by half, and whole: the change by half, doubled, less the whole one, over the whole
         one, median over the sets (0 where none of them moved anything). Near 0 derivatives carry, near 1 and
         above they say little: what helps is a smaller or falling rate, larger batches, smooth activations, a
-        start that was trained.
+        start that was trained. Above a half a RuntimeWarning says so.
         """
         if self._again is None:
             raise NtkitError("A counterfactual that was loaded from a file has no run to train again.")
@@ -216,7 +218,17 @@ class Counterfactual:
         halves, wholes = found[::2], found[1::2]
         moved = [(h - base, w - base) for h, w in zip(halves, wholes, strict=True)]
         bent = [float((2 * h - w).norm() / w.norm()) for h, w in moved if w.any()]
-        return float(np.median(bent)) if bent else 0.0
+        rough = float(np.median(bent)) if bent else 0.0
+        if rough > _ROUGH:
+            warnings.warn(
+                f"Leaving {size} sample{'s' * (size > 1)} out is far from linear in this run: half of it, "
+                f"doubled, differs by {rough:.2g} of the whole. The effects say little of what would have "
+                f"happened. A smaller or falling rate, larger batches, smooth activations (GELU, tanh) or a "
+                f"trained start help; ntkit.retrain tells what happens without a set of samples.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return rough
 
     def summary(self) -> str:
         """Return shape and meaning, with the largest effects."""
