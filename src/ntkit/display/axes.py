@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import BinaryIO
 
 import numpy as np
-from matplotlib import colormaps, image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK = "#010203"  # text and axes; the page replaces it by its own text color
 
@@ -28,8 +28,8 @@ def draw_picture(values: np.ndarray, ax: Axes, *, title: str = "", color: str = 
 def save_picture(values: np.ndarray, stream: BinaryIO) -> None:
     """Write a picture as PNG, one pixel each: grey ``[h, w]`` (1 is ink) or ``[h, w, 3]``, in [0, 1]."""
     values = np.clip(np.asarray(values, dtype=float), 0, 1)
-    pixels = colormaps["gray_r"](values) if values.ndim == 2 else values
-    image.imsave(stream, pixels, format="png")
+    pixels = np.round(255 * (1 - values if values.ndim == 2 else values)).astype(np.uint8)
+    Image.fromarray(pixels).save(stream, format="png", optimize=True)
 
 
 def new_axes(width: float, height: float, count: int = 1) -> list[Axes]:

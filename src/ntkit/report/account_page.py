@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, nearest, whole
+from ntkit.report.explorer import MOST, explorer
 from ntkit.report.output_folder import write_text
 from ntkit.report.page import TERMS, Page, Push, PushSide, Query, render
 from ntkit.training.accounts.result import Account
+from ntkit.training.counterfactuals.result import Counterfactual
 
 Labels = Tensor | np.ndarray | Sequence[object] | None  # one for each sample
 Pictures = Tensor | np.ndarray | Sequence[object] | tuple[Tensor, ...] | dict[str, Tensor] | None  # inputs
@@ -40,13 +42,18 @@ class PageOptions(TypedDict, total=False):
     lead: str
     facts: Sequence[tuple[str, str]]
     footer: str
+    counterfactual: Counterfactual | None
+    feature_names: Sequence[str] | None
+    listed: int
 
 
 def explain(account: Account, path: str | os.PathLike[str], **options: Unpack[PageOptions]) -> Path:
     """Write the report of an account: one HTML page that loads nothing from anywhere.
 
     For each query: the identity with its residual, the training samples that pushed its prediction most
-    towards and against the output that it predicts, by label, and when in training it moved.
+    towards and against the output that it predicts, by label, and when in training it moved. In a browser
+    with scripts all contributions can be explored: any output or margin, all samples sorted, filtered and
+    searched, parts of the training, two queries, the queries that a sample moved.
 
     Parameters
     ----------
@@ -108,6 +115,9 @@ def account_page(
     lead: str = "",
     facts: Sequence[tuple[str, str]] = (),
     footer: str = "",
+    counterfactual: Counterfactual | None = None,
+    feature_names: Sequence[str] | None = None,
+    listed: int = MOST,
 ) -> Page:
     """Return all that the report of an account says.
 
@@ -136,6 +146,13 @@ def account_page(
         Of the outputs; logits where there are several.
     title, lead, facts, footer
         The page's heading, its first paragraph, a table of names and values below it, its last line.
+    counterfactual
+        What the same predictions depend on, of the same queries, shown beside the account.
+    feature_names
+        The names of the columns of inputs that are tables.
+    listed
+        How many samples can be explored, those of the largest contributions; the rest is summed. The page
+        takes about 2 to 3 bytes for each query, output and sample.
 
     Raises
     ------
@@ -161,23 +178,64 @@ def account_page(
     whole("shown", shown, 0)
     if not isinstance(picture, tuple | list | None):
         raise BadTypeError(f"picture={picture!r}; expected a height and a width, (h, w).")
+    _refuse_other(counterfactual, account)
+    width = getattr(train, "shape", (0,))[-1]
+    if feature_names is not None and len(feature_names) != width:
+        raise BadValueError(
+            f"feature_names has {len(feature_names)} entries, the inputs have {width} columns."
+        )
     outputs = None if classes is None else list(map(str, classes))
     known = outputs or ([str(i) for i in range(o)] if o > 1 else None)
     samples = _Samples(_plain(labels), known, train, names, picture)
     asked = _Samples(_plain(truth), known, queries, query_names, picture)
     words = [None] * q if verdicts is None else verdicts
+    told = [[account.output_name(i, j, outputs) for j in range(o)] for i in range(q)]
+    explored = explorer(
+        account,
+        told if o > 1 or account.chosen is not None else [["prediction"]] * q,
+        unit=unit or _unit(account),
+        samples=[(samples.name(i, "sample"), samples.label(i)) for i in range(n)],
+        queries=[(asked.name(i, "query"), asked.label(i)) for i in range(q)],
+        pictures=(samples.picture, asked.picture),
+        inputs=(train, queries),
+        features=feature_names,
+        counterfactual=counterfactual,
+        odds=o > 1 and unit is None and account.target == "outputs",
+        most=whole("listed", listed, 1),
+    )
     return Page(
         title=title,
         lead=lead,
         facts=tuple(facts),
-        queries=tuple(_query(account, i, outputs, samples, asked, words[i], shown) for i in range(q)),
+        queries=tuple(
+            _query(account, i, outputs, samples, asked, words[i], shown, counterfactual) for i in range(q)
+        ),
         residual=float(account.residual.abs().max()),
         relative_residual=account.relative_residual,
         tolerance=account.tol,
         steps=account.steps,
         unit=unit or _unit(account),
         footer=footer,
+        explorer=explored,
     )
+
+
+def _refuse_other(counterfactual: Counterfactual | None, account: Account) -> None:
+    """Refuse a counterfactual of other queries or samples."""
+    if counterfactual is None:
+        return
+    if not isinstance(counterfactual, Counterfactual):
+        raise BadTypeError(
+            f"counterfactual is a {type(counterfactual).__name__}; give what ntkit.counterfactual returns."
+        )
+    c, a = counterfactual, account
+    same = c.effects.shape == a.contributions.shape and c.target == a.target and c.chosen == a.chosen
+    if not same or not torch.allclose(c.prediction, a.prediction, rtol=1e-4, atol=1e-6):
+        raise BadValueError(
+            f"counterfactual is of {tuple(c.effects.shape)} (queries, outputs, samples) and target "
+            f"{c.target!r}, the account of {tuple(a.contributions.shape)} and {a.target!r}, or their "
+            f"predictions differ; make both of the same run, queries and target."
+        )
 
 
 def _unit(account: Account) -> str:
@@ -244,6 +302,7 @@ def _query(
     asked: _Samples,
     verdict: str | None,
     shown: int,
+    counterfactual: Counterfactual | None,
 ) -> Query:
     """Return what the page says of one query: the account of the output that is largest."""
     logits = a.prediction[i]
@@ -256,11 +315,20 @@ def _query(
     columns = {name: getattr(a, name)[i, output] for name in TERMS if name != "contributions"}
     columns["contributions"] = pushes.sum()
 
+    effects = None if counterfactual is None else counterfactual.effects[i, output].tolist()
+
     def side(sign: int) -> PushSide:
         (where,) = torch.nonzero(sign * pushes > 0, as_tuple=True)
         strongest = where[(-sign * pushes[where]).argsort(stable=True)][:shown].tolist()
         pushed = [
-            Push(samples.name(k, "sample"), samples.label(k), float(pushes[k]), samples.picture(k))
+            Push(
+                samples.name(k, "sample"),
+                samples.label(k),
+                float(pushes[k]),
+                samples.picture(k),
+                None if effects is None else effects[k],
+                k,
+            )
             for k in strongest
         ]
         return PushSide(tuple(pushed), total=float(pushes[where].sum()), count=len(where))

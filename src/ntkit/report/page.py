@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from ntkit.display import plots
 from ntkit.display.svg import inline_svg
 from ntkit.report.templating import environment
 
+if TYPE_CHECKING:
+    from ntkit.report.explorer import Explorer
+
+_SHORT = 3  # letters below a bar
 TERMS = ("initial", "contributions", "decay", "start", "buffers", "rounding", "residual", "prediction")
 
 
@@ -22,6 +27,8 @@ class Push:
     label: str
     contribution: float
     picture: np.ndarray | None = None
+    effect: float | None = None  # the predicted change of the output if the sample is left out
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,11 @@ class Query:
     by_label: tuple[tuple[str, float], ...] = ()
     picture: np.ndarray | None = None
     over_time: tuple[float, ...] = ()
+
+    @property
+    def long_names(self) -> bool:
+        """Whether names of outputs or labels are too long to stand below bars."""
+        return any(len(name) > _SHORT for name, _ in (*self.probabilities, *self.by_label))
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,13 @@ class Page:
     curves: tuple[Curve, ...] = ()
     kernels: Kernels | None = None
     footer: str = ""
+    explorer: Explorer | None = None
+
+    @property
+    def told_terms(self) -> tuple[str, ...]:
+        """The terms that are not zero for all queries, and those that a reader looks for."""
+        always = ("initial", "contributions", "residual", "prediction")
+        return tuple(t for t in TERMS if t in always or any(q.terms[t] for q in self.queries))
 
 
 def render(page: Page) -> str:
