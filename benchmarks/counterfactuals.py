@@ -2,25 +2,33 @@
 
 2,000 digits of MNIST, 10 % of them with a wrong label, batches of 100, SGD with momentum 0.9, ten passes,
 float64; the loss of each of 30 held-out digits. One sample: the 20 of the largest mean effect and 20 drawn
-ones; else 30 drawn sets. The account of the same run is ranked on the same sets.
+ones; else 30 drawn sets. The account of the same run, TracIn, influence functions of the last layer, TRAK
+and EK-FAC (`traker`, `kronfluence`) are ranked on the same sets.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
+from attributions.methods import last_layer, tracin
+from attributions.peers import METHODS
+from attributions.setting import Data
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 import ntkit
 from ntkit.data.mnist import mnist
+from ntkit.training.folder.run import Run
 
 SAMPLES, QUERIES, BATCH, PASSES, RATE = 2000, 30, 100, 10, 0.1
 SIZES = ((1, 20), (20, 30), (200, 30), (1000, 30))
@@ -85,6 +93,37 @@ def train(net: nn.Module, x: Tensor, y: Tensor, falling: bool, folder: str | Non
     return time.perf_counter() - begin
 
 
+def others(folder: str, net: nn.Module, falling: bool, ask: dict) -> dict[str, tuple[Tensor, float]]:
+    """Return what other methods say that leaving out samples changes, ``[q, n]`` up to a factor; seconds."""
+    (x, y), queries, labels = ask["train"], ask["queries"], ask["labels"]
+    begin = time.perf_counter()
+    account = ntkit.account(folder, net, "cross_entropy", **ask, tol=1e-2)
+    found = {"account": (-account.contributions[:, 0], time.perf_counter() - begin)}
+    models, rates = [], []
+    with Run(folder) as run:
+        each = run.steps // PASSES
+        for k in range(each, run.steps + 1, each):
+            models.append(copy.deepcopy(net).eval())
+            vector_to_parameters(run.weights(k).to(x.dtype), models[-1].parameters())
+            buffers = run.buffers(k)
+            for key, value in models[-1].named_buffers():
+                value.copy_(buffers[key])
+            rates.append(RATE * (1 - (k - each / 2) / run.steps) if falling else RATE)
+    data = Data(x, y, torch.zeros(len(x), dtype=torch.bool), queries, labels)
+    with torch.no_grad():
+        for scores in (*tracin(data, models, rates), *last_layer(data, models[-1])):
+            if scores.on_queries is not None:
+                found[scores.name] = -torch.from_numpy(scores.on_queries), scores.seconds
+    for peer, method in METHODS.items():
+        begin = time.perf_counter()
+        single = copy.deepcopy(models[-1]).float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scored = method(single, x.float(), y, queries.float(), labels)
+        found[peer] = scored.double(), time.perf_counter() - begin
+    return found
+
+
 def built(name: str) -> nn.Module:
     """Return a network with its first weights."""
     torch.manual_seed(0)
@@ -107,26 +146,41 @@ def measure(name: str, falling: bool, samples: int, rounds: int) -> list[str]:
                 begin = time.perf_counter()
                 found = ntkit.counterfactual(folder, net, "cross_entropy", **ask, total=total)
                 seconds["1 row" if total else f"{QUERIES} rows"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        account = ntkit.account(folder, net, "cross_entropy", **ask, tol=1e-2)
+        peers = others(folder, net, falling, ask)
         text = [
             f"### {name}, {kind} rate\n",
-            "| left out | rank correlation | linear | relative error | account, rank | prototype |",
-            "|---|---|---|---|---|---|",
+            "| left out | rank correlation | linear | relative error | asked |",
+            "|---|---|---|---|---|",
         ]
+        ranks: dict[str, list[float]] = {"counterfactual": [], **{peer: [] for peer in peers}}
         for size, sets in SIZES:
             if samples <= 2 * size - 1 and size > 1:
                 continue
             check = found.check(sets=sets, size=size)
-            left = torch.stack([-account.contributions[..., s].sum(-1) for s in check.sets])
-            other = type(check)(check.sets, left, check.real).rank_correlation
+            ranks["counterfactual"].append(check.rank_correlation)
+            for peer, (scores, _) in peers.items():
+                left = torch.stack([scores[:, s].sum(-1, keepdim=True) for s in check.sets]).double()
+                ranks[peer].append(type(check)(check.sets, left, check.real).rank_correlation)
             bar = bars.get(size)
             told = "" if bar is None else f"{bar:g}: {_told(check.rank_correlation >= bar - WITHIN)}"
             text.append(
                 f"| {size} | {check.rank_correlation:.3f} | {check.linear_correlation:.3f} "
-                f"| {check.relative_error:.2f} | {other:.2f} | {told} |"
+                f"| {check.relative_error:.2f} | {told} |"
             )
         base = median(seconds["training"])
+        sizes = [size for size, _ in SIZES][: len(ranks["counterfactual"])]
+        head = " | ".join(f"{size} left out" for size in sizes)
+        text += [f"\n| rank correlation of | {head} | seconds |", "|---" * (len(sizes) + 2) + "|"]
+        took = {"counterfactual": median(seconds[f"{QUERIES} rows"]), **{p: s for p, (_, s) in peers.items()}}
+        text += [
+            f"| {who} | {' | '.join(f'{r:.3f}' for r in row)} | {took[who]:.1f} |"
+            for who, row in ranks.items()
+        ]
+        if 200 in sizes:
+            at = sizes.index(200)
+            best = max(row[at] for who, row in ranks.items() if who != "counterfactual")
+            told = _told(ranks["counterfactual"][at] > best)
+            text.append(f"\nAt 10 % above every other method ({best:.3f} the best of them): {told}.")
         text += ["\n| what | seconds, median (min to max) | times training | |", "|---|---|---|---|"]
         for what, took in seconds.items():
             bar = None if name != "mlp" else {f"{n} row{'s' * (n > 1)}": b for n, b in BARS.items()}.get(what)

@@ -201,3 +201,84 @@ def test_other_data_another_loss_and_kept_rows_of_another_cut_are_refused(tmp_pa
         ntkit.counterfactual(folder, net, CE, **ask, memory="1MiB")
     for nothing in ([], torch.tensor([]), slice(0, 0), torch.zeros(N, dtype=torch.bool)):
         assert ntkit.retrain(folder, net, CE, train=(x, y), without=nothing).difference == 0
+
+
+class Steps(nn.Module):
+    """Outputs with the step of a sequence first, of which there are as many as samples in a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 12 * 3)
+
+    def forward(self, x):
+        return self.layer(x).view(-1, 12, 3).transpose(0, 1)
+
+
+def test_outputs_whose_first_axis_is_another(tmp_path):
+    def loss(outputs, y):
+        return F.cross_entropy(outputs[-1], y)
+
+    torch.manual_seed(0)
+    net = Steps().double()
+    net, x, y = trained(tmp_path, net, [optim.SGD(net.parameters(), 0.1)], loss)
+    with pytest.raises(NtkitError, match=r"first axis must be the sample"):
+        ntkit.counterfactual(tmp_path, net, loss, train=(x, y), queries=x[:2])
+    with pytest.raises(NtkitError, match=r"begin with 12 by chance"):
+        ntkit.retrain(tmp_path, net, loss, train=(x, y), without=[1])
+
+
+def test_a_weight_norm_has_no_second_derivative_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
+    net = nn.Sequential(first, nn.Tanh(), nn.Linear(6, 3)).double()
+    run = trained(tmp_path, net, [optim.SGD(net.parameters(), 0.1)])
+    try:
+        right(tmp_path, *run)
+    except NtkitError as error:
+        assert "weight_norm" in str(error)
+
+
+def test_norms_that_average_all_batches_with_accumulation(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6, momentum=None), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
+    x, y = data()
+    optimizer = optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    with ntkit.record(tmp_path, net, optimizer, train=(x, y)) as run:
+        for _ in range(5):
+            net.zero_grad()
+            for batch in torch.randperm(N)[:14].split(7):
+                run.batch(batch, weight=0.5)
+                (0.5 * CE(net(x[batch]), y[batch])).backward()
+            optimizer.step()
+    right(tmp_path, net, x, y)
+
+
+class TiedTokens(nn.Module):
+    """An embedding with a padding index, whose weight is the last layer's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 6, padding_idx=0)
+
+    def forward(self, x):
+        return F.linear(self.table(x).mean(1).tanh(), self.table.weight)
+
+
+def test_a_tied_embedding_with_padding_is_right_or_refused(tmp_path):
+    torch.manual_seed(0)
+    net = TiedTokens().double()
+    x = torch.randint(0, 7, (N, 4), generator=torch.Generator().manual_seed(3))
+    y, optimizer = torch.arange(N) % 7, optim.SGD(net.parameters(), 0.5)
+    with ntkit.record(tmp_path, net, optimizer, train=(x, y)) as run:
+        for _ in range(5):
+            batch = torch.randperm(N)[:12]
+            run.batch(batch)
+            net.zero_grad()
+            CE(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+    try:
+        right(tmp_path, net, x, y)
+    except NtkitError as error:
+        assert "padding_idx" in str(error)

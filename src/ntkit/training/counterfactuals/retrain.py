@@ -18,7 +18,7 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.errors import BadTypeError, BadValueError, NotSeparableError, one_of
 from ntkit.files import as_path
 from ntkit.finite.jacobian.backward import quiet
-from ntkit.inputs import Inputs, Picked, batch_size
+from ntkit.inputs import Inputs, Picked, batch_size, take
 from ntkit.network import as_inputs, network
 from ntkit.training.accounts.averaged_account import refuse_missing_average
 from ntkit.training.accounts.checks import check_data
@@ -268,6 +268,8 @@ def refuse_mixing_losses(replay: Replay) -> None:
                     f"sample to be "
                     f"the first axis, so that it is known which of them are a sample's."
                 )
+            if k == 0:
+                _refuse_other_axis(replay, part)
             c = _cotangents(replay, outputs, part)
             if not c.isfinite().all():
                 raise BadValueError(
@@ -291,6 +293,24 @@ def refuse_mixing_losses(replay: Replay) -> None:
                         f"loss, a division by what the batch predicts). It has no term that could be left "
                         f"out."
                     )
+
+
+def _refuse_other_axis(replay: Replay, part: ReplayedBatch) -> None:
+    """Refuse outputs whose first axis has the length of the batch by chance: with a sample less it stays."""
+    n = len(part.batch)
+    if n < 3:
+        return
+    fewer = [take(some, slice(0, n - 1)) for some in (part.x, part.y)]
+    try:
+        found = replay.outputs(replay.run.weights(0), 0, part._replace(x=fewer[0], y=fewer[1]))
+    except (RuntimeError, ValueError):  # it takes batches of one size only
+        return
+    if found.ndim and len(found) != n - 1:
+        raise BadValueError(
+            f"Outputs of {n - 1} samples have the shape {list(found.shape)}, those of {n} begin with {n} by "
+            f"chance; expected the sample to be the first axis, so that it is known which of them are a "
+            f"sample's (batch_first=True, or transpose them in the network)."
+        )
 
 
 def _cotangents(replay: Replay, outputs: Tensor, part: ReplayedBatch) -> Tensor:
