@@ -85,6 +85,18 @@ class Kernel(ABC):
             **{k: v.__sklearn_clone__() if isinstance(v, Kernel) else v for k, v in params.items()}
         )
 
+    def __repr__(self) -> str:
+        """Return the kernel with the arguments that are not its defaults, in one line."""
+        signature = inspect.signature(type(self).__init__).parameters
+        given = []
+        for name, value in self.get_params(deep=False).items():
+            default = signature[name].default
+            if default is inspect.Parameter.empty:
+                given.append(described(value))
+            elif value is not default and described(value) != described(default):
+                given.append(f"{name}={described(value)}")
+        return f"{type(self).__name__}({', '.join(given)})"
+
     __array_ufunc__ = None  # an array leaves sums and products with a kernel to the kernel
 
     def __add__(self, other: Kernel) -> Kernel:
@@ -96,6 +108,27 @@ class Kernel(ABC):
         return Product(self, a_kernel(other, "what a kernel is multiplied by"))
 
     __radd__, __rmul__ = __add__, __mul__
+
+
+def described(value: object, most: int = 60) -> str:
+    """Return an argument in a few words: a network by its size, an array by its shape.
+
+    >>> described(torch.nn.Linear(3, 2)), described(torch.ones(2, 3)), described("mean")
+    ('<Linear with 8 weights>', '<tensor [2, 3] float32>', "'mean'")
+    """
+    if isinstance(value, torch.nn.Module):
+        count = sum(p.numel() for p in value.parameters())
+        return f"<{type(value).__name__} with {count:,} weights>"
+    if isinstance(value, Tensor):
+        return f"<tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}>"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<array {list(value.shape)} {value.dtype}>"  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values()):
+        return f"<{len(value)} tensors>"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"<{type(value).__name__} {value.__name__}>"
+    text = repr(value)
+    return text if isinstance(value, Kernel) or len(text) <= most else f"{text[: most - 1]}…"
 
 
 def a_kernel(kernel: object, what: str = "the kernel") -> Kernel:

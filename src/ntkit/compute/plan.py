@@ -93,6 +93,8 @@ class Plan:
             ]
         )
 
+    __repr__ = __str__
+
 
 def plan_chunks(n: int, o: int, per_sample: int, per_output: int, budget: int) -> tuple[int, int]:
     """Return the samples and outputs of a chunk whose bytes stay within a budget.

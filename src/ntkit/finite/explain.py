@@ -64,6 +64,13 @@ class Explanation:
             )
         return "\n".join(text)
 
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from ntkit.display.notebook import listing
+
+        return listing(str(self))
+
 
 def explain(recipe: Recipe, size: Measure, plan: Plan, kind: Kind) -> Explanation:
     """Make the table for the kernel of ``plan``."""

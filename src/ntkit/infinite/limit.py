@@ -19,7 +19,7 @@ from ntkit.infinite.coordinates import OfCoordinates, vector_of
 from ntkit.infinite.data import as_data
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
-from ntkit.infinite.program import Program
+from ntkit.infinite.program import Program, shortened
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
@@ -141,6 +141,14 @@ class Limit(OfCoordinates):
         return self._tiles[key]
 
     def __repr__(self) -> str:
+        return shortened(str(self))
+
+    def _repr_html_(self) -> str:
+        from ntkit.display.notebook import listing
+
+        return listing(str(self))
+
+    def __str__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"
         rows = [head, str(self.program)]
         if self.error:

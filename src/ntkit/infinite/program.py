@@ -67,6 +67,23 @@ class Program:
             rows.append(f"{line.name:>{width}}  {line.kind:<{kinds}}  {line.text}{path}")
         return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
 
+    def __repr__(self) -> str:
+        return f"Program of {len(self.lines)} lines\n{shortened(str(self))}"
+
+    def _repr_html_(self) -> str:
+        from ntkit.display.notebook import listing
+
+        return listing(str(self))
+
+
+def shortened(text: str, first: int = 20, last: int = 10) -> str:
+    """Return the first and last lines of a long text; `print` gives all of it."""
+    lines = text.splitlines()
+    if len(lines) <= first + last + 1:
+        return text
+    left = len(lines) - first - last
+    return "\n".join([*lines[:first], f"... {left} lines more: print it for all ...", *lines[-last:]])
+
 
 def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callable[[fx.Node], str]) -> Program:
     """Read a graph as a tensor program."""

@@ -56,3 +56,5 @@ class AccountPlan:
             f"{self.seconds:.3g} s, {format_bytes(self.bytes)}"
             + (f"; rounding within the network leaves {self.floor:.0e}" if self.floor > _TOLD else "")
         )
+
+    __repr__ = __str__

@@ -266,6 +266,13 @@ class Account:
     def __repr__(self) -> str:
         return self.summary()
 
+    def _repr_html_(self) -> str:
+        from ntkit.display.notebook import listing, with_figure
+
+        if not self.contributions.numel():
+            return listing(self.summary())
+        return with_figure(self.summary(), self.show(0), "account")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the account into one safetensors file, in one go; an older file is replaced."""
         scalars = {name: getattr(self, name) for name in _SCALARS} | {"nodes": dict(self.nodes)}

@@ -249,6 +249,13 @@ class Counterfactual:
     def __repr__(self) -> str:
         return self.summary()
 
+    def _repr_html_(self) -> str:
+        from ntkit.display.notebook import listing, with_figure
+
+        if not self.effects.numel():
+            return listing(self.summary())
+        return with_figure(self.summary(), self.show(0), "counterfactual")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it into one safetensors file, in one go."""
         scalars = {name: getattr(self, name) for name in _SCALARS}
