@@ -111,7 +111,7 @@ def others(folder: str, net: nn.Module, falling: bool, ask: dict) -> dict[str, t
             rates.append(RATE * (1 - (k - each / 2) / run.steps) if falling else RATE)
     data = Data(x, y, torch.zeros(len(x), dtype=torch.bool), queries, labels)
     with torch.no_grad():
-        for scores in (*tracin(data, models, rates), *last_layer(data, models[-1])):
+        for scores in (*tracin(data, models, rates, with_own=False), *last_layer(data, models[-1])):
             if scores.on_queries is not None:
                 found[scores.name] = -torch.from_numpy(scores.on_queries), scores.seconds
     for peer, method in METHODS.items():

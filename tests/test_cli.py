@@ -113,3 +113,16 @@ def test_threads_sleep_while_they_wait():
         assert ran.stdout.strip() == expected
     with passive_workers():
         assert os.environ["OMP_WAIT_POLICY"] in ("PASSIVE", "ACTIVE")
+
+
+def test_the_doctor_tells_what_is_slow_here(monkeypatch):
+    monkeypatch.setattr("ntkit.compute.doctor.free_processors", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    answer = run("doctor")
+    assert answer.exit_code == 0, answer.output
+    for told in (__version__, "GFLOP/s", "OMP_WAIT_POLICY=PASSIVE", "without torch.compile"):
+        assert told in answer.output
+    monkeypatch.setattr("ntkit.compute.doctor.free_processors", lambda: 64)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert "OMP_WAIT_POLICY" not in run("doctor").output

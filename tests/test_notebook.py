@@ -39,7 +39,17 @@ def results():
     }
 
 
-NAMES = ("account", "account plan", "counterfactual", "limit", "program", "explanation", "plan", "kernel", "sum")
+NAMES = (
+    "account",
+    "account plan",
+    "counterfactual",
+    "limit",
+    "program",
+    "explanation",
+    "plan",
+    "kernel",
+    "sum",
+)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "path kernel", "limit kernel"])

@@ -97,7 +97,9 @@ def accounts(
     yield Scores("account of the logit margin", -margin.numpy(), None, third, logits.relative_residual)
 
 
-def tracin(data: Data, models: list[nn.Sequential], rates: list[float]) -> Iterator[Scores]:
+def tracin(
+    data: Data, models: list[nn.Sequential], rates: list[float], with_own: bool = True
+) -> Iterator[Scores]:
     """Yield TracIn (Pruthi et al. 2020): sums over checkpoints of rate x gradient . gradient.
 
     The checkpoints are the ends of epochs, the rates those in the middle of them. The gradient of a query is
@@ -110,7 +112,8 @@ def tracin(data: Data, models: list[nn.Sequential], rates: list[float]) -> Itera
     for model, rate in zip(models, rates, strict=True):
         kernel = ntkit.EmpiricalNTK(model, outputs="full", memory=MEMORY)
         c, c_query = _slope(model, data.x, data.y), _slope(model, data.query_x, data.query_y)
-        own = own + rate * torch.einsum("no,nop,np->n", c, kernel.diag(data.x), c)
+        if with_own:
+            own = own + rate * torch.einsum("no,nop,np->n", c, kernel.diag(data.x), c)
         since = time.perf_counter()
         moved = torch.einsum("qnop,np->qno", kernel(data.query_x, data.x), c)  # of outputs, sign aside
         loss = loss - rate * torch.einsum("qno,qo->qn", moved, c_query)
@@ -118,7 +121,7 @@ def tracin(data: Data, models: list[nn.Sequential], rates: list[float]) -> Itera
         spent_on_queries += time.perf_counter() - since
     whole = time.perf_counter() - begin
     label = f"TracIn, {len(models)} checkpoints"
-    yield Scores(f"{label}, loss", loss.numpy(), own.numpy(), whole)
+    yield Scores(f"{label}, loss", loss.numpy(), own.numpy() if with_own else None, whole)
     yield Scores(f"{label}, logit margin", margin.numpy(), None, spent_on_queries)
 
 

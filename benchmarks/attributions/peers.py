@@ -19,13 +19,13 @@ BATCH = 100
 
 
 def trak(net: nn.Module, x: Tensor, y: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
-    """TRAK (Park et al. 2023) of one checkpoint, projected to 2,048 numbers."""
+    """TRAK (Park et al. 2023) of one checkpoint, projected to 512 numbers: fewer than samples, as it must."""
     from trak import TRAKer
     from trak.projectors import BasicProjector, ProjectionType
 
     size, device = sum(p.numel() for p in net.parameters()), torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        projector = BasicProjector(size, 2048, 0, ProjectionType.rademacher, device)
+        projector = BasicProjector(size, 512, 0, ProjectionType.rademacher, device)
         made = TRAKer(
             net, "image_classification", len(x), folder, device="cpu", projector=projector,
             use_half_precision=False, logging_level=50,

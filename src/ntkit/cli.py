@@ -79,12 +79,12 @@ def _ntkit(
 @app.command()
 def explain(
     folder: Annotated[str, typer.Argument(help="The run folder that ntkit.record made.")],
-    model: Annotated[str, typer.Option(help="module:factory, which returns the untrained network.")],
-    data: Annotated[str, typer.Option(help="module:function, which returns inputs and targets (x, y).")],
+    model: Annotated[str, typer.Option(help="module:factory, which returns the untrained network.")] = "",
+    data: Annotated[str, typer.Option(help="module:function, which returns inputs and targets (x, y).")] = "",
     queries: Annotated[
         str,
         typer.Option(help="module:function, which returns inputs (and labels), or training samples: 0,3,17."),
-    ],
+    ] = "",
     out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
     loss: Annotated[
         str, typer.Option(help="A name in torch.nn.functional, or module:function.")
@@ -92,12 +92,46 @@ def explain(
     tol: Annotated[float, typer.Option(help="Tolerance of the account, of the largest movement.")] = 1e-8,
     memory: Annotated[str, typer.Option(help="Memory for the large arrays.")] = "1GiB",
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    target: Annotated[
+        str, typer.Option(help="outputs, predicted, margin, loss, or numbers of outputs: 0,2.")
+    ] = "outputs",
+    classes: Annotated[
+        str, typer.Option(help="Names of the outputs, cat,dog, or a file with a line each.")
+    ] = "",
+    names: Annotated[str, typer.Option(help="A file with a line for each training sample: its name.")] = "",
+    picture: Annotated[
+        str, typer.Option(help="Height and width of flat inputs that are pictures: 28x28.")
+    ] = "",
+    keep: Annotated[str, typer.Option(help="A folder for what is finished, to go on from there.")] = "",
+    counterfactual: Annotated[
+        bool, typer.Option(help="Beside the account, what the predictions depend on.")
+    ] = False,
 ) -> None:
-    """Explain predictions of a recorded run by its training samples, on one page."""
-    from ntkit.report.run_page import explain_run
+    """Explain predictions of a recorded run by its training samples, on one page.
 
+    For example, with a file mymodel.py that has functions build() and data():
+
+    ntkit explain run --model mymodel:build --data mymodel:data --queries 0,3,17 --target predicted
+    """
+    from ntkit.report.run_page import explain_run, given_options
+
+    given_options({"--model": model, "--data": data, "--queries": queries})
     account, page = explain_run(
-        folder, model, data, queries, out, loss=loss, tol=tol, memory=memory, jobs=jobs
+        folder,
+        model,
+        data,
+        queries,
+        out,
+        loss=loss,
+        tol=tol,
+        memory=memory,
+        jobs=jobs,
+        target=target,
+        classes=classes,
+        names=names,
+        picture=picture,
+        keep=keep or None,
+        with_counterfactual=counterfactual,
     )
     typer.echo(f"report             {page}")
     residual = float(account.residual.abs().max())
@@ -105,6 +139,17 @@ def explain(
     typer.echo(f"largest residual   {residual:.2e}, {share}")
     if not account.converged:
         typer.echo(f"warning: the account did not reach its tolerance of {tol:g}", err=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, devices, threads, memory and compiler, and what would make ntkit faster here."""
+    from ntkit.compute.doctor import examine
+
+    for finding in examine():
+        typer.echo(f"{finding.name:<22}{finding.found}")
+        if finding.advice:
+            typer.echo(f"{'':<22}-> {finding.advice}")
 
 
 _MISSED = 2  # the exit status of a study that misses a bar

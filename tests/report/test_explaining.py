@@ -163,3 +163,43 @@ def test_plots_draw_what_the_account_says(place):
     assert line[-1] == pytest.approx(float((a.initial + a.contributions.sum(-1))[1, 0]))
     heights = [bar.get_height() for bar in plots.by_class(a, 0, y, output=1).patches]
     assert heights == pytest.approx(a.by_class(y)[0, 1].tolist())
+
+
+def test_options_of_the_command(place, tmp_path, monkeypatch):
+    folder, *_ = place
+    monkeypatch.chdir(folder)
+    (tmp_path / "names.txt").write_text("\n".join(f"person {i}" for i in range(20)))
+    given = ["explain", "run", "--model", "mymodel:build", "--data", "mymodel:data", "--queries", "0,3"]
+    more = ["--target", "predicted", "--classes", "low,high", "--names", str(tmp_path / "names.txt")]
+    more += ["--keep", str(tmp_path / "kept"), "--counterfactual", "--out", str(tmp_path / "page.html")]
+    answer = CliRunner().invoke(app, [*given, *more])
+    assert answer.exit_code == 0, answer.output
+    html = (tmp_path / "page.html").read_text()
+    assert "person 17" in html and "high" in html and "left out" in html
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"account", "counterfactual"}
+    assert (
+        CliRunner().invoke(app, [*given, "--target", "0,1", "--out", str(tmp_path / "b.html")]).exit_code == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], r"missing: --model, --data, --queries"),
+        (["--model", "mymodel:build"], r"missing: --data, --queries"),
+        (["--model", "mymodel:build", "--data", "mymodel:data", "--queries", "0", "--picture", "8"], "28x28"),
+        (
+            ["--model", "mymodel:build", "--data", "mymodel:data", "--queries", "0", "--names", "no"],
+            "--names no",
+        ),
+        (
+            ["--model", "mymodel:build", "--data", "mymodel:data", "--queries", "0", "--target", "margins"],
+            "margin",
+        ),
+    ],
+)
+def test_wrong_options_are_told(place, monkeypatch, options, told):
+    folder, *_ = place
+    monkeypatch.chdir(folder)
+    answer = CliRunner().invoke(app, ["explain", "run", *options])
+    assert answer.exit_code and told in f"{answer.output}{answer.exception}"

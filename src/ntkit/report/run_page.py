@@ -16,6 +16,7 @@ from ntkit.inputs import Batch, batch_size, take
 from ntkit.report.account_page import PageOptions, explain
 from ntkit.training.accounts.account import account
 from ntkit.training.accounts.result import Account
+from ntkit.training.counterfactuals.counterfactual import counterfactual
 from ntkit.training.integrals.quadrature import Nodes
 
 
@@ -31,6 +32,12 @@ def explain_run(
     nodes: Nodes = "auto",
     memory: str = "1GiB",
     jobs: int = 1,
+    target: str = "outputs",
+    classes: str = "",
+    names: str = "",
+    picture: str = "",
+    keep: str | None = None,
+    with_counterfactual: bool = False,
 ) -> tuple[Account, Path]:
     """Account for predictions of a recorded run and write the report; return both the account and the file.
 
@@ -51,6 +58,18 @@ def explain_run(
         The name of a function in ``torch.nn.functional``, or ``module:function``.
     tol, nodes, memory, jobs
         As for `ntkit.account`.
+    target
+        Its name, or numbers of outputs, ``0,2``.
+    classes
+        The names of the outputs, ``cat,dog``, or a file with a line for each.
+    names
+        A file with a line for each training sample: what it is called.
+    picture
+        Height and width of flat inputs that are pictures, ``28x28``.
+    keep
+        A folder for what is finished.
+    with_counterfactual
+        Whether to show beside the account what the predictions depend on.
 
     Raises
     ------
@@ -64,10 +83,24 @@ def explain_run(
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
     pair = train[0], train[1]
-    x, truth, names = _queries(queries, pair)
-    a = account(
-        folder, network, _loss(loss), train=pair, queries=x, tol=tol, nodes=nodes, memory=memory, jobs=jobs
-    )
+    x, truth, asked = _queries(queries, pair)
+    shape = _shape(picture)
+    ask: dict[str, Any] = {
+        "train": pair,
+        "queries": x,
+        "target": _target(target),
+        "memory": memory,
+        "jobs": jobs,
+    }
+    if ask["target"] == "loss":
+        if truth is None:
+            raise BadValueError("--target loss needs the labels of the queries: --queries returns (x, y).")
+        ask["labels"] = truth
+    parts = None if keep is None else Path(keep)
+    a = account(folder, network, _loss(loss), **ask, tol=tol, nodes=nodes, keep=parts and parts / "account")
+    depends = None
+    if with_counterfactual:
+        depends = counterfactual(folder, network, _loss(loss), **ask, keep=parts and parts / "counterfactual")
     facts = (
         ("run", str(folder)),
         ("training samples", f"{a.contributions.shape[2]:,}"),
@@ -82,8 +115,46 @@ def explain_run(
         f"single training sample added to it."
     )
     options: PageOptions = {"labels": labels, "train": train[0], "facts": facts, "lead": lead}
-    options |= {"queries": x, "truth": truth, "query_names": names}
+    options |= {"queries": x, "truth": truth, "query_names": asked, "counterfactual": depends}
+    if classes:
+        options["classes"] = _lines(classes, "--classes") if Path(classes).is_file() else classes.split(",")
+    if names:
+        options["names"] = _lines(names, "--names")
+    if shape is not None:
+        options["picture"] = shape
     return a, explain(a, out, **options)
+
+
+def given_options(options: dict[str, str]) -> None:
+    """Refuse a command with options that are missing: all of them at once."""
+    missing = [name for name, value in options.items() if not value]
+    if missing:
+        raise BadValueError(
+            f"missing: {', '.join(missing)}. Give each, as in: ntkit explain run --model mymodel:build "
+            f"--data mymodel:data --queries 0,3,17 (ntkit explain --help)."
+        )
+
+
+def _target(text: str) -> Any:
+    if all(part.strip().isdigit() for part in text.split(",")):
+        return tuple(int(part) for part in text.split(","))
+    return text
+
+
+def _shape(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise BadValueError(f"--picture is {text!r}; expected height x width, 28x28.")
+    return int(parts[0]), int(parts[1])
+
+
+def _lines(file: str, option: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValueError(f"{option} {file} cannot be read as a text: {error}.") from error
 
 
 def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, list[str] | None]:
