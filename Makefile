@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -55,6 +55,11 @@ zoo-limits: $(ZOO)/zoo.stamp
 
 studies-quick: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m study
+
+# the site, in out/docs; its notebooks are run, its links followed
+docs: $(VENV)/docs.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs out/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs out/docs-links
 
 studies: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit study all --keep-going --out out/studies || [ $$? -eq 2 ]  # a bar that is missed is written down
@@ -151,6 +156,11 @@ $(ZOO)/zoo.stamp: $(PINS)
 	@$(PYTHON) -m venv $(ZOO)
 	@$(call PINNED,constraints.txt) $(ZOO)/bin/python $(INSTALL) -e '.[test,zoo]'
 	@touch $@
+
+$(VENV)/docs.stamp: $(PINS) | $(BIN)/python
+	@echo "installing ntkit and what its site is made with into $(VENV)"
+	@$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/ntkit.stamp
 
 $(VENV)/dev.stamp: $(PINS) | $(BIN)/python
 	@echo "installing ntkit and the tools of make lint into $(VENV)"
