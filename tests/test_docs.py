@@ -102,3 +102,11 @@ def test_links_to_files_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_every_public_name_is_on_the_reference_page():
+    text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^   ([\w.]+)$", text, re.M))
+    names = {name for name in ntkit.__all__ if name not in ("__version__", "report", "testing", "diagnose")}
+    assert names <= listed, names - listed
+    assert "report.explain" in listed
