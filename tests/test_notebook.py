@@ -79,3 +79,21 @@ def test_long_programs_are_shortened_but_not_printed_so():
     limit = ntkit.infinite_width(nn.Sequential(*layers, nn.Linear(3, 2)), torch.randn(1, 3))
     assert len(repr(limit).splitlines()) < 40 < len(str(limit).splitlines())
     assert "lines more" in repr(limit.program) and "lines more" not in str(limit.program)
+
+
+def test_a_bar_in_a_notebook_shows_what_is_left_and_goes(monkeypatch):
+    from ntkit.compute import progress as module
+
+    shown: list[str] = []
+    clock = iter([0.0, 0.5, 2.0, 2.1, 4.0])
+    monkeypatch.setattr(module, "in_notebook", lambda: True)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        module.NotebookBar, "_show", lambda bar, html: shown.append(html) or setattr(bar, "_shown", 1)
+    )
+    with module.progress("Accounting", 40) as done:
+        for _ in range(4):
+            done(5)
+    assert len(shown) == 3 and shown[-1] == ""  # not at once, not too often, and gone at the end
+    assert 'max="40" value="10"' in shown[0] and "10 of 40, 0:06 left" in shown[0]
+    assert "20 of 40, 0:04 left" in shown[1]
