@@ -13,29 +13,46 @@ from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.threads import fitting_threads
-from ntkit.errors import BadValueError, nearest, positive, whole
-from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, is_size, refusing
+from ntkit.errors import BadValueError, nearest, one_of, positive, whole
+from ntkit.machine.choice.leave_one_out import Targets, best_penalty
+from ntkit.machine.choice.search import MOST, Chosen, part
+from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked, is_size, refusing
+from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike
-from ntkit.machine.ridge_path import RidgePath, best_alpha, path_errors
-from ntkit.machine.solving.solve import Settings, Solved, choose, solve
+from ntkit.machine.ridge_path import RidgePath, path_errors
+from ntkit.machine.solving.solve import SOLVERS, Settings, Solved, choose, solve
 from ntkit.network import Floats
 
 
 class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     """Kernel ridge regression: least squares in the space of a kernel, with a penalty.
 
-        f = argmin sum_n w_n |y_n - f(x_n)|^2 + alpha |f|^2,    f(x) = sum_n c_n k(x, x_n)
-        (K + alpha W^-1) c = y
+        f = argmin sum_n w_n |y_n - m - f(x_n)|^2 + alpha |f|^2,    f(x) = sum_n c_n k(x, x_n)
+        (K + alpha W^-1) c = y - m
+
+    with the mean m of the targets. Scaling, kernel and penalty are chosen by leave-one-out, in closed form.
 
     Parameters
     ----------
     kernel : optional
-        None: the NTK of an infinitely wide ReLU network of depth 3 with sigma_b = 0.5 (`ReLUKernel`);
-        ``"precomputed"``; a kernel of ntkit, scikit-learn or GPyTorch; a limit, for its NTK; a function
-        ``k(X1, X2)`` of NumPy arrays.
+        ``"auto"``: the NTK of an infinitely wide ReLU network, its depth and sigma_b chosen by the
+        leave-one-out error. ``"ntk"`` (the same), ``"nngp"``, ``"rbf"``, ``"laplace"``: kernels of vectors
+        whose scales are chosen likewise. ``"precomputed"``; a kernel of ntkit, scikit-learn or GPyTorch; a
+        limit, for its NTK; a function ``k(X1, X2)`` of NumPy arrays. None: the NTK of depth 3 with sigma_b
+        = 0.5 (`ReLUKernel`), inputs as given.
     alpha : float, "loo" or "gcv"
         The penalty, in units of the kernel (not divided by n). 0 is the interpolator of least norm.
-        ``"loo"`` and ``"gcv"`` choose it by the leave-one-out or the generalized cross-validation error.
+        ``"loo"`` and ``"gcv"`` choose it by the leave-one-out or the generalized cross-validation error. Of
+        more than 2,500 samples they look at 2,000, and the penalty grows with n.
+    depth : int, optional
+        The number of hidden layers of ``"ntk"`` and ``"nngp"``; None: between 1 and 5, chosen.
+    scale : {"auto", "standardize", "unit", None}
+        Columns standardized, rows of equal norm (`Scaling`), or inputs as given. ``"auto"``: for a kernel by
+        name standardized columns, or rows of equal norm where their leave-one-out error is a twentieth
+        smaller; for any other kernel inputs as given.
+    normalize_y : bool
+        Whether the mean of the targets is subtracted, and outputs count by their variances in choices; else
+        m = 0.
     solver : {"auto", "cholesky", "eigen", "cg", "nystrom"}
         ``"cg"`` and ``"nystrom"`` do not form the matrix where the kernel has an ``operator``. What
         ``"auto"`` chose, and why, is in ``solver_`` and ``solver_reason_``.
@@ -47,10 +64,13 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     Attributes
     ----------
-    dual_coef_ : array [n] or [n, o]
-        The coefficients c.
+    dual_coef_, intercept_ : array [n] or [n, o], array [] or [o]
+        The coefficients c, and the mean m.
     alpha_ : float
         The penalty that was used.
+    search_, scaling_, kernel_
+        What was compared (print it), the scaling and the kernel that were taken; ``X_fit_`` are the training
+        samples scaled.
     jitter_, condition_, min_eigenvalue_ : float
         What Cholesky had to add to the diagonal (a `JitterWarning` says so), the condition number of what
         was solved, and the kernel matrix's smallest eigenvalue (NaN for the iterative solvers). The two are
@@ -79,9 +99,12 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def __init__(
         self,
-        kernel: KernelLike = None,
-        alpha: float | str = 1.0,
+        kernel: KernelLike = "auto",
+        alpha: float | str = "loo",
         *,
+        depth: int | None = None,
+        scale: Scale = "auto",
+        normalize_y: bool = True,
         solver: str = "auto",
         tol: float = 1e-8,
         max_iter: int | None = None,
@@ -90,14 +113,18 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         memory: int | str = "8GiB",
     ) -> None:
         self.kernel, self.alpha, self.solver, self.tol, self.max_iter = kernel, alpha, solver, tol, max_iter
+        self.depth, self.scale, self.normalize_y = depth, scale, normalize_y
         self.rank, self.random_state, self.memory = rank, random_state, memory
 
     @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
-        """Solve for the coefficients."""
+        """Solve for the coefficients, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
-        chosen = isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")
-        if not chosen and not is_size(self.alpha):
+        self._check()
+        return self._fitted(x, np.array(as_numbers("y", y)), self._weights(sample_weight, x))
+
+    def _check(self) -> None:
+        if not (isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")) and not is_size(self.alpha):
             near = nearest(self.alpha, ("loo", "gcv"))
             raise BadValueError(f"alpha={self.alpha!r}; expected a number >= 0, 'loo' or 'gcv'.{near}")
         positive("tol", self.tol)
@@ -105,48 +132,102 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
             whole(name, 1 if number is None else number)
         with refusing("a whole number as random_state"):
             np.random.default_rng(self.random_state)
-        weights = self._weights(sample_weight, x)
+        one_of("normalize_y", self.normalize_y, (True, False))
+        one_of("solver", self.solver, SOLVERS)
+
+    def _fitted(
+        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None, labels: np.ndarray | None = None
+    ) -> KernelRidge:
+        """Fit checked samples; ``labels`` are classes, whose shares a part of many samples keeps."""
         self._kept = np.arange(len(x)) if weights is None else np.flatnonzero(weights)
-        self._root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
+        labels = None if labels is None else labels[self._kept]
+        rows = torch.as_tensor(y.reshape(len(x), -1)[self._kept])
+        root = None if weights is None else torch.as_tensor(weights[self._kept] ** 0.5)
+        self._targets = Targets(rows, root, self.normalize_y)
         budget = parse_memory(self.memory)
-        self.solver_, self.solver_reason_ = choose(self.solver, len(self._kept), budget, self._reason())
-        if chosen and self.solver_ != "eigen":
-            raise BadValueError(f"alpha={self.alpha!r} needs all eigenvalues; use solver='eigen'.")
-        dense = None
-        if weights is not None or self._precomputed or self.solver_ in ("cholesky", "eigen"):
-            dense = self._system()
-        matrix = Dense(dense) if dense is not None else self._matrix()
-        y = np.array(as_numbers("y", y))
-        self._targets = torch.as_tensor(y.reshape(len(x), -1)[self._kept]).to(matrix.diag().device)
-        if self._root is not None:
-            self._targets = self._targets * self._root[:, None].to(self._targets)
-        if chosen and dense is not None:
-            self.alpha_, solved = self._choose(dense)
+        given = float(self.alpha) if is_size(self.alpha) else None
+        found = self._settle(x, self._units(), given, labels, self._kept)
+        alpha, seen = self._penalty(found, labels)
+        if seen is not None and self.solver in ("auto", "eigen"):
+            self.solver_, self.solver_reason_ = "eigen", "what was compared has left all eigenvalues"
+            self._move(seen.values)
+            factor = Shifted(seen, alpha)
+            solved = Solved(factor.solve(self._targets.z), factor)
         else:
-            self.alpha_ = float(self.alpha)
-            how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)
-            solved = solve(matrix, dense, self._targets, self.alpha_, how, self.precision_)
-        self._solved, self._factor = solved, solved.factor
+            self.solver_, self.solver_reason_ = choose(self.solver, len(self._kept), budget, self._reason())
+            solved = self._solved_anew(alpha, weights is not None)
+        self.alpha_, self._solved, self._factor = alpha, solved, solved.factor
         self.residual_ = None if solved.residual is None else float(solved.residual.max())
         self.n_iter_ = solved.iterations or 1
         self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
+        self.intercept_ = self._targets.mean.cpu().numpy().reshape(y.shape[1:])
         return self
+
+    def _penalty(self, found: Chosen | None, labels: np.ndarray | None) -> tuple[float, Spectrum | None]:
+        """Return the penalty, and the spectrum of the system where one was made to find it."""
+        seen = None if found is None else found.whole
+        if is_size(self.alpha):
+            return float(self.alpha), seen
+        if found is not None and self.alpha == "loo":
+            return found.alpha, seen
+        n = len(self._kept)
+        if n <= MOST or self.solver == "eigen":
+            seen = spectrum(self._system(), self.precision_) if seen is None else seen
+            self._move(seen.values)
+            return best_penalty(self._units(), seen, str(self.alpha)), seen
+        index = part(n, labels, self.random_state)
+        system = self._system(index)
+        self._move(system)
+        units = self._units().at(torch.as_tensor(index, device=system.device))
+        best = best_penalty(units, spectrum(system, self.precision_), str(self.alpha))
+        return best * n / len(index), None
+
+    def _solved_anew(self, alpha: float, weighted: bool) -> Solved:
+        dense = None
+        if weighted or self._precomputed or self.solver_ in ("cholesky", "eigen"):
+            dense = self._system()
+        matrix = Dense(dense) if dense is not None else self._matrix()
+        self._move(matrix.diag())
+        how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)
+        return solve(matrix, dense, self._targets.z, alpha, how, self.precision_)
+
+    def _move(self, like: Tensor) -> None:
+        """Bring the targets to where the kernel computes."""
+        self._targets = self._targets.to(like.device)
 
     def predict(self, X: ArrayLike) -> Float[Floats, " m *o"]:
         """Return f at queries, ``[m]`` or ``[m, o]`` as the targets were."""
-        return self._apply(self._queries(X), self.dual_coef_)
+        return self._apply(self._queries(X), self.dual_coef_) + self.intercept_
 
     def leave_one_out(self) -> Float[Floats, " n *o"]:
         """Return y_n - f(x_n) for f fitted without sample n, in closed form: c_n / (K + alpha)^-1_nn.
 
-        Shaped as the targets; samples of weight zero are left out.
+        With the mean of the targets left out likewise. Shaped as the targets; samples of weight zero are left
+        out. Scaling, kernel and penalty stay what they are.
         """
         check_fitted(self)
-        inverse = self._inverse_diagonal()
-        if self._root is not None:  # both c and G belong to targets times the root of the weight
-            inverse = inverse * self._root.to(inverse)
-        errors = self._solved.coefficients / inverse[:, None]
+        diagonal = self._inverse_diagonal()
+        c, t = self._solved.coefficients, self._targets
+        constant = torch.ones_like(diagonal)
+        if t.centered:
+            ones = torch.ones_like(t.y[:, :1]) if t.root is None else t.root[:, None]
+            constant = (self._factor or Shifted(self._spectrum(), self.alpha_)).solve(ones)[:, 0]
+        errors = t.residuals(c, constant.to(c), diagonal.to(c))
         return errors.cpu().numpy().reshape(len(errors), *self.dual_coef_.shape[1:])
+
+    def left_out(self, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples, all or a part of many, and their leave-one-out errors ``[k, o]``.
+
+        ``labels`` ``[n]`` are classes, whose shares a part keeps.
+        """
+        n = len(self._kept)
+        if n <= MOST:
+            return self._kept, self.leave_one_out().reshape(n, -1)
+        index = part(n, None if labels is None else labels[self._kept], self.random_state)
+        seen = spectrum(self._system(index), self.precision_)
+        targets = self._targets.at(torch.as_tensor(index, device=seen.values.device))
+        errors = targets.of(seen, seen.values.new_tensor([self.alpha_ * len(index) / n]))[0]
+        return self._kept[index], errors.cpu().numpy()
 
     def gcv(self) -> float:
         """Return the generalized cross-validation error n |r|^2 / (n - tr H)^2, a mean over outputs."""
@@ -161,27 +242,35 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         loo, gcv, c = path_errors(self._spectrum(), self._targets, alphas)
         spread = np.stack([self._spread(column) for column in c])
         spread = spread.reshape(len(alphas), *self.dual_coef_.shape)
-        return RidgePath(alphas, loo, gcv, spread, lambda X, columns: self._apply(self._queries(X), columns))
+        means = np.tile(np.atleast_1d(self.intercept_), len(alphas))
+        return RidgePath(alphas, loo, gcv, spread, lambda X, c: self._apply(self._queries(X), c) + means)
 
     def _reason(self) -> str:
         """Return why all eigenvalues are wanted, if they are."""
-        if self.alpha == 0:
-            return "no ridge, so that a null space has to stay out"
-        return "many penalties are compared" if self.alpha in ("loo", "gcv") else ""
+        return "no ridge, so that a null space has to stay out" if self.alpha == 0 else ""
 
-    def _choose(self, dense: Tensor) -> tuple[float, Solved]:
-        whole = spectrum(dense, self.precision_)
-        factor = Shifted(whole, best_alpha(whole, self._targets, str(self.alpha)))
-        return factor.shift, Solved(factor.solve(self._targets), factor)
+    def _units(self) -> Targets:
+        """Return the targets in units of their deviations, in which outputs count alike."""
+        t = self._targets
+        if not self.normalize_y:
+            return t
+        std = (t.weights[:, None] * (t.y - t.mean).square()).sum(0).div(t.weights.sum()).sqrt()
+        return Targets(t.y / torch.where(std > 0, std, 1.0), t.root, True)
 
-    def _system(self) -> Tensor:
-        """Return the kernel matrix of the samples that count, times the roots of their weights."""
-        gram = self._gram()
-        if self._root is None:
+    def _system(self, index: np.ndarray | None = None) -> Tensor:
+        """Return the kernel matrix of the samples that count (or of some of them), times their roots."""
+        kept = self._kept if index is None else self._kept[index]
+        if index is None and len(kept) == len(self.X_fit_):
+            gram = self._gram()
+        elif self._precomputed:
+            gram = checked(torch.as_tensor(self.X_fit_[np.ix_(kept, kept)]))
+        else:
+            gram = self._block(self.X_fit_[kept], None)
+        root = self._targets.root
+        if root is None:
             return gram
-        counted = torch.as_tensor(self._kept, device=gram.device)
-        root = self._root.to(gram)
-        return gram[counted][:, counted] * root[:, None] * root
+        root = (root if index is None else root[torch.as_tensor(index, device=root.device)]).to(gram)
+        return gram * root[:, None] * root
 
     def _spectrum(self) -> Spectrum:
         factor = self._factor
@@ -198,8 +287,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def _spread(self, solution: Tensor) -> np.ndarray:
         """Return coefficients of all samples from the solution of those that count."""
-        if self._root is not None:
-            solution = solution * self._root[:, None].to(solution)
+        if self._targets.root is not None:
+            solution = solution * self._targets.root[:, None].to(solution)
         coefficients = np.zeros((len(self.X_fit_), solution.shape[1]))
         coefficients[self._kept] = solution.cpu().numpy()
         return coefficients
