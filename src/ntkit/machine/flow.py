@@ -17,7 +17,10 @@ from ntkit.compute.eigen import Shifted, spectrum
 from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
+from ntkit.machine.choice.leave_one_out import Targets
+from ntkit.machine.conformal import folds, jackknife_plus, probability
 from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
+from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
@@ -25,6 +28,7 @@ from ntkit.machine.solving.trajectory import Trajectory
 from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None
+GROUPS = 20  # of samples, left out one after the other for an interval
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     Parameters
     ----------
     kernel : optional
-        As of `KernelRidge`; a limit gives its NTK, and its NNGP as prior.
+        As of `KernelRidge` (by the leave-one-out error of ridge); a limit gives its NTK, and its NNGP as
+        prior.
     t : float or array of floats
         Until when to train; inf: to the end. An array gives predictions with an axis of times in front.
     prior : optional
@@ -67,6 +72,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         ``"squared"``; ``"cross_entropy"`` (targets are rows of probabilities, or one in [0, 1]),
         ``"huber"``, or a convex function of tensors ``(f, y) -> [n]``, by an ODE solver: df/dt =
         -(1/n) sum_n K(x, x_n) l'(f(x_n), y_n).
+    depth, scale : optional
+        As of `KernelRidge`.
     learning_rate, momentum : float
         Explicit steps instead of the flow (None), t / learning_rate of them; momentum as in PyTorch's SGD.
     early_stopping : {None, "validation", "loo"}
@@ -112,11 +119,13 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def __init__(
         self,
-        kernel: KernelLike = None,
+        kernel: KernelLike = "auto",
         t: ArrayLike = float("inf"),
         prior: KernelLike = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
         *,
+        depth: int | None = None,
+        scale: Scale = "auto",
         learning_rate: float | None = None,
         momentum: float = 0.0,
         early_stopping: Literal["validation", "loo"] | None = None,
@@ -126,6 +135,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
+        self.depth, self.scale = depth, scale
 
     @fitting_threads()
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
@@ -138,6 +148,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
                 f"f0 has shape {start.shape} and {np.isnan(start).sum()} NaN, the targets {y.shape}; give "
                 f"f0(X), finite."
             )
+        self._settle(x, Targets(torch.as_tensor((y - start).reshape(len(x), -1))))
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
         self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
@@ -174,7 +185,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
-        ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the
+        ``[m, m, o]``, of the ensemble of trained networks: by their start alone, in units of the prior, not
+        of the targets. It is no interval for new targets; `predict_interval` is. ``t``: other times than the fitted. ``f0``: the
         function at the start on the queries, needed where ``fit`` had one.
         """
         check_fitted(self)
@@ -204,6 +216,35 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         spread = np.stack([self._spread(x, float(time), return_cov) for time in np.atleast_1d(t)])
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
+
+    @fitting_threads()
+    def predict_interval(self, X: ArrayLike, coverage: float = 0.95) -> Pair:
+        """Return the bounds between which a new target lies with a probability, each ``[m]`` or ``[m, o]``.
+
+        The jackknife+ (`jackknife_plus`) of training at the fitted time without each of 20 groups of samples
+        (without each sample, up to 20): CV+. ``return_std`` of ``predict`` is the spread of networks by their
+        start, and knows nothing of the noise of targets; this does.
+        """
+        check_fitted(self)
+        self._closed()
+        level = probability(coverage)
+        if self._started or np.ndim(self.t_):
+            raise BadValueError("predict_interval takes one time t, and no f0.")
+        x, n = self._queries(X), len(self._y)
+        cross, zero = self._block(x, self.X_fit_), self._f0[:0]
+        left = np.empty((len(x), n, self._y.shape[1]))
+        residuals = np.empty((n, self._y.shape[1]))
+        times = np.array([float(self.t_)])
+        for held in folds(n, GROUPS, self.random_state):
+            rest = torch.as_tensor(np.setdiff1d(np.arange(n), held), device=cross.device)
+            out = torch.as_tensor(held, device=cross.device)
+            start = zero.new_zeros(len(rest), self._y.shape[1])
+            inner = self._gram_[rest][:, rest]
+            c = self._trajectory.coefficients(inner, None, self._y[rest], start, times)[0]
+            left[:, held] = (cross[:, rest] @ c).cpu().numpy()[:, None]
+            residuals[held] = (self._y[out] - self._gram_[out][:, rest] @ c).cpu().numpy()
+        low, high = jackknife_plus(left, residuals, level)
+        return low.reshape(len(x), *self._shape), high.reshape(len(x), *self._shape)
 
     def learning_curve(self, t: ArrayLike) -> LearningCurve:
         """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""

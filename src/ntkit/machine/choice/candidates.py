@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -44,10 +44,21 @@ class Candidate:
         assert self.depth is not None and self.sigma_b is not None
         return ReLUKernel(self.depth, sigma_b=self.sigma_b, kind="nngp" if self.kernel == "nngp" else "ntk")
 
+    @property
+    def value(self) -> float:
+        """The scale that can be moved: sigma_b, or the length."""
+        value = self.sigma_b if self.length is None else self.length
+        assert value is not None
+        return value
+
+    def at(self, value: float) -> Candidate:
+        """Return the candidate with another scale."""
+        return replace(self, sigma_b=value) if self.length is None else replace(self, length=value)
+
     def __str__(self) -> str:
         if self.length is not None:
-            return f"{self.kernel} of length scale {self.length:g} median distances"
-        return f"{self.kernel} of depth {self.depth}, sigma_b {self.sigma_b:g}"
+            return f"{self.kernel} of length scale {self.length:.3g} median distances"
+        return f"{self.kernel} of depth {self.depth}, sigma_b {self.sigma_b:.3g}"
 
 
 def candidates(kernel: str, depth: int | None, scales: Sequence[str | None]) -> list[Candidate]:
@@ -61,3 +72,11 @@ def candidates(kernel: str, depth: int | None, scales: Sequence[str | None]) -> 
         whole("depth", depth)
         return [Candidate(scale, name, depth, b) for scale in scales for b in SIGMA_B]
     return [Candidate(scale, name, d, b) for scale in scales for d, b in NETWORKS[scale]]
+
+
+def starts(kernel: str, depth: int | None, scales: Sequence[str | None]) -> list[Candidate]:
+    """Return from where a process looks for the kernel of largest evidence; ``"auto"`` has smooth ones, too."""
+    compared = candidates(kernel, depth, scales)
+    if kernel == "auto" and depth is None:
+        compared += [Candidate(scales[0], "rbf", length=v) for v in LENGTHS["rbf"]]
+    return compared

@@ -24,7 +24,7 @@ PENALTIES = 29  # that are compared for each kernel, before the best one is refi
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate, its best penalty, and its leave-one-out error there."""
+    """A candidate, its best penalty (NaN where it has none), and its error there."""
 
     candidate: Candidate
     alpha: float
@@ -39,13 +39,14 @@ class Search:
     best: Tried
     rows: int
     n: int
+    score: str = "leave-one-out error"
 
     def __str__(self) -> str:
-        lines = [f"leave-one-out errors on {self.rows} of {self.n} samples"]
+        lines = [f"{self.score}, on {self.rows} of {self.n} samples"]
         for one in sorted(self.tried, key=lambda t: t.error):
             mark = "*" if one is self.best else " "
-            scaled = Scaling(one.candidate.scale)
-            lines.append(f"{mark} {one.error:.5g}  {one.candidate}, {scaled}, alpha {one.alpha:.3g}")
+            penalty = "" if np.isnan(one.alpha) else f", alpha {one.alpha:.3g}"
+            lines.append(f"{mark} {one.error:.5g}  {one.candidate}, {Scaling(one.candidate.scale)}{penalty}")
         return "\n".join(lines)
 
 
@@ -95,7 +96,7 @@ def choose(
     scalings = {c.scale: Scaling.of(c.scale, x, binary=binary) for c in compared}
     tried: list[Tried] = []
     best, best_whole = None, None
-    for candidate, gram in _grams(x[index], compared, scalings):
+    for candidate, gram in grams(x[index], compared, scalings):
         if root is not None:
             gram = gram * root[:, None] * root
         whole = spectrum(gram)
@@ -140,7 +141,7 @@ def _tried(candidate: Candidate, targets: Targets, whole: Spectrum, alpha: float
     return Tried(candidate, float(alphas[int(errors.argmin())]), float(errors.min()))
 
 
-def _grams(
+def grams(
     x: np.ndarray, compared: Sequence[Candidate], scalings: dict[str | None, Scaling]
 ) -> Iterator[tuple[Candidate, Tensor]]:
     """Yield each candidate with its kernel matrix; depths of a network are layers of one pass."""
