@@ -18,7 +18,7 @@ LIGHT = (
     "ntkit", "ntkit, standardized", "SVC", "SVC, grid", "forest", "boosting",
     "ntkit process", "ntkit ridge", "process",
 )  # fmt: skip
-HEAVY = ("forest, grid", "boosting, grid", "SVR, grid")
+HEAVY = ("forest, grid", "boosting, grid", "process of classes", "SVR, grid")
 Scores = dict[str, dict[str, Row]]  # table -> estimator -> measures
 
 

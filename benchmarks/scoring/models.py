@@ -40,7 +40,7 @@ def classifiers(x: pd.DataFrame) -> dict[str, Any]:
         "forest, grid": _after(x, _grid(RandomForestClassifier(random_state=0), FOREST)),
         "boosting": _after(x, HistGradientBoostingClassifier(random_state=0)),
         "boosting, grid": _after(x, _grid(HistGradientBoostingClassifier(random_state=0), BOOSTING)),
-        "process": _after(x, GaussianProcessClassifier(ConstantKernel() * RBF(), random_state=0)),
+        "process of classes": _after(x, GaussianProcessClassifier(ConstantKernel() * RBF(), random_state=0)),
     }
 
 

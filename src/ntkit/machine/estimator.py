@@ -121,7 +121,7 @@ class KernelMachine(BaseEstimator):
                 out = check_X_y(self.columns_.numbers(X), as_array(y), **options)
             else:
                 out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
-        x = np.asarray(out[0])
+        x = np.ascontiguousarray(out[0])  # sums of columns hang on their order in memory, by rounding
         self._sample_shape = x.shape[1:]
         if self._precomputed and x.shape[:2] != (len(x), len(x)):
             raise BadValueError(f"A precomputed kernel matrix must be square, got {x.shape}.")
@@ -190,7 +190,7 @@ class KernelMachine(BaseEstimator):
                 x = check_array(self.columns_.numbers(X), **options)
             else:
                 x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
-        x = np.asarray(x)
+        x = np.ascontiguousarray(x)
         if self._precomputed:
             return x
         if x.shape[1:] != self._sample_shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -48,8 +48,8 @@ def relu_kernels(
     right = other.T * (sigma_w**2 / d)
     for rows in chunks(len(x1), max(1, TILE // max(1, len(other)))):
         nngp = x1[rows] @ right + sigma_b**2
-        start = rows.start if x2 is None else None
-        layers = _layers(nngp, first[rows], second, max(depths), sigma_w**2, sigma_b**2, start)
+        equal = _equal(nngp, first[rows], second, x1[rows], other)
+        layers = _layers(nngp, first[rows], second, max(depths), sigma_w**2, sigma_b**2, equal)
         for depth, (nngp_, ntk) in enumerate(layers, 1):
             if depth in blocks:
                 blocks[depth][rows] = ntk if kind == "ntk" else nngp_
@@ -73,15 +73,24 @@ def own_variances(x: Tensor, sigma_w: float, sigma_b: float) -> Tensor:
     return x.square().sum(1) * (sigma_w**2 / x.shape[1]) + sigma_b**2
 
 
-def _layers(nngp: Tensor, one: Tensor, two: Tensor, depth: int, w: float, b: float, start: int | None):
-    """Yield NNGP and NTK of each layer for a block of rows, the ``start``-th of a square matrix first."""
+def _equal(nngp: Tensor, one: Tensor, two: Tensor, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of pairs of the same vector, whose angle is zero, not the root of rounding."""
+    near = nngp * nngp > (1 - 1e-9) * one[:, None] * two
+    i, j = near.nonzero(as_tuple=True)
+    same = (x1[i] == x2[j]).all(1) & (one[i] > 0)
+    return i[same], j[same]
+
+
+def _layers(
+    nngp: Tensor, one: Tensor, two: Tensor, depth: int, w: float, b: float, equal: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield NNGP and NTK of each layer for a block of rows, in which some pairs are the same vector."""
     ntk = nngp
     for _ in range(depth):
         roots = two.sqrt()
         sizes = one.sqrt()[:, None] * roots
         cosine = (nngp / sizes.clamp_min(1e-300)).clamp_(-1, 1)
-        if start is not None:  # a sample with itself, exactly
-            cosine.diagonal(start).copy_((one > 0).to(cosine))
+        cosine[equal] = 1.0
         rest = torch.arccos(cosine).neg_().add_(torch.pi).mul_(w / (2 * torch.pi))
         sine = (1 - cosine.square()).sqrt_().mul_(w / (2 * torch.pi))
         nngp = cosine.mul_(rest).add_(sine).mul_(sizes).add_(b)

@@ -11,7 +11,6 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum
-from ntkit.errors import BadValueError
 
 RANGE = (1e-10, 1e4)  # of the mean eigenvalue: where the best penalty is looked for
 
@@ -106,17 +105,20 @@ def error(targets: Targets, whole: Spectrum, alpha: float, score: str) -> float:
     return float(losses(targets, targets.of(whole, whole.values.new_tensor([alpha]))).mean())
 
 
+def mean_eigenvalue(whole: Spectrum) -> float:
+    """Return the mean eigenvalue, the scale of penalties; 1 for a kernel that is zero, to which all are alike."""
+    return float(whole.values.mean()) or 1.0
+
+
 def grid(whole: Spectrum, count: int) -> np.ndarray:
     """Return logarithms of penalties to try, over the mean eigenvalue."""
-    scale = float(whole.values.mean())
-    if scale == 0:
-        raise BadValueError("The kernel matrix is zero: all penalties are alike. Give another kernel.")
+    scale = mean_eigenvalue(whole)
     return np.linspace(np.log(max(RANGE[0], whole.floor / scale)), np.log(RANGE[1]), count)
 
 
 def best_penalty(targets: Targets, whole: Spectrum, score: str = "loo") -> float:
     """Return the penalty of least leave-one-out or GCV error: the best of a grid, refined."""
-    logs, scale = grid(whole, 57), float(whole.values.mean())
+    logs, scale = grid(whole, 57), mean_eigenvalue(whole)
 
     def at(log: float) -> float:
         return error(targets, whole, scale * float(np.exp(log)), score)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
-from ntkit.machine.choice.leave_one_out import Targets, best_penalty, grid
+from ntkit.machine.choice.leave_one_out import Targets, best_penalty, grid, mean_eigenvalue
 from ntkit.machine.choice.search import MOST, part
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def best_of_outputs(gram: Tensor, y: Tensor, precision: torch.dtype) -> float:
     n, o = y.shape
     full = torch.diag_embed(gram) if gram.ndim == 3 else gram
     whole = spectrum(full.transpose(1, 2).reshape(n * o, n * o), precision)
-    scale = float(whole.values.mean())
-    alphas = scale * np.exp(grid(whole, COUNT))
+    alphas = mean_eigenvalue(whole) * np.exp(grid(whole, COUNT))
     errors = [float(block_residuals(whole, y, float(a)).square().mean()) for a in alphas]
     return float(alphas[int(np.argmin(errors))])
 

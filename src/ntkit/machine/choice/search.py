@@ -12,7 +12,14 @@ from torch import Tensor
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import Candidate
-from ntkit.machine.choice.leave_one_out import Targets, best_penalty, error, grid, losses
+from ntkit.machine.choice.leave_one_out import (
+    Targets,
+    best_penalty,
+    error,
+    grid,
+    losses,
+    mean_eigenvalue,
+)
 from ntkit.machine.distances import as_vectors
 from ntkit.machine.inputs.scaling import Scaling
 from ntkit.machine.relu_recursion import relu_kernels
@@ -136,7 +143,7 @@ def _better(one: Tried, best: Tried) -> bool:
 def _tried(candidate: Candidate, targets: Targets, whole: Spectrum, alpha: float | None) -> Tried:
     if alpha is not None:
         return Tried(candidate, alpha, error(targets, whole, alpha, "loo"))
-    alphas = float(whole.values.mean()) * np.exp(grid(whole, PENALTIES))
+    alphas = mean_eigenvalue(whole) * np.exp(grid(whole, PENALTIES))
     errors = losses(targets, targets.of(whole, torch.as_tensor(alphas).to(whole.values))).mean(-1)
     return Tried(candidate, float(alphas[int(errors.argmin())]), float(errors.min()))
 

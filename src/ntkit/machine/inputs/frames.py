@@ -127,4 +127,4 @@ def _floats(name: str, values: Any, gone: np.ndarray) -> Floats:
         raise BadValueError(
             f"Column {name!r} holds {values.dtype}, in training it held numbers; give numbers there."
         )
-    return values.where(~gone, np.nan).to_numpy(dtype=float, na_value=np.nan)
+    return np.array(values.where(~gone, np.nan).to_numpy(dtype=float, na_value=np.nan))
