@@ -134,7 +134,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
+        tags.classifier_tags.multi_label = self.loss == "squared"
         return tags
 
     @fitting_threads()
