@@ -96,7 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", choices=["first", "second"], default="second")
     parser.add_argument("--kind", choices=["classes", "numbers", "both"], default="both")
-    parser.add_argument("--all", action="store_true", help="the slow peers, too: grids of forests and boosting")
+    parser.add_argument(
+        "--all", action="store_true", help="the slow peers, too: grids of forests and boosting"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/scores.md"))
     chosen = parser.parse_args()
     only = LIGHT + HEAVY * chosen.all

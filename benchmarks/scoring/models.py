@@ -89,7 +89,7 @@ def _after(x: pd.DataFrame, estimator: Any) -> Pipeline:
 
 
 def texts_as_objects(x: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame whose texts are objects, with None where one is missing: what scikit-learn's imputer reads."""
+    """Return a frame whose texts are objects, None where one is missing, as scikit-learn's imputer reads."""
     out = x.copy()
     for c in out:
         if out[c].dtype.kind not in "iuf":

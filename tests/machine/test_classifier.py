@@ -51,7 +51,9 @@ def test_the_gradient_is_zero_at_the_optimum(solver, dense, monkeypatch):
     monkeypatch.setattr(newton, "DENSE", 10**4 if dense else 0)
     weights = np.random.default_rng(0).uniform(0, 2, size=150)
     for x, y, target in ((X, Y, np.eye(3)[Y]), (X[Y > 0], Y[Y > 0], (Y[Y > 0] == 2)[:, None].astype(float))):
-        model = ntkit.KernelClassifier(ReLUKernel(), "cross_entropy", alpha=0.3, solver=solver, tol=1e-10).fit(x, y, weights[: len(x)])
+        model = ntkit.KernelClassifier(
+            ReLUKernel(), "cross_entropy", alpha=0.3, solver=solver, tol=1e-10
+        ).fit(x, y, weights[: len(x)])
         found = gradient(model, torch.as_tensor(target), model.kernel_(x), weights[: len(x)])
         assert found < 1e-6 and model.gradient_norm_ < 1e-8
 

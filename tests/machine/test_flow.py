@@ -111,7 +111,9 @@ def test_the_largest_stable_learning_rate():
     for momentum in (0.0, 0.9):
         limit = ntkit.GradientFlow(KERNEL, momentum=momentum).fit(X, Y).max_learning_rate_
         assert limit == pytest.approx(largest * (1 + momentum))
-        near = ntkit.GradientFlow(KERNEL, t=limit * 0.999 * 4000, learning_rate=limit * 0.999, momentum=momentum)
+        near = ntkit.GradientFlow(
+            KERNEL, t=limit * 0.999 * 4000, learning_rate=limit * 0.999, momentum=momentum
+        )
         assert np.abs(near.fit(X, Y).predict(X) - Y).max() < 1
     with pytest.raises(ntkit.NtkitError, match="largest stable one"):
         ntkit.GradientFlow(KERNEL, t=1.0, learning_rate=largest * 1.01).fit(X, Y)

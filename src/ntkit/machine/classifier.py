@@ -17,17 +17,17 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
-from ntkit.machine.calibration import probabilities, slope_of
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.outputs import penalty_of
+from ntkit.machine.classes.calibration import probabilities, slope_of
+from ntkit.machine.classes.labels import class_weights, signs
 from ntkit.machine.estimator import ROWS, KernelMachine, is_size, refusing
 from ntkit.machine.flow import GradientFlow
 from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_kernel
-from ntkit.machine.labels import class_weights, signs
 from ntkit.machine.ridge import KernelRidge
+from ntkit.machine.sessions import computing
 from ntkit.machine.solving.losses import loss_of
 from ntkit.machine.solving.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
 from ntkit.network import Floats, Values
@@ -126,18 +126,21 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         validation_fraction: float = 0.1,
         random_state: int = 0,
         memory: int | str = "8GiB",
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel, self.loss, self.alpha, self.solver, self.tol = kernel, loss, alpha, solver, tol
         self.depth, self.scale, self.class_weight = depth, scale, class_weight
         self.max_iter, self.early_stopping = max_iter, early_stopping
         self.validation_fraction, self.random_state, self.memory = validation_fraction, random_state, memory
+        self.n_jobs, self.verbose = n_jobs, verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = self.loss == "squared"
         return tags
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True)
@@ -204,12 +207,13 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         size = is_size(self.alpha) and (float(self.alpha) > 0 or self.loss == "squared")
         if not size and not (isinstance(self.alpha, str) and self.alpha == "loo"):
             raise BadValueError(
-                f"alpha={self.alpha!r}; expected a number > 0, or 'loo': without a penalty classes that can be "
-                f"separated have no optimum (early_stopping=True does without).{nearest(self.alpha, ('loo',))}"
+                f"alpha={self.alpha!r}; expected a number > 0, or 'loo': without a penalty classes that can "
+                "be separated have no optimum (early_stopping=True does without)."
+                f"{nearest(self.alpha, ('loo',))}"
             )
 
     def _labels(self, y: np.ndarray) -> np.ndarray:
-        """Set the classes; return the number of each sample's class, or the truth of its labels ``[n, o]``."""
+        """Set the classes; return the number of each sample's class, or its labels ``[n, o]``."""
         with refusing("one class for each sample, or zeros and ones [n, labels]"):
             check_classification_targets(y)
             kind = type_of_target(y)
@@ -310,8 +314,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
             )
         if kernel.gram.ndim > 2 or weights is not None or self._several:
             raise BadValueError(
-                "early_stopping takes kernels with one number for two samples, one class for a sample, and no "
-                "sample weights."
+                "early_stopping takes kernels with one number for two samples, one class for a sample, and "
+                "no sample weights."
             )
         flow = GradientFlow("precomputed", loss=self.loss, early_stopping="validation")
         flow.set_params(validation_fraction=self.validation_fraction, random_state=self.random_state)

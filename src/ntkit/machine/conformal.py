@@ -61,9 +61,7 @@ def probability(coverage: object) -> float:
     return real("coverage", coverage, "a probability between 0 and 1", lambda v: 0 < v < 1)
 
 
-def left_out_predictions(
-    targets: Targets, prediction: Tensor, weights: Tensor, residuals: Tensor
-) -> Tensor:
+def left_out_predictions(targets: Targets, prediction: Tensor, weights: Tensor, residuals: Tensor) -> Tensor:
     """Return f_-i(x) ``[m, n, o]`` of ridge at queries, in closed form.
 
         f_-i(x) = f(x) + (m_-i - m) (1 - k_x R G R 1) - (k_x R G)_i R_i r_i,    G = (R K R + alpha)^-1

@@ -35,6 +35,8 @@ from ntkit.machine.choice.search import Chosen, Search, choose
 from ntkit.machine.inputs.frames import Columns, is_frame, plain
 from ntkit.machine.inputs.scaling import SCALES, Scaling
 from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_kernel
+from ntkit.machine.rkhs import RKHSFunction
+from ntkit.machine.sessions import Session
 from ntkit.network import Floats, Values
 
 SAMPLES = "X [n, d] of finite numbers (only a pandas data frame may have missing values)"
@@ -71,7 +73,7 @@ def as_numbers(name: str, values: ArrayLike) -> Floats:
         return np.asarray(as_array(values), dtype=float)
 
 
-class KernelMachine(BaseEstimator):
+class KernelMachine(RKHSFunction, Session, BaseEstimator):
     """An estimator over a kernel: checks data, makes blocks, remembers the training samples.
 
     After ``fit``, ``kernel_`` is the kernel, ``X_fit_`` the training samples as it takes them, scaled (the
@@ -83,6 +85,7 @@ class KernelMachine(BaseEstimator):
     kernel: KernelLike
     scale: str | None
     depth: int | None
+    random_state: int
     kernel_: Kernel | None
     X_fit_: Values
     dual_coef_: Floats
@@ -116,7 +119,8 @@ class KernelMachine(BaseEstimator):
         with refusing(f"{SAMPLES}, and y with one target for each row"):
             if is_frame(X) and not self._precomputed and not plain(X):
                 names: Any = X
-                validate_data(self, names, y, skip_check_array=True)
+                given: Any = y
+                validate_data(self, names, given, skip_check_array=True)
                 self.columns_ = Columns.of(X)
                 out = check_X_y(self.columns_.numbers(X), as_array(y), **options)
             else:
@@ -163,7 +167,8 @@ class KernelMachine(BaseEstimator):
         scales = ("standardize", "unit") if scale == "auto" else (scale,)
         compared = candidates(str(self.kernel), depth, scales)
         used = flat if counted is None else flat[counted]
-        chosen = choose(used, targets, compared, alpha, labels, binary, getattr(self, "random_state", 0) or 0)
+        seed = self.random_state
+        chosen = choose(used, targets, compared, alpha, labels, binary, seed, self.verbose)
         self.search_, self.scaling_, self.kernel_ = chosen.search, chosen.scaling, chosen.kernel
         self.X_fit_ = self._scaled(x)
         return chosen
@@ -243,10 +248,13 @@ class KernelMachine(BaseEstimator):
         """Return the kernel matrix of the training samples in float64."""
         return self._block(self.X_fit_, None, scalar)
 
-    def _matrix(self) -> Matrix:
-        """Return the kernel matrix of the training samples, not formed where the kernel can avoid it."""
+    def _matrix(self, budget: int = 8 * ROWS) -> Matrix:
+        """Return the kernel matrix of the training samples, not formed where the kernel can avoid it.
+
+        A matrix of at most ``budget`` bytes is formed.
+        """
         assert self.kernel_ is not None
-        if not hasattr(self.kernel_, "operator") and len(self.X_fit_) ** 2 <= ROWS:
+        if not hasattr(self.kernel_, "operator") and 8 * len(self.X_fit_) ** 2 <= budget:
             return Dense(self._gram())
         matrix = MatrixFree(self.kernel_, self.X_fit_)
         self.precision_ = torch.float64 if matrix.operator is None else matrix.operator.dtype

@@ -14,7 +14,6 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.leave_one_out import Targets
@@ -22,6 +21,7 @@ from ntkit.machine.conformal import folds, jackknife_plus, probability
 from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
 from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
+from ntkit.machine.sessions import computing
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.machine.solving.trajectory import Trajectory
@@ -131,13 +131,16 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         early_stopping: Literal["validation", "loo"] | None = None,
         validation_fraction: float = 0.1,
         random_state: int = 0,
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
         self.depth, self.scale = depth, scale
+        self.n_jobs, self.verbose = n_jobs, verbose
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -186,8 +189,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
         ``[m, m, o]``, of the ensemble of trained networks: by their start alone, in units of the prior, not
-        of the targets. It is no interval for new targets; `predict_interval` is. ``t``: other times than the fitted. ``f0``: the
-        function at the start on the queries, needed where ``fit`` had one.
+        of the targets. It is no interval for new targets; `predict_interval` is. ``t``: other times than the
+        fitted. ``f0``: the function at the start on the queries, needed where ``fit`` had one.
         """
         check_fitted(self)
         if return_std and return_cov:
@@ -217,7 +220,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
 
-    @fitting_threads()
+    @computing
     def predict_interval(self, X: ArrayLike, coverage: float = 0.95) -> Pair:
         """Return the bounds between which a new target lies with a probability, each ``[m]`` or ``[m, o]``.
 

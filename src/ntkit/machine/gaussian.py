@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import starts
@@ -29,6 +28,7 @@ from ntkit.machine.choice.search import MOST, Search, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
 from ntkit.machine.inputs.scaling import SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike
+from ntkit.machine.sessions import computing
 from ntkit.network import Floats, No, Pair
 
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
@@ -46,9 +46,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     Parameters
     ----------
     kernel : optional
-        As of `KernelRidge`, but by the evidence: ``"auto"`` is the NTK of an infinitely wide ReLU network of a
-        depth and sigma_b, or the Gaussian kernel of a length scale, whichever is the likeliest. None: the NTK
-        of depth 3 with sigma_b = 0.5, inputs as given.
+        As of `KernelRidge`, but by the evidence: ``"auto"`` is the NTK of an infinitely wide ReLU network of
+        a depth and sigma_b, or the Gaussian kernel of a length scale, whichever is the likeliest. None: the
+        NTK of depth 3 with sigma_b = 0.5, inputs as given.
     noise : float or "ml"
         The variance s^2 of the noise, in units of y^2; ``"ml"``: the one of largest evidence.
     amplitude : float or "ml"
@@ -109,6 +109,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         depth: int | None = None,
         scale: Scale = "auto",
         random_state: int = 0,
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel = kernel
         self.noise = noise
@@ -116,8 +118,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.normalize_y = normalize_y
         self.optimize = optimize
         self.depth, self.scale, self.random_state = depth, scale, random_state
+        self.n_jobs, self.verbose = n_jobs, verbose
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -159,7 +162,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         compared = starts(str(self.kernel), self.depth, choices)
         binary = None if self.columns_ is None else self.columns_.binary
         flat = x.reshape(len(x), int(np.prod(x.shape[1:])))
-        found = climb(flat[index], y[torch.as_tensor(index)], scales, compared, binary, len(x))
+        found = climb(flat[index], y[torch.as_tensor(index)], scales, compared, binary, len(x), self.verbose)
         self.search_: Search | None = found.search
         self.scaling_ = Scaling.of(found.candidate.scale, flat, binary=binary)
         self.X_fit_ = self._scaled(x)
@@ -173,7 +176,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
             )
 
     def _evidence(self, y: Tensor, scales: Scales, index: np.ndarray) -> tuple[Found, Spectrum | None]:
-        """Return noise and amplitude, by a part of many samples, and the spectrum of all where there is one."""
+        """Return noise and amplitude, by a part of many samples; the spectrum of all where there is one."""
         all_of_them = len(index) == len(self.X_fit_)
         gram = self._gram() if all_of_them else self.matrix_of(index)
         whole = spectrum(gram, self.precision_)
@@ -219,7 +222,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def predict(
         self, X: ArrayLike, return_std: bool = False, *, return_cov: Literal[True], noise: bool = ...
     ) -> Pair: ...
-    @fitting_threads()
+    @computing
     def predict(
         self, X: ArrayLike, return_std: bool = False, return_cov: bool = False, *, noise: bool = False
     ) -> Float[Floats, " m *o"] | Pair:

@@ -51,7 +51,8 @@ class ReLUKernel(Kernel):
     ) -> None:
         if depth < 1:
             raise BadValueError(f"depth={depth}; a ReLU network has at least one hidden layer.")
-        self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
+        self.depth, self.sigma_w, self.sigma_b = depth, sigma_w, sigma_b
+        self.kind: Literal["ntk", "nngp"] = kind
         self._limits: dict[int, Limit] = {}
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:

@@ -12,15 +12,23 @@ from torch import Tensor
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import chunks, parse_memory
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty
 from ntkit.machine.choice.search import MOST, Chosen, part
 from ntkit.machine.conformal import jackknife_plus, left_out_predictions, probability
-from ntkit.machine.estimator import ROWS, FactoredMachine, as_numbers, check_fitted, checked, is_size, refusing
+from ntkit.machine.estimator import (
+    ROWS,
+    FactoredMachine,
+    as_numbers,
+    check_fitted,
+    checked,
+    is_size,
+    refusing,
+)
 from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, path_errors
+from ntkit.machine.sessions import computing
 from ntkit.machine.solving.solve import SOLVERS, Settings, Solved, choose, solve
 from ntkit.network import Floats, Pair
 
@@ -112,12 +120,15 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         rank: int | None = None,
         random_state: int = 0,
         memory: int | str = "8GiB",
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel, self.alpha, self.solver, self.tol, self.max_iter = kernel, alpha, solver, tol, max_iter
         self.depth, self.scale, self.normalize_y = depth, scale, normalize_y
         self.rank, self.random_state, self.memory = rank, random_state, memory
+        self.n_jobs, self.verbose = n_jobs, verbose
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
         """Solve for the coefficients, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -155,8 +166,10 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
             factor = Shifted(seen, alpha)
             solved = Solved(factor.solve(self._targets.z), factor)
         else:
-            self.solver_, self.solver_reason_ = choose(self.solver, len(self._kept), budget, self._reason())
-            solved = self._solved_anew(alpha, weights is not None)
+            self.solver_, self.solver_reason_ = choose(
+                self.solver, len(self._kept), budget, self._reason(), hasattr(self.kernel_, "operator")
+            )
+            solved = self._solved_anew(alpha, weights is not None, budget)
         self.alpha_, self._solved, self._factor = alpha, solved, solved.factor
         self.residual_ = None if solved.residual is None else float(solved.residual.max())
         self.n_iter_ = solved.iterations or 1
@@ -183,11 +196,11 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         best = best_penalty(units, spectrum(system, self.precision_), str(self.alpha))
         return best * n / len(index), None
 
-    def _solved_anew(self, alpha: float, weighted: bool) -> Solved:
+    def _solved_anew(self, alpha: float, weighted: bool, budget: int) -> Solved:
         dense = None
         if weighted or self._precomputed or self.solver_ in ("cholesky", "eigen"):
             dense = self._system()
-        matrix = Dense(dense) if dense is not None else self._matrix()
+        matrix = Dense(dense) if dense is not None else self._matrix(budget if self.solver_ == "cg" else 0)
         self._move(matrix.diag())
         how = Settings(self.solver_, self.tol, self.max_iter, self.rank, self.random_state)
         return solve(matrix, dense, self._targets.z, alpha, how, self.precision_)
@@ -200,7 +213,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         """Return f at queries, ``[m]`` or ``[m, o]`` as the targets were."""
         return self._apply(self._queries(X), self.dual_coef_) + self.intercept_
 
-    @fitting_threads()
+    @computing
     def predict_interval(self, X: ArrayLike, coverage: float = 0.95) -> Pair:
         """Return the bounds between which a new target lies with a probability, each ``[m]`` or ``[m, o]``.
 

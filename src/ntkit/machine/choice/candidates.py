@@ -75,7 +75,7 @@ def candidates(kernel: str, depth: int | None, scales: Sequence[str | None]) -> 
 
 
 def starts(kernel: str, depth: int | None, scales: Sequence[str | None]) -> list[Candidate]:
-    """Return from where a process looks for the kernel of largest evidence; ``"auto"`` has smooth ones, too."""
+    """Return where a process starts to look for the largest evidence; ``"auto"``: smooth kernels, too."""
     compared = candidates(kernel, depth, scales)
     if kernel == "auto" and depth is None:
         compared += [Candidate(scales[0], "rbf", length=v) for v in LENGTHS["rbf"]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.machine.choice.candidates import Candidate
-from ntkit.machine.choice.search import MARGIN, Search, Tried, grams
+from ntkit.machine.choice.search import MARGIN, Search, Tried, grams, shown
 from ntkit.machine.distances import as_vectors
 from ntkit.machine.inputs.scaling import Scaling
 
@@ -101,7 +101,7 @@ def _maximum(at: Callable[[float], Found], low: float, high: float) -> tuple[Fou
 
 @dataclass(frozen=True)
 class Climbed:
-    """The candidate of largest evidence, its scaling, what was compared, and whether its scale is a border."""
+    """The candidate of largest evidence, its scaling, what was compared, whether its scale is a border."""
 
     candidate: Candidate
     scaling: Scaling
@@ -116,6 +116,7 @@ def climb(
     compared: Sequence[Candidate],
     binary: np.ndarray | None,
     n: int,
+    verbose: bool = False,
 ) -> Climbed:
     """Return the kernel of largest evidence: the best candidates, their scales moved uphill by the gradient.
 
@@ -131,11 +132,13 @@ def climb(
         Which columns are one-hot.
     n : int
         How many samples there are in all.
+    verbose : bool
+        Whether a progress bar is shown.
     """
     scalings = {c.scale: Scaling.of(c.scale, x, binary=binary) for c in compared}
     tried = [
         Tried(c, float("nan"), -scales.best(spectrum(gram), y).evidence / len(x))
-        for c, gram in grams(x, compared, scalings)
+        for c, gram in shown(grams(x, compared, scalings), len(compared), verbose)
     ]
     # a family has one start, its best: their scales are moved anyway
     best: dict[tuple[object, ...], Tried] = {}
@@ -150,11 +153,11 @@ def climb(
 
 
 def _uphill(start: Candidate, x: np.ndarray, y: Tensor, scales: Scales) -> tuple[Tried, bool]:
-    """Climb from a candidate by L-BFGS over the logarithm of its scale; noise and amplitude are the best there.
+    """Climb from a candidate by L-BFGS over the logarithm of its scale.
 
         d log p / d s = tr((c c^T - (a K + s^2)^-1) a dK/ds) / 2,    c = (a K + s^2)^-1 y
 
-    at the best noise and amplitude, whose own derivatives vanish.
+    at the best noise and amplitude there, whose own derivatives vanish.
     """
     vectors = as_vectors(x)
     low, high = np.log(LENGTH if start.length is not None else SIGMA_B)
@@ -170,7 +173,9 @@ def _uphill(start: Candidate, x: np.ndarray, y: Tensor, scales: Scales) -> tuple
         values = found.amplitude * whole.values[:, None] + found.noise
         parts = (whole.vectors.T @ y) / values
         turned = whole.vectors.T @ moved @ whole.vectors
-        slope = found.amplitude * ((parts * (turned @ parts)).sum(0) - (turned.diagonal()[:, None] / values).sum(0))
+        slope = found.amplitude * (
+            (parts * (turned @ parts)).sum(0) - (turned.diagonal()[:, None] / values).sum(0)
+        )
         return -found.evidence / len(y), np.array([-float(slope.sum()) / 2 / len(y)])
 
     options = {"maxiter": 8, "ftol": 1e-5, "gtol": 1e-4}

@@ -106,7 +106,7 @@ def error(targets: Targets, whole: Spectrum, alpha: float, score: str) -> float:
 
 
 def mean_eigenvalue(whole: Spectrum) -> float:
-    """Return the mean eigenvalue, the scale of penalties; 1 for a kernel that is zero, to which all are alike."""
+    """Return the mean eigenvalue, the scale of penalties; 1 for a kernel that is zero."""
     return float(whole.values.mean()) or 1.0
 
 

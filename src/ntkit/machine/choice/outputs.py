@@ -15,15 +15,15 @@ from ntkit.machine.choice.search import MOST, part
 if TYPE_CHECKING:
     from ntkit.machine.estimator import KernelMachine
 
-COUNT = 57  # penalties that are tried
+COUNT = 29  # penalties that are tried
 
 
 def penalty_of(
     machine: KernelMachine, y: np.ndarray, labels: np.ndarray | None, weights: np.ndarray | None
 ) -> float:
-    """Return the penalty of least leave-one-out squared error for a machine's kernel, on a part of many samples.
+    """Return the penalty of least leave-one-out squared error for a machine's kernel.
 
-    ``y`` ``[n, o]``: the targets.
+    ``y`` ``[n, o]``: the targets. Many samples are looked at in part.
     """
     counted = np.arange(len(y)) if weights is None else np.flatnonzero(weights)
     n, unknowns = len(counted), y.shape[1] if machine.has_outputs else 1
@@ -60,5 +60,5 @@ def block_residuals(whole: Spectrum, y: Tensor, alpha: float) -> Tensor:
     inverse = whole.inverse(alpha)
     c = whole.apply(inverse, y.reshape(-1, 1)).reshape(n, o)
     vectors = whole.vectors.reshape(n, o, n * o)
-    blocks = torch.einsum("nok,k,npk->nop", vectors, inverse, vectors)
+    blocks = (vectors * inverse) @ vectors.mT
     return torch.linalg.solve(blocks, c[..., None])[..., 0]

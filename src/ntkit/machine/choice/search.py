@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
+from ntkit.compute.progress import progress
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import Candidate
 from ntkit.machine.choice.leave_one_out import (
@@ -24,6 +26,7 @@ from ntkit.machine.distances import as_vectors
 from ntkit.machine.inputs.scaling import Scaling
 from ntkit.machine.relu_recursion import relu_kernels
 
+T = TypeVar("T")
 MOST, PART = 2500, 2000  # samples up to which all are compared on, and how many of more
 MARGIN = 0.05  # by how much of its error rows of equal norm have to be better than standardized columns
 PENALTIES = 29  # that are compared for each kernel, before the best one is refined
@@ -76,6 +79,7 @@ def choose(
     labels: np.ndarray | None = None,
     binary: np.ndarray | None = None,
     seed: int = 0,
+    verbose: bool = False,
 ) -> Chosen:
     """Return the candidate of least leave-one-out error, at its best penalty or a given one.
 
@@ -95,6 +99,8 @@ def choose(
         Which columns are one-hot.
     seed : int
         Of the draw of that part.
+    verbose : bool
+        Whether a progress bar is shown.
     """
     n = len(x)
     index = np.arange(n) if n <= MOST else part(n, labels, seed)
@@ -103,7 +109,7 @@ def choose(
     scalings = {c.scale: Scaling.of(c.scale, x, binary=binary) for c in compared}
     tried: list[Tried] = []
     best, best_whole = None, None
-    for candidate, gram in grams(x[index], compared, scalings):
+    for candidate, gram in shown(grams(x[index], compared, scalings), len(compared), verbose):
         if root is not None:
             gram = gram * root[:, None] * root
         whole = spectrum(gram)
@@ -122,6 +128,17 @@ def choose(
     kernel = best.candidate.made(scaling(x[index]))
     search = Search(tuple(tried), best, len(index), n)
     return Chosen(search, scaling, kernel, found, best_whole if len(index) == n else None)
+
+
+def shown(steps: Iterable[T], count: int, verbose: bool) -> Iterator[T]:
+    """Yield steps, with a progress bar where that is asked for."""
+    if not verbose:
+        yield from steps
+        return
+    with progress("comparing kernels", count) as done:
+        for step in steps:
+            yield step
+            done(1)
 
 
 def part(n: int, labels: np.ndarray | None, seed: int, count: int = PART) -> np.ndarray:

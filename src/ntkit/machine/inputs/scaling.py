@@ -14,7 +14,7 @@ Scale: TypeAlias = Literal["auto", "standardize", "unit"] | None
 SCALES = ("auto", "standardize", "unit", None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scaling:
     """A scaling of samples ``[n, d]``: ``"standardize"``, ``"unit"`` or none.
 
@@ -72,6 +72,15 @@ class Scaling:
             norms = np.linalg.norm(x, axis=1, keepdims=True)
             return x / np.where(norms > 0, norms, 1.0) * x.shape[1] ** 0.5
         return x
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scaling) or self.name != other.name:
+            return False
+        return self.name != "standardize" or (
+            np.array_equal(self.mean, other.mean) and np.array_equal(self.factor, other.factor)  # pyright: ignore[reportArgumentType]
+        )
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __str__(self) -> str:
         return {"standardize": "columns standardized", "unit": "rows of equal norm", None: "inputs as given"}[
