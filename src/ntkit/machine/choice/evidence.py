@@ -19,6 +19,7 @@ from ntkit.machine.inputs.scaling import Scaling
 
 RANGE = (1e-10, 1e6)  # of noise to amplitude, over the mean eigenvalue: where the noise is looked for
 SIGMA_B, LENGTH = (1e-2, 10.0), (0.05, 20.0)  # where a kernel's scale is looked for
+LEAST = 1e-5  # of the mean square of the targets: equal samples with equal targets would have none
 STEP = 1e-3  # of the logarithm of a kernel's scale, over which the kernel is differentiated
 RESTARTS = 2  # of the best candidates, those from which the evidence is climbed
 
@@ -52,11 +53,13 @@ class Scales:
             return _found(whole, squares, self.noise * ones, self.amplitude * ones)
         if self.noise is None:
 
+            least = LEAST * y.square().mean(0).to(squares)
+
             def at(log: float) -> Found:
                 ratio = mean * float(np.exp(log))
                 amplitude = self._profile(whole, squares / units, ratio) * units
                 amplitude = amplitude if self.amplitude is None else self.amplitude * ones
-                return _found(whole, squares, ratio * amplitude, amplitude)
+                return _found(whole, squares, torch.maximum(ratio * amplitude, least), amplitude)
 
             found, ends = _maximum(at, np.log(low), np.log(max(RANGE[1], 10 * low)))
             return replace(found, ends=ends)
