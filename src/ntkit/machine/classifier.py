@@ -70,6 +70,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     memory : int or str
         Bytes that may hold the kernel matrix; beyond, products with ``kernel.operator`` only are taken,
         where the kernel has one.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -109,6 +111,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     >>> bool(model.score(X[1::2], y[1::2]) > 0.93), model.predict_proba(X[:1]).shape
     (True, (1, 3))
     """
+
+    classes_: Values
+    intercept_: Floats
 
     def __init__(
         self,

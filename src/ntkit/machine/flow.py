@@ -83,6 +83,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         improvement.
     validation_fraction, random_state : float, int
         The part of the samples that is held out, and the seed with which it is drawn.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     >>> y = np.sin(3 * X[:, 0])
     >>> flow = ntkit.GradientFlow(t=[1.0, 100.0, np.inf]).fit(X, y)
     >>> np.abs(flow.predict(X) - y).max(1).round(2)
-    array([0.6 , 0.01, 0.  ])
+    array([0.31, 0.  , 0.  ])
     >>> mean, std = ntkit.GradientFlow().fit(X, y).predict([[0.2], [3.0]], return_std=True)
     >>> bool(std[0] < std[1])
     True

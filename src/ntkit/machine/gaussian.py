@@ -64,6 +64,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         As of `KernelRidge`.
     random_state : int
         Of the draw of 2,000 samples, by which scales are chosen where there are more than 2,500.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------

@@ -70,6 +70,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         kernel; None: 10 sqrt(n)), and of the columns' draw.
     memory : int or str
         Bytes that may hold the matrix and its factor; ``"auto"`` goes to ``"cg"`` beyond.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -105,6 +107,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     >>> bool(abs(model.predict([[0.2]])[0] - np.sin(0.6)) < 0.01), model.solver_
     (True, 'eigen')
     """
+
+    intercept_: Floats
 
     def __init__(
         self,
