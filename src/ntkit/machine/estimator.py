@@ -164,7 +164,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
                 self.scaling_ = Scaling.of(scale, flat, binary=binary)
             self.X_fit_ = self._scaled(x)
             return None
-        scales = ("standardize", "unit") if scale == "auto" else (scale,)
+        scales = ("standardize", "unit", "rank") if scale == "auto" else (scale,)
         compared = candidates(str(self.kernel), depth, scales)
         used = flat if counted is None else flat[counted]
         seed = self.random_state

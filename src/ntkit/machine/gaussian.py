@@ -61,7 +61,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         Parameters of the kernel, such as ``("sigma_w", "sigma_b")`` of a limit or of the default kernel,
         to be chosen by the evidence too, within a factor of ten of their values (Nelder-Mead on logarithms).
     depth, scale : optional
-        As of `KernelRidge`.
+        As of `KernelRidge`; ``"auto"``: columns standardized or rows of equal norm, by the evidence.
     random_state : int
         Of the draw of 2,000 samples, by which scales are chosen where there are more than 2,500.
     n_jobs, verbose : int or None, bool

@@ -55,10 +55,10 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         more than 2,500 samples they look at 2,000, and the penalty grows with n.
     depth : int, optional
         The number of hidden layers of ``"ntk"`` and ``"nngp"``; None: between 1 and 5, chosen.
-    scale : {"auto", "standardize", "unit", None}
-        Columns standardized, rows of equal norm (`Scaling`), or inputs as given. ``"auto"``: for a kernel by
-        name standardized columns, or rows of equal norm where their leave-one-out error is a twentieth
-        smaller; for any other kernel inputs as given.
+    scale : {"auto", "standardize", "unit", "rank", None}
+        Columns standardized, rows of equal norm, columns by the normal scores of their ranks (`Scaling`), or
+        inputs as given. ``"auto"``: for a kernel by name the one of least leave-one-out error, rows of equal
+        norm where it is a twentieth smaller; for any other kernel inputs as given.
     normalize_y : bool
         Whether the mean of the targets is subtracted, and outputs count by their variances in choices; else
         m = 0.

@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from scipy.special import ndtri
 
 from ntkit.errors import one_of
 from ntkit.network import Floats
 
-Scale: TypeAlias = Literal["auto", "standardize", "unit"] | None
-SCALES = ("auto", "standardize", "unit", None)
+Scale: TypeAlias = Literal["auto", "standardize", "unit", "rank"] | None
+SCALES = ("auto", "standardize", "unit", "rank", None)
+KNOTS, FARTHEST = 512, 3.0  # of a column's ranks, and the largest normal score
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """A scaling of samples ``[n, d]``: ``"standardize"``, ``"unit"`` or none.
+    """A scaling of samples ``[n, d]``: ``"standardize"``, ``"unit"``, ``"rank"`` or none.
 
         standardize    (x_i - mean_i) / std_i, zero for a column that is constant in training
         unit           sqrt(d) x / |x|, zero for a sample that is zero
+        rank           the normal score of x_i among the training samples, then standardized
 
-    Both give numbers of a mean square of about one. One-hot columns are only centered: a rare category says
+    All give numbers of a mean square of about one. One-hot columns are only centered: a rare category says
     no more than a frequent one.
 
     >>> import numpy as np
@@ -36,6 +39,7 @@ class Scaling:
     name: str | None
     mean: Floats | None = None
     factor: Floats | None = None
+    ranks: tuple[tuple[Floats, Floats], ...] | None = None
 
     @classmethod
     def of(
@@ -49,10 +53,15 @@ class Scaling:
 
         ``weights`` ``[n]``: of the samples. ``binary`` ``[d]``: which columns are one-hot.
         """
-        if one_of("scale", name, SCALES) != "standardize":
+        if one_of("scale", name, SCALES) not in ("standardize", "rank"):
             return cls(name)
         counted = x if weights is None else x[weights > 0]
         own = None if weights is None else weights[weights > 0]
+        if name == "rank":
+            flags = np.zeros(x.shape[1], dtype=bool) if binary is None else binary
+            ranks = tuple(_ranks(column, flag) for column, flag in zip(counted.T, flags, strict=True))
+            after = cls.of("standardize", _ranked(counted, ranks), own, binary)
+            return cls(name, after.mean, after.factor, ranks)
         size = np.abs(counted).max(0)
         size = np.where(size > 0, size, 1.0)  # squares of large numbers overflow
         mean = np.average(counted / size, axis=0, weights=own)
@@ -63,8 +72,9 @@ class Scaling:
 
     def __call__(self, x: np.ndarray) -> Floats:
         """Return samples scaled."""
-        if self.name == "standardize":
+        if self.name in ("standardize", "rank"):
             assert self.mean is not None and self.factor is not None
+            x = x if self.ranks is None else _ranked(x, self.ranks)
             return (x - self.mean) * self.factor
         if self.name == "unit":
             size = np.abs(x).max(1, keepdims=True, initial=0)
@@ -76,13 +86,32 @@ class Scaling:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scaling) or self.name != other.name:
             return False
-        return self.name != "standardize" or (
-            np.array_equal(self.mean, other.mean) and np.array_equal(self.factor, other.factor)  # pyright: ignore[reportArgumentType]
-        )
+        mine, theirs = self._numbers(), other._numbers()
+        return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
+
+    def _numbers(self) -> list[Floats]:
+        parts = [self.mean, self.factor, *(side for pair in self.ranks or () for side in pair)]
+        return [part for part in parts if part is not None]
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __str__(self) -> str:
-        return {"standardize": "columns standardized", "unit": "rows of equal norm", None: "inputs as given"}[
-            self.name
-        ]
+        told = {"standardize": "columns standardized", "unit": "rows of equal norm", "rank": "columns ranked"}
+        return told.get(str(self.name), "inputs as given")
+
+
+def _ranks(column: np.ndarray, binary: bool) -> tuple[Floats, Floats]:
+    """Return values of a column, rising, and their normal scores; of a one-hot column itself."""
+    if binary:
+        return np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    values, counts = np.unique(column, return_counts=True)
+    share = (np.cumsum(counts) - counts / 2) / len(column)
+    scores = ndtri(share).clip(-FARTHEST, FARTHEST)
+    kept = np.unique(np.linspace(0, len(values) - 1, KNOTS).round().astype(int))
+    return values[kept], scores[kept]
+
+
+def _ranked(x: np.ndarray, ranks: tuple[tuple[Floats, Floats], ...]) -> Floats:
+    """Return samples by ranks, between two values in proportion, beyond the outermost as these."""
+    columns = [np.interp(x[:, i], *pair) for i, pair in enumerate(ranks)]
+    return np.stack(columns, 1) if columns else x
