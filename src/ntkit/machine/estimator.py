@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
     check_array,
@@ -90,7 +91,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     X_fit_: Values
     dual_coef_: Floats
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = self._precomputed
         return tags
@@ -118,9 +119,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         self.columns_: Columns | None = None
         with refusing(f"{SAMPLES}, and y with one target for each row"):
             if is_frame(X) and not self._precomputed and not plain(X):
-                names: Any = X
-                given: Any = y
-                validate_data(self, names, given, skip_check_array=True)
+                validate_data(self, X, y, skip_check_array=True)  # pyright: ignore[reportArgumentType]
                 self.columns_ = Columns.of(X)
                 out = check_X_y(self.columns_.numbers(X), as_array(y), **options)
             else:
@@ -190,8 +189,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
                     raise BadTypeError(
                         f"fit had a data frame with categories, got {type(X).__name__}; give one."
                     )
-                names: Any = X
-                validate_data(self, names, reset=False, skip_check_array=True)
+                validate_data(self, X, reset=False, skip_check_array=True)  # pyright: ignore[reportArgumentType]
                 x = check_array(self.columns_.numbers(X), **options)
             else:
                 x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]

@@ -50,8 +50,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         a depth and sigma_b, or the Gaussian kernel of a length scale, whichever is the likeliest. None: the
         NTK of depth 3 with sigma_b = 0.5, inputs as given.
     noise : float or "ml"
-        The variance s^2 of the noise, in units of y^2; ``"ml"``: the one of largest evidence, at least 1e-5 of
-        the variance of the targets.
+        The variance s^2 of the noise, in units of y^2; ``"ml"``: the one of largest evidence, at least 1e-5
+        of the variance of the targets.
     amplitude : float or "ml"
         The factor a of the kernel, in units of y^2; ``"ml"``: the one of largest evidence, of several outputs
         the same multiple of the variance of each.

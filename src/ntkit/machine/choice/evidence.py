@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
@@ -16,6 +15,7 @@ from ntkit.machine.choice.candidates import Candidate
 from ntkit.machine.choice.search import MARGIN, Search, Tried, grams, shown
 from ntkit.machine.distances import as_vectors
 from ntkit.machine.inputs.scaling import Scaling
+from ntkit.machine.solving.minimum import minimum
 
 RANGE = (1e-10, 1e6)  # of noise to amplitude, over the mean eigenvalue: where the noise is looked for
 SIGMA_B, LENGTH = (1e-2, 10.0), (0.05, 20.0)  # where a kernel's scale is looked for
@@ -52,7 +52,6 @@ class Scales:
         if self.noise is not None and self.amplitude is not None:
             return _found(whole, squares, self.noise * ones, self.amplitude * ones)
         if self.noise is None:
-
             least = LEAST * y.square().mean(0).to(squares)
 
             def at(log: float) -> Found:
@@ -95,10 +94,8 @@ def _maximum(at: Callable[[float], Found], low: float, high: float) -> tuple[Fou
     found = [at(log) for log in grid]
     i = max(range(len(grid)), key=lambda j: found[j].evidence)
     bounds = (grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)])
-    refined: Any = minimize_scalar(
-        lambda log: -at(log).evidence, bounds=bounds, method="bounded", options={"xatol": 1e-5}
-    )
-    best = max(found[i], at(float(refined.x)), key=lambda one: one.evidence)
+    refined, _ = minimum(lambda log: -at(log).evidence, bounds[0], bounds[1], 1e-5)
+    best = max(found[i], at(refined), key=lambda one: one.evidence)
     return best, i == len(grid) - 1
 
 
@@ -183,7 +180,7 @@ def _uphill(start: Candidate, x: np.ndarray, y: Tensor, scales: Scales) -> tuple
 
     options = {"maxiter": 8, "ftol": 1e-5, "gtol": 1e-4}
     first = np.array([np.log(start.value)])
-    end: Any = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(low, high)], options=options)
+    end = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(low, high)], options=options)
     at = float(end.x[0])
     border = min(at - low, high - at) < 1e-6
     return Tried(start.at(float(np.exp(at))), float("nan"), float(end.fun)), border

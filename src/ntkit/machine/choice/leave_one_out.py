@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum
+from ntkit.machine.solving.minimum import minimum
 
 RANGE = (1e-10, 1e4)  # of the mean eigenvalue: where the best penalty is looked for
 
@@ -134,5 +133,5 @@ def best_penalty(targets: Targets, whole: Spectrum, score: str = "loo") -> float
     if best in (0, len(logs) - 1):
         return float(scale * np.exp(logs[best]))
     bounds = (logs[best - 1], logs[best + 1])
-    minimum: Any = minimize_scalar(at, bounds=bounds, method="bounded", options={"xatol": 1e-3})
-    return float(scale * np.exp(minimum.x if minimum.fun <= values[best] else logs[best]))
+    log, value = minimum(at, bounds[0], bounds[1], 1e-3)
+    return float(scale * np.exp(log if value <= values[best] else logs[best]))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
+from ntkit.machine.solving.minimum import minimum
 from ntkit.network import Floats
 
 RANGE = (-4.0, 7.0)  # of the logarithm of the slope
@@ -41,7 +39,7 @@ def slope_of(f: np.ndarray, y: np.ndarray, single: bool, weights: np.ndarray | N
     Returns
     -------
     float
-        s.
+        The slope s.
     """
     n, o = y.shape
     classes = 2 if single else o
@@ -56,5 +54,4 @@ def slope_of(f: np.ndarray, y: np.ndarray, single: bool, weights: np.ndarray | N
             each = -(soft * log_softmax(g, 1)).sum(1)
         return float(w @ each)
 
-    best: Any = minimize_scalar(loss, bounds=RANGE, method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(best.x))
+    return float(np.exp(minimum(loss, RANGE[0], RANGE[1], 1e-4)[0]))

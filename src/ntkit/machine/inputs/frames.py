@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,8 +11,11 @@ from numpy.typing import ArrayLike
 from ntkit.errors import BadValueError
 from ntkit.network import Floats
 
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
-def is_frame(x: object) -> bool:
+
+def is_frame(x: object) -> TypeGuard[DataFrame]:
     """Return whether x is a data frame, by what pandas and its like have in common."""
     return hasattr(x, "columns") and hasattr(x, "dtypes") and hasattr(x, "iloc")
 
@@ -35,7 +38,7 @@ class Column:
         own = [self.name] if self.categories is None else [f"{self.name}={c}" for c in self.categories]
         return [*own, f"{self.name} missing"] if self.missing else own
 
-    def numbers(self, values: Any) -> Floats:
+    def numbers(self, values: Series) -> Floats:
         """Return ``[n, k]``: the numbers and their indicator, or one-hot rows (zero for a new category)."""
         gone = np.asarray(values.isna(), dtype=bool)
         if self.categories is None:
@@ -68,7 +71,7 @@ class Columns:
     columns: list[Column]
 
     @classmethod
-    def of(cls, frame: Any) -> Columns:
+    def of(cls, frame: DataFrame) -> Columns:
         """Return what training samples say about each column."""
         return cls([_column(str(name), frame.iloc[:, i]) for i, name in enumerate(frame.columns)])
 
@@ -83,12 +86,12 @@ class Columns:
         flags = [[c.categories is not None or name != c.name for name in c.names] for c in self.columns]
         return np.array([flag for own in flags for flag in own], dtype=bool)
 
-    def numbers(self, frame: Any) -> Floats:
+    def numbers(self, frame: DataFrame) -> Floats:
         """Return a data frame with the same columns as numbers ``[n, d]``."""
         return np.concatenate([c.numbers(frame.iloc[:, i]) for i, c in enumerate(self.columns)], 1)
 
 
-def plain(frame: Any) -> bool:
+def plain(frame: DataFrame) -> bool:
     """Return whether all columns are numbers without a missing one, which need no reading."""
     return all(_numeric(frame.iloc[:, i]) for i in range(frame.shape[1])) and not bool(
         np.asarray(frame.isna()).any()
@@ -101,11 +104,11 @@ def missing_in(x: ArrayLike) -> bool:
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
-def _numeric(values: Any) -> bool:
+def _numeric(values: Series) -> bool:
     return getattr(values.dtype, "kind", "O") in "iufb" and str(values.dtype) not in ("bool", "boolean")
 
 
-def _column(name: str, values: Any) -> Column:
+def _column(name: str, values: Series) -> Column:
     gone = np.asarray(values.isna(), dtype=bool)
     missing = bool(gone.any())
     if _numeric(values):
@@ -115,13 +118,13 @@ def _column(name: str, values: Any) -> Column:
     return Column(name, sorted(set(_texts(values, gone)[~gone].tolist())), 0.0, missing)
 
 
-def _texts(values: Any, gone: np.ndarray) -> np.ndarray:
+def _texts(values: Series, gone: np.ndarray) -> np.ndarray:
     """Return values as texts, the missing ones empty."""
     plain = values.astype(object).to_numpy()
     return np.array(["" if none else str(v) for v, none in zip(plain, gone, strict=True)], dtype=object)
 
 
-def _floats(name: str, values: Any, gone: np.ndarray) -> Floats:
+def _floats(name: str, values: Series, gone: np.ndarray) -> Floats:
     """Return numbers in float64, NaN where they are missing."""
     if not _numeric(values):
         raise BadValueError(
