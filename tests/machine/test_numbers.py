@@ -37,8 +37,12 @@ def scores(monkeypatch):
 def test_scores_of_a_table_that_scikit_learn_ships(scores, tmp_path):
     table = next(t for t in scores.halves(False)[0] if t.name == "diabetes")
     found = scores.run([table], ("ntkit ridge", "forest"), tmp_path)["diabetes"]
-    assert found["ntkit ridge"]["R2"] > found["forest"]["R2"] and 0.9 < found["ntkit ridge"]["coverage"] < 0.99
-    assert scores.run([table], ("ntkit ridge", "forest"), tmp_path)["diabetes"] == found  # kept, not made again
+    assert (
+        found["ntkit ridge"]["R2"] > found["forest"]["R2"] and 0.9 < found["ntkit ridge"]["coverage"] < 0.99
+    )
+    assert (
+        scores.run([table], ("ntkit ridge", "forest"), tmp_path)["diabetes"] == found
+    )  # kept, not made again
 
 
 def test_the_bars_of_the_scores_are_missed_by_noise(scores):
@@ -72,7 +76,7 @@ def test_mnist_with_ten_thousand_digits():
     out = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(out.stdout.splitlines()[-1])
     assert found["accuracy"] >= 0.97
-    assert found["seconds"] < 90
+    assert found["fit"] < 90 and found["seconds"] < 120
     assert found["peak"] < 6 * 2**30
 
 

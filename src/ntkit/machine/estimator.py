@@ -34,7 +34,7 @@ from ntkit.machine.choice.candidates import candidates
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.search import Chosen, Search, choose
 from ntkit.machine.inputs.frames import Columns, is_frame, plain
-from ntkit.machine.inputs.scaling import SCALES, Scaling
+from ntkit.machine.inputs.scaling import AUTO, SCALES, Scaling
 from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_kernel
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
@@ -163,7 +163,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
                 self.scaling_ = Scaling.of(scale, flat, binary=binary)
             self.X_fit_ = self._scaled(x)
             return None
-        scales = ("standardize", "unit", "rank") if scale == "auto" else (scale,)
+        scales = AUTO if scale == "auto" else (scale,)
         compared = candidates(str(self.kernel), depth, scales)
         used = flat if counted is None else flat[counted]
         seed = self.random_state

@@ -26,7 +26,7 @@ from ntkit.machine.choice.evidence import Found, Scales, climb
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.search import MOST, Search, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
-from ntkit.machine.inputs.scaling import SCALES, Scale, Scaling
+from ntkit.machine.inputs.scaling import AUTO, SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.sessions import computing
 from ntkit.network import Floats, No, Pair
@@ -61,7 +61,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         Parameters of the kernel, such as ``("sigma_w", "sigma_b")`` of a limit or of the default kernel,
         to be chosen by the evidence too, within a factor of ten of their values (Nelder-Mead on logarithms).
     depth, scale : optional
-        As of `KernelRidge`; ``"auto"``: columns standardized or rows of equal norm, by the evidence.
+        As of `KernelRidge`, by the evidence.
     random_state : int
         Of the draw of 2,000 samples, by which scales are chosen where there are more than 2,500.
     n_jobs, verbose : int or None, bool
@@ -161,7 +161,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
             return
         one_of("scale", self.scale, SCALES)
         self.precision_ = torch.float64
-        choices = ("standardize", "unit") if self.scale == "auto" else (self.scale,)
+        choices = AUTO if self.scale == "auto" else (self.scale,)
         compared = starts(str(self.kernel), self.depth, choices)
         binary = None if self.columns_ is None else self.columns_.binary
         flat = x.reshape(len(x), int(np.prod(x.shape[1:])))

@@ -14,7 +14,7 @@ from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import chunks, parse_memory
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty
-from ntkit.machine.choice.search import MOST, Chosen, part
+from ntkit.machine.choice.search import MOST, Chosen, moved_to, part
 from ntkit.machine.conformal import jackknife_plus, left_out_predictions, probability
 from ntkit.machine.estimator import (
     ROWS,
@@ -52,7 +52,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     alpha : float, "loo" or "gcv"
         The penalty, in units of the kernel (not divided by n). 0 is the interpolator of least norm.
         ``"loo"`` and ``"gcv"`` choose it by the leave-one-out or the generalized cross-validation error. Of
-        more than 2,500 samples they look at 2,000, and the penalty grows with n.
+        more than 2,500 samples they look at 2,000, and the penalty grows with the root of n.
     depth : int, optional
         The number of hidden layers of ``"ntk"`` and ``"nngp"``; None: between 1 and 5, chosen.
     scale : {"auto", "standardize", "unit", "rank", None}
@@ -198,7 +198,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self._move(system)
         units = self._units().at(torch.as_tensor(index, device=system.device))
         best = best_penalty(units, spectrum(system, self.precision_), str(self.alpha))
-        return best * n / len(index), None
+        return moved_to(n, best, len(index)), None
 
     def _solved_anew(self, alpha: float, weighted: bool, budget: int) -> Solved:
         dense = None
@@ -269,7 +269,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         index = part(n, None if labels is None else labels[self._kept], self.random_state)
         seen = spectrum(self._system(index), self.precision_)
         targets = self._targets.at(torch.as_tensor(index, device=seen.values.device))
-        errors = targets.of(seen, seen.values.new_tensor([self.alpha_ * len(index) / n]))[0]
+        errors = targets.of(seen, seen.values.new_tensor([moved_to(len(index), self.alpha_, n)]))[0]
         return self._kept[index], errors.cpu().numpy()
 
     def gcv(self) -> float:

@@ -79,5 +79,6 @@ def starts(kernel: str, depth: int | None, scales: Sequence[str | None]) -> list
     """Return where a process starts to look for the largest evidence; ``"auto"``: smooth kernels, too."""
     compared = candidates(kernel, depth, scales)
     if kernel == "auto" and depth is None:
-        compared += [Candidate(scales[0], "rbf", length=v) for v in LENGTHS["rbf"]]
+        smooth = [scale for scale in scales if scale != "unit"]
+        compared += [Candidate(scale, "rbf", length=v) for scale in smooth for v in LENGTHS["rbf"]]
     return compared

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty, grid, mean_eigenvalue
-from ntkit.machine.choice.search import MOST, part
+from ntkit.machine.choice.search import MOST, moved_to, part
 
 if TYPE_CHECKING:
     from ntkit.machine.estimator import KernelMachine
@@ -38,7 +38,7 @@ def penalty_of(
         best = best_penalty(Targets(targets, root, True), spectrum(system, machine.precision_))
     else:
         best = best_of_outputs(gram, targets, machine.precision_)
-    return best * n / len(index)
+    return moved_to(n, best, len(index))
 
 
 def best_of_outputs(gram: Tensor, y: Tensor, precision: torch.dtype) -> float:

@@ -123,7 +123,7 @@ def choose(
         found = best_penalty(seen, best_whole)
         best = Tried(best.candidate, found, error(seen, best_whole, found, "loo"))
         tried = [best if t.candidate is best.candidate else t for t in tried]
-        found *= n / len(index)
+        found = moved_to(n, found, len(index))
     scaling = scalings[best.candidate.scale]
     kernel = best.candidate.made(scaling(x[index]))
     search = Search(tuple(tried), best, len(index), n)
@@ -139,6 +139,15 @@ def shown(steps: Iterable[T], count: int, verbose: bool) -> Iterator[T]:
         for step in steps:
             yield step
             done(1)
+
+
+def moved_to(n: int, alpha: float, rows: int) -> float:
+    """Return the best penalty for n samples from that for some of them: it grows with the root of n.
+
+    Between that of a process, which stays, and that of a mean loss, which grows with n; for three times as
+    many samples of functions with noise and of digits the best ones were 1.4 to 2.1 times as large.
+    """
+    return alpha * (n / rows) ** 0.5
 
 
 def part(n: int, labels: np.ndarray | None, seed: int, count: int = PART) -> np.ndarray:

@@ -13,6 +13,7 @@ from ntkit.network import Floats
 
 Scale: TypeAlias = Literal["auto", "standardize", "unit", "rank"] | None
 SCALES = ("auto", "standardize", "unit", "rank", None)
+AUTO = ("standardize", "unit", "rank")  # what "auto" compares
 KNOTS, FARTHEST = 512, 3.0  # of a column's ranks, and the largest normal score
 
 
