@@ -74,7 +74,7 @@ def test_the_scale_of_the_columns_does_not_matter():
 
 
 def test_directions_are_seen_as_such():
-    """Where only the direction of a row tells, rows of equal norm are taken; where the norm tells, they are not."""
+    """Rows of equal norm where only the direction of a row tells, and not where its norm does."""
     x = RNG.normal(size=(200, 4)) * np.exp(2 * RNG.normal(size=(200, 1)))
     turned = ntkit.KernelRidge().fit(x, x[:, 0] / np.linalg.norm(x, axis=1))
     assert turned.scaling_.name == "unit" and "rows of equal norm" in repr(turned)
