@@ -93,8 +93,8 @@ def texts_as_objects(x: pd.DataFrame) -> pd.DataFrame:
     out = x.copy()
     for c in out:
         if out[c].dtype.kind not in "iuf":
-            values = out[c].astype(object)
-            out[c] = values.where(values.notna(), None).map(lambda v: v if v is None else str(v))
+            texts = [None if gone else str(v) for v, gone in zip(out[c], out[c].isna(), strict=True)]
+            out[c] = pd.Series(texts, index=out.index, dtype=object)
     return out
 
 

@@ -73,6 +73,14 @@ def test_the_scale_of_the_columns_does_not_matter():
     )
 
 
+def test_weights_count_in_the_scaling():
+    weights = RNG.integers(0, 3, size=40)
+    settings = {"alpha": 0.1, "scale": "standardize"}
+    one = ntkit.KernelRidge(RBF(1.0), **settings).fit(X, Y, weights)
+    two = ntkit.KernelRidge(RBF(1.0), **settings).fit(np.repeat(X, weights, 0), np.repeat(Y, weights, 0))
+    np.testing.assert_allclose(one.predict(Q), two.predict(Q), rtol=1e-8, atol=1e-10)
+
+
 def test_directions_are_seen_as_such():
     """Rows of equal norm where only the direction of a row tells, and not where its norm does."""
     x = RNG.normal(size=(200, 4)) * np.exp(2 * RNG.normal(size=(200, 1)))
@@ -149,6 +157,9 @@ def test_search_is_told_and_kernels_go_by_name():
     assert ntkit.KernelRidge(ReLUKernel()).fit(X, Y).search_ is None
     with pytest.raises(ntkit.NtkitError, match="depth=2"):
         ntkit.KernelRidge(ReLUKernel(), depth=2).fit(X, Y)
+    ranked = ntkit.KernelRidge(ReLUKernel(), 0.1, scale="rank").fit(X, Y)
+    other = ntkit.KernelRidge(ReLUKernel(), 0.1, scale="rank").fit(np.exp(X), Y)  # ranks are the same
+    np.testing.assert_allclose(ranked.predict(X), other.predict(np.exp(X)), rtol=1e-9)
     with pytest.raises(ntkit.NtkitError, match="scale='minmax'"):
         ntkit.KernelRidge(scale="minmax").fit(X, Y)
 

@@ -160,7 +160,9 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         if not self._named:
             self.kernel_ = as_kernel(self.kernel)
             if scale not in ("auto", None):
-                self.scaling_ = Scaling.of(scale, flat, binary=binary)
+                used = flat if counted is None else flat[counted]
+                weights = None if targets.root is None else targets.weights.numpy()
+                self.scaling_ = Scaling.of(scale, used, weights, binary)
             self.X_fit_ = self._scaled(x)
             return None
         scales = AUTO if scale == "auto" else (scale,)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
-from ntkit.compute.plan import chunks, parse_memory
+from ntkit.compute.plan import chunks, format_bytes, parse_memory
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty
 from ntkit.machine.choice.search import MOST, Chosen, moved_to, part
@@ -317,7 +317,15 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def _spectrum(self) -> Spectrum:
         factor = self._factor
-        return factor.whole if isinstance(factor, Shifted) else spectrum(self._system(), self.precision_)
+        if isinstance(factor, Shifted):
+            return factor.whole
+        need = 24 * len(self._kept) ** 2
+        if need > parse_memory(self.memory):
+            raise BadValueError(
+                f"This needs all eigenvalues of {len(self._kept)} samples, {format_bytes(need)} of "
+                f"memory={self.memory!r}; give more, or fewer samples."
+            )
+        return spectrum(self._system(), self.precision_)
 
     def _inverse_diagonal(self) -> Tensor:
         factor = self._factor or Shifted(self._spectrum(), self.alpha_)

@@ -106,7 +106,8 @@ def choose(
     index = np.arange(n) if n <= MOST else part(n, labels, seed)
     seen = targets.at(torch.as_tensor(index))
     root = seen.root
-    scalings = {c.scale: Scaling.of(c.scale, x, binary=binary) for c in compared}
+    weights = None if targets.root is None else targets.weights.numpy()
+    scalings = {c.scale: Scaling.of(c.scale, x, weights, binary) for c in compared}
     tried: list[Tried] = []
     best, best_whole = None, None
     for candidate, gram in shown(grams(x[index], compared, scalings), len(compared), verbose):
