@@ -249,12 +249,37 @@ def test_matrices_with_values_for_outputs():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)).double()
     kernel = ntkit.EmpiricalNTK(net, outputs="full")
-    block, cross = kernel(X).numpy(), kernel(Q, X).numpy()
+    x, y = X[:15], LABELS[:15]
+    block, cross = kernel(x).numpy(), kernel(Q, x).numpy()
     for loss in ("squared", "cross_entropy"):
-        one = ntkit.KernelClassifier(kernel, loss).fit(X, LABELS)
-        two = ntkit.KernelClassifier("precomputed", loss).fit(block, LABELS)
+        one = ntkit.KernelClassifier(kernel, loss).fit(x, y)
+        two = ntkit.KernelClassifier("precomputed", loss).fit(block, y)
         np.testing.assert_allclose(two.decision_function(cross), one.decision_function(Q), atol=1e-8)
         assert two.norm_ == pytest.approx(one.norm_)
+
+
+@pytest.mark.parametrize("outputs", ["full", "diagonal"])
+def test_ridge_of_outputs_that_a_kernel_couples(outputs):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).double()
+    kernel, x, y = ntkit.EmpiricalNTK(net, outputs=outputs), X[:12], Y[:12]
+    model = ntkit.KernelRidge(kernel).fit(x, y)
+    gram, cross = kernel(x), kernel(Q, x)
+    if outputs == "diagonal":
+        gram, cross = torch.diag_embed(gram), torch.diag_embed(cross)
+    flat = gram.permute(0, 2, 1, 3).reshape(24, 24).numpy() + model.alpha_ * np.eye(24)
+    c = np.linalg.solve(flat, (y - y.mean(0)).ravel())
+    expected = cross.permute(0, 2, 1, 3).reshape(14, 24).numpy() @ c
+    np.testing.assert_allclose(model.predict(Q), expected.reshape(7, 2) + y.mean(0), rtol=1e-8)
+    matrix = ntkit.KernelRidge("precomputed", model.alpha_).fit(kernel(x).numpy(), y)
+    np.testing.assert_allclose(matrix.predict(kernel(Q, x).numpy()), model.predict(Q), rtol=1e-8)
+    for i in (0, 7):
+        rest = np.arange(12) != i
+        one = ntkit.KernelRidge(kernel, model.alpha_).fit(x[rest], y[rest])
+        gap = y[i] - one.predict(x[i : i + 1])[0]
+        np.testing.assert_allclose(model.leave_one_out()[i], gap, rtol=1e-7, atol=1e-10)
+    with pytest.raises(ntkit.NtkitError, match="couples the outputs"):
+        model.predict_interval(Q)
 
 
 def test_how_they_compute():

@@ -118,7 +118,9 @@ def test_refusals():
     with pytest.raises(ntkit.NtkitError, match="NaN"):
         ntkit.KernelRidge(lambda a, b: np.full((len(a), len(b)), np.nan)).fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="one number"):
-        ntkit.KernelRidge(ntkit.EmpiricalNTK(nn.Linear(3, 2), outputs="full")).fit(X, Y)
+        ntkit.GaussianProcess(ntkit.EmpiricalNTK(nn.Linear(3, 2), outputs="full")).fit(X, Y)
+    with pytest.raises(ntkit.NtkitError, match="values for 2 outputs; expected targets with as many, got 1"):
+        ntkit.KernelRidge(ntkit.EmpiricalNTK(nn.Linear(3, 2), outputs="full")).fit(X, Y[:, 0])
     with pytest.raises(ntkit.NtkitError, match="alpha=-1"):
         ntkit.KernelRidge(alpha=-1).fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="solver='lu'"):

@@ -38,6 +38,7 @@ from ntkit.machine.inputs.scaling import AUTO, SCALES, Scaling
 from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_kernel
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
+from ntkit.machine.solving.newton import Blocks
 from ntkit.network import Floats, Values
 
 SAMPLES = "X [n, d] of finite numbers (only a pandas data frame may have missing values)"
@@ -286,8 +287,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
         parts = []
         for s in chunks(len(X), max(1, ROWS // len(self.X_fit_))):
-            block = self._block(X[s], self.X_fit_)
-            parts.append((block @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
+            block = self._block(X[s], self.X_fit_, not self.has_outputs)
+            parts.append((Blocks(block) @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -14,6 +14,7 @@ from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import chunks, format_bytes, parse_memory
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty
+from ntkit.machine.choice.outputs import best_of_outputs, block_residuals, flat_spectrum
 from ntkit.machine.choice.search import MOST, Chosen, moved_to, part
 from ntkit.machine.conformal import jackknife_plus, left_out_predictions, probability
 from ntkit.machine.estimator import (
@@ -92,8 +93,12 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     Raises
     ------
     NtkitError
-        A kernel matrix that is not positive definite with its alpha, NaN in it, one with several numbers for
-        two samples, a solver or alpha that is not known.
+        A kernel matrix that is not positive definite with its alpha, NaN in it, one with values for another
+        number of outputs than the targets have, a solver or alpha that is not known.
+
+    Notes
+    -----
+    Kernels with values for outputs, ``[n, n, o, o]`` or ``[n, n, o]``, couple the outputs as they say.
 
     References
     ----------
@@ -163,6 +168,8 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         budget = parse_memory(self.memory)
         given = float(self.alpha) if is_size(self.alpha) else None
         found = self._settle(x, self._units(), given, labels, self._kept)
+        if self.has_outputs:
+            return self._fitted_together(y)
         alpha, seen = self._penalty(found, labels)
         if seen is not None and self.solver in ("auto", "eigen"):
             self.solver_, self.solver_reason_ = "eigen", "what was compared has left all eigenvalues"
@@ -180,6 +187,39 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.dual_coef_ = self._spread(solved.coefficients).reshape(y.shape)
         self.intercept_ = self._targets.mean.cpu().numpy().reshape(y.shape[1:])
         return self
+
+    def _fitted_together(self, y: np.ndarray) -> KernelRidge:
+        """Fit outputs that the kernel couples."""
+        t, n = self._targets, len(self.X_fit_)
+        gram = self.matrix_of(np.arange(n))
+        if gram.ndim < 3 or t.root is not None or gram.shape[2] != t.y.shape[1] or self.alpha == "gcv":
+            raise BadValueError(
+                f"The kernel has values for {gram.shape[2] if gram.ndim > 2 else 1} outputs; expected "
+                f"targets with as many, got {t.y.shape[1]}, no sample weights, and alpha a number or 'loo'."
+            )
+        self._together = flat_spectrum(gram, self.precision_)
+        self._move(gram)
+        self.alpha_ = (
+            float(self.alpha) if is_size(self.alpha) else best_of_outputs(self._together, self._targets)
+        )
+        flat = self._together.apply(self._together.inverse(self.alpha_), self._targets.z.reshape(-1, 1))
+        self._factor = Shifted(self._together, self.alpha_)
+        self._solved = Solved(flat.reshape(t.y.shape), self._factor)
+        self.solver_, self.solver_reason_ = (
+            "eigen",
+            f"{flat.numel()} unknowns, outputs that the kernel couples",
+        )
+        self.residual_, self.n_iter_ = None, 1
+        self.dual_coef_ = self._solved.coefficients.cpu().numpy().reshape(y.shape)
+        self.intercept_ = self._targets.mean.cpu().numpy().reshape(y.shape[1:])
+        return self
+
+    def _apart(self) -> None:
+        """Refuse a kernel with several values, for which there is no such number."""
+        if self.has_outputs:
+            raise BadValueError(
+                "The kernel couples the outputs; this takes one number for two samples: outputs='mean'."
+            )
 
     def _penalty(self, found: Chosen | None, labels: np.ndarray | None) -> tuple[float, Spectrum | None]:
         """Return the penalty, and the spectrum of the system where one was made to find it."""
@@ -226,6 +266,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         stay, do not hang on one sample. Infinite for fewer than coverage / (1 - coverage) samples.
         """
         level, x = probability(coverage), self._queries(X)
+        self._apart()
         factor = self._factor or Shifted(self._spectrum(), self.alpha_)
         t = self._targets
         residuals = torch.as_tensor(self.leave_one_out().reshape(len(t.y), -1)).to(t.y)
@@ -249,6 +290,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         out. Scaling, kernel and penalty stay what they are.
         """
         check_fitted(self)
+        if self.has_outputs:
+            errors = block_residuals(self._together, self._targets, self.alpha_)
+            return errors.cpu().numpy().reshape(self.dual_coef_.shape)
         diagonal = self._inverse_diagonal()
         c, t = self._solved.coefficients, self._targets
         constant = torch.ones_like(diagonal)
@@ -275,12 +319,14 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def gcv(self) -> float:
         """Return the generalized cross-validation error n |r|^2 / (n - tr H)^2, a mean over outputs."""
         check_fitted(self)
+        self._apart()
         c = self._solved.coefficients
         return float(len(c) * c.square().sum() / c.shape[1] / self._inverse_diagonal().sum().square())
 
     def path(self, alphas: ArrayLike) -> RidgePath:
         """Return errors, coefficients and predictions for many penalties, from one eigendecomposition."""
         check_fitted(self)
+        self._apart()
         alphas = as_numbers("alphas", alphas)
         loo, gcv, c = path_errors(self._spectrum(), self._targets, alphas)
         spread = np.stack([self._spread(column) for column in c])

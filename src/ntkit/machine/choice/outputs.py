@@ -11,6 +11,7 @@ from torch import Tensor
 from ntkit.compute.eigen import Spectrum, spectrum
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty, grid, mean_eigenvalue
 from ntkit.machine.choice.search import MOST, moved_to, part
+from ntkit.machine.solving.newton import Blocks
 
 if TYPE_CHECKING:
     from ntkit.machine.estimator import KernelMachine
@@ -37,28 +38,33 @@ def penalty_of(
         system = gram if root is None else gram * root[:, None] * root
         best = best_penalty(Targets(targets, root, True), spectrum(system, machine.precision_))
     else:
-        best = best_of_outputs(gram, targets, machine.precision_)
+        best = best_of_outputs(flat_spectrum(gram, machine.precision_), Targets(targets))
     return moved_to(n, best, len(index))
 
 
-def best_of_outputs(gram: Tensor, y: Tensor, precision: torch.dtype) -> float:
-    """Return the penalty of least leave-one-out error for a kernel matrix ``[n, n, o]`` or ``[n, n, o, o]``.
+def flat_spectrum(gram: Tensor, precision: torch.dtype) -> Spectrum:
+    """Return the spectrum of a kernel matrix ``[n, n, o]`` or ``[n, n, o, o]`` on flattened ``[n o]``."""
+    return spectrum(Blocks(gram).whole(gram.shape[2]), precision)
 
-    y_n - f_-n(x_n) = (G_nn)^-1 c_n,    G = (K + alpha)^-1,  c = G y,  blocks G_nn [o, o]
-    """
-    n, o = y.shape
-    full = torch.diag_embed(gram) if gram.ndim == 3 else gram
-    whole = spectrum(full.transpose(1, 2).reshape(n * o, n * o), precision)
+
+def best_of_outputs(whole: Spectrum, targets: Targets) -> float:
+    """Return the penalty of least leave-one-out error for outputs that a kernel couples."""
     alphas = mean_eigenvalue(whole) * np.exp(grid(whole, COUNT))
-    errors = [float(block_residuals(whole, y, float(a)).square().mean()) for a in alphas]
+    errors = [float(block_residuals(whole, targets, float(a)).square().mean()) for a in alphas]
     return float(alphas[int(np.argmin(errors))])
 
 
-def block_residuals(whole: Spectrum, y: Tensor, alpha: float) -> Tensor:
-    """Return y_n - f_-n(x_n) ``[n, o]`` by the spectrum of the flattened kernel matrix."""
-    n, o = y.shape
+def block_residuals(whole: Spectrum, targets: Targets, alpha: float) -> Tensor:
+    """Return y_n - f_-n(x_n) ``[n, o]``, the means left out likewise.
+
+    (G_nn)^-1 (c_n - (G 1)_n (m_-n - m)),    G = (K + alpha)^-1,  c = G (y - m),  blocks G_nn [o, o]
+    """
+    n, o = targets.y.shape
     inverse = whole.inverse(alpha)
-    c = whole.apply(inverse, y.reshape(-1, 1)).reshape(n, o)
     vectors = whole.vectors.reshape(n, o, n * o)
+    c = whole.apply(inverse, targets.z.reshape(-1, 1)).reshape(n, o)
+    if targets.centered and n > 1:
+        sums = (vectors * inverse) @ vectors.sum(0).mT  # [n, o, o]
+        c = c - (sums @ ((targets.mean - targets.y) / (n - 1))[..., None])[..., 0]
     blocks = (vectors * inverse) @ vectors.mT
     return torch.linalg.solve(blocks, c[..., None])[..., 0]
