@@ -155,6 +155,9 @@ def test_search_is_told_and_kernels_go_by_name():
     assert "laplace of length scale" in repr(model) and "40 of 40 samples" in str(model.search_)
     assert ntkit.KernelRidge(depth=2).fit(X, Y).kernel_.depth == 2
     assert ntkit.KernelRidge(ReLUKernel()).fit(X, Y).search_ is None
+    exact = ntkit.KernelRidge(alpha=0).fit(X, Y)
+    np.testing.assert_allclose(exact.predict(X), Y, atol=1e-6)
+    assert np.isfinite([t.error for t in exact.search_.tried]).all()
     with pytest.raises(ntkit.NtkitError, match="depth=2"):
         ntkit.KernelRidge(ReLUKernel(), depth=2).fit(X, Y)
     ranked = ntkit.KernelRidge(ReLUKernel(), 0.1, scale="rank").fit(X, Y)
@@ -241,6 +244,9 @@ def test_functions_in_the_space_of_their_kernel():
     assert matrix.norm_ == pytest.approx(f.norm_)
     with pytest.raises(ntkit.NtkitError, match="two spaces"):
         f.inner(ntkit.KernelRidge(ReLUKernel(1), 0.1).fit(X, Y))
+    assert not hasattr(ntkit.KernelRidge(), "norm_")
+    with pytest.raises(ntkit.NtkitError, match="not fitted yet"):
+        f.inner(ntkit.KernelRidge())
     with pytest.raises(ntkit.NtkitError, match="several times"):
         _ = ntkit.GradientFlow(kernel, t=[1.0, 2.0]).fit(X, Y).norm_
 

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
     check_array,
-    check_is_fitted,
     check_X_y,
     validate_data,
 )
@@ -39,22 +37,11 @@ from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
 from ntkit.machine.solving.newton import Blocks
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
 
 SAMPLES = "X [n, d] of finite numbers (only a pandas data frame may have missing values)"
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
-
-
-class UnfittedError(BadValueError, NotFittedError):
-    """An estimator is asked before it was fitted; what scikit-learn raises, too."""
-
-
-def check_fitted(estimator: object) -> None:
-    """Refuse an estimator that was not fitted."""
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError as error:
-        raise UnfittedError(str(error)) from None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
-from ntkit.machine.estimator import as_numbers, check_fitted, refusing
+from ntkit.machine.estimator import as_numbers, refusing
 from ntkit.machine.feature_maps import (
     NTKFeatures,
     arc_cosine,
@@ -30,6 +30,7 @@ from ntkit.machine.feature_maps import (
 )
 from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
 from ntkit.machine.solving.densities import frequencies
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats
 
 FOURIER = ("gaussian", "laplacian", "cauchy", "matern")

@@ -18,13 +18,14 @@ from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.conformal import folds, jackknife_plus, probability
-from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
+from ntkit.machine.estimator import FactoredMachine, as_numbers, checked
 from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
 from ntkit.machine.sessions import computing
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.machine.solving.trajectory import Trajectory
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None

@@ -21,7 +21,6 @@ from ntkit.machine.estimator import (
     ROWS,
     FactoredMachine,
     as_numbers,
-    check_fitted,
     checked,
     is_size,
     refusing,
@@ -31,6 +30,7 @@ from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, path_errors
 from ntkit.machine.sessions import computing
 from ntkit.machine.solving.solve import SOLVERS, Settings, Solved, choose, solve
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Pair
 
 

@@ -14,6 +14,7 @@ from ntkit.errors import BadTypeError, BadValueError
 from ntkit.inputs import batch_size
 from ntkit.kernel import Kernel
 from ntkit.machine.solving.newton import Blocks
+from ntkit.machine.unfitted import check_fitted
 
 if TYPE_CHECKING:
     from ntkit.machine.inputs.frames import Columns
@@ -80,8 +81,7 @@ def _coefficients(function: object) -> Tensor:
         raise BadTypeError(
             f"{type(function).__name__} is no fitted estimator of ntkit with a kernel; give one."
         )
-    if not hasattr(function, "dual_coef_"):
-        raise BadValueError(f"This {type(function).__name__} is not fitted yet; call fit first.")
+    check_fitted(function)
     c = function.dual_coef_
     if np.ndim(getattr(function, "t_", 0.0)):
         raise BadValueError(

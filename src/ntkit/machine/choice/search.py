@@ -168,8 +168,8 @@ def _better(one: Tried, best: Tried) -> bool:
 
 
 def _tried(candidate: Candidate, targets: Targets, whole: Spectrum, alpha: float | None) -> Tried:
-    if alpha is not None:
-        return Tried(candidate, alpha, error(targets, whole, alpha, "loo"))
+    if alpha is not None:  # without one: of rounding, which takes the null space out likewise
+        return Tried(candidate, alpha, error(targets, whole, alpha or whole.floor, "loo"))
     alphas = mean_eigenvalue(whole) * np.exp(grid(whole, PENALTIES))
     errors = losses(targets, targets.of(whole, torch.as_tensor(alphas).to(whole.values))).mean(-1)
     return Tried(candidate, float(alphas[int(errors.argmin())]), float(errors.min()))
