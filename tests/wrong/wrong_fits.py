@@ -79,7 +79,10 @@ FITS: dict[str, tuple[str | list[Bad], Call]] = {
     "ridge coverage": (values(0.0, 1.0, 95, "a", None), lambda v: fitted("ridge").predict_interval(X(), v)),
     "flow coverage": (values(0.0, 1.0, 95, "a", None), lambda v: fitted("flow").predict_interval(X(), v)),
     "ridge.inner": (values(3, "a", None), lambda v: fitted("ridge").inner(v)),
-    "classifier class_weight": (values("even", 3, {"a": -1}, {"qzx": 1.0}), lambda v: classifier(class_weight=v)),
+    "classifier class_weight": (
+        values("even", 3, {"a": -1}, {"qzx": 1.0}),
+        lambda v: classifier(class_weight=v),
+    ),
     "classifier y": (
         [
             Bad("numbers", y, "continuous"),

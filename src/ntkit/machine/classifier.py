@@ -245,7 +245,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         names = ("kernel", "alpha", "depth", "scale", "random_state", "memory")
         ridge = KernelRidge(**{name: getattr(self, name) for name in names})
         ridge.columns_, ridge._sample_shape = self.columns_, self._sample_shape
-        ridge._fitted(x, target, weights, None if self._several else labels)
+        ridge.fit_checked(x, target, weights, None if self._several else labels)
         for name in ("kernel_", "X_fit_", "scaling_", "search_", "precision_", "dual_coef_", "alpha_"):
             setattr(self, name, getattr(ridge, name))
         self.intercept_, self.n_iter_ = ridge.intercept_, ridge.n_iter_

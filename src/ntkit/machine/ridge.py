@@ -142,7 +142,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         """Solve for the coefficients, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         self._check()
-        return self._fitted(x, np.array(as_numbers("y", y)), self._weights(sample_weight, x))
+        return self.fit_checked(x, np.array(as_numbers("y", y)), self._weights(sample_weight, x))
 
     def _check(self) -> None:
         if not (isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")) and not is_size(self.alpha):
@@ -156,7 +156,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         one_of("normalize_y", self.normalize_y, (True, False))
         one_of("solver", self.solver, SOLVERS)
 
-    def _fitted(
+    def fit_checked(
         self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None, labels: np.ndarray | None = None
     ) -> KernelRidge:
         """Fit checked samples; ``labels`` are classes, whose shares a part of many samples keeps."""
