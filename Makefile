@@ -114,7 +114,7 @@ bench-large: $(VENV)/ntkit.stamp
 bench-busy: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/busy.py
 
-scores: $(VENV)/test.stamp
+scores: $(VENV)/scores.stamp
 	$(BIN)/python benchmarks/scores.py
 
 clean:
@@ -143,6 +143,12 @@ $(VENV)/bench.stamp: $(PINS) benchmarks/requirements.txt | $(BIN)/python
 	@echo "installing ntkit and its peers in torch into $(VENV)"
 	@$(PIP) -e '.[test]'
 	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+$(VENV)/scores.stamp: $(PINS) benchmarks/requirements-scores.txt | $(BIN)/python
+	@echo "installing ntkit and the tables of make scores into $(VENV)"
+	@$(PIP) -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements-scores.txt
 	@touch $@
 
 $(PEERS)/jax.stamp: benchmarks/requirements-jax.txt

@@ -86,7 +86,7 @@ PUBLIC: list[tuple[type, str]] = [
     *((k, "__init__") for k in (Estimate, LearningCurve, RidgePath)),
     *((k, "fit") for k in (ntkit.KernelRidge, ntkit.GaussianProcess, ntkit.GradientFlow)),
     *((k, "predict") for k in (ntkit.KernelRidge, ntkit.GaussianProcess, ntkit.GradientFlow)),
-    *((ntkit.KernelRidge, name) for name in ("leave_one_out", "gcv", "path")),
+    *((ntkit.KernelRidge, name) for name in ("leave_one_out", "gcv", "path", "predict_interval")),
     (RidgePath, "predict"),
     (ntkit.GaussianProcess, "sample_y"),
     (ntkit.GradientFlow, "learning_curve"),

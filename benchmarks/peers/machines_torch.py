@@ -31,7 +31,7 @@ def with_ntkit() -> Run:
 
     tt, qt, qq, y = read(JOB, FILE)
     if JOB == "ridge":
-        return lambda: ntkit.KernelRidge("precomputed", alpha=ALPHA).fit(tt, y).predict(qt)
+        return lambda: ntkit.KernelRidge("precomputed", alpha=ALPHA, normalize_y=False).fit(tt, y).predict(qt)
     if JOB == "flow":
         return lambda: ntkit.GradientFlow("precomputed", TIME).fit(tt, y).predict(qt)
     from ntkit.kernel import Kernel

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import ntkit
+from ntkit.machine.kernels import ReLUKernel
 from ntkit.machine.solving import newton
 from ntkit.machine.solving.losses import LOSSES, loss_of
 
@@ -29,7 +30,7 @@ def gradient(model, y, gram, weights=None):
     f = (flat @ c.reshape(flat.shape[0], -1)).reshape(c.shape)
     each = LOSSES["cross_entropy"].value(f, y)
     each = each if weights is None else each * torch.as_tensor(weights)
-    (each.sum() + model.alpha / 2 * (c * f).sum()).backward()
+    (each.sum() + model.alpha_ / 2 * (c * f).sum()).backward()
     return c.grad.abs().max()
 
 
@@ -37,7 +38,7 @@ def gradient(model, y, gram, weights=None):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_with_a_linear_kernel_it_is_logistic_regression(solver, classes):
     x, y = (X, Y) if classes == 3 else (X[Y > 0], Y[Y > 0])
-    ours = ntkit.KernelClassifier(linear, alpha=0.5, solver=solver, max_iter=1000).fit(x, y)
+    ours = ntkit.KernelClassifier(linear, "cross_entropy", alpha=0.5, solver=solver, max_iter=1000).fit(x, y)
     theirs = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10000).fit(x, y)
     np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-5)
     np.testing.assert_allclose(ours.predict(x), theirs.predict(x))
@@ -50,7 +51,9 @@ def test_the_gradient_is_zero_at_the_optimum(solver, dense, monkeypatch):
     monkeypatch.setattr(newton, "DENSE", 10**4 if dense else 0)
     weights = np.random.default_rng(0).uniform(0, 2, size=150)
     for x, y, target in ((X, Y, np.eye(3)[Y]), (X[Y > 0], Y[Y > 0], (Y[Y > 0] == 2)[:, None].astype(float))):
-        model = ntkit.KernelClassifier(solver=solver, tol=1e-10).fit(x, y, weights[: len(x)])
+        model = ntkit.KernelClassifier(
+            ReLUKernel(), "cross_entropy", alpha=0.3, solver=solver, tol=1e-10
+        ).fit(x, y, weights[: len(x)])
         found = gradient(model, torch.as_tensor(target), model.kernel_(x), weights[: len(x)])
         assert found < 1e-6 and model.gradient_norm_ < 1e-8
 
@@ -62,7 +65,7 @@ def test_kernels_with_values_for_outputs(outputs, solver):
     net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3)).double()
     kernel = ntkit.EmpiricalNTK(net, outputs=outputs)
     x, y = X[::3], Y[::3]
-    model = ntkit.KernelClassifier(kernel, solver=solver, tol=1e-9).fit(x, y)
+    model = ntkit.KernelClassifier(kernel, "cross_entropy", alpha=0.3, solver=solver, tol=1e-9).fit(x, y)
     if outputs == "full":
         assert gradient(model, torch.eye(3).double()[y], kernel(x)) < 1e-6
         features = kernel.features(x).numpy()  # the same machine, as a linear one on the Jacobian
@@ -78,13 +81,14 @@ def test_kernels_that_are_never_formed(outputs):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3)).double()
     kernel = ntkit.EmpiricalNTK(net, outputs=outputs)
-    formed = ntkit.KernelClassifier(kernel).fit(X[::3], Y[::3])
-    free = ntkit.KernelClassifier(kernel, memory=1000).fit(X[::3], Y[::3])
+    settings = {"loss": "cross_entropy", "alpha": 0.3}
+    formed = ntkit.KernelClassifier(kernel, **settings).fit(X[::3], Y[::3])
+    free = ntkit.KernelClassifier(kernel, memory=1000, **settings).fit(X[::3], Y[::3])
     assert "on products" in free.solver_reason_ and "on products" not in formed.solver_reason_
     np.testing.assert_allclose(free.decision_function(X), formed.decision_function(X), atol=1e-6)
     with pytest.raises(ntkit.NtkitError, match="needs the kernel matrix"):
-        ntkit.KernelClassifier(kernel, solver="lbfgs", memory=1000).fit(X, Y)
-    with pytest.raises(ntkit.NtkitError, match="need the kernel matrix"):
+        ntkit.KernelClassifier(kernel, solver="lbfgs", memory=1000, **settings).fit(X, Y)
+    with pytest.raises(ntkit.NtkitError, match="early_stopping needs the kernel"):
         ntkit.KernelClassifier(kernel, early_stopping=True, memory=1000).fit(X, Y)
 
 
@@ -129,15 +133,15 @@ def test_losses_of_ones_own():
 def test_one_class_and_refusals():
     one = ntkit.KernelClassifier().fit(X, np.full(150, "a"))
     assert set(one.predict(X)) == {"a"} and (one.predict_proba(X) == 1).all()
-    for alpha in (0, -1, "loo", np.inf):
+    for alpha in (0, -1, "gcv", np.inf):
         with pytest.raises(ntkit.NtkitError, match="expected a number > 0"):
-            ntkit.KernelClassifier(alpha=alpha).fit(X, Y)
+            ntkit.KernelClassifier(loss="cross_entropy", alpha=alpha).fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="solver='sgd'"):
         ntkit.KernelClassifier(solver="sgd").fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="loss='hinge'"):
         ntkit.KernelClassifier(loss="hinge").fit(X, Y)
     with pytest.warns(ConvergenceWarning, match="was not reached"):
-        ntkit.KernelClassifier(max_iter=1, alpha=1e-3).fit(X, Y)
+        ntkit.KernelClassifier(loss="cross_entropy", max_iter=1, alpha=1e-3).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ntkit.KernelClassifier(alpha=1e-4).fit(X, Y)
+        ntkit.KernelClassifier(loss="cross_entropy", alpha=1e-4).fit(X, Y)

@@ -119,8 +119,9 @@ def test_images_go_to_kernels_of_networks():
     for kernel in (limit, ntkit.EmpiricalNTK(net)):
         model = ntkit.KernelRidge(kernel, alpha=1e-6).fit(images, images[:, 0, 0, 0])
         np.testing.assert_allclose(model.predict(images), images[:, 0, 0, 0], atol=1e-3)
-    with pytest.raises(ValueError, match="dim 4"):
-        ntkit.KernelRidge().fit(images, images[:, 0, 0, 0])
+    flat = images.reshape(12, -1)
+    found = ntkit.KernelRidge().fit(images, images[:, 0, 0, 0]).predict(images)  # a kernel of vectors
+    np.testing.assert_array_equal(found, ntkit.KernelRidge().fit(flat, images[:, 0, 0, 0]).predict(flat))
 
 
 def _tables():
@@ -140,7 +141,7 @@ def _tables():
 @pytest.mark.filterwarnings("ignore:The evidence still grows")  # their targets are noise to any kernel
 @pytest.mark.parametrize("name", _tables())
 @pytest.mark.parametrize("make", ESTIMATORS)
-@pytest.mark.parametrize("kernel", [None, ReLUKernel(sigma_b=0.0), rbf])
+@pytest.mark.parametrize("kernel", ["auto", None, ReLUKernel(sigma_b=0.0), rbf])
 def test_hard_tables_give_numbers(make, name, kernel):
     x, index = _tables()[name]
     y = LABELS[index % 50] if make is ntkit.KernelClassifier else np.stack([Y[index % 50]] * 5, 1)
@@ -165,5 +166,7 @@ def test_nan_is_refused(make):
 
 def test_duplicates_predict_their_mean():
     x, y = np.concatenate([X[:20], X[:1]]), np.append(Y[:20], Y[0] + 2)
-    for model in (ntkit.KernelRidge(alpha=0), ntkit.GaussianProcess(noise=0), ntkit.GradientFlow()):
+    kernel = ReLUKernel()
+    flow, process = ntkit.GradientFlow(kernel), ntkit.GaussianProcess(kernel, noise=0)
+    for model in (ntkit.KernelRidge(kernel, alpha=0), process, flow):
         assert model.fit(x, y).predict(x)[0] == pytest.approx(Y[0] + 1, abs=1e-6)

@@ -7,11 +7,11 @@ import ntkit
 
 ESTIMATORS = [
     ntkit.KernelRidge(),
-    ntkit.KernelRidge(alpha="loo"),
+    ntkit.KernelRidge(None, 1.0),
     ntkit.GaussianProcess(),
     ntkit.GradientFlow(),
     ntkit.KernelClassifier(),
-    ntkit.KernelClassifier(loss="squared"),
+    ntkit.KernelClassifier(None, "cross_entropy", alpha=0.3),
     ntkit.RandomFeatures(m=100),
 ]
 

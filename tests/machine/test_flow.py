@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ntkit
+from ntkit.machine.kernels import ReLUKernel
 
+KERNEL = ReLUKernel()
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "predict.npz"))
 TIMES = [*GOLDEN["times"], np.inf]
 RNG = np.random.default_rng(0)
@@ -42,20 +44,20 @@ def test_golden(kind, t):
 
 
 def test_ridge_flow_and_process_meet_at_their_ends():
-    ridge = ntkit.KernelRidge(alpha=1e-12).fit(X, Y).predict(Q)
-    none = ntkit.KernelRidge(alpha=0).fit(X, Y).predict(Q)
-    flow = ntkit.GradientFlow().fit(X, Y).predict(Q)
-    process = ntkit.GaussianProcess(noise=0, normalize_y=False).fit(X, Y).predict(Q)
+    ridge = ntkit.KernelRidge(KERNEL, alpha=1e-12, normalize_y=False).fit(X, Y).predict(Q)
+    none = ntkit.KernelRidge(KERNEL, alpha=0, normalize_y=False).fit(X, Y).predict(Q)
+    flow = ntkit.GradientFlow(KERNEL).fit(X, Y).predict(Q)
+    process = ntkit.GaussianProcess(KERNEL, noise=0, normalize_y=False).fit(X, Y).predict(Q)
     for other in (none, flow, process):
         np.testing.assert_allclose(ridge, other, rtol=1e-8, atol=1e-8)
-    late = ntkit.GradientFlow(t=1e9).fit(X, Y).predict(Q)
+    late = ntkit.GradientFlow(KERNEL, t=1e9).fit(X, Y).predict(Q)
     np.testing.assert_allclose(late, flow, rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture(scope="module")
 def by_steps():
     """Function values after 10^5 explicit steps, at two learning rates, from a start that is not zero."""
-    kernel = ntkit.KernelRidge().fit(X, Y).kernel_
+    kernel = KERNEL
     gram, cross = kernel(X).numpy(), kernel(Q, X).numpy()
     start, start_q = np.cos(X), np.cos(Q)
     t = 3 * 25 / np.linalg.eigvalsh(gram)[-1]
@@ -71,7 +73,7 @@ def by_steps():
 
 def test_flow_is_the_limit_of_small_steps(by_steps):
     t, start, start_q, found = by_steps
-    flow = ntkit.GradientFlow(t=t).fit(X, Y, start)
+    flow = ntkit.GradientFlow(KERNEL, t=t).fit(X, Y, start)
     exact = flow.predict(Q, f0=start_q)
     once, twice = found[10**5], found[5 * 10**4]
     assert np.abs(once - exact).max() < 1e-4  # the error of Euler's method, of first order in the step
@@ -79,42 +81,44 @@ def test_flow_is_the_limit_of_small_steps(by_steps):
 
 
 def test_short_flow_is_small_steps_themselves():
-    gram = ntkit.KernelRidge().fit(X, Y).kernel_(X).numpy()
+    gram = KERNEL(X).numpy()
     t = 0.04 * 25 / np.linalg.eigvalsh(gram)[-1]
     f = np.zeros_like(Y)
     for _ in range(10**5):
         f += t / 10**5 * gram @ (Y - f) / 25
-    np.testing.assert_allclose(ntkit.GradientFlow(t=t).fit(X, Y).predict(X), f, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(ntkit.GradientFlow(KERNEL, t=t).fit(X, Y).predict(X), f, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_discrete_steps_are_torchs(by_steps, momentum):
     t, start, start_q, found = by_steps
     if momentum == 0:
-        discrete = ntkit.GradientFlow(t=t, learning_rate=t / 10**5).fit(X, Y, start)
+        discrete = ntkit.GradientFlow(KERNEL, t=t, learning_rate=t / 10**5).fit(X, Y, start)
         np.testing.assert_allclose(discrete.predict(Q, f0=start_q), found[10**5], rtol=0, atol=1e-8)
-    features = torch.linalg.cholesky(ntkit.KernelRidge().fit(X, Y).kernel_(np.concatenate([X, Q])))
+    features = torch.linalg.cholesky(ReLUKernel()(np.concatenate([X, Q])))
     w = torch.zeros(31, 2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([w], lr=0.05, momentum=momentum)
     for _ in range(200):
         optimizer.zero_grad()
         ((features[:25] @ w - torch.as_tensor(Y)).square().sum() / 50).backward()
         optimizer.step()
-    flow = ntkit.GradientFlow(t=10.0, learning_rate=0.05, momentum=momentum).fit(X, Y)
+    flow = ntkit.GradientFlow(KERNEL, t=10.0, learning_rate=0.05, momentum=momentum).fit(X, Y)
     np.testing.assert_allclose(flow.predict(Q), (features[25:] @ w).detach().numpy(), atol=1e-8)
 
 
 def test_the_largest_stable_learning_rate():
-    largest = ntkit.GradientFlow().fit(X, Y).max_learning_rate_
+    largest = ntkit.GradientFlow(KERNEL).fit(X, Y).max_learning_rate_
     for momentum in (0.0, 0.9):
-        limit = ntkit.GradientFlow(momentum=momentum).fit(X, Y).max_learning_rate_
+        limit = ntkit.GradientFlow(KERNEL, momentum=momentum).fit(X, Y).max_learning_rate_
         assert limit == pytest.approx(largest * (1 + momentum))
-        near = ntkit.GradientFlow(t=limit * 0.999 * 4000, learning_rate=limit * 0.999, momentum=momentum)
+        near = ntkit.GradientFlow(
+            KERNEL, t=limit * 0.999 * 4000, learning_rate=limit * 0.999, momentum=momentum
+        )
         assert np.abs(near.fit(X, Y).predict(X) - Y).max() < 1
     with pytest.raises(ntkit.NtkitError, match="largest stable one"):
-        ntkit.GradientFlow(t=1.0, learning_rate=largest * 1.01).fit(X, Y)
+        ntkit.GradientFlow(KERNEL, t=1.0, learning_rate=largest * 1.01).fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="whole number of steps"):
-        ntkit.GradientFlow(t=1.0, learning_rate=0.3).fit(X, Y)
+        ntkit.GradientFlow(KERNEL, t=1.0, learning_rate=0.3).fit(X, Y)
 
 
 @pytest.mark.parametrize("t", [0.7, 4.0, np.inf])
@@ -149,8 +153,8 @@ def test_mean_and_covariance_are_those_of_trained_networks(t):
 
 def test_several_times_and_the_learning_curve():
     times = [0.0, 1.0, 30.0, np.inf]
-    flow = ntkit.GradientFlow(t=times).fit(X, Y)
-    one = np.stack([ntkit.GradientFlow(t=t).fit(X, Y).predict(Q) for t in times])
+    flow = ntkit.GradientFlow(KERNEL, t=times).fit(X, Y)
+    one = np.stack([ntkit.GradientFlow(KERNEL, t=t).fit(X, Y).predict(Q) for t in times])
     np.testing.assert_allclose(flow.predict(Q), one, rtol=0, atol=1e-12)
     np.testing.assert_allclose(flow.predict(Q, t=1.0), one[1], rtol=0, atol=1e-12)
     mean, std = flow.predict(Q, return_std=True)
@@ -176,7 +180,7 @@ def test_the_limit_supplies_both_kernels():
 @pytest.mark.parametrize("way", ["validation", "loo"])
 def test_early_stopping(way):
     noisy = Y[:, 0] + RNG.normal(size=25)
-    flow = ntkit.GradientFlow(early_stopping=way, validation_fraction=0.3).fit(X, noisy)
+    flow = ntkit.GradientFlow(KERNEL, early_stopping=way, validation_fraction=0.3).fit(X, noisy)
     assert 0 < flow.t_ < np.inf
     i = int(np.argmin(flow.stopping_errors_))
     assert flow.t_ == flow.stopping_times_[i]
@@ -188,7 +192,7 @@ def test_early_stopping(way):
             refits.append((one.predict(X[j : j + 1])[0] - noisy[j]) ** 2 / 2)
         np.testing.assert_allclose(flow.stopping_errors_[i], np.mean(refits), rtol=1e-8)
     truth = np.sin(Q[:, 0])
-    late = ntkit.GradientFlow().fit(X, noisy).predict(Q)
+    late = ntkit.GradientFlow(KERNEL).fit(X, noisy).predict(Q)
     assert ((flow.predict(Q) - truth) ** 2).mean() < ((late - truth) ** 2).mean()
 
 
@@ -197,28 +201,28 @@ def test_other_losses_by_the_solver():
         return ((f - y) ** 2).sum(1) / 2
 
     times = [0.5, 5.0]
-    exact = ntkit.GradientFlow(t=times).fit(X, Y).predict(Q)
-    found = ntkit.GradientFlow(t=times, loss=squared).fit(X, Y).predict(Q)
+    exact = ntkit.GradientFlow(KERNEL, t=times).fit(X, Y).predict(Q)
+    found = ntkit.GradientFlow(KERNEL, t=times, loss=squared).fit(X, Y).predict(Q)
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-6)
     p = np.eye(2)[(Y[:, 0] > 0).astype(int)]
-    flow = ntkit.GradientFlow(t=times, loss="cross_entropy").fit(X, p)
-    steps = ntkit.GradientFlow(t=times, loss="cross_entropy", learning_rate=5e-4).fit(X, p)
+    flow = ntkit.GradientFlow(KERNEL, t=times, loss="cross_entropy").fit(X, p)
+    steps = ntkit.GradientFlow(KERNEL, t=times, loss="cross_entropy", learning_rate=5e-4).fit(X, p)
     np.testing.assert_allclose(flow.predict(Q), steps.predict(Q), atol=5e-3)
     assert (flow.predict(X)[1].argmax(1) == p.argmax(1)).mean() > 0.9
-    robust = ntkit.GradientFlow(t=3.0, loss="huber").fit(X, Y[:, 0] + 100 * (np.arange(25) == 3))
+    robust = ntkit.GradientFlow(KERNEL, t=3.0, loss="huber").fit(X, Y[:, 0] + 100 * (np.arange(25) == 3))
     assert np.abs(robust.predict(X)).max() < 10
     with pytest.raises(ntkit.NtkitError, match="need not converge"):
-        ntkit.GradientFlow(loss="huber").fit(X, Y)
+        ntkit.GradientFlow(KERNEL, loss="huber").fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="closed form"):
         robust.learning_curve([1.0])
     with pytest.raises(ntkit.NtkitError, match="one number for each sample"):
-        ntkit.GradientFlow(t=1.0, loss=lambda f, y: f - y).fit(X, Y)
+        ntkit.GradientFlow(KERNEL, t=1.0, loss=lambda f, y: f - y).fit(X, Y)
 
 
 def test_a_large_problem_goes_explicitly():
     x = RNG.normal(size=(600, 2))
     y = np.stack([x[:, 0] > 0, x[:, 0] <= 0], 1).astype(float)
-    flow = ntkit.GradientFlow(t=2.0, loss="cross_entropy").fit(x, y)
+    flow = ntkit.GradientFlow(KERNEL, t=2.0, loss="cross_entropy").fit(x, y)
     assert (flow.predict(x).argmax(1) == y.argmax(1)).mean() > 0.95
 
 
@@ -226,17 +230,17 @@ def test_refusals():
     with pytest.raises(ntkit.NtkitError, match="not positive semi-definite"):
         ntkit.GradientFlow("precomputed").fit(-np.eye(25), Y)
     with pytest.raises(ntkit.NtkitError, match="f0 has shape"):
-        ntkit.GradientFlow().fit(X, Y, Y[:, 0])
+        ntkit.GradientFlow(KERNEL).fit(X, Y, Y[:, 0])
     with pytest.raises(ntkit.NtkitError, match="both to fit and to predict"):
-        ntkit.GradientFlow().fit(X, Y, Y).predict(Q)
+        ntkit.GradientFlow(KERNEL).fit(X, Y, Y).predict(Q)
     with pytest.raises(ntkit.NtkitError, match="t=-1"):
-        ntkit.GradientFlow(t=-1).fit(X, Y)
+        ntkit.GradientFlow(KERNEL, t=-1).fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="early_stopping='cv'"):
-        ntkit.GradientFlow(early_stopping="cv").fit(X, Y)
+        ntkit.GradientFlow(KERNEL, early_stopping="cv").fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="loss='hinge'"):
-        ntkit.GradientFlow(t=1.0, loss="hinge").fit(X, Y)
+        ntkit.GradientFlow(KERNEL, t=1.0, loss="hinge").fit(X, Y)
     with pytest.raises(ntkit.NtkitError, match="kernel and prior as functions"):
         ntkit.GradientFlow("precomputed").fit(np.eye(25), Y).predict(np.eye(25), return_std=True)
-    started = ntkit.GradientFlow().fit(X, Y, Y)
+    started = ntkit.GradientFlow(KERNEL).fit(X, Y, Y)
     with pytest.raises(ntkit.NtkitError, match="not an ensemble"):
         started.predict(Q, return_std=True, f0=np.zeros((6, 2)))

@@ -123,7 +123,7 @@ def test_draws_have_the_posterior_mean_and_covariance():
 
 def test_without_noise_the_training_points_are_certain():
     twice, y = np.concatenate([X, X[:1]]), np.append(Y[:, 0], Y[0, 0])
-    gp = ntkit.GaussianProcess(noise=0, amplitude=1.0).fit(twice, y)
+    gp = ntkit.GaussianProcess(None, noise=0, amplitude=1.0).fit(twice, y)
     mean, std = gp.predict(twice, return_std=True)
     np.testing.assert_allclose(mean, y, atol=1e-8)
     assert (std < 1e-5).all() and (gp.predict(Q, return_std=True)[1] > 0.01).all()

@@ -71,9 +71,17 @@ FITS: dict[str, tuple[str | list[Bad], Call]] = {
         ],
         lambda v: ntkit.KernelRidge("precomputed").fit(v, y()),
     ),
-    "ridge loo with cg": (
-        [Bad("cg", lambda: "cg", "solver='eigen'")],
-        lambda v: ridge(alpha="loo", solver=v),
+    "ridge scale": (near("standardize", 3), lambda v: ridge(scale=v)),
+    "ridge depth": ([b for b in KINDS["count"] if b.label != "None"], lambda v: ridge(depth=v)),
+    "ridge normalize_y": ("flag", lambda v: ridge(normalize_y=v)),
+    "ridge n_jobs": (values(0, -2, 1.5, "a"), lambda v: ridge(n_jobs=v)),
+    "ridge verbose": ("flag", lambda v: ridge(verbose=v)),
+    "ridge coverage": (values(0.0, 1.0, 95, "a", None), lambda v: fitted("ridge").predict_interval(X(), v)),
+    "flow coverage": (values(0.0, 1.0, 95, "a", None), lambda v: fitted("flow").predict_interval(X(), v)),
+    "ridge.inner": (values(3, "a", None), lambda v: fitted("ridge").inner(v)),
+    "classifier class_weight": (
+        values("even", 3, {"a": -1}, {"qzx": 1.0}),
+        lambda v: classifier(class_weight=v),
     ),
     "classifier y": (
         [
@@ -85,7 +93,10 @@ FITS: dict[str, tuple[str | list[Bad], Call]] = {
         lambda v: ntkit.KernelClassifier().fit(X(), v),
     ),
     "classifier loss": (near("cross_entropy", None), lambda v: classifier(loss=v)),
-    "classifier alpha": ([*values(0.0), *KINDS["size"]], lambda v: classifier(alpha=v)),
+    "classifier alpha": (
+        [*values(0.0), *KINDS["size"]],
+        lambda v: classifier(loss="cross_entropy", alpha=v),
+    ),
     "classifier solver": (near("newton", None), lambda v: classifier(solver=v)),
     "classifier tol": ("positive", lambda v: classifier(tol=v)),
     "classifier max_iter": ("count", lambda v: classifier(max_iter=v)),
@@ -96,7 +107,7 @@ FITS: dict[str, tuple[str | list[Bad], Call]] = {
     "process noise": ([*KINDS["size"], *values("qzx", None)], lambda v: process(noise=v)),
     "process optimize": (
         [Bad("typo", lambda: ["sigma_bb"], "Did you mean 'sigma_b'"), *values(["qzx"], 3, "qzx", [3])],
-        lambda v: process(optimize=v),
+        lambda v: process(kernel=None, optimize=v),
     ),
     "process both": ([Bad("", lambda: True, "return_std")], lambda v: fitted("process").predict(X(), v, v)),
     "process.sample_y": (values(-1, 1.5, "3", [1]), lambda v: fitted("process").sample_y(X(), v)),
@@ -126,7 +137,8 @@ FITS: dict[str, tuple[str | list[Bad], Call]] = {
     "flow.learning_curve": ("times", lambda v: fitted("flow").learning_curve(v)),
     "features kind": (near("gaussian", None), lambda v: features(kind=v)),
     "features m": ([*KINDS["count"], *values(7)], lambda v: features(m=v)),
-    "features seed": ("seed", lambda v: features(seed=v)),
+    "features seed": ([b for b in KINDS["seed"] if b.label != "None"], lambda v: features(seed=v)),
+    "features random_state": ("seed", lambda v: features(random_state=v)),
     "features draw": (near("sobol", None), lambda v: features(draw=v)),
     "features lengthscale": ("positive", lambda v: features(lengthscale=v)),
     "features nu": ("positive", lambda v: features(kind="matern", nu=v)),

@@ -11,8 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data  # pyright: ignore[reportPrivateUsage]
+from sklearn.utils import Tags
+from sklearn.utils.validation import (
+    _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
+    check_array,
+    check_X_y,
+    validate_data,
+)
 from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky
@@ -20,25 +25,23 @@ from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
-from ntkit.errors import BadTypeError, BadValueError, NtkitError
+from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel
-from ntkit.machine.kernels import FromFunction, KernelLike, as_array, as_kernel
+from ntkit.machine.choice.candidates import candidates
+from ntkit.machine.choice.leave_one_out import Targets
+from ntkit.machine.choice.search import Chosen, Search, choose
+from ntkit.machine.inputs.frames import Columns, is_frame, plain
+from ntkit.machine.inputs.scaling import AUTO, SCALES, Scaling
+from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_kernel
+from ntkit.machine.rkhs import RKHSFunction
+from ntkit.machine.sessions import Session
+from ntkit.machine.solving.newton import Blocks
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
 
+SAMPLES = "X [n, d] of finite numbers (only a pandas data frame may have missing values)"
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
-
-
-class UnfittedError(BadValueError, NotFittedError):
-    """An estimator is asked before it was fitted; what scikit-learn raises, too."""
-
-
-def check_fitted(estimator: object) -> None:
-    """Refuse an estimator that was not fitted."""
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError as error:
-        raise UnfittedError(str(error)) from None
 
 
 @contextmanager
@@ -59,19 +62,24 @@ def as_numbers(name: str, values: ArrayLike) -> Floats:
         return np.asarray(as_array(values), dtype=float)
 
 
-class KernelMachine(BaseEstimator):
+class KernelMachine(RKHSFunction, Session, BaseEstimator):
     """An estimator over a kernel: checks data, makes blocks, remembers the training samples.
 
-    After ``fit``, ``kernel_`` is the kernel, ``X_fit_`` the training samples (the matrix, for
-    ``"precomputed"``), ``precision_`` the dtype in which the kernel computed.
+    After ``fit``, ``kernel_`` is the kernel, ``X_fit_`` the training samples as it takes them, scaled (the
+    matrix, for ``"precomputed"``), ``precision_`` the dtype in which it computed; ``scaling_`` scales,
+    ``columns_`` reads data frames with categories or missing values (else None), and ``search_`` says what
+    was compared by leave-one-out (None where nothing was).
     """
 
     kernel: KernelLike
+    scale: str | None
+    depth: int | None
+    random_state: int
     kernel_: Kernel | None
     X_fit_: Values
     dual_coef_: Floats
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = self._precomputed
         return tags
@@ -88,33 +96,117 @@ class KernelMachine(BaseEstimator):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({k: v.again() if isinstance(v, Rebuilt) else v for k, v in state.items()})
 
+    @property
+    def _named(self) -> bool:
+        """Whether the kernel is one of vectors that goes by a name, its scales to be found."""
+        return isinstance(self.kernel, str) and self.kernel in NAMES
+
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: object) -> tuple[np.ndarray, np.ndarray]:
-        """Return training data as arrays, and set the kernel."""
+        """Return training data as arrays of numbers, frames read; `_settle` then sets the kernel."""
         options = self._options() | checks
-        with refusing("X [n, d] of finite numbers, and y with one target for each row"):
-            out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
-        self.X_fit_ = np.asarray(out[0])
-        n = len(self.X_fit_)
-        self.kernel_ = None if self._precomputed else as_kernel(self.kernel)
-        if self._precomputed and self.X_fit_.shape != (n, n):
-            raise BadValueError(f"A precomputed kernel matrix must be square, got {self.X_fit_.shape}.")
-        if self._precomputed and not _symmetric(self.X_fit_):
+        self.columns_: Columns | None = None
+        with refusing(f"{SAMPLES}, and y with one target for each row"):
+            if is_frame(X) and not self._precomputed and not plain(X):
+                validate_data(self, X, y, skip_check_array=True)  # pyright: ignore[reportArgumentType]
+                self.columns_ = Columns.of(X)
+                out = check_X_y(self.columns_.numbers(X), as_array(y), **options)
+            else:
+                out = validate_data(self, as_array(X), as_array(y), **options)  # pyright: ignore[reportArgumentType]
+        x = np.ascontiguousarray(out[0])  # sums of columns hang on their order in memory, by rounding
+        self._sample_shape = x.shape[1:]
+        if self._precomputed and x.shape[:2] != (len(x), len(x)):
+            raise BadValueError(f"A precomputed kernel matrix must be square, got {x.shape}.")
+        if self._precomputed and not _symmetric(x):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
-        return self.X_fit_, np.asarray(out[1])
+        return x, np.asarray(out[1])
+
+    def _settle(
+        self,
+        x: np.ndarray,
+        targets: Targets,
+        alpha: float | None = None,
+        labels: np.ndarray | None = None,
+        counted: np.ndarray | None = None,
+    ) -> Chosen | None:
+        """Set scaling, kernel and training samples; return what was chosen by leave-one-out, if anything was.
+
+        ``targets`` and ``labels`` are those of the samples ``counted``, all of them for None.
+        """
+        scale, depth = one_of("scale", self.scale, SCALES), self.depth
+        if depth is not None and not self._named:
+            raise BadValueError(
+                f"depth={depth!r} is for kernel='auto', 'ntk' or 'nngp', this kernel has its own."
+            )
+        self.search_: Search | None = None
+        self.precision_ = torch.float64
+        self.scaling_, self.X_fit_ = Scaling(None), x
+        if self._precomputed:
+            self.kernel_ = None
+            return None
+        binary = None if self.columns_ is None else self.columns_.binary
+        flat = x.reshape(len(x), int(np.prod(self._sample_shape)))
+        if not self._named:
+            self.kernel_ = as_kernel(self.kernel)
+            if scale not in ("auto", None):
+                used = flat if counted is None else flat[counted]
+                weights = None if targets.root is None else targets.weights.numpy()
+                self.scaling_ = Scaling.of(scale, used, weights, binary)
+            self.X_fit_ = self._scaled(x)
+            return None
+        scales = AUTO if scale == "auto" else (scale,)
+        compared = candidates(str(self.kernel), depth, scales)
+        used = flat if counted is None else flat[counted]
+        seed = self.random_state
+        chosen = choose(used, targets, compared, alpha, labels, binary, seed, self.verbose)
+        self.search_, self.scaling_, self.kernel_ = chosen.search, chosen.scaling, chosen.kernel
+        self.X_fit_ = self._scaled(x)
+        return chosen
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        """Return samples as the kernel takes them: vectors for a kernel by name, else in their shape."""
+        if not self._named and self.scaling_.name is None:
+            return x
+        scaled = self.scaling_(x.reshape(len(x), int(np.prod(x.shape[1:]))))
+        return scaled if self._named else scaled.reshape(x.shape)
 
     def _queries(self, X: ArrayLike) -> np.ndarray:
-        """Return queries as an array of the kind that the training data had."""
+        """Return queries as the kernel takes them."""
         check_fitted(self)
         options = self._options()
         with refusing("X [m, d] of finite numbers, with the columns that fit had"):
-            x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
-        return np.asarray(x)
+            if self.columns_ is not None:
+                if not is_frame(X):
+                    raise BadTypeError(
+                        f"fit had a data frame with categories, got {type(X).__name__}; give one."
+                    )
+                validate_data(self, X, reset=False, skip_check_array=True)  # pyright: ignore[reportArgumentType]
+                x = check_array(self.columns_.numbers(X), **options)
+            else:
+                x = validate_data(self, as_array(X), reset=False, **options)  # pyright: ignore[reportArgumentType]
+        x = np.ascontiguousarray(x)
+        if self._precomputed:
+            return x
+        if x.shape[1:] != self._sample_shape:
+            raise BadValueError(
+                f"A sample has shape {x.shape[1:]}; expected {self._sample_shape}, as in fit."
+            )
+        return self._scaled(x)
 
     def _options(self) -> Any:
         """Return what scikit-learn checks: a user's kernel may take samples of any shape, and integers."""
         if self._precomputed:
-            return {"dtype": [np.float64, np.float32]}
+            return {"dtype": [np.float64, np.float32], "allow_nd": True}
+        if self._named:
+            return {"dtype": np.float64, "allow_nd": True}
         return {"dtype": np.float64} if self.kernel is None else {"dtype": "numeric", "allow_nd": True}
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """Return the constructor's call, and after ``fit`` what was chosen."""
+        call = super().__repr__(N_CHAR_MAX)
+        search: Search | None = getattr(self, "search_", None)
+        if search is None:
+            return call
+        return f"{call}  # {search.best.candidate}; {self.scaling_}"
 
     def _weights(self, sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray | None:
         """Return sample weights as an array, None where all are 1."""
@@ -127,14 +219,30 @@ class KernelMachine(BaseEstimator):
             raise BadValueError("All sample weights are zero; at least one sample must count.")
         return weights
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the kernel has several numbers for two samples, one for each output or pair of them."""
+        if self.kernel_ is None:
+            return self.X_fit_.ndim > 2
+        return getattr(self.kernel_, "outputs", None) in ("full", "diagonal")
+
+    def matrix_of(self, index: np.ndarray) -> Tensor:
+        """Return the kernel matrix of some of the training samples, in float64."""
+        if self.kernel_ is None:
+            return checked(torch.as_tensor(self.X_fit_[np.ix_(index, index)]), False)
+        return self._block(self.X_fit_[index], None, False)
+
     def _gram(self, scalar: bool = True) -> Tensor:
         """Return the kernel matrix of the training samples in float64."""
         return self._block(self.X_fit_, None, scalar)
 
-    def _matrix(self) -> Matrix:
-        """Return the kernel matrix of the training samples, not formed where the kernel can avoid it."""
+    def _matrix(self, budget: int = 8 * ROWS) -> Matrix:
+        """Return the kernel matrix of the training samples, not formed where the kernel can avoid it.
+
+        A matrix of at most ``budget`` bytes is formed.
+        """
         assert self.kernel_ is not None
-        if not hasattr(self.kernel_, "operator") and len(self.X_fit_) ** 2 <= ROWS:
+        if not hasattr(self.kernel_, "operator") and 8 * len(self.X_fit_) ** 2 <= budget:
             return Dense(self._gram())
         matrix = MatrixFree(self.kernel_, self.X_fit_)
         self.precision_ = torch.float64 if matrix.operator is None else matrix.operator.dtype
@@ -166,8 +274,8 @@ class KernelMachine(BaseEstimator):
         """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
         parts = []
         for s in chunks(len(X), max(1, ROWS // len(self.X_fit_))):
-            block = self._block(X[s], self.X_fit_)
-            parts.append((block @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
+            block = self._block(X[s], self.X_fit_, not self.has_outputs)
+            parts.append((Blocks(block) @ torch.as_tensor(coefficients).to(block)).cpu().numpy())
         return np.concatenate(parts)
 
 

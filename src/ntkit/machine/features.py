@@ -19,7 +19,7 @@ from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
-from ntkit.machine.estimator import as_numbers, check_fitted, refusing
+from ntkit.machine.estimator import as_numbers, refusing
 from ntkit.machine.feature_maps import (
     NTKFeatures,
     arc_cosine,
@@ -30,6 +30,7 @@ from ntkit.machine.feature_maps import (
 )
 from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
 from ntkit.machine.solving.densities import frequencies
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats
 
 FOURIER = ("gaussian", "laplacian", "cauchy", "matern")
@@ -60,8 +61,8 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         infinitely wide ReLU network with ``depth`` hidden layers, in the scales of `ReLUKernel`.
     m : int
         The number of features (even for cosines and sines).
-    seed : int
-        Of the draw.
+    seed : int, optional
+        Another name of ``random_state``, which it overrides.
     draw : {"iid", "orthogonal", "sobol"}
         Independent frequencies, orthogonal ones (not for the Laplacian and Cauchy kernels), or
         quasi-random ones.
@@ -69,6 +70,8 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         The length scale of the kernels of x - x', and the smoothness of ``"matern"``.
     depth, sigma_w, sigma_b
         Of ``"ntk"``, as of `ReLUKernel`.
+    random_state : int
+        The seed of the draw.
 
     Attributes
     ----------
@@ -100,7 +103,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self,
         kind: str = "gaussian",
         m: int = 1000,
-        seed: int = 0,
+        seed: int | None = None,
         *,
         draw: str = "iid",
         lengthscale: float = 1.0,
@@ -108,8 +111,10 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         depth: int = 3,
         sigma_w: float = 2**0.5,
         sigma_b: float = 0.5,
+        random_state: int = 0,
     ) -> None:
         self.kind, self.m, self.seed, self.draw, self.lengthscale = kind, m, seed, draw, lengthscale
+        self.random_state = random_state
         self.nu, self.depth, self.sigma_w, self.sigma_b = nu, depth, sigma_w, sigma_b
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> RandomFeatures:
@@ -118,7 +123,7 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             x = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
         one_of("kind", self.kind, KINDS)
         real("m", self.m)
-        whole("seed", self.seed, 0)
+        whole("random_state" if self.seed is None else "seed", self._seed, 0)
         least = 4 if self.kind == "ntk" else 1
         if self.m != int(self.m) or self.m < least or (self.kind in FOURIER and self.m % 2):
             even = ", even, for cosines come with sines" if self.kind in FOURIER else ""
@@ -191,15 +196,19 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             layers.append(linear(weight, bias))
         return nn.Sequential(*layers)
 
+    @property
+    def _seed(self) -> int:
+        return self.random_state if self.seed is None else self.seed
+
     def _features(self, X: ArrayLike) -> np.ndarray:
         with torch.no_grad():
             return self._map(torch.as_tensor(np.array(X))).numpy()
 
     def _draw(self, d: int, m: int) -> nn.Sequential:
         if self.kind == "ntk":
-            features = NTKFeatures(d, m, self.depth, self.sigma_w, self.sigma_b, self.draw, self.seed)
+            features = NTKFeatures(d, m, self.depth, self.sigma_w, self.sigma_b, self.draw, self._seed)
             return nn.Sequential(features)
         if self.kind in FOURIER:
-            w = frequencies(self.kind, d, m // 2, self.draw, self.seed, self.nu)
+            w = frequencies(self.kind, d, m // 2, self.draw, self._seed, self.nu)
             return fourier(w / self.lengthscale)
-        return arc_cosine(frequencies("gaussian", d, m, self.draw, self.seed), int(self.kind[-1]))
+        return arc_cosine(frequencies("gaussian", d, m, self.draw, self._seed), int(self.kind[-1]))

@@ -14,17 +14,22 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
-from ntkit.machine.estimator import FactoredMachine, as_numbers, check_fitted, checked
+from ntkit.machine.choice.leave_one_out import Targets
+from ntkit.machine.conformal import folds, jackknife_plus, probability
+from ntkit.machine.estimator import FactoredMachine, as_numbers, checked
+from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
+from ntkit.machine.sessions import computing
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.machine.solving.trajectory import Trajectory
+from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None
+GROUPS = 20  # of samples, left out one after the other for an interval
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     Parameters
     ----------
     kernel : optional
-        As of `KernelRidge`; a limit gives its NTK, and its NNGP as prior.
+        As of `KernelRidge` (by the leave-one-out error of ridge); a limit gives its NTK, and its NNGP as
+        prior.
     t : float or array of floats
         Until when to train; inf: to the end. An array gives predictions with an axis of times in front.
     prior : optional
@@ -67,6 +73,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         ``"squared"``; ``"cross_entropy"`` (targets are rows of probabilities, or one in [0, 1]),
         ``"huber"``, or a convex function of tensors ``(f, y) -> [n]``, by an ODE solver: df/dt =
         -(1/n) sum_n K(x, x_n) l'(f(x_n), y_n).
+    depth, scale : optional
+        As of `KernelRidge`.
     learning_rate, momentum : float
         Explicit steps instead of the flow (None), t / learning_rate of them; momentum as in PyTorch's SGD.
     early_stopping : {None, "validation", "loo"}
@@ -76,6 +84,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         improvement.
     validation_fraction, random_state : float, int
         The part of the samples that is held out, and the seed with which it is drawn.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -104,7 +114,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     >>> y = np.sin(3 * X[:, 0])
     >>> flow = ntkit.GradientFlow(t=[1.0, 100.0, np.inf]).fit(X, y)
     >>> np.abs(flow.predict(X) - y).max(1).round(2)
-    array([0.6 , 0.01, 0.  ])
+    array([0.31, 0.  , 0.  ])
     >>> mean, std = ntkit.GradientFlow().fit(X, y).predict([[0.2], [3.0]], return_std=True)
     >>> bool(std[0] < std[1])
     True
@@ -112,22 +122,28 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def __init__(
         self,
-        kernel: KernelLike = None,
+        kernel: KernelLike = "auto",
         t: ArrayLike = float("inf"),
         prior: KernelLike = None,
         loss: str | Callable[[Tensor, Tensor], Tensor] = "squared",
         *,
+        depth: int | None = None,
+        scale: Scale = "auto",
         learning_rate: float | None = None,
         momentum: float = 0.0,
         early_stopping: Literal["validation", "loo"] | None = None,
         validation_fraction: float = 0.1,
         random_state: int = 0,
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
+        self.depth, self.scale = depth, scale
+        self.n_jobs, self.verbose = n_jobs, verbose
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -138,6 +154,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
                 f"f0 has shape {start.shape} and {np.isnan(start).sum()} NaN, the targets {y.shape}; give "
                 f"f0(X), finite."
             )
+        self._settle(x, Targets(torch.as_tensor((y - start).reshape(len(x), -1))))
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
         self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
@@ -174,8 +191,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         """Return f_t at queries, ``[m]`` or ``[m, o]``, with an axis of times in front for several.
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
-        ``[m, m, o]``, of the ensemble of trained networks. ``t``: other times than the fitted. ``f0``: the
-        function at the start on the queries, needed where ``fit`` had one.
+        ``[m, m, o]``, of the ensemble of trained networks: by their start alone, in units of the prior, not
+        of the targets. It is no interval for new targets; `predict_interval` is. ``t``: other times than the
+        fitted. ``f0``: the function at the start on the queries, needed where ``fit`` had one.
         """
         check_fitted(self)
         if return_std and return_cov:
@@ -204,6 +222,35 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         spread = np.stack([self._spread(x, float(time), return_cov) for time in np.atleast_1d(t)])
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
+
+    @computing
+    def predict_interval(self, X: ArrayLike, coverage: float = 0.95) -> Pair:
+        """Return the bounds between which a new target lies with a probability, each ``[m]`` or ``[m, o]``.
+
+        The jackknife+ (`jackknife_plus`) of training at the fitted time without each of 20 groups of samples
+        (without each sample, up to 20): CV+. ``return_std`` of ``predict`` is the spread of networks by their
+        start, and knows nothing of the noise of targets; this does.
+        """
+        check_fitted(self)
+        self._closed()
+        level = probability(coverage)
+        if self._started or np.ndim(self.t_):
+            raise BadValueError("predict_interval takes one time t, and no f0.")
+        x, n = self._queries(X), len(self._y)
+        cross, zero = self._block(x, self.X_fit_), self._f0[:0]
+        left = np.empty((len(x), n, self._y.shape[1]))
+        residuals = np.empty((n, self._y.shape[1]))
+        times = np.array([float(self.t_)])
+        for held in folds(n, GROUPS, self.random_state):
+            rest = torch.as_tensor(np.setdiff1d(np.arange(n), held), device=cross.device)
+            out = torch.as_tensor(held, device=cross.device)
+            start = zero.new_zeros(len(rest), self._y.shape[1])
+            inner = self._gram_[rest][:, rest]
+            c = self._trajectory.coefficients(inner, None, self._y[rest], start, times)[0]
+            left[:, held] = (cross[:, rest] @ c).cpu().numpy()[:, None]
+            residuals[held] = (self._y[out] - self._gram_[out][:, rest] @ c).cpu().numpy()
+        low, high = jackknife_plus(left, residuals, level)
+        return low.reshape(len(x), *self._shape), high.reshape(len(x), *self._shape)
 
     def learning_curve(self, t: ArrayLike) -> LearningCurve:
         """Return how the parts along the kernel's eigenvectors are learned, at times t (squared loss)."""

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, overload
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from scipy.stats import norm
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
-from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
 from ntkit.kernel import Kernel
+from ntkit.machine.choice.candidates import starts
+from ntkit.machine.choice.evidence import Found, Scales, climb
+from ntkit.machine.choice.leave_one_out import Targets
+from ntkit.machine.choice.search import MOST, Search, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
+from ntkit.machine.inputs.scaling import AUTO, SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike
+from ntkit.machine.sessions import computing
 from ntkit.network import Floats, No, Pair
 
-RANGE = (1e-10, 1e6)  # of noise to amplitude, over the mean eigenvalue: where the noise is looked for
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
 
 
@@ -42,9 +46,12 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     Parameters
     ----------
     kernel : optional
-        As of `KernelRidge`; None: the NTK of an infinitely wide ReLU network of depth 3.
+        As of `KernelRidge`, but by the evidence: ``"auto"`` is the NTK of an infinitely wide ReLU network of
+        a depth and sigma_b, or the Gaussian kernel of a length scale, whichever is the likeliest. None: the
+        NTK of depth 3 with sigma_b = 0.5, inputs as given.
     noise : float or "ml"
-        The variance s^2 of the noise, in units of y^2; ``"ml"``: the one of largest evidence.
+        The variance s^2 of the noise, in units of y^2; ``"ml"``: the one of largest evidence, at least 1e-5
+        of the variance of the targets.
     amplitude : float or "ml"
         The factor a of the kernel, in units of y^2; ``"ml"``: the one of largest evidence, of several outputs
         the same multiple of the variance of each.
@@ -53,6 +60,12 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     optimize : sequence of str
         Parameters of the kernel, such as ``("sigma_w", "sigma_b")`` of a limit or of the default kernel,
         to be chosen by the evidence too, within a factor of ten of their values (Nelder-Mead on logarithms).
+    depth, scale : optional
+        As of `KernelRidge`, by the evidence.
+    random_state : int
+        Of the draw of 2,000 samples, by which scales are chosen where there are more than 2,500.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -60,10 +73,12 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         The variance of the noise and the factor of the kernel that were used, in units of y^2.
     kernel_ : Kernel
         The kernel that was used, with the scales found.
+    search_, scaling_
+        The evidence of what was compared (print it), and the scaling that was taken.
     dual_coef_ : array [n] or [n, o]
         (K + s^2 / a)^-1 (y - m).
     log_marginal_likelihood_ : float
-        log p(y), in nats, summed over outputs.
+        log p(y), in nats, summed over outputs; of more than 2,500 samples that of the part.
     jitter_, condition_, min_eigenvalue_ : float
         As of `KernelRidge`.
 
@@ -88,20 +103,27 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def __init__(
         self,
-        kernel: KernelLike = None,
+        kernel: KernelLike = "auto",
         noise: float | Literal["ml"] = "ml",
         *,
         amplitude: float | Literal["ml"] = "ml",
         normalize_y: bool = True,
         optimize: Sequence[str] = (),
+        depth: int | None = None,
+        scale: Scale = "auto",
+        random_state: int = 0,
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kernel = kernel
         self.noise = noise
         self.amplitude = amplitude
         self.normalize_y = normalize_y
         self.optimize = optimize
+        self.depth, self.scale, self.random_state = depth, scale, random_state
+        self.n_jobs, self.verbose = n_jobs, verbose
 
-    @fitting_threads()
+    @computing
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
@@ -116,29 +138,67 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
             None if self.amplitude == "ml" else float(self.amplitude),
             torch.where(spread > 0, spread, 1.0).square().double(),
         )
+        index = part(len(x), None, self.random_state) if len(x) > MOST else np.arange(len(x))
+        self._find(x, centered, scales, index)
         if self.optimize:
             self.kernel_ = self._scales(centered, scales)
-        gram = self._gram()
+        found, whole = self._evidence(centered, scales, index)
+        self.noise_, self.amplitude_ = _one(found.noise), _one(found.amplitude)
+        self._ratios = (found.noise / found.amplitude).tolist()
+        self._factors = self._solvers(whole)
+        self._factor = self._factors[self._ratios[0]]
+        columns = [
+            self._factors[ratio].solve(column[:, None])
+            for ratio, column in zip(self._ratios, centered.T, strict=True)
+        ]
+        self.dual_coef_ = torch.cat(columns, 1).cpu().numpy().reshape(y.shape)
+        return self
+
+    def _find(self, x: np.ndarray, y: Tensor, scales: Scales, index: np.ndarray) -> None:
+        """Set scaling, kernel and training samples, by the evidence where the kernel is a name."""
+        if not self._named:
+            self._settle(x, Targets(y))
+            return
+        one_of("scale", self.scale, SCALES)
+        self.precision_ = torch.float64
+        choices = AUTO if self.scale == "auto" else (self.scale,)
+        compared = starts(str(self.kernel), self.depth, choices)
+        binary = None if self.columns_ is None else self.columns_.binary
+        flat = x.reshape(len(x), int(np.prod(x.shape[1:])))
+        found = climb(flat[index], y[torch.as_tensor(index)], scales, compared, binary, len(x), self.verbose)
+        self.search_: Search | None = found.search
+        self.scaling_ = Scaling.of(found.candidate.scale, flat, binary=binary)
+        self.X_fit_ = self._scaled(x)
+        self.kernel_ = found.candidate.made(found.scaling(flat[index]))
+        if found.border:
+            warnings.warn(
+                f"The evidence still grows at the border of where the kernel's scale is looked for: "
+                f"{found.candidate}. Give a kernel that suits the targets.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _evidence(self, y: Tensor, scales: Scales, index: np.ndarray) -> tuple[Found, Spectrum | None]:
+        """Return noise and amplitude, by a part of many samples; the spectrum of all where there is one."""
+        all_of_them = len(index) == len(self.X_fit_)
+        gram = self._gram() if all_of_them else self.matrix_of(index)
         whole = spectrum(gram, self.precision_)
-        found = scales.best(whole, centered.to(gram))
+        found = scales.best(whole, y[torch.as_tensor(index)].to(gram))
         if found.ends:
             warnings.warn(
                 f"The evidence still grows where the noise is {float(found.noise.mean()):.3g}, far above the "
                 f"kernel: the targets look like nothing but noise to it.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
-        self.noise_, self.amplitude_ = _one(found.noise), _one(found.amplitude)
-        self._ratios = (found.noise / found.amplitude).tolist()
-        self._factors = {ratio: Shifted(whole, ratio) for ratio in self._ratios}
-        self._factor = self._factors[self._ratios[0]]
-        coefficients = [
-            self._factors[ratio].solve(column[:, None])
-            for ratio, column in zip(self._ratios, centered.to(gram).T, strict=True)
-        ]
-        self.dual_coef_ = torch.cat(coefficients, 1).cpu().numpy().reshape(y.shape)
         self.log_marginal_likelihood_ = found.evidence
-        return self
+        return found, whole if all_of_them else None
+
+    def _solvers(self, whole: Spectrum | None) -> dict[float, Shifted | Cholesky]:
+        if whole is not None:
+            return {ratio: Shifted(whole, ratio) for ratio in self._ratios}
+        gram = self._gram()
+        return {ratio: cholesky(gram, ratio) for ratio in set(self._ratios)}
 
     def _check(self) -> None:
         for name, least in (("noise", 0.0), ("amplitude", np.nextafter(0, 1))):
@@ -165,7 +225,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def predict(
         self, X: ArrayLike, return_std: bool = False, *, return_cov: Literal[True], noise: bool = ...
     ) -> Pair: ...
-    @fitting_threads()
+    @computing
     def predict(
         self, X: ArrayLike, return_std: bool = False, return_cov: bool = False, *, noise: bool = False
     ) -> Float[Floats, " m *o"] | Pair:
@@ -260,82 +320,6 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         bounds = [(s - reach, s + reach) for s in start]
         options = {"xatol": 1e-2, "fatol": 1e-2 * max(1, y.shape[0] / 100)}
         return kernel(minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options).x)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Noise and amplitude ``[o]``, their evidence, and whether they lie at the upper end of the range."""
-
-    noise: Tensor
-    amplitude: Tensor
-    evidence: float
-    ends: bool = False
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Noise and amplitude that are given, or to be found (None), for outputs of variances ``units [o]``."""
-
-    noise: float | None
-    amplitude: float | None
-    units: Tensor
-
-    def best(self, whole: Spectrum, y: Tensor) -> Found:
-        """Return those of largest evidence for centered targets ``[n, o]``."""
-        squares = (whole.vectors.T @ y).square()
-        units = self.units.to(squares)
-        mean = float(whole.values.mean()) or 1.0
-        low = max(RANGE[0], whole.floor / mean)
-        ones = torch.ones_like(units)
-        if self.noise is not None and self.amplitude is not None:
-            return _found(whole, squares, self.noise * ones, self.amplitude * ones)
-        if self.noise is None:
-
-            def at(log: float) -> Found:
-                ratio = mean * float(np.exp(log))
-                amplitude = self._profile(whole, squares / units, ratio) * units
-                amplitude = amplitude if self.amplitude is None else self.amplitude * ones
-                return _found(whole, squares, ratio * amplitude, amplitude)
-
-            found, ends = _maximum(at, np.log(low), np.log(max(RANGE[1], 10 * low)))
-            return replace(found, ends=ends)
-        noise = self.noise
-        size = float((squares.sum(0) / units).mean()) / len(y) or 1.0  # near 1 where y is normalized
-
-        def of(log: float) -> Found:
-            return _found(whole, squares, noise * ones, size / mean * float(np.exp(log)) * units)
-
-        return _maximum(of, np.log(1e-8), np.log(1e8))[0]
-
-    @staticmethod
-    def _profile(whole: Spectrum, squares: Tensor, ratio: float) -> float:
-        """Return the amplitude of largest evidence at a ratio of noise to amplitude, in closed form."""
-        values = whole.values + ratio
-        if bool((values <= 0).any()):
-            return 1.0
-        return float((squares / values[:, None]).mean()) or 1.0
-
-
-def _found(whole: Spectrum, squares: Tensor, noise: Tensor, amplitude: Tensor) -> Found:
-    """Return the evidence of noise and amplitude, summed over outputs; minus infinity where y has none."""
-    values = amplitude * whole.values[:, None] + noise
-    if bool((values <= 0).any()):
-        return Found(noise, amplitude, -float("inf"))
-    total = squares / values + values.log() + np.log(2 * np.pi)
-    return Found(noise, amplitude, -0.5 * float(total.sum()))
-
-
-def _maximum(at: Callable[[float], Found], low: float, high: float) -> tuple[Found, bool]:
-    """Return the best of a grid, refined, and whether it is the last."""
-    grid = np.linspace(low, high, 65)
-    found = [at(log) for log in grid]
-    i = max(range(len(grid)), key=lambda j: found[j].evidence)
-    bounds = (grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)])
-    refined: Any = minimize_scalar(
-        lambda log: -at(log).evidence, bounds=bounds, method="bounded", options={"xatol": 1e-5}
-    )
-    best = max(found[i], at(float(refined.x)), key=lambda one: one.evidence)
-    return best, i == len(grid) - 1
 
 
 def _one(values: Tensor) -> float | Floats:

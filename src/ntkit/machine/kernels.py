@@ -19,9 +19,13 @@ from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
 from ntkit.inputs import Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromGPyTorch, FromSklearn
+from ntkit.machine.distances import as_vectors
+from ntkit.machine.relu_recursion import relu_diagonal, relu_kernels
 
-# What estimators take as a kernel; None: the NTK of a ReLU network.
+# What estimators take as a kernel; a name is
+# one of NAMES below; None: the NTK of a ReLU network.
 KernelLike: TypeAlias = Kernel | Limit | SklearnKernel | Callable[..., ArrayLike] | str | None
+NAMES = ("auto", "ntk", "nngp", "rbf", "laplace")  # kernels of vectors, whose scales come from the data
 
 
 class ReLUKernel(Kernel):
@@ -29,8 +33,8 @@ class ReLUKernel(Kernel):
 
         g_1 = sigma_w / sqrt(d) W x + sigma_b b,    g_{l+1} = sigma_w / sqrt(width) W relu(g_l) + sigma_b b
 
-    with ``depth`` hidden layers. The limit is read by `infinite_width` when the first batch shows its
-    dimension d; in float64.
+    with ``depth`` hidden layers, in closed form and in float64: what `infinite_width` reads off such a
+    network, which ``limit(d)`` is.
 
     >>> import numpy as np
     >>> ReLUKernel(depth=1, sigma_b=0.0, kind="nngp")(np.eye(2)).numpy().round(4)
@@ -47,39 +51,37 @@ class ReLUKernel(Kernel):
     ) -> None:
         if depth < 1:
             raise BadValueError(f"depth={depth}; a ReLU network has at least one hidden layer.")
-        self.depth, self.sigma_w, self.sigma_b, self.kind = depth, sigma_w, sigma_b, kind
+        self.depth, self.sigma_w, self.sigma_b = depth, sigma_w, sigma_b
+        self.kind: Literal["ntk", "nngp"] = kind
         self._limits: dict[int, Limit] = {}
 
     def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Float[Tensor, "n1 n2 *v"]:
         """Return the block ``[n1, n2]``."""
-        return self._kernel(x1)(x1, x2)
+        a, b = as_vectors(x1), None if x2 is None or x2 is x1 else as_vectors(x2)
+        if b is not None and b.shape[1] != a.shape[1]:
+            raise BadValueError(f"x1 has {a.shape[1]} columns, x2 has {b.shape[1]}; expected as many.")
+        depth = self._depth()
+        return relu_kernels(a, b, [depth], self.sigma_w, self.sigma_b, self.kind)[depth]
 
     def diag(self, x: Inputs) -> Float[Tensor, " n *v"]:
         """Return the kernel of each sample with itself, ``[n]``."""
-        return self._kernel(x).diag(x)
+        return relu_diagonal(as_vectors(x), self._depth(), self.sigma_w, self.sigma_b, self.kind)
 
     def limit(self, d: int) -> Limit:
         """Return the limit of the network with d inputs."""
-        if not isinstance(self.depth, Integral):
-            raise BadValueError(f"depth={self.depth!r}; expected a whole number of hidden layers.")
         if d not in self._limits:
             layers: list[nn.Module] = [nn.Linear(d, 1)]
-            for _ in range(self.depth):  # the limit does not depend on the widths
+            for _ in range(self._depth()):  # the limit does not depend on the widths
                 layers += [nn.ReLU(), nn.Linear(1, 1)]
             model = nn.Sequential(*layers).double()
             example = torch.zeros(1, d, dtype=torch.float64)
             self._limits[d] = infinite_width(model, example, self.sigma_w, self.sigma_b)
         return self._limits[d]
 
-    def _kernel(self, x: Inputs) -> LimitKernel:
-        shape = tuple(getattr(x, "shape", ()))
-        if len(shape) != 2:
-            raise BadValueError(
-                f"The default kernel is that of a network on vectors [n, d], got inputs {shape}; "
-                "flatten them, or give the kernel of a network of your own, infinite_width(model, "
-                "x[:1]).ntk."
-            )
-        return getattr(self.limit(shape[1]), self.kind)
+    def _depth(self) -> int:
+        if not isinstance(self.depth, Integral):
+            raise BadValueError(f"depth={self.depth!r}; expected a whole number of hidden layers.")
+        return int(self.depth)
 
 
 class FromFunction(Kernel):
@@ -134,8 +136,9 @@ def as_kernel(kernel: KernelLike) -> Kernel:
     if isinstance(kernel, (str, type)) or not callable(kernel):
         refusal = BadValueError if isinstance(kernel, str) else BadTypeError
         raise refusal(
-            f"kernel={kernel!r}; expected None, 'precomputed', a kernel of ntkit, scikit-learn or "
-            f"GPyTorch, a limit, or a function k(X1, X2).{nearest(kernel, ('precomputed',))}"
+            f"kernel={kernel!r}; expected {', '.join(map(repr, NAMES))}, 'precomputed', None, a kernel of "
+            "ntkit, scikit-learn or GPyTorch, a limit, or a function k(X1, X2)."
+            f"{nearest(kernel, (*NAMES, 'precomputed'))}"
         )
     return FromFunction(kernel)
 

@@ -39,9 +39,10 @@ def run(config: Config) -> Result:
         f, truth = (_function(points, direction) for points in (x, test))
         noise = config.noise * draw.normal(size=config.samples)
         for name, labels in (("noise", f + noise), ("none", f)):
-            flow = ntkit.GradientFlow(t=[*times, np.inf]).fit(x, labels)
+            flow = ntkit.GradientFlow(ReLUKernel(), t=[*times, np.inf]).fit(x, labels)
             errors[name].append(((flow.predict(test) - truth) ** 2).mean(-1))
-        stopping = ntkit.GradientFlow(early_stopping="validation", random_state=config.seed).fit(x, f + noise)
+        stopping = ntkit.GradientFlow(ReLUKernel(), early_stopping="validation", random_state=config.seed)
+        stopping.fit(x, f + noise)
         stopped.append(float(((stopping.predict(test) - truth) ** 2).mean()))
         rates, vectors = np.linalg.eigh(array(ReLUKernel()(x)) / config.samples)
         rates, vectors = rates[::-1], vectors[:, ::-1]

@@ -239,7 +239,7 @@ def _score(gram: Tensor, cross: Tensor, data: Digits) -> tuple[float, float]:
     """Return test and training accuracy of a classifier with the cross entropy on a kernel of mean one."""
     scale = float(gram.diagonal().mean())
     y = array(data.train_y[: len(gram)])
-    machine = ntkit.KernelClassifier("precomputed", alpha=1e-4).fit(array(gram) / scale, y)
+    machine = ntkit.KernelClassifier("precomputed", "cross_entropy", alpha=1e-4).fit(array(gram) / scale, y)
     test = machine.score(array(cross) / scale, array(data.held_out_y))
     return float(test), float(machine.score(array(gram) / scale, y))
 
@@ -254,5 +254,5 @@ def _score_of_blocks(model: nn.Module, data: Digits, x: Tensor, q: Tensor) -> tu
             "digits; the blocks are for ten. Take more, or 0: without them."
         )
     scale = float(ntkit.EmpiricalNTK(model, outputs="mean").diag(x).mean())
-    machine = ntkit.KernelClassifier(kernel, alpha=1e-4 * scale, tol=1e-6).fit(array(x), y)
+    machine = ntkit.KernelClassifier(kernel, "cross_entropy", alpha=1e-4 * scale, tol=1e-6).fit(array(x), y)
     return float(machine.score(array(q), array(data.held_out_y))), float(machine.score(array(x), y))

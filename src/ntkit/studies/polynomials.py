@@ -156,7 +156,8 @@ def _kernel(config: Config, seed: int) -> np.ndarray:
     for n in config.sizes:
         x = sphere(n)
         y, truth = (torch.stack([f(t @ direction) for f in [*TARGETS.values()][:3]], 1) for t in (x, test))
-        machine = ntkit.KernelRidge(ReLUKernel(depth=1, sigma_b=0.0), alpha=1e-8).fit(array(x), array(y))
+        machine = ntkit.KernelRidge(ReLUKernel(depth=1, sigma_b=0.0), alpha=1e-8, normalize_y=False)
+        machine.fit(array(x), array(y))
         left = ((machine.predict(array(test)) - array(truth)) ** 2).mean(0)
         rows.append(left / array(truth).var(0))
     return np.array(rows)

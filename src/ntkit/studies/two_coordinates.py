@@ -95,7 +95,8 @@ def _needed(config: Config, d: int, x: Tensor, test: Tensor, error: Callable[[Te
 
 
 def _kernel(kernel: ReLUKernel, x: Tensor, test: Tensor) -> float:
-    ridge = ntkit.KernelRidge(kernel, alpha=1e-8).fit(x.double().numpy(), x[:, :2].prod(1).double().numpy())
+    ridge = ntkit.KernelRidge(kernel, alpha=1e-8, normalize_y=False)
+    ridge.fit(x.double().numpy(), x[:, :2].prod(1).double().numpy())
     predicted = torch.as_tensor(ridge.predict(test.double().numpy()))
     return float(((predicted - test[:, :2].prod(1)) ** 2).mean())
 

@@ -58,7 +58,8 @@ def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[f
     """
     n, o = y.shape
     cpu = torch.device("cpu")
-    gram_, y_, f0_ = gram.to(cpu), y.to(cpu), f0.to(cpu)
+    size = float(gram.diagonal().mean()) or 1.0  # (s K, t / s) is the same problem, and is solved as such
+    gram_, y_, f0_ = gram.to(cpu) / size, y.to(cpu), f0.to(cpu)
 
     def function(c: np.ndarray) -> Tensor:
         return f0_ + gram_ @ torch.as_tensor(c.reshape(n, o))
@@ -71,11 +72,12 @@ def integrate(gram: Tensor, y: Tensor, f0: Tensor, loss: Loss, times: Sequence[f
         return (-torch.einsum("nop,nm->nomp", hessian, gram_).reshape(n * o, n * o) / n).numpy()
 
     options: Any = {"method": "BDF", "jac": jacobian} if n * o <= STIFF else {"method": "RK45"}
-    options |= {"t_eval": times, "rtol": 1e-8, "atol": 1e-10 / n}
-    solution = solve_ivp(slope, (0.0, times[-1]), np.zeros(n * o), **options)
+    scaled = [t * size for t in times]
+    options |= {"t_eval": scaled, "rtol": 1e-8, "atol": 1e-10 / n}
+    solution = solve_ivp(slope, (0.0, scaled[-1]), np.zeros(n * o), **options)
     if not solution.success:
         raise NtkitError(f"The gradient flow could not be integrated to t={times[-1]}: {solution.message}")
-    return torch.as_tensor(solution.y.T.reshape(len(times), n, o).copy()).to(gram)
+    return torch.as_tensor(solution.y.T.reshape(len(times), n, o) / size).to(gram)
 
 
 def descend(

@@ -18,6 +18,8 @@ from ntkit.compute.pivoted import pivoted_cholesky
 from ntkit.compute.plan import format_bytes
 from ntkit.errors import one_of
 
+REMADE = 30_000  # samples up to which a matrix that does not fit is made anew for each product
+PRODUCTS, ENTRY = 30, 3e-8  # of such a solution; seconds for an entry of the kernel of a ReLU network
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystrom")
 
 
@@ -42,8 +44,12 @@ class Solved:
     iterations: int | None = None
 
 
-def choose(solver: str, n: int, budget: int, spectral: str = "") -> tuple[str, str]:
-    """Return the solver for n samples and why; ``spectral`` says why all eigenvalues are wanted, if so."""
+def choose(solver: str, n: int, budget: int, spectral: str = "", operator: bool = False) -> tuple[str, str]:
+    """Return the solver for n samples and why.
+
+    ``spectral`` says why all eigenvalues are wanted, if so; ``operator``: whether the kernel has products of
+    its own, for which the matrix is not made.
+    """
     if one_of("solver", solver, SOLVERS) != "auto":
         return solver, "asked for"
     need = 3 * 8 * n * n  # the matrix, its copy with the ridge, the factor
@@ -52,7 +58,19 @@ def choose(solver: str, n: int, budget: int, spectral: str = "") -> tuple[str, s
         return "eigen", f"{spectral}; {size}"
     if need <= budget:
         return "cholesky", f"exact, and {size}"
-    return "cg", f"iterative, for {size}"
+    if operator or 8 * n * n <= budget or n <= REMADE:
+        return "cg", f"iterative, for {size}"
+    hours = PRODUCTS * n * n * ENTRY / 3600
+    return "nystrom", (
+        f"an approximation in the span of {columns(n)} samples, for {size}, and products with a matrix "
+        f"that is made anew for each of about {PRODUCTS} iterations would take about {hours:.1f} hours; "
+        "solver='cg' takes them"
+    )
+
+
+def columns(n: int) -> int:
+    """Return how many samples span an approximation, as a rule: 10 sqrt(n)."""
+    return max(1, min(n, int(10 * n**0.5)))
 
 
 def solve(
@@ -66,7 +84,7 @@ def solve(
         return Solved(factor.solve(b), factor)
     n = matrix.n
     if how.solver == "nystrom":
-        low = pivoted_cholesky(matrix, how.rank or max(1, min(n, int(10 * n**0.5))), how.seed)
+        low = pivoted_cholesky(matrix, how.rank or columns(n), how.seed)
         coefficients = torch.zeros_like(b)
         coefficients[low.pivots.to(b.device)] = nystrom(low, b, shift)
         return Solved(coefficients)

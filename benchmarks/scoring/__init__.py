@@ -1,0 +1,1 @@
+"""Tables, estimators and measures of `make scores`."""

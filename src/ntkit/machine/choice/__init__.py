@@ -1,0 +1,1 @@
+"""What an estimator chooses by its data: scaling, kernel, penalty, by leave-one-out in closed form."""

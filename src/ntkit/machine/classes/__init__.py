@@ -1,0 +1,1 @@
+"""Classes as targets, and scores as probabilities."""

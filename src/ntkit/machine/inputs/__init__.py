@@ -1,0 +1,1 @@
+"""Samples as users have them, as the vectors of numbers that a kernel takes."""
