@@ -4,18 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ntkit.diagnose.alignments import Alignment as Alignment
+    from ntkit.diagnose.alignments import alignment as alignment
     from ntkit.diagnose.lazy_training import Drift as Drift
     from ntkit.diagnose.lazy_training import Laziness as Laziness
     from ntkit.diagnose.lazy_training import drift as drift
     from ntkit.diagnose.lazy_training import laziness as laziness
+    from ntkit.diagnose.spectra import KernelSpectrum as KernelSpectrum
+    from ntkit.diagnose.spectra import spectrum as spectrum
     from ntkit.diagnose.subject import RecordedRun as RecordedRun
 
 _ROOMS = {
+    "Alignment": "alignments",
     "Drift": "lazy_training",
+    "KernelSpectrum": "spectra",
     "Laziness": "lazy_training",
     "RecordedRun": "subject",
+    "alignment": "alignments",
     "drift": "lazy_training",
     "laziness": "lazy_training",
+    "spectrum": "spectra",
 }
 
 __all__ = sorted(_ROOMS)  # pyright: ignore[reportUnsupportedDunderAll]

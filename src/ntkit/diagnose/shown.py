@@ -27,7 +27,7 @@ class Shown(ABC):
 
     @abstractmethod
     def columns(self) -> Mapping[str, object]:
-        """The columns of the table, all of one length."""
+        """Return the columns of the table, all of one length."""
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:

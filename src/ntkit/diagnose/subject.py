@@ -160,7 +160,7 @@ Subject: TypeAlias = KernelLike | nn.Module | RecordedRun  # what most questions
 
 
 def kernel_of(subject: Subject, what: str = "the kernel") -> Kernel:
-    """Return the kernel of what a question is asked of: of a network and of a run's end, the tangent kernel."""
+    """Return the kernel of what a question is asked of; of a network and a run's end, the tangent kernel."""
     if isinstance(subject, RecordedRun):
         return subject.kernel()
     if isinstance(subject, nn.Module):

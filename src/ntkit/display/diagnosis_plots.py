@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from ntkit.display.axes import BLUE, GREEN, INK, ORANGE, new_axes, plain_axes
 
 if TYPE_CHECKING:
+    from ntkit.diagnose.alignments import Alignment
     from ntkit.diagnose.lazy_training import Drift
+    from ntkit.diagnose.spectra import KernelSpectrum
 
 
 def drift_over_time(
@@ -33,4 +36,51 @@ def drift_over_time(
     ax.set(xlabel="step", ylabel="relative change", title="Distance from the start of training")
     plain_axes(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def alignments(found: Alignment, ax: Axes | None = None) -> Axes:
+    """Draw alignments with their intervals, a group for each class, and a mark where chance is."""
+    if ax is None:
+        (ax,) = new_axes(6.4, 3.4)
+    at, several = np.arange(len(found.names)), len(found.when) > 1
+    for i, (name, color) in enumerate(zip(found.when, (ORANGE, BLUE) if several else (BLUE,), strict=True)):
+        place, values = at + (0.4 * i - 0.2 if several else 0), found.values[i]
+        sizes = np.abs(np.stack([values - found.low[i], found.high[i] - values]))
+        ax.bar(place, values, 0.38 if several else 0.7, color=color, label=name or None)
+        ax.errorbar(place, values, sizes, fmt="none", ecolor=INK, lw=0.9, capsize=2)
+        ax.plot(place, found.chance[i], "_", color=INK, ms=9, label="chance" if i == 0 else None)
+    ax.set_xticks(at, found.names)
+    ax.set(ylabel="centered alignment", title="Kernel and targets", xlabel="target")
+    plain_axes(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def eigenvalues(found: KernelSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw eigenvalues against rank with the power law that was fitted, and the share of the targets."""
+    if ax is None:
+        (ax,) = new_axes(6.4, 3.4)
+    rank = np.arange(1, len(found.eigenvalues) + 1)
+    there = found.eigenvalues > found.floor
+    ax.loglog(rank[there], found.eigenvalues[there], ".", ms=3, color=BLUE, label="eigenvalue")
+    first, last = found.ranks
+    if np.isfinite(found.decay.value):
+        i = np.arange(first, last + 1)
+        middle = np.exp(
+            np.log(found.eigenvalues[first - 1 : last]).mean() + found.decay.value * np.log(i).mean()
+        )
+        ax.loglog(i, middle * i**-found.decay.value, color=ORANGE, label=f"rank^-{found.decay.value:.2f}")
+    ax.set(xlabel="rank", ylabel="eigenvalue", title="Spectrum of the kernel")
+    plain_axes(ax)
+    lines = ax.get_legend_handles_labels()
+    if found.target is not None:
+        right = ax.twinx()
+        right.plot(rank, found.target.cumsum(), color=GREEN, lw=1.4, label="targets, summed")
+        right.set_ylim(0, 1.05)
+        right.set_ylabel("share of the targets", color=INK)
+        right.tick_params(colors=INK)
+        right.spines[["top", "left"]].set_visible(False)
+        lines = tuple(a + b for a, b in zip(lines, right.get_legend_handles_labels(), strict=True))
+    ax.legend(*lines, frameon=False, labelcolor=INK, fontsize=8, loc="center left")
     return ax
