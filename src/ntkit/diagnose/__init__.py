@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ntkit.diagnose.alignments import Alignment as Alignment
     from ntkit.diagnose.alignments import alignment as alignment
+    from ntkit.diagnose.extrapolation import Novelty as Novelty
+    from ntkit.diagnose.extrapolation import novelty as novelty
     from ntkit.diagnose.lazy_training import Drift as Drift
     from ntkit.diagnose.lazy_training import Laziness as Laziness
     from ntkit.diagnose.lazy_training import drift as drift
@@ -19,10 +21,12 @@ _ROOMS = {
     "Drift": "lazy_training",
     "KernelSpectrum": "spectra",
     "Laziness": "lazy_training",
+    "Novelty": "extrapolation",
     "RecordedRun": "subject",
     "alignment": "alignments",
     "drift": "lazy_training",
     "laziness": "lazy_training",
+    "novelty": "extrapolation",
     "spectrum": "spectra",
 }
 

@@ -11,6 +11,7 @@ from ntkit.display.axes import BLUE, GREEN, INK, ORANGE, new_axes, plain_axes
 
 if TYPE_CHECKING:
     from ntkit.diagnose.alignments import Alignment
+    from ntkit.diagnose.extrapolation import Novelty
     from ntkit.diagnose.lazy_training import Drift
     from ntkit.diagnose.spectra import KernelSpectrum
 
@@ -83,4 +84,17 @@ def eigenvalues(found: KernelSpectrum, ax: Axes | None = None) -> Axes:
         right.spines[["top", "left"]].set_visible(False)
         lines = tuple(a + b for a, b in zip(lines, right.get_legend_handles_labels(), strict=True))
     ax.legend(*lines, frameon=False, labelcolor=INK, fontsize=8, loc="center left")
+    return ax
+
+
+def p_values(found: Novelty, ax: Axes | None = None) -> Axes:
+    """Draw how many queries have a p-value up to each level, and what queries like the data have."""
+    if ax is None:
+        (ax,) = new_axes(4.6, 3.8)
+    ax.plot([0, 1], [0, 1], ":", color=INK, lw=1, label="queries like the data")
+    for (name, p), color in zip(found.p_values.items(), (BLUE, ORANGE, GREEN), strict=True):
+        ax.step(np.sort(p), np.arange(1, len(p) + 1) / len(p), where="post", color=color, label=name)
+    ax.set(xlabel="p-value", ylabel="share of the queries up to it", title="How new the queries are")
+    plain_axes(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     return ax
