@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ntkit.diagnose.alignments import Alignment as Alignment
     from ntkit.diagnose.alignments import alignment as alignment
+    from ntkit.diagnose.audit import LabelAudit as LabelAudit
+    from ntkit.diagnose.audit import label_audit as label_audit
     from ntkit.diagnose.extrapolation import Novelty as Novelty
     from ntkit.diagnose.extrapolation import novelty as novelty
     from ntkit.diagnose.lazy_training import Drift as Drift
     from ntkit.diagnose.lazy_training import Laziness as Laziness
     from ntkit.diagnose.lazy_training import drift as drift
     from ntkit.diagnose.lazy_training import laziness as laziness
+    from ntkit.diagnose.noise_model import NoiseModel as NoiseModel
     from ntkit.diagnose.spectra import KernelSpectrum as KernelSpectrum
     from ntkit.diagnose.spectra import spectrum as spectrum
     from ntkit.diagnose.subject import RecordedRun as RecordedRun
@@ -20,11 +23,14 @@ _ROOMS = {
     "Alignment": "alignments",
     "Drift": "lazy_training",
     "KernelSpectrum": "spectra",
+    "LabelAudit": "audit",
     "Laziness": "lazy_training",
+    "NoiseModel": "noise_model",
     "Novelty": "extrapolation",
     "RecordedRun": "subject",
     "alignment": "alignments",
     "drift": "lazy_training",
+    "label_audit": "audit",
     "laziness": "lazy_training",
     "novelty": "extrapolation",
     "spectrum": "spectra",

@@ -11,6 +11,7 @@ from ntkit.display.axes import BLUE, GREEN, INK, ORANGE, new_axes, plain_axes
 
 if TYPE_CHECKING:
     from ntkit.diagnose.alignments import Alignment
+    from ntkit.diagnose.audit import LabelAudit
     from ntkit.diagnose.extrapolation import Novelty
     from ntkit.diagnose.lazy_training import Drift
     from ntkit.diagnose.spectra import KernelSpectrum
@@ -95,6 +96,27 @@ def p_values(found: Novelty, ax: Axes | None = None) -> Axes:
     for (name, p), color in zip(found.p_values.items(), (BLUE, ORANGE, GREEN), strict=True):
         ax.step(np.sort(p), np.arange(1, len(p) + 1) / len(p), where="post", color=color, label=name)
     ax.set(xlabel="p-value", ylabel="share of the queries up to it", title="How new the queries are")
+    plain_axes(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def precision_at_the_top(found: LabelAudit, ax: Axes | None = None) -> Axes:
+    """Draw the expected share of wrong labels among the k most suspect, and at some k its interval."""
+    if ax is None:
+        (ax,) = new_axes(6.4, 3.4)
+    p = found.model.wrong[found.order]
+    k = np.arange(1, len(p) + 1)
+    ax.plot(k, p.cumsum() / k, color=BLUE, label="expected share of wrong labels")
+    expected = max(1, min(len(p), round(float(p.sum()))))
+    marks = sorted({max(1, expected // 2), expected, min(len(p), 2 * expected)})
+    rows = [found.precision(m) for m in marks]
+    sizes = np.array([[r.value - r.low for r in rows], [r.high - r.value for r in rows]])
+    sizes = np.nan_to_num(sizes)
+    ax.errorbar(marks, [r.value for r in rows], sizes, fmt="o", ms=4, color=ORANGE, capsize=3, label="95 %")
+    ax.axvline(expected, color=INK, ls=":", lw=0.9)
+    ax.set(xlabel="most suspect labels looked at", ylabel="share that is wrong", ylim=(0, 1.03))
+    ax.set(title="Wrong labels among the suspects", xlim=(0, min(len(p), 4 * expected + 10)))
     plain_axes(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     return ax
