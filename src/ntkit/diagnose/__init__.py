@@ -15,24 +15,34 @@ if TYPE_CHECKING:
     from ntkit.diagnose.lazy_training import drift as drift
     from ntkit.diagnose.lazy_training import laziness as laziness
     from ntkit.diagnose.noise_model import NoiseModel as NoiseModel
+    from ntkit.diagnose.out_of_domain import Detectors as Detectors
+    from ntkit.diagnose.out_of_domain import OodReport as OodReport
+    from ntkit.diagnose.out_of_domain import ShiftReport as ShiftReport
+    from ntkit.diagnose.out_of_domain import ood_report as ood_report
+    from ntkit.diagnose.out_of_domain import shift_report as shift_report
     from ntkit.diagnose.spectra import KernelSpectrum as KernelSpectrum
     from ntkit.diagnose.spectra import spectrum as spectrum
     from ntkit.diagnose.subject import RecordedRun as RecordedRun
 
 _ROOMS = {
     "Alignment": "alignments",
+    "Detectors": "out_of_domain",
     "Drift": "lazy_training",
     "KernelSpectrum": "spectra",
     "LabelAudit": "audit",
     "Laziness": "lazy_training",
     "NoiseModel": "noise_model",
     "Novelty": "extrapolation",
+    "OodReport": "out_of_domain",
     "RecordedRun": "subject",
+    "ShiftReport": "out_of_domain",
     "alignment": "alignments",
     "drift": "lazy_training",
     "label_audit": "audit",
     "laziness": "lazy_training",
     "novelty": "extrapolation",
+    "ood_report": "out_of_domain",
+    "shift_report": "out_of_domain",
     "spectrum": "spectra",
 }
 

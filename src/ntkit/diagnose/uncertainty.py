@@ -87,3 +87,27 @@ def bootstrap(
     found = [statistic(generator.integers(n, size=n)) for _ in range(draws)]
     low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def auroc(inside: Floats, outside: Floats) -> Measured:
+    """Return the chance that one from outside scores higher than one from inside (a tie is half), by ranks.
+
+    The interval is DeLong's: the variance of the two sets' structural components.
+
+    References
+    ----------
+    DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves" (1988).
+
+    Examples
+    --------
+    >>> auroc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0])).value
+    0.75
+    """
+    n, m = len(inside), len(outside)
+    ranks = stats.rankdata(np.concatenate([inside, outside]))
+    above = (ranks[n:] - stats.rankdata(outside)) / n
+    below = 1 - (ranks[:n] - stats.rankdata(inside)) / m
+    value = float(above.mean())
+    spread = sum(float(part.var(ddof=1)) / len(part) for part in (above, below) if len(part) > 1)
+    wide = float(stats.norm.ppf((1 + LEVEL) / 2)) * spread**0.5
+    return Measured(value, max(0.0, value - wide), min(1.0, value + wide))

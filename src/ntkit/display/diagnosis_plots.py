@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ntkit.diagnose.audit import LabelAudit
     from ntkit.diagnose.extrapolation import Novelty
     from ntkit.diagnose.lazy_training import Drift
+    from ntkit.diagnose.out_of_domain import OodReport, ShiftReport
     from ntkit.diagnose.spectra import KernelSpectrum
 
 
@@ -117,6 +118,42 @@ def precision_at_the_top(found: LabelAudit, ax: Axes | None = None) -> Axes:
     ax.axvline(expected, color=INK, ls=":", lw=0.9)
     ax.set(xlabel="most suspect labels looked at", ylabel="share that is wrong", ylim=(0, 1.03))
     ax.set(title="Wrong labels among the suspects", xlim=(0, min(len(p), 4 * expected + 10)))
+    plain_axes(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def detection(found: OodReport, ax: Axes | None = None) -> Axes:
+    """Draw the AUROC of each score with its interval, a mark for each set from elsewhere."""
+    order = np.argsort(found.auroc.mean(1))
+    if ax is None:
+        (ax,) = new_axes(6.4, 0.26 * len(order) + 1.1)
+    for i, (name, mark) in enumerate(zip(found.outside, "osD^vP*X" * len(found.outside), strict=False)):
+        for at, m in enumerate(order.tolist()):
+            color = BLUE if found.of_kernels[m] else ORANGE
+            ends = [found.low[m, i], found.high[m, i]]
+            ax.plot(ends, [at, at], color=color, lw=1.2, alpha=0.6)
+            ax.plot(found.auroc[m, i], at, mark, color=color, ms=4, label=None if at else name)
+    ax.set_yticks(np.arange(len(order)), [found.methods[m] for m in order])
+    ax.set(xlabel="AUROC (blue: kernels, orange: the usual scores)", title="Telling queries from elsewhere")
+    plain_axes(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def shifted(found: ShiftReport, ax: Axes | None = None) -> Axes:
+    """Draw the error and the best scores' mean ranks over the degrees of the first shift."""
+    if ax is None:
+        (ax,) = new_axes(6.4, 3.4)
+    degrees = np.arange(len(found.error[0]))
+    ax.plot(degrees, found.error[0], "o-", color=INK, label="error")
+    for kernels, color in ((True, BLUE), (False, ORANGE)):
+        rows = np.flatnonzero(found.of_kernels == kernels)
+        if len(rows):
+            top = rows[np.nanargmax(found.correlation[rows, 0])]
+            ax.plot(degrees, found.mean[0][top], "o-", color=color, label=f"{found.methods[top]}, mean rank")
+    ax.set(xlabel="degree of the shift", title=f"Error and scores: {found.shifts[0]}")
+    ax.set_xticks(degrees)
     plain_axes(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     return ax
