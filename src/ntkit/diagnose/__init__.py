@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from ntkit.diagnose.alignments import alignment as alignment
     from ntkit.diagnose.audit import LabelAudit as LabelAudit
     from ntkit.diagnose.audit import label_audit as label_audit
+    from ntkit.diagnose.comparison import Comparison as Comparison
+    from ntkit.diagnose.comparison import compare as compare
     from ntkit.diagnose.extrapolation import Novelty as Novelty
     from ntkit.diagnose.extrapolation import novelty as novelty
     from ntkit.diagnose.lazy_training import Drift as Drift
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "Alignment": "alignments",
+    "Comparison": "comparison",
     "Detectors": "out_of_domain",
     "Drift": "lazy_training",
     "KernelSpectrum": "spectra",
@@ -37,6 +40,7 @@ _ROOMS = {
     "RecordedRun": "subject",
     "ShiftReport": "out_of_domain",
     "alignment": "alignments",
+    "compare": "comparison",
     "drift": "lazy_training",
     "label_audit": "audit",
     "laziness": "lazy_training",

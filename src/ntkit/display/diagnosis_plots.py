@@ -12,6 +12,7 @@ from ntkit.display.axes import BLUE, GREEN, INK, ORANGE, new_axes, plain_axes
 if TYPE_CHECKING:
     from ntkit.diagnose.alignments import Alignment
     from ntkit.diagnose.audit import LabelAudit
+    from ntkit.diagnose.comparison import Comparison
     from ntkit.diagnose.extrapolation import Novelty
     from ntkit.diagnose.lazy_training import Drift
     from ntkit.diagnose.out_of_domain import OodReport, ShiftReport
@@ -156,4 +157,26 @@ def shifted(found: ShiftReport, ax: Axes | None = None) -> Axes:
     ax.set_xticks(degrees)
     plain_axes(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return ax
+
+
+def compared(found: Comparison, ax: Axes | None = None) -> Axes:
+    """Draw the alignment of what the layers of two networks see, with the numbers where there is room."""
+    values = found.input_layers
+    if ax is None:
+        (ax,) = new_axes(1.6 + 0.62 * max(3, values.shape[1]), 1.2 + 0.5 * max(3, values.shape[0]))
+    drawn = ax.imshow(values, cmap="cividis", vmin=0, vmax=1)
+    if values.size <= 64:
+        for (i, j), value in np.ndenumerate(values):
+            ax.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if value < 0.6 else "k"
+            )
+    ax.set_xticks(np.arange(values.shape[1]), [name or "whole" for name in found.layers_b], rotation=90)
+    ax.set_yticks(np.arange(values.shape[0]), [name or "whole" for name in found.layers_a])
+    ax.tick_params(colors=INK)
+    ax.set_xlabel("layer of b", color=INK)
+    ax.set_ylabel("layer of a", color=INK)
+    ax.set_title("What the layers see: alignment", color=INK, fontsize=11)
+    bar = ax.get_figure(root=True).colorbar(drawn, ax=ax)  # pyright: ignore[reportOptionalMemberAccess]
+    bar.ax.tick_params(colors=INK)
     return ax
