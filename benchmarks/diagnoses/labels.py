@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from ntkit.diagnose import LabelAudit, RecordedRun, label_audit
+from ntkit.errors import NtkitError
 
 SHARES = (0.05, 0.1, 0.2)
 KINDS = ("uniform", "by class")
@@ -37,8 +38,12 @@ def _one(data: Labelled, share: float, kind: str, seed: int) -> dict:
         seconds = {"training": _timed(lambda: trained(data.network, data.x, y, seed, rate=data.rate))[1]}
         model = trained(data.network, data.x, y, seed, rate=data.rate, folder=folder)
         run = RecordedRun(folder, model, "cross_entropy", train=(data.x, y))
-        audit, seconds["audit"] = _timed(lambda: label_audit(run, held_out=data.held_out))
-        _, seconds["audit without held-out"] = _timed(lambda: label_audit(run))
+        audit, seconds["audit without held-out"] = _timed(lambda: label_audit(run))
+        refused = ""
+        try:
+            audit, seconds["audit"] = _timed(lambda: label_audit(run, held_out=data.held_out))
+        except NtkitError as error:  # the counterfactual refuses some runs of ReLU networks
+            refused = str(error)
     scores = {"audit": audit.score, **audit.scores}
     found, seconds["cleanlab"] = _timed(lambda: confident(data, y, seed))
     scores |= found
@@ -58,6 +63,7 @@ def _one(data: Labelled, share: float, kind: str, seed: int) -> dict:
             name: float(wrong[np.argsort(-s, kind="stable")[:k]].mean()) for name, s in scores.items()
         },
         "estimate": _estimate(audit, wrong, k),
+        "refused": refused,
     }
 
 

@@ -19,13 +19,13 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar_gram
 from ntkit.diagnose.noise_model import NoiseModel, robust
-from ntkit.diagnose.sample_scores import losses_and_slopes, squared_gradients
+from ntkit.diagnose.sample_scores import SampleScores
 from ntkit.diagnose.shown import Shown
-from ntkit.diagnose.subject import RecordedRun, Subject, as_x, kernel_of
+from ntkit.diagnose.subject import RecordedRun, Subject, as_x, drawn, kernel_of
 from ntkit.diagnose.targets import Targets, as_classes
 from ntkit.diagnose.uncertainty import Measured
 from ntkit.errors import BadValueError, one_of, positive, whole
-from ntkit.inputs import Inputs, batch_size
+from ntkit.inputs import Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.network import Floats, network
 from ntkit.training.accounts.account import account
@@ -67,7 +67,9 @@ class LabelAudit(Shown):
     suggested
         The class that the neighbors suggest, ``[n]``.
     neighbors
-        The places of the most similar samples, the nearest first, ``[n, k]``.
+        The rows of the most similar samples, the nearest first, ``[n, k]``.
+    index
+        The place of each row in the data, ``[n]``.
     """
 
     score: Floats
@@ -77,10 +79,11 @@ class LabelAudit(Shown):
     names: tuple[str, ...]
     suggested: np.ndarray
     neighbors: np.ndarray
+    index: np.ndarray
 
     @property
     def order(self) -> np.ndarray:
-        """The places of the samples, the most suspect first."""
+        """The rows of the samples, the most suspect first; ``index[order]`` are their places in the data."""
         return np.argsort(-self.score, kind="stable")
 
     @property
@@ -117,7 +120,7 @@ class LabelAudit(Shown):
         """Return a row for each sample, the most suspect first; ``index`` is its place in the data."""
         order, name = self.order, np.array(self.names)
         return {
-            "index": order,
+            "index": self.index[order],
             "label": name[self.labels[order]],
             "suggested": name[self.suggested[order]],
             "score": self.score[order],
@@ -126,9 +129,9 @@ class LabelAudit(Shown):
             "neighbors": [self.votes(i) for i in order.tolist()],
         }
 
-    def votes(self, index: int) -> str:
+    def votes(self, row: int) -> str:
         """Return the labels of a sample's neighbors, counted: ``"8 x 3, 2 x 5"`` (8 are of class 3)."""
-        found, counts = np.unique(self.labels[self.neighbors[index]], return_counts=True)
+        found, counts = np.unique(self.labels[self.neighbors[row]], return_counts=True)
         ranked = sorted(zip(counts.tolist(), found.tolist(), strict=True), key=lambda pair: -pair[0])
         return ", ".join(f"{count} x {self.names[label]}" for count, label in ranked)
 
@@ -158,7 +161,9 @@ def label_audit(
     exact: bool = False,
     alpha: float = 0.3,
     neighbors: int = 10,
+    samples: int | None = None,
     memory: int | str = "1GiB",
+    seed: int = 0,
 ) -> LabelAudit:
     """Return which labels look wrong.
 
@@ -185,8 +190,13 @@ def label_audit(
         The ridge, for kernels that are 1 on the diagonal.
     neighbors : int
         How many neighbors' labels are told.
+    samples : int, optional
+        Audit so many samples, drawn, and not all: n x n values of the kernel are held, n^3
+        operations done.
     memory : int or str
         Of the counterfactual and the account.
+    seed : int
+        Of that draw.
 
     Raises
     ------
@@ -214,7 +224,9 @@ def label_audit(
         raise BadValueError("x and y are those of the run; leave them out, or give a kernel.")
     batch = as_x(subject, x) if run is None else run.x
     targets = as_classes(y if run is None else run.y, batch_size(batch))
-    n = batch_size(batch)
+    index = torch.arange(batch_size(batch)) if samples is None else drawn(batch, samples, seed)
+    batch, targets = take(batch, index), targets.some(index)
+    n = len(index)
     if n < 10:
         raise BadValueError(f"There are {n} samples; an audit needs at least 10.")
     whole("checkpoints", checkpoints), one_of("exact", exact, (True, False)), parse_memory(memory)
@@ -236,8 +248,9 @@ def label_audit(
             scores[name] = models[name].wrong
             cosine = gram if name == "ridge" else cosine
     if run is not None:
-        scores |= _over_time(run, checkpoints)
-        scores |= _effects(run, held_out, exact, memory)
+        scores |= _over_time(run, index, checkpoints)
+        effects = _effects(run, held_out, exact, memory)
+        scores |= {name: values[index.numpy()] for name, values in effects.items()}
     others = models["ridge"].predictions.scatter(1, _of(targets)[:, None], -torch.inf)
     suggested = torch.where(
         torch.as_tensor(models["ridge"].wrong) > 0.5, others.argmax(1), models["ridge"].predictions.argmax(1)
@@ -251,6 +264,7 @@ def label_audit(
         targets.names,
         suggested.numpy(),
         nearest.numpy(),
+        index.numpy(),
     )
 
 
@@ -287,16 +301,18 @@ def _model(gram: Tensor, targets: Targets, alpha: float, done: Callable[[int], N
     return robust(gram, targets.columns, _of(targets), alpha, ROUNDS, done)
 
 
-def _over_time(run: RecordedRun, checkpoints: int) -> dict[str, Floats]:
+def _over_time(run: RecordedRun, index: Tensor, checkpoints: int) -> dict[str, Floats]:
     """Return losses and squared gradient norms, averaged over checkpoints behind the start."""
     steps = run.checkpoints(checkpoints + 1)[1:]
+    x, y = take(run.x, index), take(run.y, index)
     losses, norms = [], []
     with run.opened() as opened, undisturbed(network(run.model)), progress("looking", len(steps)) as done:
+        seen = SampleScores(run.network_of(opened, steps[0]), run.batch_loss, run.select)
         for step in steps:
-            model = run.network_of(opened, step)
-            loss, slopes = losses_and_slopes(model, run.batch_loss, run.x, run.y, run.select)
+            run.load(opened, step, seen.model)
+            loss, norm = seen.at(x, y)
             losses.append(loss)
-            norms.append(squared_gradients(model, run.x, slopes, run.select))
+            norms.append(norm)
             done(1)
     return {
         "loss": torch.stack(losses).mean(0).numpy(),

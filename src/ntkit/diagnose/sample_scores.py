@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
 from ntkit.finite.empirical import EmpiricalNTK
-from ntkit.inputs import Batch, batch_size, take
-from ntkit.network import network
+from ntkit.inputs import Batch, Bundle, batch_size, take
+from ntkit.network import network, selected
 from ntkit.training.functional.losses import BatchLoss, checked_loss
 
 _ROWS = 1024  # samples that pass through the network together
 
 
-def losses_and_slopes(
-    model: nn.Module, loss: BatchLoss, x: Batch, y: Batch, select: str | int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of each sample by itself ``[n]``, and its derivative by the outputs ``[n, o]``."""
-    net = network(model, select=select)
-    losses, slopes = [], []
-    for s in chunks(batch_size(x), _ROWS):
-        with torch.no_grad():
-            raw = net.selected(net.call(net.weights, take(x, s)))
-        with torch.enable_grad():
-            leaf = raw.detach().requires_grad_()
-            each = _each(loss, leaf, take(y, s))
-            (slope,) = torch.autograd.grad(each.sum(), leaf)
-        losses.append(each.detach().double().cpu())
-        slopes.append(slope.reshape(len(slope), -1))
-    return torch.cat(losses), torch.cat(slopes)
+class SampleScores:
+    """The loss of each sample, and its squared gradient norm |J^T c|^2, at the network's present weights.
+
+    c is the derivative of the sample's loss by the outputs, so that the norm is the tangent kernel's diagonal
+    of the network c . f(x), which has one output: by its structure, where it has one.
+    """
+
+    def __init__(self, model: nn.Module, loss: BatchLoss, select: str | int | None = None) -> None:
+        self.model, self.loss = model, loss
+        self.net = network(model, select=select)
+        self.kernel = EmpiricalNTK(_Contracted(model, select))
+
+    def at(self, x: Batch, y: Batch) -> tuple[Tensor, Tensor]:
+        """Return losses and squared gradient norms, ``[n]`` each."""
+        losses, slopes = [], []
+        for s in chunks(batch_size(x), _ROWS):
+            with torch.no_grad():
+                raw = self.net.selected(self.net.call(self.net.weights, take(x, s)))
+            with torch.enable_grad():
+                leaf = raw.detach().requires_grad_()
+                each = _each(self.loss, leaf, take(y, s))
+                (slope,) = torch.autograd.grad(each.sum(), leaf)
+            losses.append(each.detach().double().cpu())
+            slopes.append(slope.reshape(len(slope), -1))
+        norms = self.kernel.diag((x, torch.cat(slopes)))
+        return torch.cat(losses), norms.double().cpu()
+
+
+class _Contracted(nn.Module):
+    """c . f(x) of pairs (x, c): one output."""
+
+    def __init__(self, model: nn.Module, select: str | int | None) -> None:
+        super().__init__()
+        self.model, self.select = model, select
+
+    def forward(self, x: Batch, c: Tensor) -> Tensor:
+        value: object = x.value if isinstance(x, Bundle) else x
+        args, named = (
+            ((), value) if isinstance(value, dict) else (value if type(value) is tuple else (value,), {})
+        )
+        outputs = selected(self.model(*args, **named), self.select)
+        return (outputs.reshape(c.shape) * c).sum(1, keepdim=True)
 
 
 def _each(loss: BatchLoss, outputs: Tensor, y: Batch) -> Tensor:
@@ -48,20 +72,3 @@ def _each(loss: BatchLoss, outputs: Tensor, y: Batch) -> Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError):
         rows = [slice(i, i + 1) for i in range(len(outputs))]
         return torch.stack([checked_loss(loss, outputs[r], take(y, r)) for r in rows])
-
-
-def squared_gradients(model: nn.Module, x: Batch, slopes: Tensor, select: str | int | None = None) -> Tensor:
-    """Return |J(x_n)^T c_n|^2 ``[n]`` for derivatives c ``[n, o]``, by the structure of the network.
-
-    It is the tangent kernel's diagonal of the network c . f(x), which has one output.
-    """
-    net = network(model, select=select)
-    buffers = dict(net.buffers)
-
-    def contracted(weights: Mapping[str, Tensor], both: tuple[Batch, Tensor]) -> Tensor:
-        x, c = both
-        return (net.outputs(weights, x, buffers) * c).sum(1, keepdim=True)
-
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    kernel = EmpiricalNTK(contracted, net.weights, params=[n for n in net.weights if n in trained])
-    return kernel.diag((x, slopes)).double().cpu()

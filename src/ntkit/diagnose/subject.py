@@ -135,21 +135,24 @@ class RecordedRun:
         if not 0 <= whole("step", step, 0) <= self.steps:
             raise BadValueError(f"step={step}; expected 0 to {self.steps}, the steps of {self.folder}.")
         module = copy_of(self.model)
-        flat = run.weights(step)
-        named, buffers = dict(module.named_parameters()), run.buffers(step)
-        with torch.no_grad():
-            for name in run.shapes:
-                if name not in run.trained:
-                    named[name].copy_(run.start[f"w/{name}"])
-            at = 0
-            for name, shape in run.trained.items():
-                named[name].copy_(flat[at : at + shape.numel()].view(shape))
-                at += shape.numel()
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers.get(name, run.start[f"buffer/{name}"]))
-        for name, p in named.items():
+        for name, p in module.named_parameters():
             p.requires_grad_(name in run.trained)
+        self.load(run, step, module)
         return module.eval()
+
+    @torch.no_grad()
+    def load(self, run: Run, step: int, module: nn.Module) -> None:
+        """Give a copy of the network the weights and buffers that it had before a step."""
+        flat, named, buffers = run.weights(step), dict(module.named_parameters()), run.buffers(step)
+        for name in run.shapes:
+            if name not in run.trained:
+                named[name].copy_(run.start[f"w/{name}"])
+        at = 0
+        for name, shape in run.trained.items():
+            named[name].copy_(flat[at : at + shape.numel()].view(shape))
+            at += shape.numel()
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers.get(name, run.start[f"buffer/{name}"]))
 
     def kernel(self, step: int | None = None) -> EmpiricalNTK:
         """Return the tangent kernel of the network before a step (None: at the end)."""
