@@ -83,3 +83,11 @@ def test_a_sketch_is_close_and_a_run_knows_its_data(tmp_path):
     exact, rough = (novelty(run, queries=q, sketch=s, alpha=0.1) for s in (None, 4000))
     assert np.abs(exact.variance - rough.variance).max() < 0.05
     assert not np.array_equal(exact.variance, rough.variance)
+
+
+def test_what_is_nothing_to_a_kernel_is_wholly_new():
+    x = torch.eye(4, dtype=torch.float64)
+    q = torch.stack([x[0], torch.zeros(4, dtype=torch.float64)])
+    kernel = ntkit.EmpiricalNTK(torch.nn.Linear(4, 1, bias=False).double())
+    found = novelty(kernel, torch.cat([x, 0 * x[:1]]), q, held_out=x)
+    assert found.variance[1] == found.distance[1] == 1 > found.variance[0]

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ntkit.diagnose.audit import label_audit as label_audit
     from ntkit.diagnose.comparison import Comparison as Comparison
     from ntkit.diagnose.comparison import compare as compare
+    from ntkit.diagnose.diagnosis import Diagnosis as Diagnosis
+    from ntkit.diagnose.diagnosis import diagnose as diagnose
     from ntkit.diagnose.extrapolation import Novelty as Novelty
     from ntkit.diagnose.extrapolation import novelty as novelty
     from ntkit.diagnose.lazy_training import Drift as Drift
@@ -30,6 +32,7 @@ _ROOMS = {
     "Alignment": "alignments",
     "Comparison": "comparison",
     "Detectors": "out_of_domain",
+    "Diagnosis": "diagnosis",
     "Drift": "lazy_training",
     "KernelSpectrum": "spectra",
     "LabelAudit": "audit",
@@ -41,6 +44,7 @@ _ROOMS = {
     "ShiftReport": "out_of_domain",
     "alignment": "alignments",
     "compare": "comparison",
+    "diagnose": "diagnosis",
     "drift": "lazy_training",
     "label_audit": "audit",
     "laziness": "lazy_training",

@@ -105,8 +105,9 @@ def novelty(
         mahalanobis  min_c (phi - mu_c)^T (S + b)^-1 (phi - mu_c),   b = alpha tr S,   k = <phi, phi>
 
     S is the covariance of the features within the classes (with one mean, without labels); it is exact for
-    any kernel, by K alone. The p-values compare with held-out samples (split conformal): (1 + the number of
-    held-out ones that are as new) / (1 + their number), uniform for queries from the same distribution.
+    any kernel, by K alone. A query with k(x, x) = 0 is wholly new: 1 in the first two. The p-values compare
+    with held-out samples (split conformal): (1 + the number of held-out ones that are as new) / (1 + their
+    number), uniform for queries from the same distribution.
 
     Parameters
     ----------
@@ -201,11 +202,7 @@ class Known:
         self.kernel, self.x, self.n = kernel, x, batch_size(x)
         self.rows = max(1, budget // (8 * 4 * self.n))
         k = scalar(kernel(x))
-        self.size = k.diagonal().clone()
-        if not float(self.size.min()) > 0:
-            raise BadValueError(
-                "k(x, x) is zero for some training sample, which is like nothing; leave it out."
-            )
+        self.size = k.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
         self.factor = cholesky(k, alpha * float(self.size.mean()))
         one = k.new_ones(self.n, 1) if classes is None else classes.columns
         self.membership = one / one.sum(0)  # columns are the means of the classes
@@ -234,10 +231,10 @@ class Known:
             some = take(q, s)
             block = scalar(self.kernel(self.x, some))
             own = self.kernel.diag(some).detach().double().cpu()
-            if not float(own.min()) > 0:
-                raise BadValueError("k(x, x) is zero for some query, which is like nothing; leave it out.")
-            left = (own - self.factor.half(block).square().sum(0)) / own
-            cosine, nearest = (block / (self.size[:, None] * own).sqrt()).max(0)
+            nothing = own <= 0
+            size = own.masked_fill(nothing, 1.0)
+            left = ((own - self.factor.half(block).square().sum(0)) / size).masked_fill(nothing, 1.0)
+            cosine, nearest = (block / (self.size[:, None] * size).sqrt()).max(0)
             yield left.clamp(0, 1), (1 - cosine).clamp_min(0), self._mahalanobis(block, own), nearest
 
     def _mahalanobis(self, block: Tensor, own: Tensor) -> Tensor:
@@ -259,9 +256,16 @@ def _split(
         return x, given, classes
     part = real("held_out", held_out, "a part between 0 and 1, or samples", lambda v: 0 < v < 1)
     n = batch_size(x)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(whole("seed", seed, None)))
-    count = min(max(1, round(part * n)), n - 2)
-    if count < 1:
+    if n < 3:
         raise BadValueError(f"There are {n} training samples; some must be held out: give more.")
-    away, stay = order[:count].sort().values, order[count:].sort().values
-    return take(x, stay), take(x, away), None if classes is None else classes.some(stay)
+    keep = stays(n, part, seed)
+    away = torch.ones(n, dtype=torch.bool)
+    away[keep] = False
+    calibration = take(x, away.nonzero()[:, 0])
+    return take(x, keep), calibration, None if classes is None else classes.some(keep)
+
+
+def stays(n: int, held_out: float, seed: int) -> Tensor:
+    """Return the places of the samples that are not held out, drawn from a seed, in their order."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(whole("seed", seed, None)))
+    return order[min(max(1, round(held_out * n)), n - 2) :].sort().values

@@ -65,7 +65,7 @@ class Drift(Shown):
         """What was found."""
         half = int(self.steps[int(np.argmax(self.kernel >= self.kernel[-1] / 2))])
         return (
-            f"The kernel moved by {self.kernel[-1]:.3g} of its size in {self.steps[-1]} steps, half of "
+            f"The kernel moved by {self.kernel[-1]:.3g} times its size in {self.steps[-1]} steps, half of "
             f"that until step {half}; the linearized network misses {self.linear[-1]:.3g} of what training "
             f"changed."
         )
@@ -120,8 +120,8 @@ class Laziness(Shown):
         }
         sure = "" if self.certain else " (the interval leaves room for another verdict)"
         return (
-            f"Training was {self.verdict}{sure}: {why[self.verdict]}. The kernel moved by {self.kernel} of "
-            f"its size, the linearized network misses {self.linear} of what training changed."
+            f"Training was {self.verdict}{sure}: {why[self.verdict]}. The kernel moved by {self.kernel} "
+            f"times its size, the linearized network misses {self.linear} of what training changed."
         )
 
     def columns(self) -> Mapping[str, object]:

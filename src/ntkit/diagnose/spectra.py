@@ -145,12 +145,15 @@ class KernelSpectrum(Shown):
         text = (
             f"Of {self.size} samples the kernel sees about {dimension:.3g} directions; its eigenvalues fall "
             f"as rank^-a with a = {self.decay}, the condition number is "
-            f"{'at least ' if not self.complete else ''}{self.condition:.2g}"
+            f"{'at least ' if not self.complete else ''}"
+            f"{f'{self.condition:.2g}' if np.isfinite(self.condition) else 'beyond rounding'}"
         )
         if self.target is not None:
             k = min(len(self.eigenvalues), 10)
             text += f". The {k} leading directions hold {self.share(k):.0%} of the targets"
-            text += f", 90 % of them are learned by time {self.learned_by:.3g} (steps x rate)"
+            time = self.learned_by
+            text += ", 90 % of them are learned "
+            text += "at no time" if np.isnan(time) else f"by time {time:.3g} (steps x rate)"
         return text + "."
 
     def columns(self) -> Mapping[str, object]:

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from ntkit.diagnose.out_of_domain import OodReport, ShiftReport
     from ntkit.diagnose.spectra import KernelSpectrum
 
+_SIZE = 5.0, 3.2  # inches: to be read on a telephone, too
+
 
 def drift_over_time(
     drift: Drift, ax: Axes | None = None, *, thresholds: tuple[float, float] | None = None
 ) -> Axes:
     """Draw the change of kernel, predictions and layers' weights over the steps."""
     if ax is None:
-        (ax,) = new_axes(6.4, 3.4)
+        (ax,) = new_axes(*_SIZE)
     for name, text, color in (
         ("kernel", "kernel", BLUE),
         ("linear", "missed by the linearization", ORANGE),
@@ -36,8 +38,10 @@ def drift_over_time(
         ax.plot(drift.steps, track, color=GREEN, lw=0.9, alpha=0.8, label=None if i else "weights, per layer")
     for value, text in zip(thresholds or (), ("lazy below", "rich above"), strict=False):
         ax.axhline(value, color=INK, ls=":", lw=0.9)
-        ax.annotate(text, (drift.steps[0], value), fontsize=8, va="bottom", color=INK)
+        ax.annotate(text, (drift.steps[-1], value), fontsize=7, va="bottom", ha="right", color=INK)
     ax.set(xlabel="step", ylabel="relative change", title="Distance from the start of training")
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_ylim(0, 2 * max(1.0, float(np.nanmax(drift.kernel_high)), float(drift.weights.max())))
     plain_axes(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     return ax
@@ -46,7 +50,7 @@ def drift_over_time(
 def alignments(found: Alignment, ax: Axes | None = None) -> Axes:
     """Draw alignments with their intervals, a group for each class, and a mark where chance is."""
     if ax is None:
-        (ax,) = new_axes(6.4, 3.4)
+        (ax,) = new_axes(*_SIZE)
     at, several = np.arange(len(found.names)), len(found.when) > 1
     for i, (name, color) in enumerate(zip(found.when, (ORANGE, BLUE) if several else (BLUE,), strict=True)):
         place, values = at + (0.4 * i - 0.2 if several else 0), found.values[i]
@@ -64,7 +68,7 @@ def alignments(found: Alignment, ax: Axes | None = None) -> Axes:
 def eigenvalues(found: KernelSpectrum, ax: Axes | None = None) -> Axes:
     """Draw eigenvalues against rank with the power law that was fitted, and the share of the targets."""
     if ax is None:
-        (ax,) = new_axes(6.4, 3.4)
+        (ax,) = new_axes(*_SIZE)
     rank = np.arange(1, len(found.eigenvalues) + 1)
     there = found.eigenvalues > found.floor
     ax.loglog(rank[there], found.eigenvalues[there], ".", ms=3, color=BLUE, label="eigenvalue")
@@ -93,7 +97,7 @@ def eigenvalues(found: KernelSpectrum, ax: Axes | None = None) -> Axes:
 def p_values(found: Novelty, ax: Axes | None = None) -> Axes:
     """Draw how many queries have a p-value up to each level, and what queries like the data have."""
     if ax is None:
-        (ax,) = new_axes(4.6, 3.8)
+        (ax,) = new_axes(*_SIZE)
     ax.plot([0, 1], [0, 1], ":", color=INK, lw=1, label="queries like the data")
     for (name, p), color in zip(found.p_values.items(), (BLUE, ORANGE, GREEN), strict=True):
         ax.step(np.sort(p), np.arange(1, len(p) + 1) / len(p), where="post", color=color, label=name)
@@ -106,7 +110,7 @@ def p_values(found: Novelty, ax: Axes | None = None) -> Axes:
 def precision_at_the_top(found: LabelAudit, ax: Axes | None = None) -> Axes:
     """Draw the expected share of wrong labels among the k most suspect, and at some k its interval."""
     if ax is None:
-        (ax,) = new_axes(6.4, 3.4)
+        (ax,) = new_axes(*_SIZE)
     p = found.model.wrong[found.order]
     k = np.arange(1, len(p) + 1)
     ax.plot(k, p.cumsum() / k, color=BLUE, label="expected share of wrong labels")
@@ -145,7 +149,7 @@ def detection(found: OodReport, ax: Axes | None = None) -> Axes:
 def shifted(found: ShiftReport, ax: Axes | None = None) -> Axes:
     """Draw the error and the best scores' mean ranks over the degrees of the first shift."""
     if ax is None:
-        (ax,) = new_axes(6.4, 3.4)
+        (ax,) = new_axes(*_SIZE)
     degrees = np.arange(len(found.error[0]))
     ax.plot(degrees, found.error[0], "o-", color=INK, label="error")
     for kernels, color in ((True, BLUE), (False, ORANGE)):
