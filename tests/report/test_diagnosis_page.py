@@ -52,10 +52,10 @@ def test_one_command_writes_the_page_with_the_four_answers(run, tmp_path, monkey
 
 
 def test_without_queries_and_with_numbers_it_says_so(tmp_path):
-    x, y = classes()
+    x = classes()[0]
     numbers = x[:, :1] * 2
     model = mlp(outputs=1)
-    run = recorded(tmp_path / "run", model, (x, numbers), "mse_loss", rate=0.02)
+    run = recorded(tmp_path / "run", model, (x, numbers), nn.MSELoss(), rate=0.02)
     found = diagnose(run, samples=30)
     assert found.novelty is None and found.audit is None and len(found.index) == 30
     page = ntkit.report.diagnosis(found, tmp_path / "page.html").read_text()
