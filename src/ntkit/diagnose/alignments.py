@@ -126,12 +126,12 @@ def alignment(
     >>> round(alignment(k, x, y).overall.value, 9)
     1.0
     """
-    pairs, (x, y) = _kernels(kernel, x, y)
-    index = drawn(x, samples, seed)
-    x, targets = take(x, index), y.some(index)
-    found = [_of(made(x), targets, seed) for made in pairs.values()]
-    stacked = [np.stack(parts) for parts in zip(*found, strict=True)]
-    return Alignment(tuple(pairs), ("all", *targets.names), *stacked, batch_size(x))
+    kernels, whole, given = _kernels(kernel, x, y)
+    index = drawn(whole, samples, seed)
+    batch, targets = take(whole, index), given.some(index)
+    found = [_of(made(batch), targets, seed) for made in kernels.values()]
+    values, low, high, chance = (np.stack(parts) for parts in zip(*found, strict=True))
+    return Alignment(tuple(kernels), ("all", *targets.names), values, low, high, chance, batch_size(batch))
 
 
 def centered(k: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def scalar(block: Tensor) -> Tensor:
     return block
 
 
-def _kernels(subject: Subject, x: Inputs, y: Inputs) -> tuple[dict[str, Kernel], tuple[Batch, Targets]]:
+def _kernels(subject: Subject, x: Inputs, y: Inputs) -> tuple[dict[str, Kernel], Batch, Targets]:
     given = x, y
     if isinstance(subject, RecordedRun):
         given = (subject.x if x is None else x, subject.y if y is None else y)
@@ -166,7 +166,7 @@ def _kernels(subject: Subject, x: Inputs, y: Inputs) -> tuple[dict[str, Kernel],
     else:
         made = {"": kernel_of(subject)}
     checked = as_x(subject, given[0])
-    return made, (checked, as_targets(given[1], batch_size(checked)))
+    return made, checked, as_targets(given[1], batch_size(checked))
 
 
 def _of(block: Tensor, targets: Targets, seed: int) -> tuple[np.ndarray, ...]:

@@ -20,7 +20,7 @@ from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar_gram
 from ntkit.diagnose.noise_model import NoiseModel, robust
 from ntkit.diagnose.sample_scores import SampleScores
-from ntkit.diagnose.shown import Shown
+from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, Subject, as_x, drawn, kernel_of
 from ntkit.diagnose.targets import Targets, as_classes
 from ntkit.diagnose.uncertainty import Measured
@@ -75,14 +75,14 @@ class LabelAudit(Shown):
     score: Floats
     scores: Mapping[str, Floats]
     model: NoiseModel
-    labels: np.ndarray
+    labels: Places
     names: tuple[str, ...]
-    suggested: np.ndarray
-    neighbors: np.ndarray
-    index: np.ndarray
+    suggested: Places
+    neighbors: Places
+    index: Places
 
     @property
-    def order(self) -> np.ndarray:
+    def order(self) -> Places:
         """The rows of the samples, the most suspect first; ``index[order]`` are their places in the data."""
         return np.argsort(-self.score, kind="stable")
 
@@ -229,7 +229,9 @@ def label_audit(
     n = len(index)
     if n < 10:
         raise BadValueError(f"There are {n} samples; an audit needs at least 10.")
-    whole("checkpoints", checkpoints), one_of("exact", exact, (True, False)), parse_memory(memory)
+    whole("checkpoints", checkpoints)
+    one_of("exact", exact, (True, False))
+    parse_memory(memory)
     k = min(whole("neighbors", neighbors), n - 1)
     if run is None and (held_out is not None or exact):
         raise BadValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkit.compute.surroundings import undisturbed
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import centered, scalar
-from ntkit.diagnose.shown import Shown
+from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, as_x, drawn, network_of
 from ntkit.diagnose.uncertainty import Measured, jackknife
 from ntkit.errors import BadValueError
@@ -50,7 +50,7 @@ class Comparison(Shown):
     layers_b: tuple[str, ...]
     tangent_layers: Floats
     input_layers: Floats
-    samples: np.ndarray
+    samples: Places
     differing: Floats
 
     @property
@@ -140,18 +140,18 @@ def compare(
     as_x(second, x)
     index = drawn(batch, samples, seed)
     batch = take(batch, index)
-    sides = [_Seen(model, batch) for model in (first, second)]
-    layers = [
-        np.array([[aligned(k, other) for other in of_b.values()] for k in of_a.values()])
-        for of_a, of_b in zip(*((side.tangent_layers, side.inputs) for side in sides), strict=True)
-    ]
-    tangent, last = (
-        _measured(*(pick(side) for side in sides), seed) for pick in (lambda s: s.tangent, lambda s: s.last)
+    one, other = (_Seen(model, batch) for model in (first, second))
+    differing = 1 - (_scaled(centered(one.tangent)) * _scaled(centered(other.tangent))).sum(1)
+    return Comparison(
+        _measured(one.tangent, other.tangent, seed),
+        _measured(one.last, other.last, seed),
+        tuple(one.inputs),
+        tuple(other.inputs),
+        _all_pairs(one.tangent_layers, other.tangent_layers),
+        _all_pairs(one.inputs, other.inputs),
+        index.numpy(),
+        differing.numpy(),
     )
-    rows = [_scaled(centered(side.tangent)) for side in sides]
-    differing = 1 - (rows[0] * rows[1]).sum(1)
-    names = [tuple(side.inputs) for side in sides]
-    return Comparison(tangent, last, names[0], names[1], *layers, index.numpy(), differing.numpy())
 
 
 def aligned(a: Tensor, b: Tensor) -> float:
@@ -161,11 +161,16 @@ def aligned(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum()) / size if size > 0 else 0.0
 
 
+def _all_pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Floats:
+    return np.array([[aligned(k, other) for other in b.values()] for k in a.values()])
+
+
 def _measured(a: Tensor, b: Tensor, seed: int) -> Measured:
     def of(kept: Tensor) -> np.ndarray:
         return np.array(aligned(a[kept][:, kept], b[kept][:, kept]))
 
-    return Measured(*map(float, jackknife(of, len(a), seed)))
+    value, low, high = jackknife(of, len(a), seed)
+    return Measured(float(value), float(low), float(high))
 
 
 def _scaled(rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.plan import chunks, parse_memory
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar
-from ntkit.diagnose.shown import Shown
+from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.sketched import Sketched
 from ntkit.diagnose.subject import RecordedRun, Subject, as_x, kernel_of
 from ntkit.diagnose.targets import Targets, as_classes
@@ -56,7 +56,7 @@ class Novelty(Shown):
     variance: Floats
     distance: Floats
     mahalanobis: Floats
-    nearest: np.ndarray
+    nearest: Places
     p_values: Mapping[str, Floats]
     held_out: int
     known: int
@@ -192,7 +192,7 @@ class Scores:
     variance: Floats
     distance: Floats
     mahalanobis: Floats
-    nearest: np.ndarray
+    nearest: Places
 
 
 class Known:

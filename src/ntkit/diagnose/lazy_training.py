@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
-from ntkit.diagnose.shown import Shown
+from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, a_run, drawn
 from ntkit.diagnose.uncertainty import Measured, jackknife
 from ntkit.finite.empirical import EmpiricalNTK
@@ -48,7 +48,7 @@ class Drift(Shown):
         How many training samples were looked at.
     """
 
-    steps: np.ndarray
+    steps: Places
     kernel: Floats
     kernel_low: Floats
     kernel_high: Floats
@@ -180,12 +180,16 @@ def drift(run: RecordedRun, *, samples: int = 200, checkpoints: int = 10, seed: 
         for k in steps:
             found.append(rows.at(k))
             done(1)
-    kernel, linear = (np.array([row[key] for row in found]).T for key in ("kernel", "linear"))
+    kernel, linear = (np.array([row[key] for row in found]) for key in ("kernel", "linear"))
     return Drift(
         np.array(steps),
-        *kernel,
+        kernel[:, 0],
+        kernel[:, 1],
+        kernel[:, 2],
         np.array([row["turned"] for row in found]),
-        *linear,
+        linear[:, 0],
+        linear[:, 1],
+        linear[:, 2],
         rows.layers,
         np.array([row["weights"] for row in found]),
         rows.n,

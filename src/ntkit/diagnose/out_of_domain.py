@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.baselines import Baselines, outputs
 from ntkit.diagnose.extrapolation import MEASURES, Known
-from ntkit.diagnose.shown import Shown
+from ntkit.diagnose.shown import Flags, Shown
 from ntkit.diagnose.subject import RecordedRun, as_x, kernel_of, network_of
 from ntkit.diagnose.targets import as_classes
 from ntkit.diagnose.uncertainty import auroc, bootstrap
@@ -111,7 +111,7 @@ class OodReport(Shown):
     """
 
     methods: tuple[str, ...]
-    of_kernels: np.ndarray
+    of_kernels: Flags
     outside: tuple[str, ...]
     auroc: Floats
     low: Floats
@@ -200,10 +200,11 @@ def ood_report(
     >>> report.best(kernels=True)[1] > 0.95
     True
     """
-    made = model
-    if not isinstance(made, Detectors):
-        options = {"ensemble": ensemble, "neighbors": neighbors, "alpha": alpha, "memory": memory}
-        made = Detectors(model, train, kernels=kernels, **options)
+    if isinstance(model, Detectors):
+        made = model
+    else:
+        options = {"neighbors": neighbors, "alpha": alpha, "memory": memory}
+        made = Detectors(model, train, kernels=kernels, ensemble=ensemble, **options)
     sets = outside if isinstance(outside, Mapping) and not _one_batch(made, outside) else {"outside": outside}
     own = made.scores(inside)
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in own}
@@ -222,7 +223,8 @@ def _one_batch(made: Detectors, outside: Mapping[str, Inputs]) -> bool:
 
 def _detected(inside: Floats, outside: Floats) -> tuple[float, float, float, float]:
     threshold = np.quantile(outside, 0.05, method="lower")
-    return (*auroc(inside, outside), float((inside >= threshold).mean()))
+    value, low, high = auroc(inside, outside)
+    return value, low, high, float((inside >= threshold).mean())
 
 
 @dataclass(frozen=True, repr=False)
@@ -245,7 +247,7 @@ class ShiftReport(Shown):
     """
 
     methods: tuple[str, ...]
-    of_kernels: np.ndarray
+    of_kernels: Flags
     shifts: tuple[str, ...]
     correlation: Floats
     low: Floats
@@ -325,9 +327,11 @@ def shift_report(
         rows.append(np.array([_correlated(row, all_wrong, seed) for row in joined]))
         errors.append(np.array([w.mean() for w in wrong]))
         means.append(ranks.reshape(len(names), len(wrong), -1).mean(2))
-    values = np.stack(rows, 1).transpose(2, 0, 1)
+    value, low, high = np.stack(rows, 1).transpose(2, 0, 1)
     kinds = np.array([name in detectors.of_kernels for name in names])
-    return ShiftReport(tuple(names), kinds, tuple(map(str, shifts)), *values, tuple(errors), tuple(means))
+    return ShiftReport(
+        tuple(names), kinds, tuple(map(str, shifts)), value, low, high, tuple(errors), tuple(means)
+    )
 
 
 def _correlated(score: Floats, wrong: Floats, seed: int) -> tuple[float, float, float]:
@@ -340,4 +344,4 @@ def _correlated(score: Floats, wrong: Floats, seed: int) -> tuple[float, float, 
 def _spearman(a: Floats, b: Floats) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(np.asarray(spearmanr(a, b).statistic))
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

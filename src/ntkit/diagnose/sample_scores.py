@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import chunks
 from ntkit.errors import NtkitError
@@ -63,7 +64,7 @@ def _each(loss: BatchLoss, outputs: Tensor, y: Batch) -> Tensor:
     """Return loss(f_n, y_n) of each sample: batched where the loss allows it, else one by one."""
 
     def one(f: Tensor, target: Batch) -> Tensor:
-        return loss(f[None], take(target, (None,))).reshape(())
+        return loss(f[None], pytree.tree_map(lambda t: t[None], target)).reshape(())
 
     try:
         return torch.vmap(one)(outputs, y)

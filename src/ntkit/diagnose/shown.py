@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from markupsafe import escape
@@ -15,6 +15,10 @@ from ntkit.errors import NtkitError
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+
+Places: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Flags: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 class Shown(ABC):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ntkit.errors import BadTypeError, BadValueError, whole
 from ntkit.files import as_path
 from ntkit.finite.empirical import EmpiricalNTK
+from ntkit.infinite.limit import Limit
 from ntkit.inputs import Batch, Inputs, Picked, as_batch, batch_size
 from ntkit.kernel import Kernel
-from ntkit.machine.kernels import KernelLike, as_kernel
+from ntkit.machine.kernels import KernelLike, as_array, as_kernel
 from ntkit.network import as_inputs, copy_of, network
 from ntkit.training.accounts.checks import check_data, check_model
 from ntkit.training.accounts.request import Request
@@ -30,7 +31,7 @@ from ntkit.training.recording.train_data import Train
 class RecordedRun:
     """A run folder with what it does not hold: the network's code, the loss and the data.
 
-    Parameters
+    Attributes
     ----------
     folder
         The run folder that `ntkit.record` made.
@@ -173,7 +174,10 @@ def kernel_of(subject: Subject, what: str = "the kernel") -> Kernel:
             f"{what} is {subject!r}; expected a kernel such as ntkit.EmpiricalNTK(model), a network, or a "
             f"ntkit.diagnose.RecordedRun."
         )
-    return as_kernel(subject)
+    made = as_kernel(subject)
+    if isinstance(subject, Kernel | Limit):
+        return made
+    return made.compose(as_array)  # kernels of others take arrays
 
 
 def a_run(run: object) -> RecordedRun:
@@ -192,7 +196,7 @@ def network_of(subject: object, what: str = "the model") -> nn.Module:
         return subject.network()
     if not isinstance(subject, nn.Module):
         raise BadTypeError(
-            f"{what} is of type {type(subject).__name__}; give a torch.nn.Module or a "
+            f"{what} is {subject!r:.80}, of type {type(subject).__name__}; give a torch.nn.Module or a "
             f"ntkit.diagnose.RecordedRun."
         )
     return subject

@@ -45,7 +45,9 @@ def as_targets(y: object, n: int, what: str = "y") -> Targets:
         names = tuple(map(str, range(columns.shape[1]))) if columns.shape[1] > 1 else ()
         return _varied(Targets(columns, None, names), what)
     if t.numel() != n:
-        raise BadValueError(f"{what} has shape {tuple(t.shape)}; classes are one whole number a sample, [n].")
+        raise BadValueError(
+            f"{what} has shape {tuple(t.shape)}; expected classes, one whole number for each sample."
+        )
     known, classes = t.reshape(n).unique(return_inverse=True)
     columns = torch.nn.functional.one_hot(classes, len(known)).double()
     return _varied(Targets(columns, classes, tuple(str(v) for v in known.tolist())), what)

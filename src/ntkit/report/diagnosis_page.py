@@ -145,10 +145,12 @@ def diagnose_run(
         ``module:function``, called without arguments: inputs and targets that were not trained on.
     queries
         ``module:function``, called without arguments: inputs.
-    samples, seed
+    samples
         As for `ntkit.diagnose.diagnose`.
     picture
         As for `diagnosis`.
+    seed
+        As for `ntkit.diagnose.diagnose`.
 
     Raises
     ------

@@ -15,11 +15,10 @@ each pair of pixels, k is the mean over random projections of the pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 import ntkit
@@ -38,7 +37,7 @@ from ntkit.studies.training import loss_of, loss_option, mlp, optimizer_of, opti
 
 QUICK = {"points": 200, "steps": 1500, "p": 32, "sequences": 300, "shapes": 200, "epochs": 20, "queries": 12}
 SIDES = ("points in the plane", "sequences with peaks", "shapes")
-Found = dict[str, Any]  # of all queries: novelty, error and degree; the names of the degrees
+Found = dict[str, np.ndarray]  # of all queries: novelty, error and degree; the errors of held-out ones
 RADII = tuple(0.25 * i for i in range(17))
 PEAKS = (1, 2, 3, 4, 5, 6, 8, 10)
 
@@ -91,7 +90,7 @@ def rank(novelty: np.ndarray, error: np.ndarray) -> float:
     """Return Spearman's correlation; zero where one of both does not vary."""
     if np.ptp(novelty) == 0 or np.ptp(error) == 0:
         return 0.0
-    return float(np.asarray(spearmanr(novelty, error).statistic))
+    return float(np.corrcoef(rankdata(novelty), rankdata(error))[0, 1])
 
 
 def unexplained(kernel: Kernel, train: Tensor, queries: Tensor, held_out: Tensor, alpha: float) -> np.ndarray:
@@ -104,7 +103,8 @@ def figure(result: Result) -> Figures:
     drawn, axes = panels(11, 3.9, columns=3)
     for ax, name in zip(axes, SIDES, strict=True):
         each: Found = {key: result.arrays[f"{name}: {key}"] for key in ("novelty", "error", "degree")}
-        ax.plot(each["novelty"], each["error"], ".", ms=2.5, color=BLUE, alpha=0.3)
+        each["novelty"] = np.maximum(each["novelty"], 1e-5)
+        ax.semilogx(each["novelty"], each["error"], ".", ms=2.5, color=BLUE, alpha=0.3)
         degrees, new, wrong = _means(each)
         ax.plot(new, wrong, "o-" if name != "shapes" else "o", ms=5, color=ORANGE, lw=1)
         names = result.numbers["names"][name]
@@ -154,7 +154,6 @@ def _asked(
         "error": array(wrong),
         "degree": np.repeat(np.arange(len(sizes)), sizes),
         "held out": array(errors(-1, held_out).double()),
-        "names": list(queries),
     }
 
 
