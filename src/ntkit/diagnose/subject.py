@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -177,7 +178,7 @@ def kernel_of(subject: Subject, what: str = "the kernel") -> Kernel:
     made = as_kernel(subject)
     if isinstance(subject, Kernel | Limit):
         return made
-    return made.compose(as_array)  # kernels of others take arrays
+    return made.compose(lambda t: np.asarray(as_array(t)))  # kernels of others take arrays
 
 
 def a_run(run: object) -> RecordedRun:
