@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-diagnose scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -103,6 +103,9 @@ bench-counterfactuals: $(VENV)/ntkit.stamp
 
 bench-large: $(VENV)/ntkit.stamp
 	$(BIN)/python benchmarks/large_run.py
+
+bench-diagnose: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/diagnose.py --page docs/diagnose.md
 
 scores: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/scores.py

@@ -14,6 +14,7 @@ import ntkit
 from ntkit.data.mnist import mnist
 from ntkit.diagnose import Detectors, novelty, ood_report, shift_report
 from ntkit.diagnose.extrapolation import MEASURES, Known, p_value
+from ntkit.files import hash_data
 from ntkit.kernel import Kernel
 
 NETWORKS = 5
@@ -21,13 +22,36 @@ SEEDS = range(3)  # the networks whose own scores are reported; all five are the
 ALPHA = 1e-2  # as in `novelty`
 
 
-def kernels(model: torch.nn.Module, x: Tensor) -> dict[str, Kernel]:
+class Remembered(Kernel):
+    """A kernel that computes each block once: that of a limit is the same for networks of all seeds."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._blocks: dict[str, Tensor] = {}
+
+    def __call__(self, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+        """Return the block, an earlier one where the samples are the same."""
+        key = hash_data(x1) + ("" if x2 is None else hash_data(x2))
+        if key not in self._blocks:
+            self._blocks[key] = self.kernel(x1, x2)
+        return self._blocks[key]
+
+    def diag(self, x: Tensor) -> Tensor:
+        """Return the diagonal."""
+        return self.kernel.diag(x)
+
+
+def nngp(model: torch.nn.Module, x: Tensor) -> Kernel:
+    """Return the NNGP of a network's architecture."""
+    return ntkit.infinite_width(model, x[:1], sigma_w=2**0.5, sigma_b=0.1).nngp
+
+
+def kernels(model: torch.nn.Module, limit: Kernel) -> dict[str, Kernel]:
     """Return the tangent, the conjugate and the NNGP kernel of a network."""
-    limit = ntkit.infinite_width(model, x[:1], sigma_w=2**0.5, sigma_b=0.1)
     return {
         "tangent": ntkit.EmpiricalNTK(model),
         "conjugate": ntkit.ConjugateKernel(model),
-        "NNGP": limit.nngp,
+        "NNGP": limit,
     }
 
 
@@ -35,12 +59,12 @@ def measure(name: str) -> dict:
     """Return AUROC and FPR95 of each score, the mean over three networks, and tests of the p-values."""
     pair, begin = pairs()[name](), time.perf_counter()
     networks = [trained(pair.network, pair.x, pair.y, seed, rate=_rate(name)) for seed in range(NETWORKS)]
-    found, tests = [], []
+    found, tests, limit = [], [], Remembered(nngp(networks[0], pair.x))
     for seed in SEEDS:
         model = networks[seed]
         others = [m for m in networks if m is not model]
         detectors = Detectors(
-            model, (pair.x, pair.y), kernels=kernels(model, pair.x), ensemble=others, alpha=ALPHA
+            model, (pair.x, pair.y), kernels=kernels(model, limit), ensemble=others, alpha=ALPHA
         )
         found.append(ood_report(detectors, inside=pair.inside, outside=pair.outside))
         tests += _uniform(detectors, pair, seed)
@@ -88,11 +112,11 @@ def shifts(count: int = 500) -> dict:
     pair = pairs()["mnist"]()
     x, y = (t[:count] for t in (pair.inside, pair.inside_y))
     networks = [trained(pair.network, pair.x, pair.y, seed) for seed in range(NETWORKS)]
-    found = []
+    found, limit = [], Remembered(nngp(networks[0], pair.x))
     for seed in SEEDS:
         model = networks[seed]
         others = [m for m in networks if m is not model]
-        detectors = Detectors(model, (pair.x, pair.y), kernels=kernels(model, pair.x), ensemble=others)
+        detectors = Detectors(model, (pair.x, pair.y), kernels=kernels(model, limit), ensemble=others)
         found.append(shift_report(detectors, graded(x), y))
         print(f"  shifts, network {seed}", flush=True)
     first = found[0]
@@ -128,7 +152,7 @@ def costs(n: int = 5000, q: int = 10_000) -> list[dict]:
     data = mnist(n, held_out=q, dtype=torch.float32)
     model = trained(lambda: pairs()["mnist"]().network(), data.train_x, data.train_y, 0, epochs=2)
     rows = []
-    for name, kernel in kernels(model, data.train_x).items():
+    for name, kernel in kernels(model, nngp(model, data.train_x)).items():
         begin = time.perf_counter()
         novelty(kernel, data.train_x, data.held_out_x, labels=data.train_y, alpha=ALPHA)
         rows.append({"kernel": name, "n": n, "queries": q, "seconds": time.perf_counter() - begin})

@@ -115,7 +115,7 @@ def _cifar() -> Pair:
     arrays = load(CIFAR)
     x = torch.tensor(arrays["x_train"]).permute(0, 3, 1, 2).flatten(1).float() / 255
     y = torch.tensor(arrays["y_train"].astype(np.int64)).reshape(-1)
-    (x, y), (calibration, _), (inside, inside_y) = _split(x, y, [3000, 500, 500])
+    (x, y), (calibration, _), (inside, inside_y) = _split(x, y, [1500, 500, 500])
     away = fashion_mnist(500, dtype=torch.float32)[0].reshape(-1, 1, 28, 28)
     away = nn.functional.pad(away, (2, 2, 2, 2)).expand(-1, 3, -1, -1).flatten(1)
     name = "CIFAR-10 subset / Fashion-MNIST"
