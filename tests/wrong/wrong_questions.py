@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,20 +37,20 @@ def run() -> diagnose.RecordedRun:
     return diagnose.RecordedRun(recorded(), net(), LOSS, train=data())
 
 
-def a_run(**changed: Any) -> Any:
+def a_run(**changed) -> diagnose.RecordedRun:
     given = {"folder": recorded(), "model": net(), "loss": LOSS, "train": data(), **changed}
     return diagnose.RecordedRun(**given)
 
 
-def novelty(**changed: Any) -> Any:
+def novelty(**changed) -> diagnose.Novelty:
     return diagnose.novelty(**{"kernel": net(), "train": X(), "queries": X()[:3], **changed})
 
 
-def audit(**changed: Any) -> Any:
+def audit(**changed) -> diagnose.LabelAudit:
     return diagnose.label_audit(**{"subject": net(), "x": X(), "y": classes(), **changed})
 
 
-def report(**changed: Any) -> Any:
+def report(**changed) -> diagnose.OodReport:
     given = {"model": net(), "train": (X(), classes()), "inside": X(), "outside": X() + 3}
     return diagnose.ood_report(**{**given, **changed})
 
