@@ -43,7 +43,6 @@ def test_it_is_the_plain_formula(tmp_path):
     assert found.kernel.low < found.kernel.value < found.kernel.high
     assert track.kernel[0] == track.linear[0] == 0
     assert len(track.table()) == 5 and "lazy up to" in found.table()
-    assert "svg" in found._repr_html_()
 
 
 def test_a_linear_model_is_perfectly_lazy(tmp_path):
@@ -77,6 +76,7 @@ def test_a_wide_network_is_lazier_and_a_narrow_one_is_rich(tmp_path):
     assert verdicts[0] == "rich" and verdicts[-1] == "lazy"
 
 
+@pytest.mark.slow
 def test_a_run_of_checkpoints_is_looked_at_where_it_holds_weights(tmp_path):
     run = recorded(tmp_path / "run", mlp(), classes(), steps=20, every=5)
     assert drift(run, checkpoints=4).steps.tolist() == [0, 5, 15, 20]

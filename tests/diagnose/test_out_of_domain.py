@@ -55,9 +55,10 @@ def test_far_queries_are_told_and_the_same_ones_are_not(trained):
     row = report.methods.index("energy")
     assert report.auroc[row, 0] == pytest.approx(roc_auc_score([0] * 30 + [1] * 30, np.r_[own, far]))
     assert (report.low <= report.auroc + 1e-12).all() and (report.auroc <= report.high + 1e-12).all()
-    assert len(report.table()) == 2 * len(report.methods) and "svg" in report._repr_html_()
+    assert len(report.table()) == 2 * len(report.methods)
 
 
+@pytest.mark.slow
 def test_a_shift_moves_error_and_novelty(trained):
     model, data = trained
     x, y = classes(60, seed=0)
@@ -67,15 +68,15 @@ def test_a_shift_moves_error_and_novelty(trained):
     assert report.error[0][0] < report.error[0][-1]
     row = report.methods.index("tangent, variance")
     assert report.correlation[row, 0] > 0.1 and np.ptp(report.mean[0][row]) > 0.1
-    assert "svg" in report._repr_html_() and len(report.table()) == len(report.methods)
+    assert len(report.table()) == len(report.methods)
 
 
 def test_delongs_interval_covers_the_truth():
     truth, held = 0.7602, 0  # of N(0, 1) against N(1, 1): Phi(1 / sqrt 2)
-    for seed in range(200):
+    for seed in range(100):
         draw = np.random.default_rng(seed)
         a, b = draw.normal(size=60), draw.normal(1, 1, size=80)
         found = auroc(a, b)
         assert found.value == pytest.approx(roc_auc_score([0] * 60 + [1] * 80, np.r_[a, b]))
         held += found.low <= truth <= found.high
-    assert 0.91 <= held / 200 <= 0.98
+    assert 0.91 <= held / 100 <= 0.99

@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return recorded(tmp_path_factory.mktemp("page") / "run", mlp(), classes())
 
 
+@pytest.mark.slow
 def test_one_command_writes_the_page_with_the_four_answers(run, tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -63,6 +64,7 @@ def test_without_queries_and_with_numbers_it_says_so(tmp_path):
     assert list(found.table()["question"]) == ["laziness", "alignment", "spectrum"]
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_samples(tmp_path):
     x, y = torch.rand(40, 1, 4, 4, dtype=torch.float64), torch.arange(40) % 2
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()

@@ -27,9 +27,9 @@ TARGETS = [
     Bad("two columns", lambda: np.zeros((12, 2), int), r"\(12, 2\)"),
 ]
 CLASSES = [*TARGETS[:3], Bad("real numbers", lambda: X()[:, 0], "real numbers")]
-SUBJECTS = [*values(None, "tangent", 3), Bad("a class", lambda: nn.Linear, "Linear")]
-RUNS = [*values(None, "run", 3), Bad("a network", net, "Sequential")]
-COUNTS = values(0, -1, 1.5, "3", True)
+SUBJECTS = [*values(None, 3), Bad("a class", lambda: nn.Linear, "Linear")]
+RUNS = [*values("run"), Bad("a network", net, "Sequential")]
+COUNTS = values(0, "3")
 
 
 @cache
@@ -57,14 +57,14 @@ def report(**changed) -> diagnose.OodReport:
 
 QUESTIONS: dict[str, tuple[str | list[Bad], Call]] = {
     "RecordedRun folder": (values("/nowhere/run", 3.5, None), lambda v: a_run(folder=v)),
-    "RecordedRun model": ("model", lambda v: a_run(model=v)),
+    "RecordedRun model": (values(None, 3), lambda v: a_run(model=v)),
     "RecordedRun loss": (values(None, 3, "mean_squared"), lambda v: a_run(loss=v)),
-    "RecordedRun train": ("train", lambda v: a_run(train=v)),
+    "RecordedRun train": (values(3, None), lambda v: a_run(train=v)),
     "RecordedRun.network": (values(4, -1, 1.5), lambda v: run().network(v)),
     "laziness": (RUNS, lambda v: diagnose.laziness(v)),
     "laziness samples": (COUNTS, lambda v: diagnose.laziness(run(), samples=v)),
     "drift checkpoints": (values(1, 0, "3"), lambda v: diagnose.drift(run(), checkpoints=v)),
-    "drift seed": ("seed", lambda v: diagnose.drift(run(), seed=v)),
+    "drift seed": (values(1.5), lambda v: diagnose.drift(run(), seed=v)),
     "alignment": (SUBJECTS, lambda v: diagnose.alignment(v, X(), classes())),
     "alignment x": (ROWS, lambda v: diagnose.alignment(net(), v, classes())),
     "alignment y": (TARGETS, lambda v: diagnose.alignment(net(), X(), v)),
@@ -77,9 +77,9 @@ QUESTIONS: dict[str, tuple[str | list[Bad], Call]] = {
     "novelty queries": (OTHERS, lambda v: novelty(queries=v)),
     "novelty labels": (CLASSES[1:], lambda v: novelty(labels=v)),
     "novelty held_out": ([*values(0.0, 1.0, -0.5), *OTHERS], lambda v: novelty(held_out=v)),
-    "novelty alpha": ("positive", lambda v: novelty(alpha=v)),
+    "novelty alpha": (values(0.0, float("nan")), lambda v: novelty(alpha=v)),
     "novelty sketch": (values(0, 1.5, "9"), lambda v: novelty(sketch=v)),
-    "novelty memory": ("memory", lambda v: novelty(memory=v)),
+    "novelty memory": (values("a lot"), lambda v: novelty(memory=v)),
     "ood_report model": (SUBJECTS, lambda v: report(model=v)),
     "ood_report train": (
         [*values(None, 3), Bad("classes", lambda: (X(), X()[:, 0]), "real")],
@@ -93,7 +93,7 @@ QUESTIONS: dict[str, tuple[str | list[Bad], Call]] = {
     "label_audit": (SUBJECTS, lambda v: audit(subject=v)),
     "label_audit x": (ROWS, lambda v: audit(x=v)),
     "label_audit y": (CLASSES, lambda v: audit(y=v)),
-    "label_audit alpha": ("positive", lambda v: audit(alpha=v)),
+    "label_audit alpha": (values(0.0), lambda v: audit(alpha=v)),
     "label_audit neighbors": (COUNTS, lambda v: audit(neighbors=v)),
     "label_audit exact": (
         [Bad("True", lambda: True, "recorded run"), *values("yes")],
