@@ -179,7 +179,10 @@ WRONG: dict[str, list[Wrong]] = {
     "extrapolation": [
         Wrong(
             "novelty is noise",
-            put("unexplained", lambda kernel, train, queries, held_out, alpha: noise_of(queries).numpy()),
+            put(
+                "unexplained",
+                lambda kernel, train, queries, held_out, alpha: noise_of(queries.flatten(1)[:, 0]).numpy(),
+            ),
             ("shapes: rank correlation of novelty",),
             EXTRAPOLATION,
             long=True,

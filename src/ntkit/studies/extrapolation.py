@@ -79,10 +79,13 @@ def run(config: Config) -> Result:
             Claim(f"{name}: error of the newest tenth", _of_tenth(each, -1)),
             Claim(f"{name}: error of the least new tenth", _of_tenth(each, 0)),
         ]
-    arrays = {
-        f"{name}: {key}": v for name, each in found.items() for key, v in each.items() if key != "names"
+    arrays = {f"{name}: {key}": v for name, each in found.items() for key, v in each.items()}
+    planar = planar_topology.Config(seed=config.seed, tests=config.queries)
+    names = {
+        SIDES[0]: [f"radius {r:g}" for r in RADII],
+        SIDES[1]: [f"{count} peaks" for count in PEAKS],
+        SIDES[2]: list(planar_topology.sets(planar)),
     }
-    names = {name: [str(n) for n in each["names"]] for name, each in found.items()}
     return Result(config, claims, arrays, {**numbers, "names": names})
 
 
