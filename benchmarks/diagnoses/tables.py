@@ -59,7 +59,7 @@ def _pairs(pairs: list[dict]) -> str:
     for i, name in enumerate(methods):
         cells = [f"{p['auroc'][i]:.3f} ({100 * p['fpr95'][i]:.0f} %)" for p in pairs]
         rows.append([name, *cells])
-    head = ["score", *(p["title"] for p in pairs)]
+    head = ["score", *(f"{p['title']}, n = {p['train']:,}" for p in pairs)]
     lines, wins = [], 0
     for p in pairs:
         best = {}

@@ -107,7 +107,8 @@ def figure(result: Result) -> Figures:
     for ax, name in zip(axes, SIDES, strict=True):
         each: Found = {key: result.arrays[f"{name}: {key}"] for key in ("novelty", "error", "degree")}
         each["novelty"] = np.maximum(each["novelty"], 1e-5)
-        ax.semilogx(each["novelty"], each["error"], ".", ms=2.5, color=BLUE, alpha=0.3)
+        ax.plot(each["novelty"], each["error"], ".", ms=2.5, color=BLUE, alpha=0.3)
+        ax.set_xscale("linear" if name == "shapes" else "log")
         degrees, new, wrong = _means(each)
         ax.plot(new, wrong, "o-" if name != "shapes" else "o", ms=5, color=ORANGE, lw=1)
         names = result.numbers["names"][name]
