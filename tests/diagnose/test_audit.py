@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.diagnose import label_audit
-from ntkit.diagnose.noise_model import leave_one_out, noise_model
+from ntkit.diagnose.noise_model import Regression, leave_one_out, noise_model
 
 
 def flipped(y, share, seed, classes=10):
@@ -69,6 +69,10 @@ def test_the_residual_is_that_of_regression_without_the_sample():
     k = ntkit.EmpiricalNTK(mlp()).normalized()(x)
     one = nn.functional.one_hot(y, 3).double()
     weights = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    weights[::3] = 1.0
+    again = Regression(k, one, 0.3)
+    assert torch.allclose(again.leave_one_out(weights), leave_one_out(k, one, 0.3, weights), rtol=1e-8)
+    assert torch.allclose(again.leave_one_out(), leave_one_out(k, one, 0.3), rtol=1e-8)
     found = leave_one_out(k, one, 0.3, weights)
     for i in (0, 11, 29):
         rest = torch.arange(30) != i

@@ -14,6 +14,7 @@ from ntkit.diagnose.uncertainty import LEVEL, Measured
 from ntkit.network import Floats
 
 _FLOOR = 1e-12
+_TRUSTED = 0.99
 _SURE = 13.8  # of chi^2 with two degrees of freedom, p = 0.001
 
 
@@ -127,16 +128,49 @@ def leave_one_out(gram: Tensor, targets: Tensor, alpha: float, weights: Tensor |
     return targets - (inverse @ targets) / inverse.diagonal()[:, None]
 
 
+class Regression:
+    """Ridge regression on one kernel matrix, whose samples' weights change: what each round costs little.
+
+    With G = (K + alpha)^-1 and D = alpha (1/w - 1) on the samples S whose weight is not one,
+
+        (K + alpha W^-1)^-1 = G - G_:S (D^-1 + G_SS)^-1 G_S:
+    """
+
+    def __init__(self, gram: Tensor, targets: Tensor, alpha: float) -> None:
+        matrix = gram.clone()
+        matrix.diagonal().add_(alpha)
+        self.alpha, self.targets = alpha, targets
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        self.coefficients = self.inverse @ targets
+
+    def leave_one_out(self, weights: Tensor | None = None) -> Tensor:
+        """Return what is predicted for each sample without it, ``[n, o]``; see `leave_one_out`."""
+        c, diagonal = self.coefficients, self.inverse.diagonal()
+        some = torch.empty(0) if weights is None else (weights < 1).nonzero()[:, 0]
+        if weights is not None and len(some):
+            columns = self.inverse[:, some]
+            small = columns[some].clone()
+            small.diagonal().add_(weights[some] / (self.alpha * (1 - weights[some])))
+            both = torch.cat([c[some], columns.T], 1)
+            solved = torch.cholesky_solve(both, torch.linalg.cholesky(small))
+            c = c - columns @ solved[:, : c.shape[1]]
+            diagonal = diagonal - (columns * solved[:, c.shape[1] :].T).sum(1)
+        return self.targets - c / diagonal[:, None]
+
+
 def robust(
     gram: Tensor, targets: Tensor, labels: Tensor, alpha: float, rounds: int, done: Callable[[int], None]
 ) -> NoiseModel:
-    """Fit the model to leave-one-out predictions, in rounds that weight samples by 1 - P(wrong)."""
-    centre = targets.mean(0)
+    """Fit the model to leave-one-out predictions, in rounds that weight samples by 1 - P(wrong).
+
+    Weights above 0.99 count as one.
+    """
+    regression = Regression(gram, targets - targets.mean(0), alpha)
     weights, model = None, None
     for _ in range(rounds):
-        predictions = leave_one_out(gram, targets - centre, alpha, weights)
-        model = noise_model(predictions, labels)
-        weights = torch.as_tensor(1 - model.wrong).clamp_min(1e-3)
+        model = noise_model(regression.leave_one_out(weights), labels)
+        right = torch.as_tensor(1 - model.wrong).clamp_min(1e-3)
+        weights = torch.where(right > _TRUSTED, 1.0, right)
         done(1)
     assert model is not None
     return model

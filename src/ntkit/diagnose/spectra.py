@@ -152,8 +152,10 @@ class KernelSpectrum(Shown):
             k = min(len(self.eigenvalues), 10)
             text += f". The {k} leading directions hold {self.share(k):.0%} of the targets"
             time = self.learned_by
-            text += ", 90 % of them are learned "
-            text += "at no time" if np.isnan(time) else f"by time {time:.3g} (steps x rate)"
+            if np.isnan(time):
+                text += ", more than 10 % of them lie where eigenvalues are rounding"
+            else:
+                text += f", 90 % of them are learned by time {time:.3g} (steps x rate)"
         return text + "."
 
     def columns(self) -> Mapping[str, object]:
