@@ -26,7 +26,7 @@ PAIRS = ("mnist", "fashion", "digits", "cifar")
 def jobs(seeds: int) -> dict[str, Callable[[], object]]:
     """Return what is measured, by name."""
     chosen = range(seeds)
-    found: dict[str, Callable[[], object]] = {"costs": domains.costs}
+    found: dict[str, Callable[[], object]] = {"costs": domains.costs, "audit costs": labels.costs}
     for name in LABELS:  # first what the bar is about
         found[f"labels {name} 0.1"] = lambda name=name: [
             *labels.measure(name, chosen, shares=(0.1,), kinds=("uniform",))

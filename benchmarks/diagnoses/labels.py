@@ -67,6 +67,27 @@ def _one(data: Labelled, share: float, kind: str, seed: int) -> dict:
     }
 
 
+def costs(names: tuple[str, ...] = ("mnist-mlp", "mnist-cnn"), rounds: int = 3) -> list[dict]:
+    """Return the seconds of a training and of an audit, in turn: the least of some rounds of each."""
+    rows = []
+    for name in names:
+        data = labelled(0)[name]()
+        y, _ = flipped(data.y, 0.1, "uniform", 0)
+        seconds: dict[str, list[float]] = {"training": [], "audit": [], "audit without held-out": []}
+        with tempfile.TemporaryDirectory() as folder:
+            model = trained(data.network, data.x, y, 0, rate=data.rate, folder=Path(folder) / "run")
+            run = RecordedRun(Path(folder) / "run", model, "cross_entropy", train=(data.x, y))
+            for _ in range(rounds):
+                for what, work in (
+                    ("training", lambda d=data, y=y: trained(d.network, d.x, y, 0, rate=d.rate)),
+                    ("audit without held-out", lambda run=run: label_audit(run)),
+                    ("audit", lambda run=run, d=data: label_audit(run, held_out=d.held_out)),
+                ):
+                    seconds[what].append(_timed(work)[1])
+        rows.append({"title": data.name, "seconds": {what: min(all_) for what, all_ in seconds.items()}})
+    return rows
+
+
 def _precision(score: np.ndarray, wrong: np.ndarray, k: int) -> float:
     return float(wrong[np.argsort(-score, kind="stable")[:k]].mean())
 
