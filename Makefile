@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -113,6 +113,9 @@ bench-large: $(VENV)/ntkit.stamp
 # on a machine where nothing else runs: with busy processes beside it, and without
 bench-busy: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/busy.py
+
+bench-diagnose: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/diagnose.py --page docs/diagnose.md
 
 scores: $(VENV)/scores.stamp
 	$(BIN)/python benchmarks/scores.py

@@ -109,4 +109,4 @@ def test_every_public_name_is_on_the_reference_page():
     listed = set(re.findall(r"^   ([\w.]+)$", text, re.M))
     names = {name for name in ntkit.__all__ if name not in ("__version__", "report", "testing", "diagnose")}
     assert names <= listed, names - listed
-    assert "report.explain" in listed
+    assert {"report.explain", *(f"diagnose.{name}" for name in ntkit.diagnose.__all__)} <= listed

@@ -1,6 +1,6 @@
 """Wrong calls: each bad value of each argument of each public function gives one refusal that helps.
 
-`KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS`, `PARTS` and `AGAIN` where such
+`KINDS` says what can be wrong with an argument of some kind, `SLOTS`, `FITS`, ..., `QUESTIONS` where such
 arguments are. A case is one bad value in one place. Its refusal is an `NtkitError` that names what was given
 and says what to give instead.
 """
@@ -21,6 +21,7 @@ from wrong_again import AGAIN
 from wrong_fits import FITS
 from wrong_parts import PARTS
 from wrong_places import SLOTS, Call
+from wrong_questions import QUESTIONS
 from wrong_setting import (
     LOSS,
     PLACE,
@@ -50,7 +51,7 @@ REMEDY = re.compile(
 
 def cases() -> Iterator[tuple[str, Bad, Call]]:
     """Yield all cases: of a large kind some of its values, drawn by the place where they are put."""
-    for place, (kind, call) in {**SLOTS, **FITS, **PARTS, **AGAIN}.items():
+    for place, (kind, call) in {**SLOTS, **FITS, **PARTS, **AGAIN, **QUESTIONS}.items():
         bad = KINDS[kind] if isinstance(kind, str) else kind
         drawn = bad if len(bad) <= MOST else random.Random(place).sample(bad, MOST)
         for each in bad:
@@ -153,5 +154,9 @@ def test_there_are_enough():
     assert len(CASES) >= 300
     places = " ".join([*SLOTS, *PARTS, *AGAIN])
     estimators = {"KernelRidge", "KernelClassifier", "GaussianProcess", "GradientFlow", "RandomFeatures"}
-    rest = set(ntkit.__all__) - estimators - {"NoRuleError", "NtkitError", "__version__", "report", "testing"}
+    rest = (
+        set(ntkit.__all__)
+        - estimators
+        - {"NoRuleError", "NtkitError", "__version__", "diagnose", "report", "testing"}
+    )
     assert {name for name in rest if name not in places} == set()

@@ -11,6 +11,7 @@ from ntkit.deprecation import keep_old_places
 from ntkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ntkit import diagnose as diagnose
     from ntkit import report as report
     from ntkit import testing as testing
     from ntkit.errors import NoRuleError as NoRuleError
@@ -77,16 +78,16 @@ _ROOMS = {
     "watch": "ntkit.training.accounts.watch",
 }
 
-__all__ = [*sorted(_ROOMS), "__version__", "report", "testing"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*sorted(_ROOMS), "__version__", "diagnose", "report", "testing"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(_ROOMS[name]), name)
-    if name in ("report", "testing"):
+    if name in ("diagnose", "report", "testing"):
         return import_module(f"ntkit.{name}")
     raise AttributeError(f"module 'ntkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, "report", "testing"})
+    return sorted({*globals(), *_ROOMS, "diagnose", "report", "testing"})

@@ -152,6 +152,37 @@ def doctor() -> None:
             typer.echo(f"{'':<22}-> {finding.advice}")
 
 
+@app.command()
+def diagnose(
+    folder: Annotated[str, typer.Argument(help="The run folder that ntkit.record made.")],
+    model: Annotated[str, typer.Option(help="module:factory, which returns the untrained network.")],
+    data: Annotated[str, typer.Option(help="module:function, which returns inputs and targets (x, y).")],
+    held_out: Annotated[
+        str | None, typer.Option(help="module:function, which returns (x, y) that was not trained on.")
+    ] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="module:function, which returns inputs: do they extrapolate?")
+    ] = None,
+    out: Annotated[str, typer.Option(help="The page to write.")] = "diagnosis.html",
+    loss: Annotated[
+        str, typer.Option(help="A name in torch.nn.functional, or module:function.")
+    ] = "cross_entropy",
+    samples: Annotated[int, typer.Option(help="So many training samples are drawn, of more.")] = 2000,
+    picture: Annotated[
+        tuple[int, int] | None, typer.Option(help="Height and width of flat inputs that are pictures.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+) -> None:
+    """Say whether a recorded run is lazy, what it sees, what it extrapolates to, which labels look wrong."""
+    from ntkit.report.diagnosis_page import diagnose_run
+
+    options = {"held_out": held_out, "queries": queries, "samples": samples, "picture": picture, "seed": seed}
+    found, page = diagnose_run(folder, model, data, out, loss=loss, **options)
+    for question, answer in zip(*found.columns().values(), strict=True):
+        typer.echo(f"{question}: {answer}")
+    typer.echo(f"page: {page}")
+
+
 _MISSED = 2  # the exit status of a study that misses a bar
 
 

@@ -54,3 +54,12 @@ DESCENT = {
 }
 FLOW = {"samples": 8, "time": 4.0, "flow_steps": 20, "rates": (0.1, 0.2), "queries": 4}
 POSTERIOR = {"widths": (8, 64), "networks": 40, "steps": 200, "all_layers": 2, "angles": 10}
+EXTRAPOLATION = {
+    "points": 32,
+    "sequences": 60,
+    "p": 16,
+    "steps": 20,
+    "shapes": 64,
+    "epochs": 2,
+    "queries": 12,
+}

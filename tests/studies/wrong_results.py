@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_options import DESCENT, FLOW, KERNEL_ONLY, PARITY, PEAKS, PLANAR, PLANE, POLYNOMIALS, POSTERIOR
+from small_options import (
+    DESCENT,
+    EXTRAPOLATION,
+    FLOW,
+    KERNEL_ONLY,
+    PARITY,
+    PEAKS,
+    PLANAR,
+    PLANE,
+    POLYNOMIALS,
+    POSTERIOR,
+)
 from wrong_ways import (
     Patch,
     as_it_is,
@@ -126,7 +137,7 @@ WRONG: dict[str, list[Wrong]] = {
     "planar-topology": [
         Wrong(
             "untrained",
-            put("_train", untrained_planar),
+            put("train_network", untrained_planar),
             ("U-Net: IoU in domain", "U-Net: mean IoU out", "the same, of shapes drawn"),
             PLANAR,
             long=True,
@@ -162,6 +173,18 @@ WRONG: dict[str, list[Wrong]] = {
             "untrained",
             put("_train", untrained_account),
             ("IoU of held-out", "IoU of spirals"),
+            long=True,
+        ),
+    ],
+    "extrapolation": [
+        Wrong(
+            "novelty is noise",
+            put(
+                "unexplained",
+                lambda kernel, train, queries, held_out, alpha: noise_of(queries.flatten(1)[:, 0]).numpy(),
+            ),
+            ("shapes: rank correlation of novelty",),
+            EXTRAPOLATION,
             long=True,
         ),
     ],

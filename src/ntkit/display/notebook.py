@@ -20,6 +20,25 @@ def listing(text: str) -> str:
     return f'<pre style="{_STYLE}">{html.escape(text)}</pre>'
 
 
+def shortened(text: str, first: int = 20, last: int = 10) -> str:
+    """Return the first and last lines of a long text; `print` gives all of it."""
+    lines = text.splitlines()
+    if len(lines) <= first + last + 1:
+        return text
+    left = len(lines) - first - last
+    return "\n".join([*lines[:first], f"... {left} lines more: print it for all ...", *lines[-last:]])
+
+
+class Printed:
+    """What prints as a text: its repr is cut where that is long, and in a notebook it scrolls."""
+
+    def __repr__(self) -> str:
+        return shortened(str(self))
+
+    def _repr_html_(self) -> str:
+        return listing(str(self))
+
+
 def with_figure(text: str, ax: Axes, name: str) -> str:
     """Return a text and a figure, one below the other."""
     from ntkit.display.svg import inline_svg

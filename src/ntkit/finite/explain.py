@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ntkit.compute.plan import Plan, format_bytes
+from ntkit.display.notebook import Printed
 from ntkit.finite.blocks import Measure
 from ntkit.finite.jacobian.recipe import Recipe
 from ntkit.finite.kinds import Kind
@@ -31,8 +32,8 @@ class Row:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Printed):
     """A table of rows, one for each parameter; prints as text.
 
     ``precision`` is the lowest that the network computes in: what it is known to, and proved to.
@@ -63,13 +64,6 @@ class Explanation:
                 f"The network computes in {inside} inside; its kernel, in {outside}, is as exact as that."
             )
         return "\n".join(text)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from ntkit.display.notebook import listing
-
-        return listing(str(self))
 
 
 def explain(recipe: Recipe, size: Measure, plan: Plan, kind: Kind) -> Explanation:

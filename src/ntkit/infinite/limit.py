@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
+from ntkit.display.notebook import Printed
 from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.coordinates import OfCoordinates, vector_of
 from ntkit.infinite.data import as_data
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
-from ntkit.infinite.program import Program, shortened
+from ntkit.infinite.program import Program
 from ntkit.infinite.reading.laws import Laws, Parameterization
 from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
@@ -47,7 +48,7 @@ class LimitSettings(TypedDict):
     select: str | int | None
 
 
-class Limit(OfCoordinates):
+class Limit(Printed, OfCoordinates):
     """The infinite-width limit of a network, made by `infinite_width`.
 
     Attributes
@@ -139,14 +140,6 @@ class Limit(OfCoordinates):
             value = output if line is None else vector_of(program, line)
             self._tiles[key] = Tiles(value, self.numerics, self._memory, self._compile, positions)
         return self._tiles[key]
-
-    def __repr__(self) -> str:
-        return shortened(str(self))
-
-    def _repr_html_(self) -> str:
-        from ntkit.display.notebook import listing
-
-        return listing(str(self))
 
     def __str__(self) -> str:
         head = f"Limit of {type(self.net.module).__name__} ({self.laws.parameterization} parameterization)"

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from ntkit.display.notebook import Printed
 from ntkit.errors import NtkitError
 from ntkit.faults import named
 from ntkit.finite.roles import biases
@@ -45,8 +46,8 @@ Operation = Callable[..., Any]
 RULES = "ntkit.infinite.layers"  # of ntkit's own rules
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
+@dataclass(frozen=True, eq=False, repr=False)
+class Program(Printed):
     """A tensor program: lines that are inputs, products with weights, linear combinations, functions.
 
     ``print(program)`` shows each line with the module that it comes from. ``output`` are the outputs in one
@@ -66,23 +67,6 @@ class Program:
             path = f"   # {line.path}" if line.path else ""
             rows.append(f"{line.name:>{width}}  {line.kind:<{kinds}}  {line.text}{path}")
         return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
-
-    def __repr__(self) -> str:
-        return f"Program of {len(self.lines)} lines\n{shortened(str(self))}"
-
-    def _repr_html_(self) -> str:
-        from ntkit.display.notebook import listing
-
-        return listing(str(self))
-
-
-def shortened(text: str, first: int = 20, last: int = 10) -> str:
-    """Return the first and last lines of a long text; `print` gives all of it."""
-    lines = text.splitlines()
-    if len(lines) <= first + last + 1:
-        return text
-    left = len(lines) - first - last
-    return "\n".join([*lines[:first], f"... {left} lines more: print it for all ...", *lines[-last:]])
 
 
 def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callable[[fx.Node], str]) -> Program:

@@ -267,24 +267,29 @@ class _Samples:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     def picture(self, i: int) -> np.ndarray | None:
-        """Return a picture ``[h, w]`` or ``[h, w, 3]`` in [0, 1], None where the input is none."""
-        if not isinstance(self.inputs, (Tensor, np.ndarray)):
-            return None
-        x = torch.as_tensor(self.inputs[i]).detach().double().cpu()
-        if self.shape is not None:
-            try:
-                x = x.reshape(self.shape)
-            except (TypeError, RuntimeError) as error:
-                raise BadValueError(
-                    f"picture={self.shape!r} is not the shape of inputs of {x.numel()} numbers; give (h, w)."
-                ) from error
-        if x.ndim == 3 and x.shape[0] in (1, 3):
-            x = x.permute(1, 2, 0).squeeze(-1)
-        if x.ndim != 2 and not (x.ndim == 3 and x.shape[-1] == 3):
-            return None
-        low, high = float(x.min()), float(x.max())
-        within = 0 <= low and high <= 1
-        return (x if within else (x - low) / max(high - low, 1e-12)).numpy()
+        """Return the picture of a sample, None where its input is none."""
+        return picture_of(self.inputs, i, self.shape)
+
+
+def picture_of(inputs: object, i: int, shape: tuple[int, ...] | None) -> np.ndarray | None:
+    """Return a picture ``[h, w]`` or ``[h, w, 3]`` in [0, 1], None where the input is none."""
+    if not isinstance(inputs, (Tensor, np.ndarray)):
+        return None
+    x = torch.as_tensor(inputs[i]).detach().double().cpu()
+    if shape is not None:
+        try:
+            x = x.reshape(shape)
+        except (TypeError, RuntimeError) as error:
+            raise BadValueError(
+                f"picture={shape!r} is not the shape of inputs of {x.numel()} numbers; give (h, w)."
+            ) from error
+    if x.ndim == 3 and x.shape[0] in (1, 3):
+        x = x.permute(1, 2, 0).squeeze(-1)
+    if x.ndim != 2 and not (x.ndim == 3 and x.shape[-1] == 3):
+        return None
+    low, high = float(x.min()), float(x.max())
+    within = 0 <= low and high <= 1
+    return (x if within else (x - low) / max(high - low, 1e-12)).numpy()
 
 
 def _plain(labels: Labels) -> list[Any] | None:

@@ -76,10 +76,10 @@ def explain_run(
     NtkitError
         A name that leads nowhere, or a function that returns something else; what `ntkit.account` refuses.
     """
-    network = _call(model, "--model")
+    network = called(model, "--model")
     if not isinstance(network, nn.Module):
         raise BadTypeError(f"--model {model} returned {type(network).__name__}, expected a torch.nn.Module.")
-    train: object = _call(data, "--data")
+    train: object = called(data, "--data")
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise BadTypeError(f"--data {data} returned {type(train).__name__}, expected a pair (x, y).")
     pair = train[0], train[1]
@@ -97,10 +97,14 @@ def explain_run(
             raise BadValueError("--target loss needs the labels of the queries: --queries returns (x, y).")
         ask["labels"] = truth
     parts = None if keep is None else Path(keep)
-    a = account(folder, network, _loss(loss), **ask, tol=tol, nodes=nodes, keep=parts and parts / "account")
+    a = account(
+        folder, network, loss_named(loss), **ask, tol=tol, nodes=nodes, keep=parts and parts / "account"
+    )
     depends = None
     if with_counterfactual:
-        depends = counterfactual(folder, network, _loss(loss), **ask, keep=parts and parts / "counterfactual")
+        depends = counterfactual(
+            folder, network, loss_named(loss), **ask, keep=parts and parts / "counterfactual"
+        )
     facts = (
         ("run", str(folder)),
         ("training samples", f"{a.contributions.shape[2]:,}"),
@@ -169,13 +173,14 @@ def _queries(text: str, train: tuple[Batch, torch.Tensor]) -> tuple[Any, Any, li
         y = train[1]
         labels = y[index] if isinstance(y, torch.Tensor) and y.numel() == len(y) else None
         return take(train[0], index), labels, [f"training sample {i}" for i in index.tolist()]
-    queries = _call(text, "--queries")
+    queries = called(text, "--queries")
     if isinstance(queries, (tuple, list)) and len(queries) == 2:
         return queries[0], queries[1], None
     return queries, None, None
 
 
-def _loss(name: str) -> Callable[..., Any]:
+def loss_named(name: str) -> Callable[..., Any]:
+    """Return a loss by its name in torch.nn.functional, or as ``module:function``."""
     if ":" in name:
         return _named(name, "--loss")
     function = getattr(nn.functional, name, None)
@@ -187,7 +192,8 @@ def _loss(name: str) -> Callable[..., Any]:
     return function
 
 
-def _call(name: str, option: str) -> Any:
+def called(name: str, option: str) -> Any:
+    """Return what the function of a name returns, called without arguments."""
     factory = _named(name, option)
     try:
         return factory()

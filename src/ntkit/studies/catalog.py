@@ -38,6 +38,10 @@ STUDIES: dict[str, tuple[str, str]] = {
         f"{_E}, Section 6.3",
         "A network that finds an algorithm, seen through its kernel; and more than two peaks",
     ),
+    "extrapolation": (
+        f"{_E}, Sections 5.1, 6.2 and 6.3",
+        "What is new to a trained network's kernel, and whether the network is wrong there",
+    ),
     "linear-head": (f"{_E}, Section 4.2", "A network lies in the span of its tangent features"),
     "superposition": (_T, "A prediction as a superposition of training examples, through training"),
     "optimizers": (f"{_E}, Section 7", "The exact account for the optimizers that the theorem leaves out"),

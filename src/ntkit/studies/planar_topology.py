@@ -111,7 +111,7 @@ def run(config: Config) -> Result:
             else:
                 scores[name] = part(name, lambda t=training: _measured(config, t))
             done(1)
-    tests = {where: make(config.tests, config.size) for where, make in _tests(config).items()}
+    tests = {where: make(config.tests, config.size) for where, make in sets(config).items()}
     for name, solve in (("rows", by_rows), ("depth", by_depth)):
         scores[name] = {
             where: float(iou(torch.tensor(solve(edges)), torch.tensor(shapes)).mean())
@@ -142,34 +142,34 @@ def _trainings(config: Config) -> dict[str, Training]:
     return found
 
 
-def _tests(config: Config) -> dict[str, Callable[[int, int], tuple[np.ndarray, np.ndarray]]]:
+def sets(config: Config) -> dict[str, Callable[[int, int], tuple[np.ndarray, np.ndarray]]]:
     """Return the sets that networks are tried on, as functions of number and size."""
     seed = config.seed
-    sets = {"in domain": lambda n, size: branched(n, size, seed + 1)}
-    sets |= {f"{b} branches": lambda n, size, b=b: trees(n, size, seed + 2, b) for b in BRANCHES}
-    sets |= {
+    found = {"in domain": lambda n, size: branched(n, size, seed + 1)}
+    found |= {f"{b} branches": lambda n, size, b=b: trees(n, size, seed + 2, b) for b in BRANCHES}
+    found |= {
         name: lambda n, size, make=make: make(n, size, seed + 2) for name, make in {**OUTSIDE, **WIDE}.items()
     }
-    return sets
+    return found
 
 
 def _measured(config: Config, training: Training) -> Scores:
     """Train, and return the mean intersection over union on each set."""
-    model = _train(config, training)
+    model = train_network(config, training)
     found = {}
-    for where, make in _tests(config).items():
-        edges, shapes = _tensors(make(config.tests, training.size), config.device)
-        found[where] = float(iou(_apply(model, edges), shapes).mean())
+    for where, make in sets(config).items():
+        edges, shapes = tensors(make(config.tests, training.size), config.device)
+        found[where] = float(iou(filled_in(model, edges), shapes).mean())
     return found
 
 
 def _shown(config: Config, training: Training) -> tuple[Scores, dict[str, np.ndarray]]:
     """Return the same, with pictures of each set (the worst ones outside) and every shape's score."""
-    model = _train(config, training)
+    model = train_network(config, training)
     found, arrays = {}, {}
-    for where, make in _tests(config).items():
-        edges, shapes = _tensors(make(config.tests, training.size), config.device)
-        guess = _apply(model, edges)
+    for where, make in sets(config).items():
+        edges, shapes = tensors(make(config.tests, training.size), config.device)
+        guess = filled_in(model, edges)
         each = iou(guess, shapes)
         found[where] = float(each.mean())
         chosen = torch.tensor([0, 1]) if where == "in domain" else each.argsort()[[0, 1]].cpu()
@@ -232,14 +232,15 @@ def iou(guess: Tensor, shape: Tensor) -> Tensor:
     return (a & b).sum(1) / (a | b).sum(1).clamp_min(1)
 
 
-def _tensors(pair: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, Tensor]:
+def tensors(pair: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, Tensor]:
+    """Return boundaries and shapes ``[n, 1, size, size]`` in [0, 1]."""
     edges, shapes = (torch.tensor(p)[:, None].to(device) for p in pair)
     return edges, shapes.clamp(0, 1)
 
 
-def _train(config: Config, training: Training) -> nn.Module:
+def train_network(config: Config, training: Training) -> nn.Module:
     """Train on random batches, flipped at random, and maybe distorted, for so many steps."""
-    x, y = _tensors(branched(training.shapes, training.size, config.seed), config.device)
+    x, y = tensors(branched(training.shapes, training.size, config.seed), config.device)
     with seeded(config.seed):
         model = build(training.architecture, config.channels).to(config.device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore
@@ -288,7 +289,8 @@ def _distorted(edges: Tensor, shapes: Tensor, draw: torch.Generator) -> tuple[Te
 
 
 @torch.no_grad()
-def _apply(model: nn.Module, x: Tensor) -> Tensor:
+def filled_in(model: nn.Module, x: Tensor) -> Tensor:
+    """Return what a network gives for boundaries, between 0 and 1."""
     return torch.cat([torch.sigmoid(model(some)) for some in x.split(64)])
 
 

@@ -162,35 +162,40 @@ class DerivativeSweep:
 
         They differ where something is detached, or an operation's backward pass is no function of its inputs.
         """
-        run, replay = self.run, self.replay
-        for k in {0, run.steps - 1}:
-            step = run.step(k)
-            if step.kept is not None:
+        for k in {0, self.run.steps - 1}:
+            if self.run.step(k).kept is not None:
                 continue
-            w = run.weights(k)
-            v = torch.randn(w.shape, generator=torch.Generator().manual_seed(k)).to(w) * (w.abs() + w.std())
-            h = _STEP
-            change = (replay.gradient(w + h * v, k, step) - replay.gradient(w - h * v, k, step)) / (2 * h)
-            if not change.any():
-                continue
-            with self._differentiable():
-                graphs = [self._graph(w, k, part) for part in replay.parts(step)]
-                found = sum(
-                    float(batched_gradients([graph.g], [graph.w], [change[None]])[0][0] @ v)
-                    for graph in graphs
-                )
-            truth = float(change @ change)
-            if not abs(found - truth) <= _ALIKE * truth:
+            offs = []
+            for seed in range(3):  # on one of them there may be a kink: a wrong derivative is so on all
+                offs.append(self._off(k, seed))
+                if offs[-1] <= _ALIKE:
+                    break
+            if offs[-1] > _ALIKE:
                 raise NtkitError(
-                    f"The gradient of step {k} has a derivative that torch does not see: along a drawn "
-                    f"direction, "
-                    f"products with the second derivative are {abs(found / truth - 1):.2g} off the "
-                    f"differences of "
-                    f"gradients. Something is detached in the loss or the network, or the backward pass of "
-                    f"an "
-                    f"operation (a function of your own, weight_norm, an embedding's padding_idx) is not "
-                    f"differentiable. ntkit.retrain tells what would have happened without a set of samples."
+                    f"The gradient of step {k} has a derivative that torch does not see: along drawn "
+                    f"directions, products with the second derivative are {min(offs):.2g} off the "
+                    f"differences of gradients. Something is detached in the loss or the network, or the "
+                    f"backward pass of an operation (a function of your own, weight_norm, an embedding's "
+                    f"padding_idx) is not differentiable. ntkit.retrain tells what would have happened "
+                    f"without a set of samples."
                 )
+
+    def _off(self, k: int, seed: int) -> float:
+        """Return how far the product with the second derivative of step k is off along a drawn direction."""
+        run, replay, step = self.run, self.replay, self.run.step(k)
+        w, draw = run.weights(k), torch.Generator().manual_seed(k + seed * run.steps)
+        v = torch.randn(w.shape, generator=draw).to(w) * (w.abs() + w.std())
+        h = _STEP / 10**seed
+        change = (replay.gradient(w + h * v, k, step) - replay.gradient(w - h * v, k, step)) / (2 * h)
+        if not change.any():
+            return 0.0
+        with self._differentiable():
+            graphs = [self._graph(w, k, part) for part in replay.parts(step)]
+            found = sum(
+                float(batched_gradients([graph.g], [graph.w], [change[None]])[0][0] @ v) for graph in graphs
+            )
+        off = abs(found / float(change @ change) - 1)
+        return off if off == off else float("inf")
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

@@ -1,0 +1,176 @@
+"""How likely each label is wrong, by predictions that did not use it: a model of classes and flips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ntkit.diagnose.uncertainty import LEVEL, Measured
+from ntkit.network import Floats
+
+_FLOOR = 1e-12
+_TRUSTED = 0.99
+_SURE = 13.8  # of chi^2 with two degrees of freedom, p = 0.001
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """P(label y | x) = (1 - e) q_y + e (1 - q_y) / (C - 1),  q = softmax(t f(x)): classes, then flips.
+
+    f ``[n, C]`` are predictions made without the sample's own label. ``sharpness`` t and ``rate`` e are those
+    of the largest likelihood of the labels as they are; so the wrong ones need not be known.
+    """
+
+    predictions: Tensor
+    labels: Tensor
+    sharpness: float
+    rate: float
+
+    @property
+    def wrong(self) -> Floats:
+        """The probability that each label is not its sample's class, ``[n]``."""
+        return _wrong(self.predictions, self.labels, self.sharpness, self.rate)
+
+    @property
+    def informative(self) -> bool:
+        """Whether the predictions tell more of the labels than chance does (likelihood ratio, p < 0.001)."""
+        q = torch.softmax(self.sharpness * self.predictions, 1).gather(1, self.labels[:, None])
+        c = self.predictions.shape[1]
+        likelihood = (1 - self.rate) * q + self.rate / (c - 1) * (1 - q)
+        return float(2 * (likelihood * c).clamp_min(_FLOOR).log().sum()) > _SURE
+
+    def count(self, chosen: np.ndarray, *, seed: int = 0, draws: int = 100) -> Measured:
+        """Return how many of the chosen labels are wrong: what is expected, and an interval.
+
+        The interval draws samples with replacement, fits the model again, and draws which labels are wrong.
+        NaN, between none and all, where the predictions tell nothing of the labels.
+        """
+        if not self.informative:
+            return Measured(float("nan"), 0.0, float(len(chosen)))
+        generator = np.random.default_rng(seed)
+        n, found = len(self.labels), []
+        for _ in range(draws):
+            index = torch.as_tensor(generator.integers(n, size=n))
+            t, e = _fit(self.predictions[index], self.labels[index], (self.sharpness, self.rate))
+            p = _wrong(self.predictions[chosen], self.labels[chosen], t, e)
+            found.append(float((generator.random(len(p)) < p).sum()))
+        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        value = float(self.wrong[chosen].sum())
+        return Measured(value, min(float(low), value), max(float(high), value))
+
+
+def noise_model(predictions: Tensor, labels: Tensor) -> NoiseModel:
+    """Fit the sharpness and the rate of flips to labels ``[n]`` and predictions ``[n, C]`` made without them.
+
+    >>> import torch
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> y = torch.randint(0, 4, (2000,), generator=draw)
+    >>> f = torch.nn.functional.one_hot(y, 4) + 0.2 * torch.randn(2000, 4, generator=draw).double()
+    >>> flipped = torch.where(torch.arange(2000) < 200, (y + 1) % 4, y)
+    >>> model = noise_model(f, flipped)
+    >>> abs(model.rate - 0.1) < 0.01, bool(model.wrong[:200].mean() > 0.9)
+    (True, True)
+    """
+    sharpness, rate = _fit(predictions, labels, (10.0, 0.1))
+    return NoiseModel(predictions, labels, sharpness, rate)
+
+
+def _wrong(f: Tensor, y: Tensor, t: float, e: float) -> Floats:
+    q = torch.softmax(t * f, 1).gather(1, y[:, None])[:, 0]
+    flipped = e / (f.shape[1] - 1) * (1 - q)
+    return (flipped / ((1 - e) * q + flipped).clamp_min(_FLOOR)).numpy()
+
+
+def _fit(f: Tensor, y: Tensor, start: tuple[float, float]) -> tuple[float, float]:
+    """Return the parameters of the largest likelihood; flips are fewer than C - 1 of C labels."""
+    most = 1 - 1 / f.shape[1]
+    columns = f.shape[1] - 1
+    row, own = torch.arange(len(y)), f.gather(1, y[:, None])
+
+    def parameters(p: Tensor) -> tuple[Tensor, Tensor]:
+        return p[0].exp(), most * torch.sigmoid(p[1])
+
+    def objective(p: np.ndarray) -> tuple[float, np.ndarray]:
+        leaf = torch.tensor(p, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            t, e = parameters(leaf)
+            q = torch.softmax(t * (f - own), 1)[row, y]
+            loss = -((1 - e) * q + e / columns * (1 - q)).clamp_min(_FLOOR).log().mean()
+            (slope,) = torch.autograd.grad(loss, leaf)
+        return loss.item(), slope.numpy()
+
+    share = min(max(start[1] / most, 1e-6), 1 - 1e-6)
+    begin = np.array([np.log(start[0]), np.log(share / (1 - share))])
+    best = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=[(-7, 9), (-12, 12)])
+    t, e = parameters(torch.tensor(best.x))
+    return float(t), float(e)
+
+
+def leave_one_out(gram: Tensor, targets: Tensor, alpha: float, weights: Tensor | None = None) -> Tensor:
+    """Return what kernel ridge regression predicts for each sample without it, ``[n, o]``.
+
+        f_-n(x_n) = y_n - c_n / G_nn,    c = G y,    G = (K + alpha W^-1)^-1
+
+    >>> import torch
+    >>> leave_one_out(torch.ones(3, 3).double(), torch.tensor([[0.0], [2.0], [4.0]]).double(), 1e-6).round()
+    tensor([[3.],
+            [2.],
+            [1.]], dtype=torch.float64)
+    """
+    matrix = gram.clone()
+    matrix.diagonal().add_(alpha if weights is None else alpha / weights)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    return targets - (inverse @ targets) / inverse.diagonal()[:, None]
+
+
+class Regression:
+    """Ridge regression on one kernel matrix, whose samples' weights change: what each round costs little.
+
+    With G = (K + alpha)^-1 and D = alpha (1/w - 1) on the samples S whose weight is not one,
+
+        (K + alpha W^-1)^-1 = G - G_:S (D^-1 + G_SS)^-1 G_S:
+    """
+
+    def __init__(self, gram: Tensor, targets: Tensor, alpha: float) -> None:
+        matrix = gram.clone()
+        matrix.diagonal().add_(alpha)
+        self.alpha, self.targets = alpha, targets
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        self.coefficients = self.inverse @ targets
+
+    def leave_one_out(self, weights: Tensor | None = None) -> Tensor:
+        """Return what is predicted for each sample without it, ``[n, o]``; see `leave_one_out`."""
+        c, diagonal = self.coefficients, self.inverse.diagonal()
+        some = torch.empty(0) if weights is None else (weights < 1).nonzero()[:, 0]
+        if weights is not None and len(some):
+            columns = self.inverse[:, some]
+            small = columns[some].clone()
+            small.diagonal().add_(weights[some] / (self.alpha * (1 - weights[some])))
+            both = torch.cat([c[some], columns.T], 1)
+            solved = torch.cholesky_solve(both, torch.linalg.cholesky(small))
+            c = c - columns @ solved[:, : c.shape[1]]
+            diagonal = diagonal - (columns * solved[:, c.shape[1] :].T).sum(1)
+        return self.targets - c / diagonal[:, None]
+
+
+def robust(
+    gram: Tensor, targets: Tensor, labels: Tensor, alpha: float, rounds: int, done: Callable[[int], None]
+) -> NoiseModel:
+    """Fit the model to leave-one-out predictions, in rounds that weight samples by 1 - P(wrong).
+
+    Weights above 0.99 count as one.
+    """
+    regression = Regression(gram, targets - targets.mean(0), alpha)
+    weights, model = None, None
+    for _ in range(rounds):
+        model = noise_model(regression.leave_one_out(weights), labels)
+        right = torch.as_tensor(1 - model.wrong).clamp_min(1e-3)
+        weights = torch.where(right > _TRUSTED, 1.0, right)
+        done(1)
+    assert model is not None
+    return model
