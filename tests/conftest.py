@@ -7,7 +7,43 @@ import torch
 
 from ntkit.faults import strict
 
+REPEATS = (  # cases of which the default suite runs others of the same kind: with `make slow`
+    "test_limit.py::test_blocks_do_not_depend_on_the_tiles[tanh MLP]",
+    "test_limit.py::test_blocks_do_not_depend_on_the_tiles[ELU and Hardtanh]",
+    "test_zero_variance.py::test_residual_blocks_without_bias[plain]",
+    "test_zero_variance.py::test_residual_blocks_without_bias[pooled]",
+    "test_networks.py::test_the_limit_is_met_by_finite_draws[LSTMCell]",
+    "test_networks.py::test_the_limit_is_met_by_finite_draws[queries and keys normed",
+    "test_attention.py::test_one_attention_against_draws_of_a_head[windows]",
+    "test_attention.py::test_one_attention_against_draws_of_a_head[a table of which",
+    "test_maxima.py::test_maxima_of_one_layer_against_draws[two on one another]",
+    "test_positions.py::test_blocks_between_positions[tokens of a transformer]",
+    "test_empirical.py::test_every_network_against_autograd[LSTM, two layers, both",
+    "test_empirical.py::test_a_small_budget_changes_nothing[2000-tied embedding",
+    "test_stream.py::test_every_network_in_parts[LSTM, two layers, both",
+    "test_zoo.py::test_the_kernel_is_that_of_autograd[gpt2]",
+    "test_transformers.py::test_a_training_is_accounted_for[settings1",
+    "test_transformers.py::test_the_trainers_own_loss_of_tokens[make0-2]",
+    "test_account.py::test_calibrated_table[Adam 1e-2 full batch]",
+    "test_account.py::test_calibrated_table[Adam 1e-3]",
+    "test_loose.py::test_the_residual_is_within_the_tolerance_and_the_columns_are_those_of_float64[ReLU-0.01",
+    "test_structure.py::test_accounts_with_and_without_structure[tied]",
+    "test_laws.py::test_laws[EmpiricalNTK, full]",
+    "test_counterfactual.py::test_effects_are_differences_of_training_again[None-Adam]",
+    "test_counterfactual.py::test_effects_are_differences_of_training_again[None-RMSprop]",
+    "test_conventions.py::test_scales_are_searched_in_a_pipeline[limit kernel-GradientFlow]",
+    "test_conventions.py::test_any_kernel_cloned_and_pickled[limit kernel",
+)
+
 torch.set_num_threads(1)  # the tests' matrices are small: threads only wait for each other
+
+
+@pytest.hookimpl(tryfirst=True)  # before those with the mark are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark repeats as slow."""
+    for item in items:
+        if any(repeat in item.nodeid for repeat in REPEATS):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
