@@ -33,6 +33,33 @@ REPEATS = (  # cases of which the default suite runs others of the same kind: wi
     "test_counterfactual.py::test_effects_are_differences_of_training_again[None-RMSprop]",
     "test_conventions.py::test_scales_are_searched_in_a_pipeline[limit kernel-GradientFlow]",
     "test_conventions.py::test_any_kernel_cloned_and_pickled[limit kernel",
+    "test_attention.py::test_blocks_do_not_depend_on_tiles",
+    "test_limit.py::test_more_points_and_other_seeds_agree_within_the_reported_error[softmax attention]",
+    "test_limit.py::test_blocks_are_those_of_one_symmetric_positive_kernel[softmax attention]",
+    "test_zero_variance.py::test_residual_blocks_without_bias[norm]",
+    "test_zero_variance.py::test_rows_of_zeros_without_bias[kink by hand]",
+    "test_attention.py::test_one_attention_against_draws_of_a_head[windows with masks]",
+    "test_networks.py::test_the_limit_is_met_by_finite_draws[rotary embeddings]",
+    "test_loose.py::test_the_residual_is_within_the_tolerance_and_the_columns_are_those_of_float64[ReLU-0.001-True]",
+    "test_watching.py::test_the_same_as_afterwards[momentum]",
+    "test_account.py::test_ball_and_sphere_full_batch_two_nodes",
+    "test_derivatives.py::test_derivatives_by_structure[convolutions, laplacian]",
+    "test_laws.py::test_laws[normalized]",
+    "test_packed.py::test_packed_sequences_by_structure[dropout in eval]",
+    "test_budget.py::test_a_small_budget_gives_the_same_numbers[attention]",
+    "test_transformers.py::test_a_training_is_accounted_for[settings0-make2]",
+    "test_gains.py::test_samples_that_are_close[0.0001-silu]",
+    "test_operations.py::test_the_limit_is_met_by_finite_draws[rsub]",
+    "test_written_out.py::test_writing_in_place[one after the other]",
+    "test_empirical.py::test_a_small_budget_changes_nothing[40 kB-tied embedding",
+)
+HALVED = (  # of these the default suite runs every other case
+    "test_derivatives.py::test_derivatives_by_structure[",
+    "test_products.py::test_every_order_gives_the_kernel[",
+    "test_packed.py::test_packed_sequences_by_structure[",
+    "test_stream.py::test_every_network_in_parts[",
+    "test_operator.py::test_products_are_those_of_the_matrix[",
+    "test_parametrize.py::test_every_network_keeps_its_parameters_and_its_kernel[",
 )
 
 torch.set_num_threads(1)  # the tests' matrices are small: threads only wait for each other
@@ -41,8 +68,12 @@ torch.set_num_threads(1)  # the tests' matrices are small: threads only wait for
 @pytest.hookimpl(tryfirst=True)  # before those with the mark are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark repeats as slow."""
+    count = dict.fromkeys(HALVED, 0)
     for item in items:
-        if any(repeat in item.nodeid for repeat in REPEATS):
+        half = next((family for family in HALVED if family in item.nodeid), None)
+        if half is not None:
+            count[half] += 1
+        if any(repeat in item.nodeid for repeat in REPEATS) or (half is not None and count[half] % 2 == 0):
             item.add_marker(pytest.mark.slow)
 
 
