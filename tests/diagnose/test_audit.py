@@ -12,6 +12,7 @@ import ntkit
 from ntkit.data.digits import digits
 from ntkit.diagnose import label_audit
 from ntkit.diagnose.noise_model import Regression, leave_one_out, noise_model
+from ntkit.diagnose.sample_scores import Combined
 
 
 def flipped(y, share, seed, classes=10):
@@ -20,6 +21,19 @@ def flipped(y, share, seed, classes=10):
     wrong[draw.permutation(len(y))[: round(share * len(y))]] = True
     other = (y.numpy() + draw.integers(1, classes, len(y))) % classes
     return torch.as_tensor(np.where(wrong, other, y.numpy())), wrong
+
+
+def test_a_run_is_asked_in_some_directions_of_its_outputs():
+    x, _ = classes(9)
+    model = nn.Sequential(nn.Linear(x.shape[1], 4), nn.Tanh(), nn.Linear(4, 7)).double().eval()
+    some = Combined(model, None, x[:1], 3, seed=0)
+    assert torch.allclose(some.combinations.T @ some.combinations, torch.eye(3).double(), atol=1e-12)
+    full = ntkit.EmpiricalNTK(model, outputs="full")(x)
+    expected = torch.einsum("nmop,oq,pq->nm", full, some.combinations, some.combinations)
+    assert torch.allclose(ntkit.EmpiricalNTK(some, outputs="trace")(x), expected, rtol=1e-10)
+    for directions in (7, 20, None):
+        found = ntkit.EmpiricalNTK(Combined(model, None, x[:1], directions, seed=0))(x)
+        assert torch.equal(found, ntkit.EmpiricalNTK(model)(x))
 
 
 @pytest.mark.slow

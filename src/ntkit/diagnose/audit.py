@@ -19,12 +19,13 @@ from ntkit.compute.surroundings import undisturbed
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar_gram
 from ntkit.diagnose.noise_model import NoiseModel, robust
-from ntkit.diagnose.sample_scores import SampleScores
+from ntkit.diagnose.sample_scores import Combined, SampleScores
 from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, Subject, as_x, drawn, kernel_of
 from ntkit.diagnose.targets import Targets, as_classes
 from ntkit.diagnose.uncertainty import Measured
 from ntkit.errors import BadValueError, one_of, positive, whole
+from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.inputs import Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.network import Floats, network
@@ -161,6 +162,7 @@ def label_audit(
     exact: bool = False,
     alpha: float = 0.3,
     neighbors: int = 10,
+    directions: int | None = 4,
     samples: int | None = None,
     memory: int | str = "1GiB",
     seed: int = 0,
@@ -190,13 +192,16 @@ def label_audit(
         The ridge, for kernels that are 1 on the diagonal.
     neighbors : int
         How many neighbors' labels are told.
+    directions : int, optional
+        Of a run with more outputs: its kernels are those of so many orthonormal combinations of the outputs,
+        drawn, and not of all; None: of all. Four find what all find, at that part of the cost.
     samples : int, optional
         Audit so many samples, drawn, and not all: n x n values of the kernel are held, n^3
         operations done.
     memory : int or str
         Of the counterfactual and the account.
     seed : int
-        Of that draw.
+        Of the draws.
 
     Raises
     ------
@@ -239,7 +244,12 @@ def label_audit(
         )
     kernels: dict[str, Kernel] = {"ridge": kernel_of(subject)}
     if run is not None:
-        kernels["ridge before"] = run.kernel(0)
+        kernels = {
+            name: EmpiricalNTK(
+                Combined(run.network(step), run.select, take(batch, slice(1)), directions, seed)
+            )
+            for name, step in (("ridge", None), ("ridge before", 0))
+        }
     scores: dict[str, Floats] = {}
     models: dict[str, NoiseModel] = {}
     with progress("regressing", ROUNDS * len(kernels)) as done:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import chunks
-from ntkit.errors import NtkitError
+from ntkit.errors import NtkitError, whole
 from ntkit.finite.empirical import EmpiricalNTK
 from ntkit.inputs import Batch, Bundle, batch_size, take
 from ntkit.network import network, selected
@@ -52,12 +54,51 @@ class _Contracted(nn.Module):
         self.model, self.select = model, select
 
     def forward(self, x: Batch, c: Tensor) -> Tensor:
-        value: object = x.value if isinstance(x, Bundle) else x
-        args, named = (
-            ((), value) if isinstance(value, dict) else (value if type(value) is tuple else (value,), {})
-        )
-        outputs = selected(self.model(*args, **named), self.select)
-        return (outputs.reshape(c.shape) * c).sum(1, keepdim=True)
+        args, named = _arguments(x)
+        return (_rows(self.model(*args, **named), self.select) * c).sum(1, keepdim=True)
+
+
+class Combined(nn.Module):
+    """Some orthonormal combinations of the outputs, drawn: ``[n, directions]``; all outputs, if None.
+
+    The trace of their tangent kernel, times o / directions, is on average that of all o outputs.
+    """
+
+    combinations: Tensor | None
+
+    def __init__(
+        self, model: nn.Module, select: str | int | None, example: Batch, directions: int | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.model, self.select = model, select
+        args, named = _arguments(example)
+        with torch.no_grad():
+            found = _rows(model(*args, **named), select)
+        o = found.shape[1]
+        count = o if directions is None else min(o, whole("directions", directions))
+        generator = torch.Generator().manual_seed(whole("seed", seed, None))
+        drawn = torch.linalg.qr(torch.randn(o, count, generator=generator, dtype=torch.float64)).Q
+        self.register_buffer("combinations", None if count == o else drawn.to(found))
+        self.train(model.training)
+
+    def forward(self, *args: object, **named: object) -> Tensor:
+        """Return them."""
+        outputs = _rows(self.model(*args, **named), self.select)
+        return outputs if self.combinations is None else outputs @ self.combinations
+
+
+def _arguments(x: Batch) -> tuple[Sequence[object], Mapping[str, object]]:
+    """Return how a network is called with a batch."""
+    value: object = x.value if isinstance(x, Bundle) else x
+    if isinstance(value, dict):
+        return (), value
+    return (value if type(value) is tuple else (value,)), {}
+
+
+def _rows(outputs: object, select: str | int | None) -> Tensor:
+    """Return the outputs of each sample, ``[n, o]``."""
+    found = selected(outputs, select)
+    return found.reshape(len(found), -1)
 
 
 def _each(loss: BatchLoss, outputs: Tensor, y: Batch) -> Tensor:
