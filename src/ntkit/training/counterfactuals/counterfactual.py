@@ -187,10 +187,12 @@ def _effects(request: Request, run: Run, total: bool, average: bool, work: Work)
     effects = -derivatives(sweep, start.sweep.net, start.queries, sums, work, key)
     if not checked:
         with torch.no_grad(), progress("Checking the steps", run.steps) as done:
+            w = run.weights(0)
             for k in range(run.steps):
-                w = run.weights(k)
+                after = run.weights(k + 1)
                 g = gradients[k].to(w) if k in gradients else replay.gradient(w, k, run.step(k))
-                check.step(k, w, run.weights(k + 1), g)
+                check.step(k, w, after, g)
+                w = after
                 done(1)
     prediction = (sums @ start.prediction.cpu().reshape(-1)).reshape(-1, o)
     kind: Any = list(request.target) if isinstance(request.target, tuple | range) else request.target

@@ -15,7 +15,7 @@ from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.steps import Replay
 
 # up to which step rounding is measured at each, and how often later, unless a step is off by more
-_ROUNDING = {torch.float64: (4, 16), torch.float32: (2, 16)}
+_ROUNDING = {torch.float64: (2, 64), torch.float32: (2, 16)}
 _MOST, _TOGETHER = 64, 2**20  # steps whose gradients are made in one go, and numbers in these
 _MARGIN = 16.0  # how many times the estimated rounding a step may be off
 
@@ -61,6 +61,7 @@ class StepCheck:
         self.m_native = self.m
         self.m_error = self.eps * self.m.abs()
         self.noise = 0.0
+        self.finite: Tensor | None = None  # weights that were found to be
         self.slow = self.run.weights(0)
         if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
             self.m, self.m_native, self.m_error = earlier.m, earlier.m_native, earlier.m_error
@@ -70,11 +71,12 @@ class StepCheck:
     def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
         """Return recorded minus modelled step k, whose gradient may be known already."""
         for name, value in (("before", w), ("after", after)):
-            if not _is_finite(value):
+            if value is not self.finite and not _is_finite(value):
                 raise NtkitError(
                     f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
                     f"diverged. Record again with a smaller learning rate, or for {k} steps."
                 )
+        self.finite = after
         step = self.run.step(k)
         if step.kept is not None:
             return self._synchronized(k, step.kept, w, after)
@@ -83,21 +85,24 @@ class StepCheck:
         plain, (g_native, noise) = g, self._rounded(w, g, k, step)
         self.noise = max(noise or 0.0, 0.98 * self.noise)
         alike = g_native is g and self.m_native is self.m
-        g = c.scale * g + c.decay * w
-        g_native = g if alike else c.scale * g_native + c.decay * w
+        g = _combined(c.scale, g, c.decay, w)
+        g_native = g if alike else _combined(c.scale, g_native, c.decay, w)
         if not _is_finite(g):
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
-        self.m = c.mu * self.m + c.nu * g
-        self.m_native = self.m if alike else c.mu * self.m_native + c.nu * g_native
+        self.m = _combined(c.mu, self.m, c.nu, g)
+        self.m_native = self.m if alike else _combined(c.mu, self.m_native, c.nu, g_native)
         change = after - w
         missing = change - _delta(step, g_native, self.m_native, w)
         off = missing.abs()
 
         def bounds() -> tuple[Tensor, Tensor]:
-            g_error = _size(c.scale) * self.noise + self.eps * (g.abs().max() + (c.decay * w).abs())
+            g_error = _size(c.scale) * self.noise + self.eps * torch.linalg.vector_norm(g, float("inf"))
+            if not _is_zero(c.decay):
+                g_error = g_error + self.eps * (c.decay * w).abs()
             m_error = (_size(c.mu) * self.m_error).add_(_size(c.nu) * g_error)
             m_error.add_(self.m_native.abs(), alpha=self.eps)
-            allowed = step.multiplied((_size(c.a) * g_error).add_(_size(c.b) * m_error), sizes=True)
+            allowed = _size(c.b) * m_error
+            allowed = step.multiplied(allowed.add_(_size(c.a) * g_error), sizes=True)
             allowed.add_(w.abs().add_(after.abs()).add_(change.abs()), alpha=self.eps)
             return m_error, allowed.mul_(_MARGIN).add_(c.rounding)
 
@@ -156,7 +161,21 @@ class StepCheck:
 
 def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
     c = step.coefficients
-    return -step.multiplied(c.a * g + c.b * m) - c.d * w
+    change = step.multiplied(_combined(c.a, g, c.b, m))
+    return change.neg_() if _is_zero(c.d) else change.neg_().sub_(c.d * w)
+
+
+def _combined(a: float | Tensor, u: Tensor, b: float | Tensor, v: Tensor) -> Tensor:
+    """Return a u + b v, of a factor that is 0 nothing."""
+    if _is_zero(b):
+        return a * u
+    if _is_zero(a):
+        return b * v
+    return (a * u).add_(b * v) if isinstance(b, Tensor) else (a * u).add_(v, alpha=b)
+
+
+def _is_zero(factor: float | Tensor) -> bool:
+    return not isinstance(factor, Tensor) and factor == 0
 
 
 def _is_finite(v: Tensor) -> bool:
