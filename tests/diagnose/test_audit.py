@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.diagnose import label_audit
+from ntkit.diagnose.audit import _sharpened
 from ntkit.diagnose.noise_model import Regression, leave_one_out, noise_model
 from ntkit.diagnose.sample_scores import Combined
 
@@ -21,6 +22,17 @@ def flipped(y, share, seed, classes=10):
     wrong[draw.permutation(len(y))[: round(share * len(y))]] = True
     other = (y.numpy() + draw.integers(1, classes, len(y))) % classes
     return torch.as_tensor(np.where(wrong, other, y.numpy())), wrong
+
+
+def test_the_regression_is_in_a_gaussian_kernel_of_normalized_features():
+    x, _ = classes(20)
+    features = ntkit.EmpiricalNTK(mlp()).features(x).flatten(1)
+    u = features / features.norm(dim=1, keepdim=True)
+    squared = torch.cdist(u, u, compute_mode="donot_use_mm_for_euclid_dist").square()
+    expected = torch.exp(-squared / (squared / 2).median())
+    cosine = ntkit.EmpiricalNTK(mlp()).normalized()(x)
+    assert torch.allclose(_sharpened(cosine), expected, rtol=1e-8)
+    assert torch.equal(_sharpened(torch.ones(3, 3)), torch.ones(3, 3))
 
 
 def test_a_run_is_asked_in_some_directions_of_its_outputs():
@@ -110,6 +122,23 @@ def test_flipped_digits_are_found_and_their_number_is_estimated(share):
     k = round(share * 600)
     precision = found.precision(k)
     assert precision.low - 0.03 <= wrong[found.order[:k]].mean() <= precision.high + 0.03
+
+
+@pytest.mark.parametrize("kind", ["uniform", "by class"])
+def test_flips_that_go_to_one_class_are_seen_as_such(kind):
+    draw = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 5, (1500,), generator=draw)
+    f = nn.functional.one_hot(y, 5) + 0.35 * torch.randn(1500, 5, generator=draw).double()
+    flip = torch.rand(1500, generator=draw) < (0.1 if kind == "uniform" else torch.where(y == 1, 0.5, 0.0))
+    by = torch.randint(1, 5, (1500,), generator=draw) if kind == "uniform" else 1
+    model = noise_model(f, torch.where(flip, (y + by) % 5, y))
+    found = model.count(np.arange(1500), draws=20)
+    assert abs(found.value - int(flip.sum())) < 15 and 5 < found.high - found.low < 60
+    if kind == "uniform":
+        assert model.strength >= 300
+    else:
+        assert model.strength <= 100 and abs(float(model.transitions[1, 2]) - 0.5) < 0.06
+    assert roc_auc_score(flip, model.wrong) > (0.98 if kind == "uniform" else 0.995)
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ WEIGHTS = {
     "counterfactual": 0.01,
     "account": 0.02,
 }
+_SHARPER = 2.0  # times the median distance of the features goes into the exponent
 ROUNDS = 2  # of the ridge regression, the second without the suspects of the first
 
 
@@ -95,8 +96,7 @@ class LabelAudit(Shown):
     def precision(self, k: int) -> Measured:
         """Return the share of wrong labels among the k most suspect, estimated without knowing them.
 
-        By the noise model: (1 - e) softmax(t f) for a right label, e / (C - 1) for any other. The interval
-        covers the draw of the samples and of the wrong labels, as far as flips are as likely to each class.
+        By the noise model. The interval covers the draw of the samples and of the wrong labels.
         """
         top = self.order[: whole("k", k)]
         if k > len(self.score):
@@ -160,7 +160,7 @@ def label_audit(
     held_out: tuple[Inputs, Inputs] | None = None,
     checkpoints: int = 10,
     exact: bool = False,
-    alpha: float = 0.3,
+    alpha: float = 0.5,
     neighbors: int = 10,
     directions: int | None = 4,
     samples: int | None = None,
@@ -170,8 +170,12 @@ def label_audit(
     """Return which labels look wrong.
 
     Of a kernel, or a network's tangent kernel, it is the leave-one-out residual of ridge regression on
-    k(x, x') / sqrt(k(x, x) k(x', x')), turned into the probability that the label is wrong (`NoiseModel`), in
-    two rounds: the second gives samples the weight 1 - P(wrong). Of a run, it is that with the kernel after
+
+        exp(-2 (1 - c(x, x')) / m),    c(x, x') = k(x, x') / sqrt(k(x, x) k(x', x')),
+
+    a Gaussian kernel of the normalized features whose width is set by m, the median of 1 - c. The residual is
+    turned into the probability that the label is wrong (`NoiseModel`), in two rounds: the second gives
+    samples the weight 1 - P(wrong). Of a run, it is that with the kernel after
     and before training, and what happened to each sample at checkpoints: its loss, and its squared gradient
     norm |J^T c|^2, c the derivative of its loss by the outputs, both averaged over them.
 
@@ -189,7 +193,7 @@ def label_audit(
     exact : bool
         Also account for the loss of each training sample (`ntkit.account`): much dearer.
     alpha : float
-        The ridge, for kernels that are 1 on the diagonal.
+        The ridge; that kernel is 1 on the diagonal.
     neighbors : int
         How many neighbors' labels are told.
     directions : int, optional
@@ -256,7 +260,7 @@ def label_audit(
         cosine = torch.empty(0)
         for name, made in kernels.items():
             gram = _cosine(scalar_gram(made, batch))
-            models[name] = _model(gram, targets, positive("alpha", alpha), done)
+            models[name] = _model(_sharpened(gram), targets, positive("alpha", alpha), done)
             scores[name] = models[name].wrong
             cosine = gram if name == "ridge" else cosine
     if run is not None:
@@ -307,6 +311,12 @@ def _cosine(k: Tensor) -> Tensor:
             f"k(x, x) is zero for sample(s) {bad[:10]}, which are like nothing; leave them out."
         )
     return k / (size[:, None] * size).sqrt()
+
+
+def _sharpened(cosine: Tensor) -> Tensor:
+    """Return the Gaussian kernel of normalized features: tangent kernels alone are too smooth for digits."""
+    middle = float((1 - cosine).median())
+    return cosine if middle <= 0 else torch.exp((cosine - 1) * (_SHARPER / middle))
 
 
 def _model(gram: Tensor, targets: Targets, alpha: float, done: Callable[[int], None]) -> NoiseModel:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from ntkit.diagnose.uncertainty import LEVEL, Measured
@@ -16,33 +16,37 @@ from ntkit.network import Floats
 _FLOOR = 1e-12
 _TRUSTED = 0.99
 _SURE = 13.8  # of chi^2 with two degrees of freedom, p = 0.001
+_STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4)  # of the prior, in labels of a class
+_ROUNDS, _AGAIN, _OFTEN = 30, 8, 5  # of expectation and maximization, and of those on a sample drawn again
 
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """P(label y | x) = (1 - e) q_y + e (1 - q_y) / (C - 1),  q = softmax(t f(x)): classes, then flips.
+    """P(label y | x) = sum_k q_k T_ky,  q = softmax(t f(x)): classes, then flips of class k to label y.
 
-    f ``[n, C]`` are predictions made without the sample's own label. ``sharpness`` t and ``rate`` e are those
-    of the largest likelihood of the labels as they are; so the wrong ones need not be known.
+    f ``[n, C]`` are predictions made without the sample's own label, so that the wrong ones need not be
+    known. ``sharpness`` t has the largest likelihood of the labels as they are. ``transitions`` T ``[C, C]``
+    have a Dirichlet prior around flips that are equally likely from and to each class, worth ``strength``
+    labels of a class; that is the strength under which the labels are most likely (empirical Bayes).
     """
 
     predictions: Tensor
     labels: Tensor
     sharpness: float
-    rate: float
+    transitions: Tensor
+    strength: float
+    informative: bool
+    """Whether the predictions tell more of the labels than chance does (likelihood ratio, p < 0.001)."""
 
     @property
     def wrong(self) -> Floats:
         """The probability that each label is not its sample's class, ``[n]``."""
-        return _wrong(self.predictions, self.labels, self.sharpness, self.rate)
+        return _wrong(self.predictions, self.labels, self.sharpness, self.transitions)
 
     @property
-    def informative(self) -> bool:
-        """Whether the predictions tell more of the labels than chance does (likelihood ratio, p < 0.001)."""
-        q = torch.softmax(self.sharpness * self.predictions, 1).gather(1, self.labels[:, None])
-        c = self.predictions.shape[1]
-        likelihood = (1 - self.rate) * q + self.rate / (c - 1) * (1 - q)
-        return float(2 * (likelihood * c).clamp_min(_FLOOR).log().sum()) > _SURE
+    def rate(self) -> float:
+        """The share of labels that are expected to be wrong."""
+        return float(self.wrong.mean())
 
     def count(self, chosen: np.ndarray, *, seed: int = 0, draws: int = 100) -> Measured:
         """Return how many of the chosen labels are wrong: what is expected, and an interval.
@@ -56,8 +60,12 @@ class NoiseModel:
         n, found = len(self.labels), []
         for _ in range(draws):
             index = torch.as_tensor(generator.integers(n, size=n))
-            t, e = _fit(self.predictions[index], self.labels[index], (self.sharpness, self.rate))
-            p = _wrong(self.predictions[chosen], self.labels[chosen], t, e)
+            again = _Fit(self.predictions[index], self.labels[index], self.sharpness, self.transitions)
+            again.strength = self.strength
+            again.sharpen()
+            for _ in range(_AGAIN):
+                again.expect()
+            p = _wrong(self.predictions[chosen], self.labels[chosen], again.sharpness, again.transitions)
             found.append(float((generator.random(len(p)) < p).sum()))
         low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         value = float(self.wrong[chosen].sum())
@@ -65,7 +73,7 @@ class NoiseModel:
 
 
 def noise_model(predictions: Tensor, labels: Tensor) -> NoiseModel:
-    """Fit the sharpness and the rate of flips to labels ``[n]`` and predictions ``[n, C]`` made without them.
+    """Fit the sharpness and the flips to labels ``[n]`` and predictions ``[n, C]`` made without them.
 
     >>> import torch
     >>> draw = torch.Generator().manual_seed(0)
@@ -76,18 +84,76 @@ def noise_model(predictions: Tensor, labels: Tensor) -> NoiseModel:
     >>> abs(model.rate - 0.1) < 0.01, bool(model.wrong[:200].mean() > 0.9)
     (True, True)
     """
-    sharpness, rate = _fit(predictions, labels, (10.0, 0.1))
-    return NoiseModel(predictions, labels, sharpness, rate)
+    c = predictions.shape[1]
+    sharpness, rate = _uniform(predictions, labels)
+    fit = _Fit(predictions, labels, sharpness, _flips(rate, c))
+    better = 2 * float((fit.likelihood(sharpness) * c).clamp_min(_FLOOR).log().sum())
+    for number in range(_ROUNDS):
+        if number % _OFTEN == _OFTEN - 1:
+            fit.sharpen()
+        fit.expect(choose=number > 2)
+    return NoiseModel(predictions, labels, fit.sharpness, fit.transitions, fit.strength, better > _SURE)
 
 
-def _wrong(f: Tensor, y: Tensor, t: float, e: float) -> Floats:
-    q = torch.softmax(t * f, 1).gather(1, y[:, None])[:, 0]
-    flipped = e / (f.shape[1] - 1) * (1 - q)
-    return (flipped / ((1 - e) * q + flipped).clamp_min(_FLOOR)).numpy()
+class _Fit:
+    """Expectation and maximization: which class each sample has, then the flips and the sharpness."""
+
+    def __init__(self, f: Tensor, y: Tensor, sharpness: float, transitions: Tensor) -> None:
+        self.f, self.y, self.sharpness, self.transitions = f, y, sharpness, transitions
+        self.given = torch.nn.functional.one_hot(y, f.shape[1]).to(f)
+        self.strength = 100.0
+
+    def likelihood(self, sharpness: float) -> Tensor:
+        """Return P(label) of each sample."""
+        return (torch.softmax(sharpness * self.f, 1) * self.transitions.T[self.y]).sum(1)
+
+    def sharpen(self) -> None:
+        """Move the sharpness to where the labels are most likely."""
+
+        def objective(logarithm: float) -> float:
+            return -float(self.likelihood(np.exp(logarithm)).clamp_min(_FLOOR).log().sum())
+
+        at = float(np.log(self.sharpness))
+        best = minimize_scalar(
+            objective, bounds=(at - 1.5, at + 1.5), method="bounded", options={"maxiter": 15}
+        )
+        self.sharpness = float(np.exp(best.x))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def expect(self, choose: bool = False) -> None:
+        """Count flips as they are expected, and take the transitions from these counts and their prior."""
+        both = torch.softmax(self.sharpness * self.f, 1) * self.transitions.T[self.y]
+        counts = (both / both.sum(1, keepdim=True).clamp_min(_FLOOR)).T @ self.given
+        rate = 1 - float(counts.diagonal().sum() / counts.sum())
+        prior = _flips(max(rate, 1e-4), len(counts))
+        if choose:
+            self.strength = max(_STRENGTHS, key=lambda strength: _evidence(counts, strength * prior))
+        made = counts + self.strength * prior
+        self.transitions = made / made.sum(1, keepdim=True)
 
 
-def _fit(f: Tensor, y: Tensor, start: tuple[float, float]) -> tuple[float, float]:
-    """Return the parameters of the largest likelihood; flips are fewer than C - 1 of C labels."""
+def _evidence(counts: Tensor, prior: Tensor) -> float:
+    """Return the logarithm of the probability of counts ``[C, C]`` under Dirichlet priors."""
+    rows = torch.lgamma(prior.sum(1)) - torch.lgamma((prior + counts).sum(1))
+    return float(rows.sum() + (torch.lgamma(prior + counts) - torch.lgamma(prior)).sum())
+
+
+def _flips(rate: float, c: int) -> Tensor:
+    """Return transitions from each class to every other with the same probability."""
+    made = torch.full((c, c), rate / (c - 1), dtype=torch.float64)
+    made.fill_diagonal_(1 - rate)
+    return made
+
+
+def _wrong(f: Tensor, y: Tensor, t: float, transitions: Tensor) -> Floats:
+    both = torch.softmax(t * f, 1) * transitions.T[y]
+    return (1 - both.gather(1, y[:, None])[:, 0] / both.sum(1).clamp_min(_FLOOR)).numpy()
+
+
+def _uniform(f: Tensor, y: Tensor) -> tuple[float, float]:
+    """Return the sharpness and rate of the largest likelihood where flips go to each class alike.
+
+    They are fewer than C - 1 of C labels.
+    """
     most = 1 - 1 / f.shape[1]
     columns = f.shape[1] - 1
     row, own = torch.arange(len(y)), f.gather(1, y[:, None])
@@ -104,8 +170,8 @@ def _fit(f: Tensor, y: Tensor, start: tuple[float, float]) -> tuple[float, float
             (slope,) = torch.autograd.grad(loss, leaf)
         return loss.item(), slope.numpy()
 
-    share = min(max(start[1] / most, 1e-6), 1 - 1e-6)
-    begin = np.array([np.log(start[0]), np.log(share / (1 - share))])
+    share = 0.1 / most
+    begin = np.array([np.log(10.0), np.log(share / (1 - share))])
     best = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=[(-7, 9), (-12, 12)])
     t, e = parameters(torch.tensor(best.x))
     return float(t), float(e)
