@@ -126,3 +126,44 @@ def test_the_doctor_tells_what_is_slow_here(monkeypatch):
     monkeypatch.setattr("ntkit.compute.doctor.free_processors", lambda: 64)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert "OMP_WAIT_POLICY" not in run("doctor").output
+
+
+def test_what_is_chosen_is_logged(caplog, tmp_path):
+    import numpy as np
+    import torch
+
+    import ntkit
+
+    caplog.set_level("INFO", logger="ntkit")
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None]
+    model = torch.nn.Linear(1, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ntkit.record(tmp_path / "run", model, optimizer, train=(x, x)) as recording:
+        recording.batch(range(6))
+        torch.nn.functional.mse_loss(model(x), x).backward()
+        optimizer.step()
+    ntkit.account(tmp_path / "run", model, "mse_loss", train=(x, x), queries=x[:1])
+    ntkit.EmpiricalNTK(model)(x)
+    ntkit.infinite_width(
+        torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)), x.float()
+    )
+    ntkit.KernelRidge().fit(np.arange(6.0)[:, None], np.arange(6.0))
+    text = caplog.text
+    for words in (
+        "recorded 1 steps",
+        "account of",
+        "tangent kernel:",
+        "limit of infinite",
+        "KernelRidge chose",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(("flag", "level"), [("-v", "INFO"), ("-vv", "DEBUG"), ("--verbose", "INFO")])
+def test_verbose_sets_the_level_of_the_log(flag, level, monkeypatch):
+    import logging
+
+    log = logging.getLogger("ntkit")
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    assert run(flag, "study", "list").exit_code == 0
+    assert logging.getLevelName(log.level) == level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -53,7 +54,6 @@ app = typer.Typer(
     cls=_Commands,
     help="Any PyTorch network as its kernel machine.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -72,8 +72,13 @@ def _ntkit(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say what is chosen, and why; -vv: all.")
+    ] = 0,
 ) -> None:
-    pass
+    if verbose:
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger("ntkit").setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
 
 
 @app.command()

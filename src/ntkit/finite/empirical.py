@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ from ntkit.kernel import Kernel
 from ntkit.module_checks import check_weights
 from ntkit.network import Network, No, Weights, as_inputs, network
 
+_log = logging.getLogger("ntkit")
 Block: TypeAlias = Float[Tensor, "n1 n2 *v"]
 _KEPT = 16  # recipes, of the last kinds of inputs
 _TRACES = 4  # samples at which a network is read, before it goes sample by sample
@@ -150,6 +152,7 @@ class EmpiricalNTK(Kernel):
                 return block
             recipe, size = self._recipe(first, second)
             plan = self._plan(recipe, size, first, second)
+            _log.info("tangent kernel: %s", plan)
             if not per_parameter:
                 return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
             parts: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from numbers import Real
@@ -40,6 +41,7 @@ from ntkit.machine.solving.newton import Blocks
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
 
+_log = logging.getLogger("ntkit")
 SAMPLES = "X [n, d] of finite numbers (only a pandas data frame may have missing values)"
 ROWS = 2**27  # entries of a block of queries by samples that is made at once
 
@@ -160,6 +162,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         chosen = choose(used, targets, compared, alpha, labels, binary, seed, self.verbose)
         self.search_, self.scaling_, self.kernel_ = chosen.search, chosen.scaling, chosen.kernel
         self.X_fit_ = self._scaled(x)
+        _log.info("%s chose by %s", type(self).__name__, chosen.search)
         return chosen
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Literal, overload
@@ -29,6 +30,8 @@ from ntkit.training.folder.step import Augment
 from ntkit.training.functional.losses import BatchLoss, loss_of
 from ntkit.training.integrals.quadrature import Nodes
 from ntkit.training.recording.train_data import Train
+
+_log = logging.getLogger("ntkit")
 
 
 @overload
@@ -265,4 +268,5 @@ def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
     columns = sweep_tiles(start.sweep, start.queries, work, key)
     tiles, size = tiling(start.sweep, start.queries, work)
     plan = plan_of(request, start, columns.ways, tiles, time.monotonic() - began, size)
+    _log.info("account of %s: %s", run.folder, plan)
     return balanced(request, start, start.initial, columns, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -31,6 +32,8 @@ from ntkit.training.replay.pull_back import pull_back
 from ntkit.training.replay.retraining import MovingAverage
 from ntkit.training.replay.step_vectors import StepVectors
 from ntkit.training.replay.verify import StepCheck
+
+_log = logging.getLogger("ntkit")
 
 
 def counterfactual(
@@ -194,6 +197,7 @@ def _effects(request: Request, run: Run, total: bool, average: bool, work: Work)
                 check.step(k, w, after, g)
                 w = after
                 done(1)
+    _log.info("counterfactual of %s: %d rows through %d steps", run.folder, len(sums), run.steps)
     prediction = (sums @ start.prediction.cpu().reshape(-1)).reshape(-1, o)
     kind: Any = list(request.target) if isinstance(request.target, tuple | range) else request.target
     chosen = start.chosen

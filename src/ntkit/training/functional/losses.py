@@ -21,19 +21,25 @@ NAMED: dict[str, BatchLoss] = {
     "nll": F.nll_loss,
     "poisson": F.poisson_nll_loss,
 }  # means over the batch, of the outputs as they are: logits
+_AS_TORCH = {f"{name}_loss": name for name in ("mse", "l1", "smooth_l1", "huber", "nll")} | {
+    "binary_cross_entropy_with_logits": "binary_cross_entropy",
+    "poisson_nll_loss": "poisson",
+}
 
 
 def loss_of(loss: BatchLoss | str) -> BatchLoss:
-    """Return a loss, by its name if it has one here.
+    """Return a loss, by its name if it has one here or, of the same losses, in torch.nn.functional.
 
     >>> loss_of("mse")(torch.ones(2), torch.zeros(2))
     tensor(1.)
+    >>> loss_of("mse_loss") is loss_of("mse")
+    True
     >>> loss_of("cross entropy")
     Traceback (most recent call last):
     ntkit.errors.BadValueError: loss='cross entropy'; expected ... Did you mean 'cross_entropy'?
     """
     if isinstance(loss, str):
-        return NAMED[one_of("loss", loss, NAMED)]
+        return NAMED[one_of("loss", _AS_TORCH.get(loss, loss), NAMED)]
     if isinstance(loss, type) or not callable(loss):
         raise BadTypeError(f"loss={loss!r}; expected a function of (outputs, targets), or a name of one.")
     return loss

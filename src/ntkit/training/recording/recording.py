@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -31,6 +32,8 @@ from ntkit.training.recording.sparse import Checkpointing
 from ntkit.training.recording.stats import Stats, Stopwatch
 from ntkit.training.recording.train_data import Train, as_pair
 from ntkit.training.recording.weight_averages import AverageWatch, LookaheadWatch
+
+_log = logging.getLogger("ntkit")
 
 
 class Recording:
@@ -165,6 +168,7 @@ class Recording:
             self._writer.discard()
             return
         self._writer.close("finished" if kind is None else "interrupted")
+        _log.info("recorded %d steps in %s", self.steps, self.folder)
         self._timed.ended = time.perf_counter()
         if kind is None:
             self._check_still(values=True)
