@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
+from ntkit.studies.catalog import STUDIES
 from ntkit.version import __version__
 
 project, author, release = "ntkit", "the authors of ntkit", __version__
@@ -42,7 +45,7 @@ numpydoc_xref_param_type = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"ntkit {release}"
-html_sidebars = {"reference": [], "contribute": []}
+html_sidebars = {"reference": [], "gallery": [], "contribute": []}
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "navbar_end": ["version-switcher", "theme-switcher"],
@@ -59,6 +62,27 @@ copybutton_exclude = ".linenos, .gp, .go"
 linkcheck_ignore: list[str] = (
     [] if os.environ.get("NTKIT_ONLINE") else [r"https?://.*"]
 )  # it is built offline
+
+
+HERE = Path(__file__).parent
+
+
+def gallery(app: object) -> None:
+    """Write the page of the studies as cards, each with a figure, its paper and its results."""
+    text = ["# Gallery", "", "The papers' experiments, one command each: `ntkit study NAME`.", ""]
+    results = (HERE / "studies.md").read_text(encoding="utf-8")
+    text += ["::::{grid} 1 2 3 3", ":gutter: 3", ""]
+    for name, (source, title) in STUDIES.items():
+        figure = re.search(rf"\((studies/{name}-[\w.-]+\.png)\)", results)
+        text += [f":::{{grid-item-card}} {name}", f":link: studies.html#{name}", ":link-type: url"]
+        if figure is not None:
+            text += [f":img-top: {figure[1]}", f":img-alt: {title}"]
+        text += ["", title, "", f"*{source}*", ":::", ""]
+    text.append("::::")
+    target = HERE / "gallery.md"
+    made = "\n".join(text) + "\n"
+    if not target.exists() or target.read_text(encoding="utf-8") != made:
+        target.write_text(made, encoding="utf-8")
 
 
 def formulas_as_they_are(
@@ -87,5 +111,6 @@ def _without_bars(line: str) -> str:
 
 
 def setup(app: Any) -> None:
-    """Connect what reads docstrings."""
+    """Connect what writes the gallery, and what reads docstrings."""
+    app.connect("builder-inited", gallery)
     app.connect("autodoc-process-docstring", formulas_as_they_are, priority=100)

@@ -18,7 +18,7 @@ from ntkit.infinite.program import LIMIT_RULES as LIMITS  # with the rules of al
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(ntkit.__path__, "ntkit."))
-PAGES = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+PAGES = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
 PRINTED = ["[Contribution(index=221, contribution=13.1", "[closed form]", "accuracy 0.9"]
 WAYS = (
@@ -33,7 +33,16 @@ def test_the_python_of_the_readme_runs(block, printed, tmp_path, monkeypatch, ca
     assert printed in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+HOW_TO = sorted(f"how_to/{p.name}" for p in (ROOT / "docs/how_to").glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        *sorted(p.name for p in (ROOT / "docs").glob("*.md")),
+        *(pytest.param(page, marks=pytest.mark.slow) for page in HOW_TO),
+    ],
+)
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ntkit.finite.rules.RULES", dict(RULES))
