@@ -14,6 +14,9 @@ import ntkit
 from ntkit.errors import NtkitError
 from ntkit.report.account_page import account_page
 from ntkit.report.page import render
+from ntkit.studies.catalog import PAPERS, about, configure, places
+from ntkit.studies.index import IndexEntry, render_index
+from ntkit.studies.runner import run_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NAMES = ["malignant, and a name as long as names of classes are", "<b>benign</b> & quiet"]
@@ -44,26 +47,30 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(made, tmp_path_factory):
-    """The page in a browser, and what went wrong in it."""
+def browser():
+    """A browser, if there is one."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page(made, browser, tmp_path_factory):
+    """The page in a browser, and what went wrong in it."""
     account, counterfactual, options = made
     file = tmp_path_factory.mktemp("page") / "report.html"
     ntkit.report.explain(account, file, counterfactual=counterfactual, **options)
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1000, "height": 900})
-        errors: list[str] = []
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.on(
-            "request", lambda request: errors.append(request.url) if request.url[:4] == "http" else None
-        )
-        opened.address = file.as_uri()
-        yield opened
-        assert not errors
-        browser.close()
+    opened = browser.new_page(viewport={"width": 1000, "height": 900})
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("request", lambda request: errors.append(request.url) if request.url[:4] == "http" else None)
+    opened.address = file.as_uri()
+    yield opened
+    assert not errors
 
 
 def fresh(page, hash=""):
@@ -235,3 +242,37 @@ def test_narrow_and_printed(page, tmp_path):
     for column in ("query", "output", "initial", "contributions", "decay", "residual", "prediction"):
         assert column in text
     assert len([sheet for sheet in sheets if "towards" in sheet]) >= Q  # a page for each query
+
+
+@pytest.fixture(scope="module")
+def study_pages(browser, tmp_path_factory):
+    """The pages of two studies and their index, in a browser."""
+    out = tmp_path_factory.mktemp("studies")
+    entries = []
+    for name in ("linear-regression", "positive-definite"):
+        outcome = run_study(name, configure(name, quick=True), out / name)
+        picture = next(iter(outcome.record["figures"].values()))
+        entries.append(IndexEntry(name, about(name)[1], places(name), 1, 1, picture))
+    (out / "index.html").write_text(render_index(entries, PAPERS), encoding="utf-8")
+    opened = browser.new_page(viewport={"width": 400, "height": 800})
+    opened.addresses = [f.as_uri() for f in (out / "index.html", *sorted(out.glob("*/report.html")))]
+    return opened
+
+
+@pytest.mark.slow
+def test_the_pages_of_studies_are_read_by_all(study_pages, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    for address in study_pages.addresses:
+        study_pages.goto(address)
+        assert study_pages.evaluate("document.documentElement.scrollWidth") <= 400, address
+        for scheme in ("light", "dark"):
+            study_pages.emulate_media(color_scheme=scheme)
+            found = axe.Axe().run(study_pages)
+            assert found.violations_count == 0, found.generate_report()
+        if address.endswith("report.html"):
+            assert study_pages.locator("svg[role=img] > title").count() >= 1
+            study_pages.pdf(path=tmp_path / "page.pdf", format="A4")
+            text = " ".join(s.extract_text() for s in pypdf.PdfReader(tmp_path / "page.pdf").pages)
+            for column in ("claim", "paper", "measured", "bar", "holds?"):
+                assert column in text

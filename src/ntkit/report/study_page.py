@@ -29,5 +29,5 @@ class StudyPage:
 def render_study(page: StudyPage) -> str:
     """Return the page as one HTML document that loads nothing from anywhere."""
     figures = enumerate(page.figures.items())
-    drawn = {title: inline_svg(figure.axes[0], f"figure{i}") for i, (title, figure) in figures}
+    drawn = {title: inline_svg(figure.axes[0], f"figure{i}", title) for i, (title, figure) in figures}
     return environment().get_template("study.html.jinja").render(page=page, drawn=drawn)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ntkit.display.numbers import number
 from ntkit.errors import NtkitError
-from ntkit.files import Json
+from ntkit.files import Json, write_atomically
 from ntkit.report.output_folder import MARKER, fresh_folder, read_record, write_text
 from ntkit.report.study_page import StudyPage, render_study
 from ntkit.studies.catalog import PAPERS, STUDIES, about, configure, kind, module, places
@@ -61,9 +61,10 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
         figures = study.figure(result)
         for title, figure in figures.items():
             for suffix in ("png", "svg"):
-                figure.savefig(folder / f"{_slug(title)}.{suffix}", dpi=150, facecolor="white")
+                options = {"dpi": 150, "facecolor": "white", "metadata": {"Title": title}}
+                figure.savefig(folder / f"{_slug(title)}.{suffix}", **options)
         if result.arrays:
-            save_file(dict(result.arrays), folder / "arrays.safetensors")
+            write_atomically(folder / "arrays.safetensors", save(dict(result.arrays)))
         record = numbers(name, result, seconds, {title: f"{_slug(title)}.png" for title in figures})
         source, title = about(name)
         page = StudyPage(
