@@ -1,7 +1,8 @@
 """What ntkit takes on a busy machine: jobs of the benchmarks, idle and with three busy processes beside them.
 
 Each job is a process of its own that stays; its timed call alternates between both. A job whose idle call
-keeps more than one and a half processors at work is told apart: it cannot have them on a busy machine.
+gains more than half by its threads, against one thread, is told apart: it fills the processors, which it
+cannot have on a busy machine. (Processor time does not tell: threads that wait keep processors at work.)
 Idle means that nothing else runs: on a machine with other work the ratios say nothing.
 """
 
@@ -28,7 +29,7 @@ import machine
 HERE = Path(__file__).parent / "peers"
 BUSY = 3  # processes
 BARS = {False: 4.0, True: 6.0}  # of busy over idle; where the idle call fills the processors
-FILLS = 1.5  # processors at work
+FILLS = 1.5  # times as fast as with one thread
 
 
 def jobs(folder: Path, threads: int) -> dict[str, Peer]:
@@ -57,34 +58,29 @@ def busy_processes() -> Generator[None]:
             process.wait()
 
 
-def called(worker: Worker) -> tuple[float, float]:
-    """Return the seconds of one call, and how many processors it kept at work."""
-    before = _processor_seconds(worker.process.pid)
+def called(worker: Worker) -> float:
+    """Return the seconds of one call."""
     sleep(PAUSE)
-    seconds = worker.ask("run")["seconds"]
-    return seconds, (_processor_seconds(worker.process.pid) - before) / seconds
-
-
-def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return worker.ask("run")["seconds"]
 
 
 def measure(peer: Peer, rounds: int, threads: int) -> tuple[list[float], list[float], float]:
-    """Return the seconds of idle and of busy calls, and the processors that an idle one keeps at work."""
-    worker, idle, busy, at_work = Worker(peer, [], threads), [], [], []
+    """Return the seconds of idle and of busy calls, and what threads gain in an idle one."""
+    worker, alone = Worker(peer, [], threads), Worker(peer, [], 1)
+    idle, busy, single = [], [], []
     try:
-        worker.ask("prepare")
+        for each in (worker, alone):
+            each.ask("prepare")
         for _ in range(rounds):
             for _ in range(3):
-                seconds, processors = called(worker)
-                idle.append(seconds)
-                at_work.append(processors)
+                idle.append(called(worker))
+                single.append(called(alone))
             with busy_processes():
-                busy += [called(worker)[0] for _ in range(3)]
+                busy += [called(worker) for _ in range(3)]
     finally:
         worker.close()
-    return idle, busy, median(at_work)
+        alone.close()
+    return idle, busy, median(single) / median(idle)
 
 
 def main() -> None:
@@ -98,7 +94,7 @@ def main() -> None:
     text = [
         f"Machine: {platform.machine()}, {os.cpu_count()} processors, {chosen.threads} threads, {BUSY} busy "
         f"processes, {chosen.rounds} rounds of three calls.\n",
-        "| job | idle s, median (min to max) | busy s | ratio | bar | processors at work, idle |",
+        "| job | idle s, median (min to max) | busy s | ratio | bar | threads gain, idle |",
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(text), flush=True)
@@ -106,12 +102,12 @@ def main() -> None:
         for name, peer in jobs(Path(folder), chosen.threads).items():
             if not any(name.startswith(begin) for begin in chosen.jobs):
                 continue
-            idle, busy, processors = measure(peer, chosen.rounds, chosen.threads)
-            ratio, bar = median(busy) / median(idle), BARS[processors > FILLS]
+            idle, busy, gain = measure(peer, chosen.rounds, chosen.threads)
+            ratio, bar = median(busy) / median(idle), BARS[gain > FILLS]
             told = "reached" if ratio <= bar else "**missed**"
             text.append(
                 f"| {name} | {_seconds(idle)} | {_seconds(busy)} | {ratio:.1f} | {bar:g}: {told} "
-                f"| {processors:.1f} |"
+                f"| {gain:.1f} |"
             )
             print(text[-1], flush=True)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -134,7 +134,7 @@ def test_what_is_chosen_is_logged(caplog, tmp_path):
 
     import ntkit
 
-    caplog.set_level("INFO", logger="ntkit")
+    caplog.set_level("DEBUG", logger="ntkit")
     x = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None]
     model = torch.nn.Linear(1, 1).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

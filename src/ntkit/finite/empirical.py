@@ -152,7 +152,7 @@ class EmpiricalNTK(Kernel):
                 return block
             recipe, size = self._recipe(first, second)
             plan = self._plan(recipe, size, first, second)
-            _log.info("tangent kernel: %s", plan)
+            _log.debug("tangent kernel: %s", plan)
             if not per_parameter:
                 return blocks.block(recipe, plan, first, second, self._kind, size.outputs, None)
             parts: dict[str, Tensor] = {}
