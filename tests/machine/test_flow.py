@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ntkit
+from ntkit.machine.flow import SpreadWarning
 from ntkit.machine.kernels import ReLUKernel
 
 KERNEL = ReLUKernel()
@@ -41,6 +42,14 @@ def test_golden(kind, t):
     if kind == "ntk":
         np.testing.assert_allclose(mean, GOLDEN[f"flow_test_t{name}"], rtol=0, atol=1e-10)
         np.testing.assert_allclose(flow.predict(train), GOLDEN[f"flow_train_t{name}"], rtol=0, atol=1e-10)
+
+
+def test_the_spread_is_told_to_be_no_interval():
+    flow = ntkit.GradientFlow(ReLUKernel(), 1.0).fit(X, Y)
+    with pytest.warns(SpreadWarning, match="no interval"):
+        flow.predict(Q, return_std=True)
+    flow.predict(Q)
+    flow.predict_interval(Q)
 
 
 def test_ridge_flow_and_process_meet_at_their_ends():

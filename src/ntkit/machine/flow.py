@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, overload
@@ -30,6 +31,10 @@ from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None
 GROUPS = 20  # of samples, left out one after the other for an interval
+
+
+class SpreadWarning(UserWarning):
+    """A spread over networks by their start, which is no interval for new targets."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
         ``[m, m, o]``, of the ensemble of trained networks: by their start alone, in units of the prior, not
-        of the targets. It is no interval for new targets; `predict_interval` is. ``t``: other times than the
+        of the targets. It is no interval for new targets, and a `SpreadWarning` says so; `predict_interval`
+        is. ``t``: other times than the
         fitted. ``f0``: the function at the start on the queries, needed where ``fit`` had one.
         """
         check_fitted(self)
@@ -219,6 +225,12 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         mean = mean[0] if scalar else mean
         if not return_std and not return_cov:
             return mean
+        warnings.warn(
+            "The spread is that of trained networks by their start, in units of the prior: it is no interval "
+            "for new targets, of whose noise it knows nothing. predict_interval gives one.",
+            SpreadWarning,
+            stacklevel=2,
+        )
         spread = np.stack([self._spread(x, float(time), return_cov) for time in np.atleast_1d(t)])
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
