@@ -68,10 +68,10 @@ class Replay:
             yield ReplayedBatch(batch, x, y, weight, forward)
             first += size
 
-    def batches(self, steps: list[Step]) -> tuple[Any, Any]:
-        """Return the inputs and labels of steps of equally large batches, ``[T, n, ...]`` in `dtype`."""
+    def batches(self, steps: list[Step], dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+        """Return the inputs and labels of steps of equally large batches, ``[T, n, ...]`` in a dtype."""
         index = torch.stack([step.batch for step in steps])
-        x, y = (cast(take(part, index), self.dtype) for part in self.data)
+        x, y = (cast(take(part, index), dtype or self.dtype) for part in self.data)
         return x, y
 
     def mixes(self, step: Step) -> bool:
@@ -109,15 +109,16 @@ class Replay:
         fit = self.net.batchable and not self.net.convolves
         return fit and self.augment is None and not self.run.changes_buffers
 
-    def gradients(self, w: Tensor, first: int, steps: list[Step]) -> Tensor | None:
+    def gradients(self, w: Tensor, first: int, steps: list[Step], native: bool = False) -> Tensor | None:
         """Return the gradients of steps that are alike, from `first` on, ``[T, P]``; None: one by one."""
         if not len(steps[0].batch):
             return None
         self.go_to(first, steps[0].forwards[0])
-        x, y = self.batches(steps)
+        net, loss = (self.native, self.loss_native) if native else (self.net, self.loss)
+        x, y = self.batches(steps, net.dtype)
         with torch.enable_grad():
-            leaf = w.detach().to(self.dtype).requires_grad_()
-            total = self.net.losses(leaf, x, y, [step.loss(self.loss) for step in steps]).sum()
+            leaf = w.detach().to(net.dtype).requires_grad_()
+            total = net.losses(leaf, x, y, [step.loss(loss) for step in steps]).sum()
             try:
                 return torch.autograd.grad(total, leaf)[0].double() if total.requires_grad else None
             except RuntimeError:  # a backward pass that runs the network again, which is not mapped any more

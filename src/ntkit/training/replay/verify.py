@@ -40,10 +40,14 @@ def compare_steps(
         while len(steps) < most and replay.alike(steps[0], step := run.step(first + len(steps))):
             steps.append(step)
         weights = torch.stack([run.weights(first + t) for t in range(len(steps) + 1)])
-        gradients = replay.gradients(weights[:-1], first, steps) if len(steps) > 1 else None
+        gradients, natives = None, None
+        if len(steps) > 1:
+            gradients = replay.gradients(weights[:-1], first, steps)
+            if not check.alike(steps):
+                natives = replay.gradients(weights[:-1], first, steps, native=True)
         for t in range(len(steps)):
-            known = None if gradients is None else gradients[t]
-            differences[first + t] = check.step(first + t, weights[t], weights[t + 1], known)
+            known, native = (None if rows is None else rows[t] for rows in (gradients, natives))
+            differences[first + t] = check.step(first + t, weights[t], weights[t + 1], known, native)
             done(1)
         first += len(steps)
     return differences
@@ -68,8 +72,15 @@ class StepCheck:
             self.noise = earlier.noise
         self.random = torch.Generator(self.run.device).manual_seed(0)
 
-    def step(self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None) -> Tensor:
-        """Return recorded minus modelled step k, whose gradient may be known already."""
+    def alike(self, steps: list[Step]) -> bool:
+        """Whether gradients are made in the dtype of the training anyway."""
+        plain = all(f.autocast is None for step in steps for f in step.forwards)
+        return self.replay.native is self.replay.net and plain
+
+    def step(
+        self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None, native: Tensor | None = None
+    ) -> Tensor:
+        """Return recorded minus modelled step k; its gradient may be known, also in the dtype of the run."""
         for name, value in (("before", w), ("after", after)):
             if value is not self.finite and not _is_finite(value):
                 raise NtkitError(
@@ -82,7 +93,7 @@ class StepCheck:
             return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
         g = self.replay.gradient(w, k, step) if gradient is None else gradient
-        plain, (g_native, noise) = g, self._rounded(w, g, k, step)
+        plain, (g_native, noise) = g, self._rounded(w, g, k, step, native)
         self.noise = max(noise or 0.0, 0.98 * self.noise)
         alike = g_native is g and self.m_native is self.m
         g = _combined(c.scale, g, c.decay, w)
@@ -120,15 +131,17 @@ class StepCheck:
         self._refuse(k, off.abs(), _MARGIN * self.eps * (w.abs() + after.abs() + slow.abs()))
         return off
 
-    def _rounded(self, w: Tensor, g: Tensor, k: int, step: Step) -> tuple[Tensor, float | None]:
+    def _rounded(
+        self, w: Tensor, g: Tensor, k: int, step: Step, native: Tensor | None
+    ) -> tuple[Tensor, float | None]:
         """Return the gradient in the precision of the training, and its rounding if that is measured here."""
-        alike = self.replay.native is self.replay.net and all(f.autocast is None for f in step.forwards)
-        if alike:
+        if self.alike([step]):
             each, often = _ROUNDING[self.replay.dtype]
             if k >= each and k % often:  # it changes slowly, and costs as much as the gradient itself
                 return g, None
             return g, self._nudged(w, g, k, step)
-        native = self.replay.gradient(w, k, step, native=True)
+        if native is None or any(f.autocast is not None for f in step.forwards):
+            native = self.replay.gradient(w, k, step, native=True)
         return native, float((native - g).abs().max())
 
     def _nudged(self, w: Tensor, g: Tensor, k: int, step: Step) -> float:
