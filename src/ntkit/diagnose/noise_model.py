@@ -17,6 +17,7 @@ _FLOOR = 1e-12
 _TRUSTED = 0.99
 _SURE = 13.8  # of chi^2 with two degrees of freedom, p = 0.001
 _STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4)  # of the prior, in labels of a class
+_DECISIVE = 10.0  # nats by which labels must be more likely, for flips that depend on the class
 _ROUNDS, _AGAIN, _OFTEN = 30, 8, 5  # of expectation and maximization, and of those on a sample drawn again
 
 
@@ -27,7 +28,8 @@ class NoiseModel:
     f ``[n, C]`` are predictions made without the sample's own label, so that the wrong ones need not be
     known. ``sharpness`` t has the largest likelihood of the labels as they are. ``transitions`` T ``[C, C]``
     have a Dirichlet prior around flips that are equally likely from and to each class, worth ``strength``
-    labels of a class; that is the strength under which the labels are most likely (empirical Bayes).
+    labels of a class; that is the strength under which the labels are most likely (empirical Bayes),
+    where that is decisive.
     """
 
     predictions: Tensor
@@ -126,7 +128,10 @@ class _Fit:
         rate = 1 - float(counts.diagonal().sum() / counts.sum())
         prior = _flips(max(rate, 1e-4), len(counts))
         if choose:
-            self.strength = max(_STRENGTHS, key=lambda strength: _evidence(counts, strength * prior))
+            evidence = {strength: _evidence(counts, strength * prior) for strength in _STRENGTHS}
+            best = max(evidence, key=evidence.__getitem__)
+            decided = evidence[best] > evidence[_STRENGTHS[-1]] + _DECISIVE
+            self.strength = best if decided else _STRENGTHS[-1]
         made = counts + self.strength * prior
         self.transitions = made / made.sum(1, keepdim=True)
 
