@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-explorer scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -113,6 +113,10 @@ bench-large: $(VENV)/ntkit.stamp
 # on a machine where nothing else runs: with busy processes beside it, and without
 bench-busy: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/busy.py
+
+# the page that one explores, in a browser
+bench-explorer: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/explorer.py
 
 bench-diagnose: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/diagnose.py --page docs/diagnose.md

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,8 +120,6 @@ def test_many_samples_are_listed_in_part_and_that_is_told(made):
 
 def test_a_counterfactual_of_something_else_is_refused(made):
     account, counterfactual, options = made
-    from dataclasses import replace
-
     with pytest.raises(NtkitError, match=r"same run, queries and target"):
         account_page(
             account, counterfactual=replace(counterfactual, prediction=-account.prediction), **options
