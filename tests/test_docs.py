@@ -119,3 +119,16 @@ def test_every_public_name_is_on_the_reference_page():
     names = {name for name in ntkit.__all__ if name not in ("__version__", "report", "testing", "diagnose")}
     assert names <= listed, names - listed
     assert {"report.explain", *(f"diagnose.{name}" for name in ntkit.diagnose.__all__)} <= listed
+
+
+def test_every_public_name_has_an_example():
+    names = [*ntkit.__all__, "report.explain", "report.diagnosis"]
+    names += [f"{room}.{name}" for room in ("diagnose", "testing") for name in getattr(ntkit, room).__all__]
+    lacking = []
+    for name in set(names) - {"__version__", "report", "testing", "diagnose"}:
+        found = ntkit
+        for part in name.split("."):
+            found = getattr(found, part)
+        if ">>>" not in (found.__doc__ or ""):
+            lacking.append(name)
+    assert not lacking

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 class NtkitError(Exception):
-    """Any refusal by ntkit; catch this one to catch them all."""
+    """Any refusal by ntkit; catch this one to catch them all.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> try:
+    ...     ntkit.EmpiricalNTK(torch.nn.Linear(2, 1), outputs="all")
+    ... except ntkit.NtkitError as error:
+    ...     print(str(error)[:13])
+    outputs='all'
+    """
 
 
 class BadValueError(NtkitError, ValueError):
@@ -63,7 +73,19 @@ class PathMismatchError(BadValueError):
 
 
 class NoRuleError(NtkitError):
-    """An operation whose infinite-width limit ntkit does not know."""
+    """An operation whose infinite-width limit ntkit does not know.
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> parts = torch.nn.Conv2d(4, 4, 1), torch.nn.PixelShuffle(2), torch.nn.Conv2d(1, 1, 1)
+    >>> model = torch.nn.Sequential(*parts)
+    >>> try:
+    ...     ntkit.infinite_width(model, torch.ones(1, 4, 2, 2))
+    ... except ntkit.NoRuleError as error:
+    ...     print(str(error)[:33])
+    No limit of infinite width is kno
+    """
 
 
 def nearest(given: object, known: Iterable[object]) -> str:

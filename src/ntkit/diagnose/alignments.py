@@ -40,6 +40,16 @@ class Alignment(Shown):
         What labels in random order give on average with the same kernel, ``[when, names]``.
     samples
         How many samples were looked at.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import alignment
+    >>> y = torch.tensor([0, 1] * 4)
+    >>> x = torch.nn.functional.one_hot(y).double()
+    >>> found = alignment(lambda a, b: a @ b.T, x, y)
+    >>> found.names, found.values.round(6)
+    (('all', '0', '1'), array([[1., 1., 1.]]))
     """
 
     when: tuple[str, ...]

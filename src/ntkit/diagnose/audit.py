@@ -72,6 +72,17 @@ class LabelAudit(Shown):
         The rows of the most similar samples, the nearest first, ``[n, k]``.
     index
         The place of each row in the data, ``[n]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ntkit.diagnose import label_audit
+    >>> x = np.random.default_rng(0).normal(size=(60, 2)) + 6 * (np.arange(60) % 2)[:, None]
+    >>> y = np.arange(60) % 2
+    >>> y[7] = 0
+    >>> found = label_audit(lambda a, b: np.exp(-0.1 * ((a[:, None] - b) ** 2).sum(2)), x, y)
+    >>> int(found.order[0]), int(found.suggested[7])
+    (7, 1)
     """
 
     score: Floats

@@ -42,6 +42,14 @@ class Comparison(Shown):
         The places of the samples in x, ``[n]``.
     differing
         For each of them, 1 - the correlation of its similarities with all others in both tangent kernels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import compare
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 1)), torch.randn(20, 3)
+    >>> compare(model, model, x).tangent_layers.shape
+    (2, 2)
     """
 
     tangent: Measured

@@ -39,6 +39,23 @@ class Diagnosis(Shown):
         What novelty was asked about, None without.
     known
         The places of the training samples that novelty's kernel knows: ``nearest`` counts in these.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> from ntkit.diagnose import RecordedRun, diagnose
+    >>> x = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> y, model = (x[:, 0] > 0).long(), torch.nn.Linear(3, 2).double()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.5), tempfile.mkdtemp()
+    >>> with ntkit.record(folder + "/run", model, optimizer, train=(x, y)) as run:
+    ...     for step in range(10):
+    ...         run.batch(range(40))
+    ...         optimizer.zero_grad()
+    ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+    ...         _ = optimizer.step()
+    >>> found = diagnose(RecordedRun(folder + "/run", model, "cross_entropy", train=(x, y)))
+    >>> list(found.columns())
+    ['question', 'answer']
     """
 
     laziness: Laziness

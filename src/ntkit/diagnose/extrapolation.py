@@ -52,6 +52,15 @@ class Novelty(Shown):
         How many held-out samples that was measured on: no p-value is below 1 / (held_out + 1).
     known
         How many samples the kernel knows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ntkit.diagnose import novelty
+    >>> rbf = lambda a, b: np.exp(-0.5 * (a - b.T) ** 2)
+    >>> found = novelty(rbf, np.linspace(-1, 1, 30)[:, None], np.array([[0.05], [4.0]]))
+    >>> found.distance.shape, bool(found.distance[0] < found.distance[1])
+    ((2,), True)
     """
 
     variance: Floats

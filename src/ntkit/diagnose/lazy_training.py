@@ -46,6 +46,22 @@ class Drift(Shown):
         The names of the layers, and |w_t - w_0| / |w_0| of each, ``[t, layers]``.
     samples
         How many training samples were looked at.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    >>> model, loss = torch.nn.Linear(1, 1).double(), torch.nn.MSELoss()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.1), tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, x)) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), x).backward()
+    ...         _ = optimizer.step()
+    >>> found = ntkit.diagnose.drift(ntkit.diagnose.RecordedRun(folder, model, loss, train=(x, x)))
+    >>> bool(abs(found.kernel[-1]) < 1e-9)  # a linear model's kernel does not move
+    True
     """
 
     steps: Places
@@ -100,6 +116,22 @@ class Laziness(Shown):
         Whether both intervals lie on the side of the thresholds that the verdict says.
     drift
         All of it over time.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    >>> model, loss = torch.nn.Linear(1, 1).double(), torch.nn.MSELoss()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.1), tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, x)) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), x).backward()
+    ...         _ = optimizer.step()
+    >>> found = ntkit.diagnose.laziness(ntkit.diagnose.RecordedRun(folder, model, loss, train=(x, x)))
+    >>> bool(found.linear.value < 1e-9)
+    True
     """
 
     verdict: Literal["lazy", "in between", "rich"]
@@ -170,6 +202,22 @@ def drift(run: RecordedRun, *, samples: int = 200, checkpoints: int = 10, seed: 
     References
     ----------
     Giancola (2023), sections IV.1 and V.1; Ravikumar (2024), section 5.3; Chizat, Oyallon, Bach (2019).
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    >>> model, loss = torch.nn.Linear(1, 1).double(), torch.nn.MSELoss()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.1), tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, x)) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), x).backward()
+    ...         _ = optimizer.step()
+    >>> found = ntkit.diagnose.drift(ntkit.diagnose.RecordedRun(folder, model, loss, train=(x, x)))
+    >>> len(found.table()) > 1
+    True
     """
     a_run(run)
     x = take(run.x, drawn(run.x, samples, seed))

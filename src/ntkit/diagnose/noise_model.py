@@ -30,6 +30,17 @@ class NoiseModel:
     have a Dirichlet prior around flips that are equally likely from and to each class, worth ``strength``
     labels of a class; that is the strength under which the labels are most likely (empirical Bayes),
     where that is decisive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose.noise_model import noise_model
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> y = torch.randint(0, 4, (2000,), generator=draw)
+    >>> f = torch.nn.functional.one_hot(y, 4) + 0.2 * torch.randn(2000, 4, generator=draw).double()
+    >>> model = noise_model(f, torch.where(torch.arange(2000) < 200, (y + 1) % 4, y))
+    >>> model.transitions.argsort(descending=True)[:, 1].tolist()  # where wrong labels of each class go
+    [1, 2, 3, 0]
     """
 
     predictions: Tensor

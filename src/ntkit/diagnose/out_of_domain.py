@@ -48,6 +48,16 @@ class Detectors:
         Which of the nearest features the distance is to.
     alpha, memory
         As for `novelty`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import Detectors
+    >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> scores = Detectors(model, (x, (x[:, 0] > 0).long())).scores(x[:5])
+    >>> scores["energy"].shape
+    (5,)
     """
 
     def __init__(
@@ -108,6 +118,18 @@ class OodReport(Shown):
         interval over queries, ``[m, sets]``.
     fpr95
         The part of the domain's queries that score higher than the lowest 5 % from elsewhere, ``[m, sets]``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import ood_report
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> x = torch.randn(60, 2, generator=draw)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
+    >>> report = ood_report(model, (x, (x[:, 0] > 0).long()), torch.randn(40, 2, generator=draw), x + 6)
+    >>> name, auroc = report.best(kernels=False)
+    >>> 0 <= auroc <= 1
+    True
     """
 
     methods: tuple[str, ...]
@@ -244,6 +266,16 @@ class ShiftReport(Shown):
         The part of wrong predictions at each degree of each shift, ``[shifts][degrees]``.
     mean
         The mean rank of the score at each degree, 0 to 1, ``[shifts][m, degrees]``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import Detectors, shift_report
+    >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    >>> y, model = (x[:, 0] > 0).long(), torch.nn.Linear(2, 2)
+    >>> found = shift_report(Detectors(model, (x, y)), {"moved": [x + d for d in (0.0, 1.0, 2.0)]}, y)
+    >>> "moved" in str(found.table())
+    True
     """
 
     methods: tuple[str, ...]
@@ -303,6 +335,16 @@ def shift_report(
     ------
     NtkitError
         Anything but `Detectors`, or queries and classes that do not match.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import Detectors, shift_report
+    >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    >>> y, model = (x[:, 0] > 0).long(), torch.nn.Linear(2, 2)
+    >>> shifts = {"moved": [x + d for d in (0.0, 1.0, 2.0)], "scaled": [x * s for s in (1.0, 2.0, 3.0)]}
+    >>> len(shift_report(Detectors(model, (x, y)), shifts, y).words) > 0
+    True
     """
     if not isinstance(detectors, Detectors):
         raise BadTypeError(

@@ -50,6 +50,14 @@ class KernelSpectrum(Shown):
         The share of the centered targets' square along each eigenvector, ``[k]``; None without targets.
     floor
         The rounding of the matrix, below which no eigenvalue means anything.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ntkit.diagnose import spectrum
+    >>> s = spectrum(lambda a, b: a @ b.T, torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()))
+    >>> s.eigenvalues.round(9)
+    array([9., 4., 1.])
     """
 
     eigenvalues: Floats

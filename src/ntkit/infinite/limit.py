@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -31,7 +30,6 @@ from ntkit.kernel import Kernel
 from ntkit.module_checks import refuse_stateful
 from ntkit.network import Network, network, refuse_complex
 
-_log = logging.getLogger("ntkit")
 LimitKind = Literal["nngp", "ntk"]
 
 
@@ -397,6 +395,4 @@ def infinite_width(
     laws = Laws(parameterization, sigma_w, sigma_b)
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
-        limit = Limit(net, batch, example, laws, numerics, settings)
-    _log.info("limit of infinite width of a %s: %d lines", type(model).__name__, len(limit.program.lines))
-    return limit
+        return Limit(net, batch, example, laws, numerics, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from ntkit.network import Network
 
 Operation = Callable[..., Any]
 RULES = "ntkit.infinite.layers"  # of ntkit's own rules
+
+_log = logging.getLogger("ntkit")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,6 +111,7 @@ def read(net: Network, graph: Graph, example: Batch, laws: Laws, source: Callabl
         last = last.args[0]  # outputs are reshaped by ntkit
     reading.node = last if last is not None and last.op == "call_function" else None
     output, framed = _check_output(reading, result), env[last]  # pyright: ignore[reportArgumentType]
+    _log.info("limit of infinite width: %d lines read", len(reading.lines))
     return Program(tuple(reading.lines), output, framed, tuple(reading.notes))
 
 

@@ -99,6 +99,23 @@ def diagnosis(
     ------
     NtkitError
         Anything but a diagnosis; a place that cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> from ntkit.diagnose import RecordedRun, diagnose
+    >>> x = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> y, model = (x[:, 0] > 0).long(), torch.nn.Linear(3, 2).double()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.5), tempfile.mkdtemp()
+    >>> with ntkit.record(folder + "/run", model, optimizer, train=(x, y)) as run:
+    ...     for step in range(10):
+    ...         run.batch(range(40))
+    ...         optimizer.zero_grad()
+    ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+    ...         _ = optimizer.step()
+    >>> found = diagnose(RecordedRun(folder + "/run", model, "cross_entropy", train=(x, y)))
+    >>> ntkit.report.diagnosis(found, folder + "/diagnosis.html").name
+    'diagnosis.html'
     """
     if not isinstance(found, Diagnosis):
         raise BadTypeError(

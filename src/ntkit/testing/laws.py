@@ -18,6 +18,20 @@ class KernelLawError(NtkitError, AssertionError):
     """A kernel breaks a law of kernels; it says which, and by how much.
 
     .. versionadded:: 0.1.0
+
+    Examples
+    --------
+    >>> import torch, ntkit
+    >>> from ntkit.testing import KernelLawError, check_kernel
+    >>> class Shifted(ntkit.EmpiricalNTK):
+    ...     def __call__(self, x1, x2=None):
+    ...         return super().__call__(x1, x2) - 10  # no kernel any more
+    >>> x = torch.eye(2).double()
+    >>> try:
+    ...     check_kernel(Shifted(torch.nn.Linear(2, 1).double()), x, x)
+    ... except KernelLawError as error:
+    ...     print(type(error).__name__)
+    KernelLawError
     """
 
 

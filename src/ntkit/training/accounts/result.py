@@ -80,6 +80,23 @@ class Account:
         network that it is about: all if None, the two of a margin, the label of a loss that has one.
     plan
         How it was made: precision, nodes, where contributions come from, tiles, seconds, bytes.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    >>> model, loss = torch.nn.Linear(1, 1).double(), torch.nn.MSELoss()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.1), tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, x)) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), x).backward()
+    ...         _ = optimizer.step()
+    >>> a = ntkit.account(folder, model, loss, train=(x, x), queries=[[0.5]])
+    >>> whole = a.initial + a.contributions.sum(-1) + a.decay + a.start + a.buffers + a.rounding + a.residual
+    >>> torch.allclose(whole, a.prediction), a.contributions.shape
+    (True, torch.Size([1, 1, 8]))
     """
 
     contributions: Float64[Tensor, "q o n"]

@@ -115,6 +115,22 @@ class Counterfactual:
     target, chosen, total, steps
         What of a prediction is asked for, the numbers of the outputs that each query is about (None if all),
         whether queries are summed, and the number of steps of the run.
+
+    Examples
+    --------
+    >>> import tempfile, torch, ntkit
+    >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    >>> model, loss = torch.nn.Linear(1, 1).double(), torch.nn.MSELoss()
+    >>> optimizer, folder = torch.optim.SGD(model.parameters(), lr=0.1), tempfile.mkdtemp() + "/run"
+    >>> with ntkit.record(folder, model, optimizer, train=(x, x)) as run:
+    ...     for step in range(5):
+    ...         run.batch(range(8))
+    ...         optimizer.zero_grad()
+    ...         loss(model(x), x).backward()
+    ...         _ = optimizer.step()
+    >>> c = ntkit.counterfactual(folder, model, loss, train=(x, x), queries=[[0.5]])
+    >>> torch.allclose(c.leave_out([0, 7]), c.effects[..., [0, 7]].sum(-1))
+    True
     """
 
     effects: Float64[Tensor, "q o n"]
