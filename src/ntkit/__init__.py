@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ntkit import diagnose as diagnose
     from ntkit import report as report
     from ntkit import testing as testing
+    from ntkit.compute.tiled.kernel import TiledKernel as TiledKernel
     from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
@@ -59,6 +60,7 @@ _ROOMS = {
     "NtkitError": "ntkit.errors",
     "PathKernel": "ntkit.training.accounts.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
+    "TiledKernel": "ntkit.compute.tiled.kernel",
     "TensorProgram": "ntkit.infinite.by_hand",
     "account": "ntkit.training.accounts.account",
     "counterfactual": "ntkit.training.counterfactuals.counterfactual",

@@ -85,6 +85,24 @@ class Kernel(ABC):
             **{k: v.__sklearn_clone__() if isinstance(v, Kernel) else v for k, v in params.items()}
         )
 
+    def identity(self) -> dict[str, object]:
+        """Return what tells this kernel from another, by name: the arguments of its constructor.
+
+        `TiledKernel` refuses a folder whose kernel differs in any of it.
+        """
+        return self.get_params(deep=False)
+
+    def repeatable(self) -> Kernel:
+        """Return an equal kernel whose values, to the last bit, hang on its two batches only.
+
+        Not on calls before, nor on how long they took; it serves one call. `TiledKernel` computes with it.
+        """
+        params = self.get_params(deep=False)
+        kernels = {k: v.repeatable() for k, v in params.items() if isinstance(v, Kernel)}
+        if all(params[k] is v for k, v in kernels.items()):
+            return self
+        return type(self)(**params | kernels)
+
     def __repr__(self) -> str:
         """Return the kernel with the arguments that are not its defaults, in one line."""
         signature = inspect.signature(type(self).__init__).parameters
