@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.inputs import Inputs
@@ -279,3 +281,36 @@ class Normalized(Kernel):
 def _ends(block_ndim: int) -> int:
     """Return how many axes of outputs or positions each of the two has, where there are all pairs of them."""
     return (block_ndim - 2) // 2 if block_ndim % 2 == 0 else 0
+
+
+class Rebuilt:
+    """What builds an object again, and its arguments, kernels among them likewise: to be pickled.
+
+    Kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough.
+    """
+
+    def __init__(self, maker: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self.maker = maker
+        self.arguments = {k: Rebuilt.of(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> Rebuilt:
+        """Return what builds a kernel again."""
+        return cls(type(kernel), kernel.get_params(deep=False))
+
+    def moved(self, device: str) -> Rebuilt:
+        """Return this with the networks and tensors among the arguments on a device."""
+
+        def there(value: Any) -> Any:
+            if isinstance(value, Rebuilt):
+                return value.moved(device)
+            if isinstance(value, torch.nn.Module):
+                return copy.deepcopy(value).to(device)
+            return pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, value)
+
+        return Rebuilt(self.maker, {k: there(v) for k, v in self.arguments.items()})
+
+    def again(self) -> Any:
+        """Return the object again."""
+        arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
+        return self.maker(**arguments)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ntkit.compute.progress import progress
 from ntkit.compute.tiled.array import TiledArray, TiledOperator, operator_of
+from ntkit.compute.tiled.building import build
+from ntkit.compute.tiled.executors import Executor, Work, as_executor
 from ntkit.compute.tiled.identity import identity
 from ntkit.compute.tiled.making import THREADS, Maker
 from ntkit.compute.tiled.manifest import VALUES, begin, compare_versions, versions
@@ -41,9 +42,9 @@ class TiledKernel:
         folder: str | os.PathLike[str] | Store,
         tile: int | Literal["auto"] = "auto",
         dtype: str | torch.dtype | None = None,
-        executor: object = None,
+        executor: str | Executor | None = None,
     ) -> None:
-        self.kernel = a_kernel(kernel)
+        self.kernel, self.executor = a_kernel(kernel), as_executor(executor)
         picked = getattr(kernel, "inputs", None)
         self._x1 = Samples(x1, "x1", picked)
         self._x2 = None if x2 is None else Samples(x2, "x2", picked)
@@ -109,10 +110,7 @@ class TiledKernel:
         missing = [tile for tile in self.tiles if tile not in stored]
         if missing:
             compare_versions(self._manifest, str(self._store))
-        with progress("Tiles", len(missing)) as step:
-            for tile in missing:
-                self._write(tile, self._maker.make(tile))
-                step(1)
+            build(Work(self._maker, self._store), self.executor, missing)
         return self
 
     def block(self, i: int, j: int) -> Tensor:

@@ -10,7 +10,7 @@ from ntkit.compute.tiled.samples import Samples
 from ntkit.compute.tiled.store import Tile
 from ntkit.errors import BadValueError
 from ntkit.inputs import Inputs
-from ntkit.kernel import Kernel
+from ntkit.kernel import Kernel, Rebuilt
 
 THREADS = 1  # that a tile is computed in: sums over several differ in rounding
 
@@ -24,6 +24,22 @@ class Maker:
 
     def __init__(self, kernel: Kernel, x1: Samples, x2: Samples | None, tile: int, dtype: str | None) -> None:
         self.kernel, self.x1, self.x2, self.tile, self.dtype = kernel, x1, x2, tile, dtype
+
+    def __getstate__(self) -> dict[str, object]:
+        import cloudpickle
+
+        # by value: classes and functions of a script or a notebook, too
+        return vars(self) | {"kernel": cloudpickle.dumps(Rebuilt.of(self.kernel))}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        import cloudpickle
+
+        vars(self).update(state)
+        self.kernel = cloudpickle.loads(self.kernel).again()  # pyright: ignore[reportArgumentType]
+
+    def move(self, device: str) -> None:
+        """Compute on another device."""
+        self.kernel = Rebuilt.of(self.kernel).moved(device).again()
 
     def samples(self, tile: Tile) -> tuple[slice, slice]:
         """Return the samples of the rows and columns of a tile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from ntkit.errors import BadTypeError, BadValueError
 from ntkit.files import hash_data
 from ntkit.inputs import Inputs, Picked, collected
 
+_OF_NUMPY = {getattr(torch, name) for name in "float32 float64 int64 int32 int16 int8 uint8 bool".split()}
 READ = 2**24  # bytes that are hashed at a time
 
 
@@ -53,6 +55,19 @@ class Samples:
         if self.n == 0:
             raise BadValueError(f"{name} has no samples; give at least one.")
 
+    def __getstate__(self) -> dict[str, object]:
+        import cloudpickle
+
+        sent = pytree.tree_map(_sent, self.x, is_leaf=_is_leaf)
+        return vars(self) | {"x": sent, "picked": cloudpickle.dumps(self.picked)}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        import cloudpickle
+
+        vars(self).update(state)
+        self.picked = cloudpickle.loads(state["picked"])  # pyright: ignore[reportArgumentType]
+        self.x = pytree.tree_map(_received, self.x, is_leaf=_is_leaf)
+
     def __len__(self) -> int:
         return self.n
 
@@ -66,9 +81,9 @@ class Samples:
         """Return the sha256 of all samples, read a part at a time."""
         digest = hashlib.sha256()
         for part in self._parts():
-            leaves, form = pytree.tree_flatten(part)
-            tensors = [leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf) for leaf in leaves]
-            digest.update(f"{form if len(leaves) > 1 else ''}{hash_data(*tensors)}".encode())
+            for path, leaf in pytree.tree_flatten_with_path(part)[0]:
+                tensor = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
+                digest.update(f"{pytree.keystr(path)}{hash_data(tensor)}".encode())
         return digest.hexdigest()
 
     def _parts(self) -> Iterator[Inputs]:
@@ -89,6 +104,50 @@ class Samples:
         if len(value.shape) == 0:  # pyright: ignore[reportAttributeAccessIssue]
             raise BadTypeError(f"{self.name} holds a single number or object; expected samples, first axis.")
         return value  # pyright: ignore[reportReturnType]
+
+
+class _AsTensor:
+    """Rows of an array that processes share, as tensors."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return torch.from_numpy(np.array(self.values[rows]))
+
+
+class _Mapped:
+    """An array in a file, which each process maps by itself."""
+
+    def __init__(self, array: np.memmap) -> None:
+        self.file, self.dtype, self.shape = array.filename, array.dtype, array.shape
+        self.offset, self.order = array.offset, "C" if array.flags.c_contiguous else "F"
+
+    def again(self) -> np.memmap:
+        """Return the array."""
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape, self.order)  # pyright: ignore
+
+
+def _sent(leaf: object) -> object:
+    """Return inputs as they go to another process: arrays that it shares, a file that it maps, a pickle."""
+    import cloudpickle
+
+    if isinstance(leaf, np.memmap) and leaf.filename is not None and isinstance(leaf.base, mmap.mmap):
+        return _Mapped(leaf)
+    if isinstance(leaf, Tensor) and leaf.dtype in _OF_NUMPY:
+        return _AsTensor(leaf.detach().cpu().numpy())
+    return leaf if type(leaf) in (np.ndarray, _AsTensor) else cloudpickle.dumps(leaf)
+
+
+def _received(leaf: object) -> object:
+    import cloudpickle
+
+    if isinstance(leaf, _Mapped):
+        return leaf.again()
+    return cloudpickle.loads(leaf) if isinstance(leaf, bytes) else leaf
 
 
 def _is_leaf(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,19 @@ class TileStore:
             if len(parts) == 2 and all(p.isdigit() for p in parts):
                 found.add((int(parts[0]), int(parts[1])))
         return found
+
+    def has(self, tile: Tile) -> bool:
+        """Return whether a tile is there, whether or not it matches its checksum."""
+        from zarr.core.sync import sync
+
+        return sync(self.store.exists(_key(tile)))
+
+    def clear_torn(self, age: float) -> None:
+        """Remove what writers left that were killed, from so many seconds on."""
+        if self.root is not None:
+            for path in self.root.glob(f"{ARRAY}/c/*/*.partial"):
+                if time.time() - path.stat().st_mtime > age:
+                    path.unlink(missing_ok=True)
 
     def remove(self, tile: Tile) -> None:
         """Remove a tile."""
