@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ntkit import diagnose as diagnose
     from ntkit import report as report
     from ntkit import testing as testing
+    from ntkit.compute.tiled.executors import JoblibExecutor as JoblibExecutor
+    from ntkit.compute.tiled.kernel import TiledKernel as TiledKernel
+    from ntkit.compute.tiled.ray_executor import RayExecutor as RayExecutor
     from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
@@ -53,12 +56,15 @@ _ROOMS = {
     "EmpiricalNTK": "ntkit.finite.empirical",
     "GaussianProcess": "ntkit.machine.gaussian",
     "GradientFlow": "ntkit.machine.flow",
+    "JoblibExecutor": "ntkit.compute.tiled.executors",
     "KernelClassifier": "ntkit.machine.classifier",
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
     "NtkitError": "ntkit.errors",
     "PathKernel": "ntkit.training.accounts.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
+    "TiledKernel": "ntkit.compute.tiled.kernel",
+    "RayExecutor": "ntkit.compute.tiled.ray_executor",
     "TensorProgram": "ntkit.infinite.by_hand",
     "account": "ntkit.training.accounts.account",
     "counterfactual": "ntkit.training.counterfactuals.counterfactual",

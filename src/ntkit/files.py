@@ -43,6 +43,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def sealed(content: Json) -> bytes:
+    """Return content as JSON with its own hash, by which `unsealed` knows that nobody changed it.
+
+    >>> unsealed(sealed({"n": 3})), unsealed(sealed({"n": 3}).replace(b"3", b"4"))
+    ({'n': 3}, None)
+    """
+    return (json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n").encode()
+
+
+def unsealed(data: bytes) -> Json | None:
+    """Return the content of sealed JSON, None where it was changed; a `ValueError` for no JSON."""
+    content = json.loads(data)
+    whole = isinstance(content, dict) and content.pop("sha256", None) == _seal(content)
+    return content if whole else None
+
+
+def _seal(content: Json) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file; a `ValueError` where it is none."""
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -27,7 +27,7 @@ from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
 from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
 from ntkit.infinite.limit import Limit, infinite_width
-from ntkit.kernel import Kernel
+from ntkit.kernel import Kernel, Rebuilt
 from ntkit.machine.choice.candidates import candidates
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.search import Chosen, Search, choose
@@ -89,9 +89,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         return isinstance(self.kernel, str) and self.kernel == "precomputed"
 
     def __getstate__(self) -> Any:
-        # kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough
         state: Any = super().__getstate__()
-        return {k: Rebuilt(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
+        return {k: _rebuilt(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({k: v.again() if isinstance(v, Rebuilt) else v for k, v in state.items()})
@@ -300,19 +299,8 @@ class FactoredMachine(KernelMachine):
         return float("nan") if self._factor is None else self._factor.min_eigenvalue
 
 
-class Rebuilt:
-    """A kernel or limit as what builds it and the arguments of that, to be pickled."""
-
-    def __init__(self, made: Kernel | Limit) -> None:
-        limit = isinstance(made, Limit)
-        self.maker: Callable[..., Kernel | Limit] = infinite_width if limit else type(made)
-        arguments = made.settings if limit else made.get_params(deep=False)
-        self.arguments = {k: Rebuilt(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
-
-    def again(self) -> Kernel | Limit:
-        """Return the kernel or limit again."""
-        arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
-        return self.maker(**arguments)
+def _rebuilt(made: Kernel | Limit) -> Rebuilt:
+    return Rebuilt(infinite_width, dict(made.settings)) if isinstance(made, Limit) else Rebuilt.of(made)
 
 
 def is_size(value: object) -> bool:
