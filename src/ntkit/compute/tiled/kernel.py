@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from ntkit.compute.tiled.building import build
 from ntkit.compute.tiled.executors import Executor, Work, as_executor
 from ntkit.compute.tiled.identity import identity
 from ntkit.compute.tiled.making import THREADS, Maker
-from ntkit.compute.tiled.manifest import VALUES, begin, compare_versions, versions
+from ntkit.compute.tiled.manifest import VALUES, begin, compare_versions, flat, versions
 from ntkit.compute.tiled.samples import Samples, even_tile
 from ntkit.compute.tiled.store import DamagedTile, Layout, Tile, TileStore, open_store
 from ntkit.errors import BadValueError, whole
@@ -143,6 +145,11 @@ class TiledKernel:
     def folder(self) -> str:
         """The folder or address of the tiles."""
         return str(self._store)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the manifest: of kernel, data, layout and dtype."""
+        return hashlib.sha256(json.dumps(flat(self._manifest), sort_keys=True).encode()).hexdigest()
 
     def diag(self) -> Tensor:
         """Return the diagonal, from the tiles on it."""
