@@ -3,10 +3,10 @@
     python benchmarks/mnist60k.py --folder out/mnist60k
     python benchmarks/mnist60k.py --folder out/mnist60k --kill-after 700   # and the same again without it
 
-The kernel is the NTK of an infinitely wide ReLU network with three hidden layers, on pictures of equal norm; the
-targets are the ten classes as zeros and ones, less their means; the ridge is a thousandth of the mean diagonal.
-The matrix is float32, the residual float64. A process that is killed costs at most a column of tiles: the next
-one with the same folder goes on. Its log is added to DIR/log.txt, its figures to DIR/result.json.
+The kernel is the NTK of an infinitely wide ReLU network with three hidden layers, on pictures of equal norm;
+the targets are the ten classes as zeros and ones, less their means; the ridge is a thousandth of the mean
+diagonal. The matrix is float32, the residual float64. A process that is killed costs at most a column of tiles:
+the next one with the same folder goes on. Its log is added to DIR/log.txt, its figures to DIR/result.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 import ntkit
 from ntkit.compute.out_of_core.in_place import InPlaceCholesky
@@ -128,6 +129,7 @@ def main() -> None:
         log.say(f"{name}: {matrix.progress:.0%} of the tiles of {matrix.tile} rows are there")
         matrix.build()
         log.say(f"{name}: all tiles are there")
+    get_reusable_executor().shutdown(wait=True)  # the matrix needs the memory of the processes
 
     diagonal = float(kernel.diag(x).mean())
     shift = options.ridge * diagonal

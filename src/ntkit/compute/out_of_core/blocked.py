@@ -47,8 +47,8 @@ class BlockedCholesky(ColumnFactor):
         self.width = min(self.n, panel_width(self.n, self.dtype, memory))
         if self.width < min(self.n, LEAST_WIDTH):
             raise BadValueError(
-                f"memory={format_bytes(memory)} holds {self.width} columns of {self.n} rows; expected room for "
-                f"{LEAST_WIDTH}, {format_bytes(LEAST_WIDTH * row / SHARE)}. Give more, or solver='cg'."
+                f"memory={format_bytes(memory)} holds {self.width} columns of {self.n} rows; expected room "
+                f"for {LEAST_WIDTH}, {format_bytes(LEAST_WIDTH * row / SHARE)}. Give more, or solver='cg'."
             )
         self._rows = max(1, int((1 - SHARE) * memory / 2) // (self.width * self.dtype.itemsize))
         self.files = ColumnFiles(

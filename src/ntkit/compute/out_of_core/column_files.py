@@ -112,7 +112,7 @@ class ColumnFiles:
         self._checked.add(k)
 
     def read(self, k: int, rows: slice) -> Tensor:
-        """Return rows of a column, numbered as those of the matrix; its checksum is checked the first time."""
+        """Return rows of a column, numbered as those of the matrix; checked the first time."""
         cols = self.columns(k)
         width = cols.stop - cols.start
         if not self.good(k):
