@@ -5,8 +5,9 @@
 
 The kernel is the NTK of an infinitely wide ReLU network with three hidden layers, on pictures of equal norm;
 the targets are the ten classes as zeros and ones, less their means; the ridge is a thousandth of the mean
-diagonal. The matrix is float32, the residual float64. A process that is killed costs at most a column of tiles:
-the next one with the same folder goes on. Its log is added to DIR/log.txt, its figures to DIR/result.json.
+diagonal. The matrix is float32, the residual float64. A process that is killed costs at most a column of
+tiles: the next one with the same folder goes on. Its log is added to DIR/log.txt, its figures to
+DIR/result.json.
 """
 
 from __future__ import annotations
@@ -110,9 +111,8 @@ def main() -> None:
         threading.Timer(options.kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
         log.say(f"this process kills itself after {options.kill_after:g} s")
     torch.set_num_threads(options.jobs)
-    log.say(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}"
-    )
+    machine = platform.processor() or platform.machine()
+    log.say(f"{machine}, {os.cpu_count()} processors, torch {torch.__version__}")
 
     data = mnist()
     x, labels = unit(data.train_x[: options.samples]), data.train_y[: options.samples].long()
