@@ -59,7 +59,7 @@ class Samples:
         import cloudpickle
 
         sent = pytree.tree_map(_sent, self.x, is_leaf=_is_leaf)
-        return vars(self) | {"x": sent, "picked": cloudpickle.dumps(self.picked)}
+        return {**vars(self), "x": sent, "picked": cloudpickle.dumps(self.picked)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         import cloudpickle

@@ -200,7 +200,7 @@ class TileStore:
         values[rows:], values[:rows, columns:] = np.nan, np.nan
         data[-CHECKSUM:] = np.frombuffer(crc32c(data[:-CHECKSUM]).to_bytes(CHECKSUM, "little"), np.uint8)
         with self._told():
-            sync(self.store.set(_key(tile), cpu.Buffer.from_array_like(data)))
+            sync(self.store.set(_key(tile), cpu.Buffer.from_bytes(data.data)))
 
     def _bytes(self, key: str) -> np.ndarray | None:
         """Return what is held under a key as an array of bytes of its own."""
