@@ -123,27 +123,27 @@ class TiledKernel:
         self.kernel, self.executor = a_kernel(kernel), as_executor(executor)
         size = None if tile == "auto" else whole("tile", tile)
         wanted = None if dtype is None else _dtype(dtype)
-        self._store = TileStore(open_store(folder))
+        self.store = TileStore(open_store(folder))
         picked = getattr(kernel, "inputs", None)
         one = Samples(x1, "x1", picked)
         two = None if x2 is None or x2 is x1 else Samples(x2, "x2", picked)
         few = Maker(self.kernel, one, two, FEW, None).make((0, 0))
-        held = read(self._store)
+        held = read(self.store)
         if size is None:
             n, outputs = max(len(one), len(two or one)), few.shape[0] // min(FEW, len(one))
             size = held["tile"] if held else _chosen(n, outputs, (wanted or few.dtype).itemsize)
         name = str(wanted or few.dtype).removeprefix("torch.")
         self._maker: Maker | None = Maker(self.kernel, one, two, size, name)
-        self._open(begin(self._store, self._of(self._maker, few)))
+        self._open(begin(self.store, self._of(self._maker, few)))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str] | Store) -> TiledKernel:
         """Return what a folder holds without its kernel: to be read, not built."""
         tiled = cls.__new__(cls)
-        tiled._store, tiled._maker = TileStore(open_store(folder)), None
-        held = read(tiled._store)
+        tiled.store, tiled._maker = TileStore(open_store(folder)), None
+        held = read(tiled.store)
         if held is None:
-            raise TileError(f"{tiled._store} is not a folder of tiles: ntkit.TiledKernel(...) begins one.")
+            raise TileError(f"{tiled.store} is not a folder of tiles: ntkit.TiledKernel(...) begins one.")
         tiled._open(held)
         return tiled
 
@@ -175,7 +175,7 @@ class TiledKernel:
         self.tile: int = manifest["tile"] * self.outputs
         self.dtype: torch.dtype = getattr(torch, manifest["dtype"])
         chunks = min(self.tile, self.shape[0]), min(self.tile, self.shape[1])
-        self._store.make(Layout(self.shape, chunks, manifest["dtype"]))
+        self.store.make(Layout(self.shape, chunks, manifest["dtype"]))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -187,7 +187,7 @@ class TiledKernel:
     @property
     def folder(self) -> str:
         """The folder or address of the tiles."""
-        return str(self._store)
+        return str(self.store)
 
     @property
     def tiles(self) -> Iterator[Tile]:
@@ -208,8 +208,8 @@ class TiledKernel:
     @property
     def progress(self) -> Progress:
         """How many tiles are there: print it."""
-        every, stored = list(self.tiles), self._store.stored()
-        return Progress(sum(t in stored for t in every), len(every), len(every) * self._store.layout.bytes)
+        every, stored = list(self.tiles), self.store.stored()
+        return Progress(sum(t in stored for t in every), len(every), len(every) * self.store.layout.bytes)
 
     def build(self, *, check: bool = False) -> TiledKernel:
         """Make the tiles that are missing, and return this; with ``check`` those that are damaged, too.
@@ -221,10 +221,10 @@ class TiledKernel:
         if check:
             for tile in self.tiles:
                 self._read(tile)
-        stored = self._store.stored()
+        stored = self.store.stored()
         missing = [tile for tile in self.tiles if tile not in stored]
         if missing:
-            build(Work(self._checked_maker(), self._store), self.executor, missing)
+            build(Work(self._checked_maker(), self.store), self.executor, missing)
         return self
 
     def block(self, i: int, j: int) -> Tensor:
@@ -247,7 +247,7 @@ class TiledKernel:
                     f"{self.manifest['device']}, and the kernel is on {device}: call build()."
                 )
             found = maker.make((i, j))
-            self._store.write((i, j), found)
+            self.store.write((i, j), found)
         rows, columns = self.rows(i), self.cols(j)
         return found[: rows.stop - rows.start, : columns.stop - columns.start].contiguous()
 
@@ -290,11 +290,11 @@ class TiledKernel:
 
     def _read(self, tile: Tile) -> Tensor | None:
         try:
-            return self._store.read(tile)
+            return self.store.read(tile)
         except DamagedTile:
             if self._maker is None:
                 raise
-            self._store.remove(tile)
+            self.store.remove(tile)
             return None
 
     def _checked_maker(self) -> Maker:

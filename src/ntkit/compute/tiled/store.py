@@ -151,6 +151,12 @@ class TileStore:
                 found.add((int(parts[0]), int(parts[1])))
         return found
 
+    def times(self) -> list[float]:
+        """Return when tiles were written, in seconds since the epoch; of a folder on this machine."""
+        if self.root is None:
+            return []
+        return [path.stat().st_mtime for path in self.root.glob(f"{ARRAY}/c/*/*") if path.name.isdigit()]
+
     def has(self, tile: Tile) -> bool:
         """Return whether a tile is there, whether or not it matches its checksum."""
         from zarr.core.sync import sync
