@@ -27,7 +27,7 @@ from joblib.externals.loky import get_reusable_executor
 import ntkit
 from ntkit.compute.out_of_core.in_place import InPlaceCholesky
 from ntkit.compute.out_of_core.refine import refined
-from ntkit.compute.out_of_core.source import TiledMatrix
+from ntkit.compute.out_of_core.source import TiledMatrix, fingerprint
 from ntkit.data.mnist import mnist
 from ntkit.files import write_atomically
 from ntkit.machine.kernels import ReLUKernel
@@ -126,14 +126,14 @@ def main() -> None:
     tiled = ntkit.TiledKernel(kernel, x, folder=options.folder / "tiles", **made)
     cross = ntkit.TiledKernel(kernel, queries, x, folder=options.folder / "queries", **made)
     for name, matrix in (("training digits", tiled), ("queries", cross)):
-        log.say(f"{name}: {matrix.progress:.0%} of the tiles of {matrix.tile} rows are there")
+        log.say(f"{name}: {matrix.progress}, of {matrix.tile} rows")
         matrix.build()
         log.say(f"{name}: all tiles are there")
     get_reusable_executor().shutdown(wait=True)  # the matrix needs the memory of the processes
 
     diagonal = float(kernel.diag(x).mean())
     shift = options.ridge * diagonal
-    key = {"matrix": tiled.fingerprint}
+    key = {"matrix": fingerprint(tiled)}
     begun = time.perf_counter()
     factor = InPlaceCholesky(
         tiled,

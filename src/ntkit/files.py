@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -41,6 +43,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as a npy file, in one go."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_atomically(path, data.getvalue())
 
 
 def sealed(content: Json) -> bytes:

@@ -206,16 +206,17 @@ class LimitKernel(Kernel):
         Scales and variances that it takes from them show in its values, which `TiledKernel` compares, too.
         """
         shapes = [f"{list(t.shape[1:])} {t.dtype}" for t in pytree.tree_leaves(self.limit.example)]
-        params = self.get_params(deep=False) | {"model": structure(self.limit.net.module), "example": shapes}
+        params = self.get_params(deep=False) | {"model": structure(self.model), "example": shapes}
         return {k: v for k, v in params.items() if k != "compile"}
 
     def repeatable(self) -> Kernel:
         """Return this kernel without what hangs on time (``compile="auto"``) or on calls before (``tol``)."""
-        if self.tol is None and self.compile != "auto":
+        params = self.get_params(deep=False)
+        if params["tol"] is None and params["compile"] != "auto":
             return self
-        if self._repeatable is None or self.tol is not None:
-            params = self.get_params(deep=False)
-            self._repeatable = LimitKernel(**params | {"compile": self.compile is True})
+        if self._repeatable is None or params["tol"] is not None:
+            params["compile"] = params["compile"] is True
+            self._repeatable = LimitKernel(**params)
         return self._repeatable
 
     @property

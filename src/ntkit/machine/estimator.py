@@ -25,6 +25,7 @@ from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
 from ntkit.infinite.limit import Limit, infinite_width
 from ntkit.kernel import Kernel, Rebuilt
@@ -102,6 +103,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
 
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: object) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays of numbers, frames read; `_settle` then sets the kernel."""
+        self._check_tiles(X)
         options = self._options() | checks
         self.columns_: Columns | None = None
         with refusing(f"{SAMPLES}, and y with one target for each row"):
@@ -118,6 +120,13 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         if self._precomputed and not _symmetric(x):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
         return x, np.asarray(out[1])
+
+    def _check_tiles(self, X: object) -> None:
+        if isinstance(X, TiledKernel) and not self._precomputed:
+            raise BadTypeError(
+                f"X is a matrix of kernel values, {X}, and kernel={self.kernel!r} would take it for samples; "
+                "give kernel='precomputed'."
+            )
 
     def _settle(
         self,
@@ -171,6 +180,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     def _queries(self, X: ArrayLike) -> np.ndarray:
         """Return queries as the kernel takes them."""
         check_fitted(self)
+        self._check_tiles(X)
         options = self._options()
         with refusing("X [m, d] of finite numbers, with the columns that fit had"):
             if self.columns_ is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -9,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadValueError
 
 Place = tuple[int, int]  # the row and the column of a tile
@@ -49,6 +52,13 @@ class Tiles(Protocol):
     def cols(self, j: int) -> slice:
         """Return the columns of the tiles (., j)."""
         ...
+
+
+def fingerprint(tiled: TiledKernel) -> str:
+    """Return a hash of what a matrix is of and how it is cut: kernel, data, dtype, tiles."""
+    kept = ("kernel", "data", "samples", "tile", "dtype", "device")
+    text = json.dumps([tiled.manifest.get(name) for name in kept], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class TiledMatrix:

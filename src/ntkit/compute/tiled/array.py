@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from linear_operator import LinearOperator
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ntkit.errors import BadValueError
@@ -38,13 +38,13 @@ class TiledArray:
     def __repr__(self) -> str:
         return f"TiledArray({list(self.shape)}, {self.dtype}, in {self._tiled.folder})"
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("A matrix on disk is an array only as a copy.")
-        return self[:].astype(dtype or self.dtype, copy=False)
+        return self._tiled.dense().numpy().astype(dtype or self.dtype, copy=False)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> np.ndarray:
-        parts = index if isinstance(index, tuple) else (index,)
+        parts = list(index) if isinstance(index, tuple) else [index]
         if len(parts) > 2 or any(p is None or p is Ellipsis for p in parts):
             raise BadValueError(
                 f"[{index!r}] is not an index of rows and columns; give at most two of integers, slices, "
@@ -60,7 +60,7 @@ class TiledArray:
                 across = np.flatnonzero(columns // size == j)
                 tile = self._tiled.block(int(i), int(j)).numpy()
                 out[np.ix_(into, across)] = tile[np.ix_(rows[into] - i * size, columns[across] - j * size)]
-        taken = [isinstance(p, int | np.integer) for p in (*parts, slice(None))]
+        taken = [isinstance(p, int | np.integer) for p in [*parts, slice(None)]]
         return out[tuple(0 if one else slice(None) for one in taken[:2])]
 
 
@@ -68,6 +68,8 @@ def _places(index: Index, n: int, what: str) -> np.ndarray:
     if isinstance(index, slice):
         return np.arange(n)[index]
     places = np.atleast_1d(np.asarray(index))
+    if places.ndim == 2 and 1 in places.shape:  # of numpy.ix_
+        places = places.ravel()
     if places.dtype == bool:
         if places.shape != (n,):
             raise BadValueError(f"A mask of {what}s has shape {places.shape}; expected ({n},).")
@@ -83,9 +85,9 @@ def _places(index: Index, n: int, what: str) -> np.ndarray:
 class TiledOperator(LinearOperator):
     """A matrix of tiles as a linear operator, whose products read each tile once."""
 
-    def __init__(self, like: ArrayLike | Tensor, *, tiled: TiledKernel, transposed: bool = False) -> None:
+    def __init__(self, like: Tensor, *, tiled: TiledKernel, transposed: bool = False) -> None:
         super().__init__(like, tiled=tiled, transposed=transposed)
-        self._tiled, self._transposed = tiled, transposed
+        self._like, self._tiled, self._transposed = like, tiled, transposed
 
     def _size(self) -> torch.Size:
         shape = self._tiled.shape
@@ -108,14 +110,14 @@ class TiledOperator(LinearOperator):
     def _transpose_nonbatch(self) -> TiledOperator:
         if self._tiled.symmetric:
             return self
-        return TiledOperator(self._args[0], tiled=self._tiled, transposed=not self._transposed)
+        return TiledOperator(self._like, tiled=self._tiled, transposed=not self._transposed)
 
     def _diagonal(self) -> Tensor:
         return self._tiled.diag()
 
     def to_dense(self) -> Tensor:
         """Return the whole matrix, in memory."""
-        whole = torch.from_numpy(self._tiled.array[:])
+        whole = self._tiled.dense()
         return whole.T if self._transposed else whole
 
 

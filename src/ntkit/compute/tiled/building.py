@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from ntkit.compute.plan import format_bytes
 from ntkit.compute.progress import progress
 from ntkit.compute.tiled.claims import LEASE, Claims
-from ntkit.compute.tiled.executors import Executor, Work
 from ntkit.compute.tiled.making import rows_in_words
 from ntkit.compute.tiled.store import Tile
+from ntkit.compute.tiled.work import Executor, Work
 from ntkit.errors import TileError
 
 TRIES = 3  # of a tile at which processes die

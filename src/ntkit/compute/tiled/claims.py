@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ntkit.compute.tiled.store import Tile, TileStore
+from ntkit.files import Json
 
 CLAIMS, BUILDERS = "claims", "builders"
 LEASE = 60.0  # seconds after the last sign of life from which a builder counts as dead
@@ -80,15 +81,7 @@ class Claims:
         return sum(name != self.name and self._lives(name) for name in list(self.store.names(BUILDERS)))
 
     def _lives(self, name: str) -> bool:
-        data = self.store.get(f"{BUILDERS}/{name}")
-        try:
-            sign = json.loads(data) if data else {}
-            until, host, pid, began = sign["until"], sign["host"], sign["pid"], sign["began"]
-        except (ValueError, KeyError, TypeError):
-            return False
-        if host == socket.gethostname() and began is not None and _began(pid) != began:
-            return False
-        return time.time() < until
+        return _alive(self.store, name) is not None
 
     def _live(self) -> None:
         pid = os.getpid()
@@ -103,6 +96,25 @@ class Claims:
     def _beat(self) -> None:
         while not self._over.wait(self.lease / BEATS):
             self._live()
+
+
+def builders(store: TileStore) -> list[str]:
+    """Return who builds in a folder: processes and their machines."""
+    found = (_alive(store, name) for name in list(store.names(BUILDERS)))
+    return [f"process {sign['pid']} on {sign['host']}" for sign in found if sign is not None]
+
+
+def _alive(store: TileStore, name: str) -> Json | None:
+    """Return the sign of life of a builder, None of one that is dead."""
+    data = store.get(f"{BUILDERS}/{name}")
+    try:
+        sign = json.loads(data) if data else {}
+        until, host, pid, began = sign["until"], sign["host"], sign["pid"], sign["began"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if host == socket.gethostname() and began is not None and _began(pid) != began:
+        return None
+    return sign if time.time() < until else None
 
 
 def _key(tile: Tile) -> str:

@@ -4,56 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
-from uuid import uuid4
+from typing import ClassVar
 
 from torch import Tensor
 
 from ntkit.compute.threads import passive_workers
-from ntkit.compute.tiled.making import Maker
-from ntkit.compute.tiled.store import Tile, TileStore
+from ntkit.compute.tiled.ray_executor import RayExecutor
+from ntkit.compute.tiled.store import Tile
+from ntkit.compute.tiled.work import Executor, Made, Work, known
 from ntkit.errors import BadTypeError, BadValueError, one_of, whole
 from ntkit.files import Scratch
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tile that is written; or, with ``death``, one at which a process died, and what is known of that."""
-
-    tile: Tile
-    death: str | None = None
-
-
-class Work:
-    """What a process needs to make tiles and to write them."""
-
-    def __init__(self, maker: Maker, store: TileStore) -> None:
-        self.maker, self.store, self.token = maker, store, uuid4().hex
-
-    def make(self, tile: Tile) -> None:
-        """Make and write a tile."""
-        self.store.write(tile, self.maker.make(tile))
-
-
-class Executor(Protocol):
-    """What makes tiles, in whatever order.
-
-    ``alone`` says whether it knows at which tile a process died that made several; ``device`` where tiles are
-    computed, None for where the kernel is.
-    """
-
-    alone: ClassVar[bool]
-
-    @property
-    def device(self) -> str | None:
-        """The type of device that tiles are computed on."""
-        ...
-
-    def run(self, work: Work, tiles: Iterator[Tile]) -> Iterator[Made]:
-        """Make tiles, asked for one by one as processes become free, and yield each that is written."""
-        ...
 
 
 class InProcess:
@@ -129,9 +90,8 @@ class JoblibExecutor:
 
         try:
             with passive_workers():
-                pool = joblib.Parallel(
-                    n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1"
-                )
+                options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
+                pool = joblib.Parallel(n_jobs=jobs, **options)
                 for tile, block in pool(handed()):  # pyright: ignore[reportGeneralTypeIssues]
                     if block is not None:
                         work.store.write(tile, block)
@@ -154,17 +114,6 @@ def dumped(work: Work, folder: Path) -> Path:
     return path
 
 
-_known: dict[str, Work] = {}  # of a process that makes tiles: what it was handed
-
-
-def known(token: str, load: object) -> Work:
-    """Return the work of a token, loaded once in a process; ``load`` is a function, or the work itself."""
-    if token not in _known:
-        _known.clear()
-        _known[token] = load() if callable(load) else load  # pyright: ignore[reportArgumentType]
-    return _known[token]
-
-
 def _make(token: str, source: Work | Path, tile: Tile, write: bool) -> tuple[Tile, Tensor | None]:
     import joblib
 
@@ -185,8 +134,6 @@ def as_executor(executor: object) -> Executor:
     if isinstance(executor, str):
         if one_of("executor", executor, ("joblib", "ray")) == "joblib":
             return JoblibExecutor()
-        from ntkit.compute.tiled.ray_executor import RayExecutor
-
         return RayExecutor()
     if not callable(getattr(executor, "run", None)):
         raise BadTypeError(

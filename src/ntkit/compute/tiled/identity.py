@@ -14,6 +14,7 @@ from types import CodeType
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadTypeError
 from ntkit.files import hash_data
@@ -50,6 +51,18 @@ def identity(value: object, name: str) -> dict[str, str]:
     if isinstance(value, type) or inspect.isroutine(value):
         return {name: _code(value)}
     return _of_object(value, name)
+
+
+def device_of(kernel: Kernel) -> str:
+    """Return the type of device that a kernel computes on: that of the first tensor that it holds."""
+    for value in kernel.get_params(deep=False).values():
+        if isinstance(value, Kernel):
+            return device_of(value)
+        held = value.parameters() if isinstance(value, nn.Module) else pytree.tree_leaves(value)
+        for leaf in held:
+            if isinstance(leaf, Tensor):
+                return leaf.device.type
+    return "cpu"
 
 
 def structure(module: nn.Module) -> str:

@@ -29,7 +29,7 @@ class Maker:
         import cloudpickle
 
         # by value: classes and functions of a script or a notebook, too
-        return vars(self) | {"kernel": cloudpickle.dumps(Rebuilt.of(self.kernel))}
+        return {**vars(self), "kernel": cloudpickle.dumps(Rebuilt.of(self.kernel))}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         import cloudpickle

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib import import_module
+from types import ModuleType
+from typing import ClassVar
 
 from torch import Tensor
 
-from ntkit.compute.tiled.executors import Made, Work, known
 from ntkit.compute.tiled.store import Tile
+from ntkit.compute.tiled.work import Made, Work, known
 from ntkit.errors import BadValueError, NtkitError, one_of, real
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 AHEAD = 1  # tasks that wait for a processor, for each one that is computed, so that none is idle
 SHARE = 0.5  # of Ray's object store that tiles on their way may take
@@ -83,7 +82,7 @@ class RayExecutor:
             num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0, retry_exceptions=False
         )
         handed = [ray.put(work)]  # in a list, so that a task that knows it already does not fetch it
-        under_way: dict[ObjectRef, Tile] = {}
+        under_way: dict[object, Tile] = {}
         try:
             for tile in tiles:
                 under_way[remote.remote(work.token, handed, tile, writes, self.device)] = tile
@@ -106,8 +105,8 @@ class RayExecutor:
         ]
         if min(slots) < 1:
             raise BadValueError(
-                f"A task needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}, and the cluster has "
-                f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Ask for less, or for a fraction."
+                f"A task needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}, and the cluster "
+                f"has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Ask for less."
             )
         most = min(slots) + max(1, int(AHEAD * min(slots)))
         if not writes:
@@ -115,7 +114,7 @@ class RayExecutor:
             most = min(most, max(1, int(min(room, 1e9))))
         return most
 
-    def _finished(self, work: Work, under_way: dict[ObjectRef, Tile]) -> Iterator[Made]:
+    def _finished(self, work: Work, under_way: dict[object, Tile]) -> Iterator[Made]:
         ray = _ray()
         done, _ = ray.wait(list(under_way), num_returns=1)
         for ref in done:
@@ -132,7 +131,7 @@ class RayExecutor:
             yield Made(tile)
 
 
-def _make(token: str, handed: list[Any], tile: Tile, write: bool, device: str | None) -> Tensor | None:
+def _make(token: str, handed: list[object], tile: Tile, write: bool, device: str | None) -> Tensor | None:
     def load() -> Work:
         work = _ray().get(handed[0])
         if device is not None:
@@ -146,13 +145,12 @@ def _make(token: str, handed: list[Any], tile: Tile, write: bool, device: str | 
     return None
 
 
-def _ray() -> Any:
+def _ray() -> ModuleType:
     try:
-        import ray
-        import ray.exceptions
+        import_module("ray.exceptions")
+        return import_module("ray")
     except ImportError as error:
         raise NtkitError("Ray is not installed: pip install 'ntkit[ray]'.") from error
-    return ray
 
 
 def _first_line(error: BaseException) -> str:

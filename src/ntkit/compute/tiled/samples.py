@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +23,10 @@ READ = 2**24  # bytes that are hashed at a time
 
 
 class Rows(Protocol):
-    """What has a length, and rows by slices: an array of NumPy, torch, zarr or h5py, a memory map."""
+    """What has a shape, and rows by slices: an array of NumPy, torch, zarr or h5py, a memory map."""
 
-    def __len__(self) -> int: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
     def __getitem__(self, rows: slice, /) -> object: ...
 
 
@@ -47,7 +48,7 @@ class Samples:
         sizes = (
             {len(x)}  # pyright: ignore[reportArgumentType]
             if isinstance(x, Dataset)
-            else {len(leaf) for leaf in pytree.tree_leaves(self.x)}
+            else {leaf.shape[0] for leaf in pytree.tree_leaves(self.x)}
         )
         if len(sizes) != 1:
             raise BadValueError(f"The inputs in {name} disagree in their number of samples: {sorted(sizes)}.")
@@ -59,7 +60,7 @@ class Samples:
         import cloudpickle
 
         sent = pytree.tree_map(_sent, self.x, is_leaf=_is_leaf)
-        return vars(self) | {"x": sent, "picked": cloudpickle.dumps(self.picked)}
+        return {**vars(self), "x": sent, "picked": cloudpickle.dumps(self.picked)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         import cloudpickle

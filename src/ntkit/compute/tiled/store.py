@@ -151,6 +151,12 @@ class TileStore:
                 found.add((int(parts[0]), int(parts[1])))
         return found
 
+    def times(self) -> list[float]:
+        """Return when tiles were written, in seconds since the epoch; of a folder on this machine."""
+        if self.root is None:
+            return []
+        return [path.stat().st_mtime for path in self.root.glob(f"{ARRAY}/c/*/*") if path.name.isdigit()]
+
     def has(self, tile: Tile) -> bool:
         """Return whether a tile is there, whether or not it matches its checksum."""
         from zarr.core.sync import sync
@@ -200,7 +206,7 @@ class TileStore:
         values[rows:], values[:rows, columns:] = np.nan, np.nan
         data[-CHECKSUM:] = np.frombuffer(crc32c(data[:-CHECKSUM]).to_bytes(CHECKSUM, "little"), np.uint8)
         with self._told():
-            sync(self.store.set(_key(tile), cpu.Buffer.from_array_like(data)))
+            sync(self.store.set(_key(tile), cpu.Buffer.from_bytes(data.data)))
 
     def _bytes(self, key: str) -> np.ndarray | None:
         """Return what is held under a key as an array of bytes of its own."""
