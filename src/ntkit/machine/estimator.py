@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
     check_array,
+    check_consistent_length,
     check_X_y,
     validate_data,
 )
@@ -23,6 +24,7 @@ from torch import Tensor
 from ntkit.compute.cholesky import Cholesky
 from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
+from ntkit.compute.out_of_core.source import TiledMatrix
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
 from ntkit.compute.tiled.kernel import TiledKernel
@@ -38,6 +40,8 @@ from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
 from ntkit.machine.solving.newton import Blocks
+from ntkit.machine.stored.fits import how_of, is_large, times
+from ntkit.machine.stored.system import How, TiledSystem
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
 
@@ -121,6 +125,24 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
         return x, np.asarray(out[1])
 
+    def _stored(self, X: object, y: object, memory: int | str) -> tuple[TiledSystem, np.ndarray] | None:
+        """Return a stored matrix that has no room in memory as a system, and the targets; else None."""
+        self._check_tiles(X)
+        if not isinstance(X, TiledKernel) or not is_large(X, memory):
+            return None
+        system = TiledSystem(X, self._how())
+        with refusing(f"one finite target for each of the {system.n} rows of the stored matrix"):
+            targets = check_array(as_array(y), ensure_2d=False, dtype=None)  # pyright: ignore[reportArgumentType]
+            check_consistent_length(targets, np.empty((system.n, 0)))
+        self.kernel_, self.columns_, self.search_, self.scaling_ = None, None, None, Scaling(None)
+        self.X_fit_, self.n_features_in_, self._sample_shape = X, system.n, (system.n,)
+        self.precision_ = X.dtype
+        return system, targets
+
+    def _how(self) -> How:
+        """Return how a stored matrix is to be solved."""
+        return how_of(self)
+
     def _check_tiles(self, X: object) -> None:
         if isinstance(X, TiledKernel) and not self._precomputed:
             raise BadTypeError(
@@ -181,6 +203,10 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         """Return queries as the kernel takes them."""
         check_fitted(self)
         self._check_tiles(X)
+        if isinstance(X, TiledKernel) and isinstance(self.X_fit_, TiledKernel):
+            if X.shape[1] != len(self.X_fit_):
+                raise BadValueError(f"{X} has {X.shape[1]} columns; expected {len(self.X_fit_)}, as in fit.")
+            return X  # pyright: ignore[reportReturnType]
         options = self._options()
         with refusing("X [m, d] of finite numbers, with the columns that fit had"):
             if self.columns_ is not None:
@@ -232,11 +258,13 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     def has_outputs(self) -> bool:
         """Whether the kernel has several numbers for two samples, one for each output or pair of them."""
         if self.kernel_ is None:
-            return self.X_fit_.ndim > 2
+            return not isinstance(self.X_fit_, TiledKernel) and self.X_fit_.ndim > 2
         return getattr(self.kernel_, "outputs", None) in ("full", "diagonal")
 
     def matrix_of(self, index: np.ndarray) -> Tensor:
         """Return the kernel matrix of some of the training samples, in float64."""
+        if isinstance(self.X_fit_, TiledKernel):
+            return TiledMatrix(self.X_fit_, 0).submatrix(torch.as_tensor(index))
         if self.kernel_ is None:
             return checked(torch.as_tensor(self.X_fit_[np.ix_(index, index)]), False)
         return self._block(self.X_fit_[index], None, False)
@@ -259,7 +287,9 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
 
     @fitting_threads()
     def _block(self, X1: np.ndarray, X2: np.ndarray | None, scalar: bool = True) -> Tensor:
-        if self.kernel_ is None:
+        if isinstance(X1, TiledKernel):
+            block = X1.values()
+        elif self.kernel_ is None:
             block = torch.as_tensor(X1 if X1.flags.writeable else X1.copy())
         else:
             block = self.kernel_(X1, X2)
@@ -281,6 +311,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     @fitting_threads()
     def _apply(self, X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
+        if isinstance(X, TiledKernel):
+            return times(X, coefficients)
         parts = []
         for s in chunks(len(X), max(1, ROWS // len(self.X_fit_))):
             block = self._block(X[s], self.X_fit_, not self.has_outputs)

@@ -44,7 +44,7 @@ class BlockedCholesky(ColumnFactor):
     ) -> None:
         self.n, self.dtype, self.shift = source.shape[0], source.dtype, float(shift)
         row = self.n * self.dtype.itemsize
-        self.width = min(self.n, panel_width(self.n, self.dtype, memory))
+        self.width = min(self.n, panel_width(self.n, self.dtype.itemsize, memory))
         if self.width < min(self.n, LEAST_WIDTH):
             raise BadValueError(
                 f"memory={format_bytes(memory)} holds {self.width} columns of {self.n} rows; expected room "
@@ -106,6 +106,6 @@ class BlockedCholesky(ColumnFactor):
         return panel
 
 
-def panel_width(n: int, dtype: torch.dtype, memory: int) -> int:
+def panel_width(n: int, itemsize: int, memory: int) -> int:
     """Return how many columns of n rows a panel has within so many bytes."""
-    return int(SHARE * memory) // (n * dtype.itemsize)
+    return int(SHARE * memory) // (n * itemsize)

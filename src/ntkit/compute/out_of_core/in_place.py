@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.out_of_core.column_files import ColumnFiles
+from ntkit.compute.out_of_core.costs import WIDTH
 from ntkit.compute.out_of_core.factor import ROWS, ColumnFactor, check_shift, finish_column
 from ntkit.compute.out_of_core.source import Tiles
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import threads
 from ntkit.files import Json
 
-WIDTH = 2048  # columns that are finished together
 STRIP = 512  # rows of K that are turned into float64 at once
 
 
