@@ -211,9 +211,9 @@ print("built", flush=True)
 def report(k, count):
     print(k, flush=True)
 if kind == "in place":
-    f = InPlaceCholesky(tiled, 0.01, folder / "factor", {}, width=100, report=report)
+    f = InPlaceCholesky(tiled, 0.1, folder / "factor", {}, width=100, report=report)
 else:
-    f = BlockedCholesky(tiled, 0.01, folder / "factor", {}, memory=2**21, report=report)
+    f = BlockedCholesky(tiled, 0.1, folder / "factor", {}, memory=2**21, report=report)
 print(json.dumps([f.resumed, f.count]), flush=True)
 """
 
