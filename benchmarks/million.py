@@ -1,4 +1,4 @@
-"""A million rows by features: seconds, memory and error of `FeatureRidge`, against the exact kernel on a part.
+"""A million rows by features: seconds, memory, error of `FeatureRidge`, against the exact kernel on a part.
 
     python benchmarks/million.py [--rows 1000000] [--columns 50] [--features 4096] [--depth 1]
 

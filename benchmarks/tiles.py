@@ -3,8 +3,8 @@
     python benchmarks/tiles.py [--samples 20000] [--folder DIR]
 
 With all tiles in memory the solution is compared with the same solver on the matrix as one float64 array; with
-a quarter of them, each product with the bytes that it streams over the rate at which this disk is read,
-measured in the same run on the same files, none of them cached. The bars are 1.5 and 1.3.
+a quarter of them, each product with the bytes that it streams over the rate at which this disk is read, measured
+in the same run on the same files, none of them cached. The bars are 1.5 and 1.3.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def main() -> None:
     """Print the ratios; exit with 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument(
-        "--folder", type=Path, help="Of the tiles, which stay there; a temporary one if left out."
-    )
+    parser.add_argument("--folder", type=Path, help="Of the tiles, which stay; a temporary one if left out.")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     n, rng = options.samples, np.random.default_rng(0)
@@ -85,7 +83,8 @@ def main() -> None:
         first = tiles / dense
         print(f"n = {n:,}, {OUTPUTS} right-hand sides, {options.threads} threads, all tiles in memory")
         print(
-            f"tiles {tiles:.1f} s, {iterations} iterations; one array {dense:.1f} s, {same}; ratio {first:.2f}"
+            f"tiles {tiles:.1f} s, {iterations} iterations; "
+            f"one array {dense:.1f} s, {same}; ratio {first:.2f}"
         )
 
         quarter = TiledMatrix(tiled, whole // 4)

@@ -66,6 +66,27 @@ class Cost:
         )
 
 
+@dataclass(frozen=True)
+class Values:
+    """What a kernel's values cost: operations for each sample, and for each of the n (n + 1) / 2 pairs."""
+
+    name: str
+    sample: float
+    pair: float
+
+    def matrix(self, n: int, itemsize: int) -> Cost:
+        """Return the cost of the upper triangle of tiles, written once."""
+        size = stored(n, itemsize)
+        return Cost(flops=self.sample * n + self.pair * n * (n + 1) / 2, written=size)
+
+    @classmethod
+    def fitted(cls, name: str, few: tuple[int, float], many: tuple[int, float]) -> Values:
+        """Return what two counts of operations say: n and the operations of k(x) for n samples."""
+        (n, one), (m, two) = few, many
+        pair = 2 * (two / m - one / n) / (m - n)
+        return cls(name, one / n - pair * (n + 1) / 2, pair)
+
+
 def stored(n: int, itemsize: int) -> float:
     """Return the bytes of the upper triangle in tiles."""
     return itemsize * n * (n + 1) / 2
