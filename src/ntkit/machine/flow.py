@@ -14,6 +14,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
+from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.leave_one_out import Targets
@@ -147,8 +148,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
-        self.depth, self.scale = depth, scale
-        self.tol, self.memory = tol, memory
+        self.depth, self.scale, self.tol, self.memory = depth, scale, tol, memory
         self.n_jobs, self.verbose = n_jobs, verbose
 
     @computing
@@ -280,7 +280,6 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
             )
         y = as_numbers("y", y)
         self._started, self._shape, self._factor = f0 is not None, y.shape[1:], None
-        positive("tol", self.tol)
         self._y, self._f0 = (torch.as_tensor(v.reshape(system.n, -1)) for v in (y, _start(f0, y)))
         times = _times(self.t)
         self._check_rate(largest_eigenvalue(system))
@@ -297,6 +296,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self._check_rate(float(self._spectrum.values[-1]))
 
     def _check_rate(self, largest: float) -> None:
+        positive("tol", self.tol), parse_memory(self.memory)
         real("momentum", self.momentum, "a number in [0, 1)", lambda v: 0 <= v < 1)
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)
