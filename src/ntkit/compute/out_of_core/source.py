@@ -15,6 +15,7 @@ from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadValueError
 
 Place = tuple[int, int]  # the row and the column of a tile
+STRIP = 64  # rows of a tile that are turned into float64 at once
 AHEAD = 2  # tiles that are read while one is multiplied
 
 
@@ -96,6 +97,7 @@ class TiledMatrix:
         self.streamed = self._held = 0
         self._kept: dict[Place, Tensor] = {}
         self._places = sorted(source.tiles)
+        self._strip: Tensor | None = None
 
     @property
     def kept(self) -> int:
@@ -112,11 +114,20 @@ class TiledMatrix:
         out = v.new_zeros(self.n, v.shape[1])
         for (i, j), tile in self._each():
             rows, cols = self.source.rows(i), self.source.cols(j)
-            tile = tile.double()
-            out[rows] += tile @ v[cols]
-            if self.source.symmetric and i != j:
-                out[cols] += tile.T @ v[rows]
+            both = self.source.symmetric and i != j
+            self._add(tile, v[cols], out[rows], v[rows] if both else None, out[cols])
         return out
+
+    def _add(self, tile: Tensor, right: Tensor, out: Tensor, left: Tensor | None, below: Tensor) -> None:
+        """Add a tile times columns, and its transpose times others, by strips that stay in the cache."""
+        if self._strip is None or self._strip.shape[1] < tile.shape[1]:
+            self._strip = torch.empty(STRIP, tile.shape[1], dtype=torch.float64)
+        for start in range(0, len(tile), STRIP):
+            part = tile[start : start + STRIP]
+            strip = self._strip[: len(part), : part.shape[1]].copy_(part)
+            out[start : start + STRIP].addmm_(strip, right)
+            if left is not None:
+                below.addmm_(strip.T, left[start : start + STRIP])
 
     def diag(self) -> Tensor:
         """Return the diagonal ``[n]``."""
