@@ -17,6 +17,7 @@ from ntkit.compute.plan import chunks
 from ntkit.errors import BadTypeError, BadValueError
 from ntkit.files import hash_data
 from ntkit.inputs import Inputs, Picked, collected
+from ntkit.kernel import Kernel
 
 _OF_NUMPY = {getattr(torch, name) for name in "float32 float64 int64 int32 int16 int8 uint8 bool".split()}
 READ = 2**24  # bytes that are hashed at a time
@@ -26,8 +27,20 @@ class Rows(Protocol):
     """What has a shape, and rows by slices: an array of NumPy, torch, zarr or h5py, a memory map."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """The number of rows, and the shape of one."""
+        ...
+
     def __getitem__(self, rows: slice, /) -> object: ...
+
+
+def picked_by(kernel: Kernel) -> Picked:
+    """Return what of an item of a dataset goes into a kernel, or into the first kernel in it that says so."""
+    picked: Picked = getattr(kernel, "inputs", None)
+    inner = (v for v in kernel.get_params(deep=False).values() if isinstance(v, Kernel))
+    return (
+        picked if picked is not None else next(filter(lambda p: p is not None, map(picked_by, inner)), None)
+    )
 
 
 class Samples:
@@ -75,13 +88,15 @@ class Samples:
     def take(self, rows: slice) -> Inputs:
         """Return some samples as a kernel takes them."""
         if isinstance(self.x, Dataset):
-            return collected(Subset(self.x, range(*rows.indices(self.n))), self.name, self.picked)
+            return Subset(self.x, range(*rows.indices(self.n)))  # of which the kernel picks its own
         return pytree.tree_map(lambda leaf: _values(leaf[rows]), self.x)
 
     def hash(self) -> str:
         """Return the sha256 of all samples, read a part at a time."""
         digest = hashlib.sha256()
         for part in self._parts():
+            if isinstance(part, Dataset):
+                part = collected(part, self.name, self.picked)
             for path, leaf in pytree.tree_flatten_with_path(part)[0]:
                 tensor = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
                 digest.update(f"{pytree.keystr(path)}{hash_data(tensor)}".encode())
