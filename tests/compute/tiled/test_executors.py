@@ -180,42 +180,6 @@ def test_what_a_kernel_raises_there_is_raised_here(executor, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_machines_of_which_one_is_lost(tmp_path):
-    """A local cluster of two nodes; one is killed when a few tiles are there."""
-    ray = pytest.importorskip("ray", reason="Ray is an extra of its own: pip install 'ntkit[ray]'")
-    from ray.cluster_utils import Cluster
-
-    ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        second = nodes.add_node(num_cpus=1)
-        ray.init(address=nodes.address, log_to_driver=False)
-        x = draw(1200, 6)
-        here = ntkit.TiledKernel(limit(), x, folder=tmp_path / "a", tile=100).build()
-        executor = ntkit.RayExecutor(address=nodes.address)
-        there = ntkit.TiledKernel(limit(), x, folder=tmp_path / "b", tile=100, executor=executor)
-        made, killed = [], []
-        run = executor.run
-
-        def watched(work, tiles):
-            for one in run(work, tiles):
-                made.append(one)
-                if len(made) == 10:
-                    nodes.remove_node(second, allow_graceful=False)
-                    killed.append(time.monotonic())
-                yield one
-
-        executor.run = watched
-        there.build()
-        assert killed and there.progress.share == 1 and equal(here, there)
-        finished = [one.tile for one in made if one.death is None]
-        assert len(set(finished)) == len(finished) == 78  # none was made twice that came back
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
-
-
-@pytest.mark.slow
 def test_of_rays_store_at_most_half_is_taken(cluster, tmp_path, monkeypatch):
     executor = ntkit.RayExecutor()
     tiled = ntkit.TiledKernel(limit(), draw(64, 6), folder=tmp_path, executor=executor)
@@ -266,3 +230,39 @@ def test_threads_are_refused(tmp_path):
     tiled = ntkit.TiledKernel(limit(), draw(50, 6), folder=tmp_path, executor=ntkit.JoblibExecutor())
     with joblib.parallel_config(backend="threading"), pytest.raises(ValueError, match="computes in threads"):
         tiled.build()
+
+
+@pytest.mark.slow
+def test_two_machines_of_which_one_is_lost(tmp_path):
+    """A local cluster of two nodes; one is killed when a few tiles are there."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra of its own: pip install 'ntkit[ray]'")
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False)
+        x = draw(1200, 6)
+        here = ntkit.TiledKernel(limit(), x, folder=tmp_path / "a", tile=100).build()
+        executor = ntkit.RayExecutor(address=nodes.address)
+        there = ntkit.TiledKernel(limit(), x, folder=tmp_path / "b", tile=100, executor=executor)
+        made, killed = [], []
+        run = executor.run
+
+        def watched(work, tiles):
+            for one in run(work, tiles):
+                made.append(one)
+                if len(made) == 10:
+                    nodes.remove_node(second, allow_graceful=False)
+                    killed.append(time.monotonic())
+                yield one
+
+        executor.run = watched
+        there.build()
+        assert killed and there.progress.share == 1 and equal(here, there)
+        finished = [one.tile for one in made if one.death is None]
+        assert len(set(finished)) == len(finished) == 78  # none was made twice that came back
+    finally:
+        ray.shutdown()
+        nodes.shutdown()

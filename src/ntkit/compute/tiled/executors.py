@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import os
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -114,11 +118,26 @@ def dumped(work: Work, folder: Path) -> Path:
     return path
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: loky's would wait for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _make(token: str, source: Work | Path, tile: Tile, write: bool) -> tuple[Tile, Tensor | None]:
     import joblib
 
     def load() -> Work:
-        return joblib.load(source, mmap_mode="r") if isinstance(source, Path) else source
+        if not isinstance(source, Path):
+            return source
+        if mp.parent_process() is not None and os.name == "posix":
+            _end_with(os.getppid())
+        return joblib.load(source, mmap_mode="r")
 
     work = known(token, load)
     if not write:
@@ -131,10 +150,9 @@ def as_executor(executor: object) -> Executor:
     """Return who makes tiles: None for this process, ``"joblib"``, ``"ray"``, or an executor."""
     if executor is None:
         return InProcess()
-    if isinstance(executor, str):
-        if one_of("executor", executor, ("joblib", "ray")) == "joblib":
-            return JoblibExecutor()
-        return RayExecutor()
+    if isinstance(executor, str | bytes):
+        one_of("executor", executor, ("joblib", "ray"))
+        return JoblibExecutor() if executor == "joblib" else RayExecutor()
     if not callable(getattr(executor, "run", None)):
         raise BadTypeError(
             f"executor={executor!r}; expected None, 'joblib', 'ray', ntkit.JoblibExecutor(n_jobs) or "

@@ -141,8 +141,7 @@ class TiledKernel:
         """Return what a folder holds without its kernel: to be read, not built."""
         tiled = cls.__new__(cls)
         tiled.store, tiled._maker = TileStore(open_store(folder)), None
-        root = tiled.store.root
-        held = read(tiled.store) if root is None or root.exists() else None
+        held = read(tiled.store)
         if held is None:
             raise TileError(f"{tiled.store} is not a folder of tiles: ntkit.TiledKernel(...) begins one.")
         tiled._open(held)
