@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import threading
 import time
@@ -90,7 +89,7 @@ class JoblibExecutor:
         def handed() -> Iterator[object]:
             for tile in tiles:
                 under_way[tile] = None
-                yield joblib.delayed(_make)(work.token, source, tile, wanted)
+                yield joblib.delayed(_make)(work.token, source, tile, wanted, os.getpid())
 
         try:
             with passive_workers():
@@ -129,14 +128,16 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _make(token: str, source: Work | Path, tile: Tile, write: bool) -> tuple[Tile, Tensor | None]:
+def _make(
+    token: str, source: Work | Path, tile: Tile, write: bool, parent: int
+) -> tuple[Tile, Tensor | None]:
     import joblib
 
     def load() -> Work:
         if not isinstance(source, Path):
             return source
-        if mp.parent_process() is not None and os.name == "posix":
-            _end_with(os.getppid())
+        if os.name == "posix" and os.getpid() != parent:
+            _end_with(parent)
         return joblib.load(source, mmap_mode="r")
 
     work = known(token, load)
