@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -86,7 +89,7 @@ class JoblibExecutor:
         def handed() -> Iterator[object]:
             for tile in tiles:
                 under_way[tile] = None
-                yield joblib.delayed(_make)(work.token, source, tile, wanted)
+                yield joblib.delayed(_make)(work.token, source, tile, wanted, os.getpid())
 
         try:
             with passive_workers():
@@ -114,11 +117,28 @@ def dumped(work: Work, folder: Path) -> Path:
     return path
 
 
-def _make(token: str, source: Work | Path, tile: Tile, write: bool) -> tuple[Tile, Tensor | None]:
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: loky's would wait for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make(
+    token: str, source: Work | Path, tile: Tile, write: bool, parent: int
+) -> tuple[Tile, Tensor | None]:
     import joblib
 
     def load() -> Work:
-        return joblib.load(source, mmap_mode="r") if isinstance(source, Path) else source
+        if not isinstance(source, Path):
+            return source
+        if os.name == "posix" and os.getpid() != parent:
+            _end_with(parent)
+        return joblib.load(source, mmap_mode="r")
 
     work = known(token, load)
     if not write:
@@ -131,10 +151,9 @@ def as_executor(executor: object) -> Executor:
     """Return who makes tiles: None for this process, ``"joblib"``, ``"ray"``, or an executor."""
     if executor is None:
         return InProcess()
-    if isinstance(executor, str):
-        if one_of("executor", executor, ("joblib", "ray")) == "joblib":
-            return JoblibExecutor()
-        return RayExecutor()
+    if isinstance(executor, str | bytes):
+        one_of("executor", executor, ("joblib", "ray"))
+        return JoblibExecutor() if executor == "joblib" else RayExecutor()
     if not callable(getattr(executor, "run", None)):
         raise BadTypeError(
             f"executor={executor!r}; expected None, 'joblib', 'ray', ntkit.JoblibExecutor(n_jobs) or "

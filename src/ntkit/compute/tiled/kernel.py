@@ -21,7 +21,7 @@ from ntkit.compute.tiled.identity import device_of, identity
 from ntkit.compute.tiled.lookup import StoredKernel, unflattened
 from ntkit.compute.tiled.making import THREADS, Maker
 from ntkit.compute.tiled.manifest import VALUES, begin, compare, compare_versions, read, versions
-from ntkit.compute.tiled.samples import Samples, even_tile
+from ntkit.compute.tiled.samples import Samples, even_tile, picked_by
 from ntkit.compute.tiled.store import DamagedTile, Layout, Tile, TileStore, open_store
 from ntkit.compute.tiled.work import Executor, Work
 from ntkit.errors import BadValueError, TileError, one_of, whole
@@ -124,7 +124,7 @@ class TiledKernel:
         size = None if tile == "auto" else whole("tile", tile)
         wanted = None if dtype is None else _dtype(dtype)
         self.store = TileStore(open_store(folder))
-        picked = getattr(kernel, "inputs", None)
+        picked = picked_by(kernel)
         one = Samples(x1, "x1", picked)
         two = None if x2 is None or x2 is x1 else Samples(x2, "x2", picked)
         few = Maker(self.kernel, one, two, FEW, None).make((0, 0))

@@ -12,6 +12,7 @@ from ntkit.errors import BadValueError
 from ntkit.inputs import Inputs
 from ntkit.kernel import Kernel, Rebuilt
 
+ASYMMETRY, ROUNDING = 1e-6, 1e3  # that a diagonal tile may have, relative to its values; in units of eps
 THREADS = 1  # that a tile is computed in: sums over several differ in rounding
 
 
@@ -69,7 +70,7 @@ class Maker:
                 f"The kernel of samples {i} and {j} is not finite in {self.dtype}. Give smaller inputs, or "
                 f"dtype='float64'."
             )
-        return block
+        return _mirrored(block, rows) if second is None else block
 
     def block(self, first: Inputs, second: Inputs | None) -> Tensor:
         """Return the kernel of some samples as a matrix."""
@@ -100,6 +101,17 @@ def flattened(block: Tensor) -> Tensor:
     order = (0, *range(2, 2 + half), 1, *range(2 + half, 2 + 2 * half))
     values = int(torch.tensor(block.shape[2 : 2 + half]).prod())
     return block.permute(order).reshape(block.shape[0] * values, -1)
+
+
+def _mirrored(block: Tensor, rows: slice) -> Tensor:
+    """Return a tile on the diagonal with its upper triangle in the lower one, which rounding changes."""
+    scale, apart = float(block.abs().max()), float((block - block.T).abs().max())
+    if apart > max(ASYMMETRY, ROUNDING * torch.finfo(block.dtype).eps) * scale:
+        raise BadValueError(
+            f"The kernel is not symmetric: between {rows_in_words(rows)}, k(x, x) differs from its transpose "
+            f"by up to {apart:.1e}, of values up to {scale:.1e}."
+        )
+    return block.triu() + block.triu(1).T
 
 
 def rows_in_words(rows: slice) -> str:

@@ -42,7 +42,8 @@ def begin(store: TileStore, content: Json) -> Json:
 
 def read(store: TileStore) -> Json | None:
     """Return the manifest of a folder, checked; None where there is none."""
-    data = store.get(MANIFEST)
+    there = store.root is None or store.root.exists()  # zarr makes folders that it reads
+    data = store.get(MANIFEST) if there else None
     if data is None:
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from ntkit.compute.plan import chunks
 from ntkit.errors import BadTypeError, BadValueError
 from ntkit.files import hash_data
-from ntkit.inputs import Inputs, Picked, collected
+from ntkit.inputs import Inputs, Picked, collected, holds_tensors
+from ntkit.kernel import Kernel
 
 _OF_NUMPY = {getattr(torch, name) for name in "float32 float64 int64 int32 int16 int8 uint8 bool".split()}
 READ = 2**24  # bytes that are hashed at a time
@@ -26,8 +27,20 @@ class Rows(Protocol):
     """What has a shape, and rows by slices: an array of NumPy, torch, zarr or h5py, a memory map."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """The number of rows, and the shape of one."""
+        ...
+
     def __getitem__(self, rows: slice, /) -> object: ...
+
+
+def picked_by(kernel: Kernel) -> Picked:
+    """Return what of an item of a dataset goes into a kernel, or into the first kernel in it that says so."""
+    picked: Picked = getattr(kernel, "inputs", None)
+    inner = (v for v in kernel.get_params(deep=False).values() if isinstance(v, Kernel))
+    return (
+        picked if picked is not None else next(filter(lambda p: p is not None, map(picked_by, inner)), None)
+    )
 
 
 class Samples:
@@ -44,17 +57,23 @@ class Samples:
         if isinstance(x, IterableDataset):
             raise BadTypeError(f"{name} is an IterableDataset, which has no rows by number; give a Dataset.")
         self.name, self.picked = name, picked
+        if isinstance(x, list) and holds_tensors(x):
+            if not all(isinstance(part, Tensor) for part in x):
+                raise BadTypeError(
+                    f"{name} is a list of {', '.join(sorted({type(p).__name__ for p in x}))}: it may mean "
+                    f"several inputs or several samples. Give a tuple of inputs, or stack the samples."
+                )
+            x = tuple(x)
         self.x = x if isinstance(x, Dataset) else pytree.tree_map(self._leaf, x, is_leaf=_is_leaf)
-        sizes = (
-            {len(x)}  # pyright: ignore[reportArgumentType]
-            if isinstance(x, Dataset)
-            else {leaf.shape[0] for leaf in pytree.tree_leaves(self.x)}
-        )
+        if isinstance(x, Dataset):
+            sizes = {len(x)}  # pyright: ignore[reportArgumentType]
+        else:
+            sizes = {leaf.shape[0] for leaf in pytree.tree_leaves(self.x)}
+        if not sizes:
+            raise BadTypeError(f"{name} holds no tensor; expected samples along a first axis.")
         if len(sizes) != 1:
             raise BadValueError(f"The inputs in {name} disagree in their number of samples: {sorted(sizes)}.")
         (self.n,) = sizes
-        if self.n == 0:
-            raise BadValueError(f"{name} has no samples; give at least one.")
 
     def __getstate__(self) -> dict[str, object]:
         import cloudpickle
@@ -75,19 +94,30 @@ class Samples:
     def take(self, rows: slice) -> Inputs:
         """Return some samples as a kernel takes them."""
         if isinstance(self.x, Dataset):
-            return collected(Subset(self.x, range(*rows.indices(self.n))), self.name, self.picked)
+            return Subset(self.x, range(*rows.indices(self.n)))  # of which the kernel picks its own
         return pytree.tree_map(lambda leaf: _values(leaf[rows]), self.x)
 
     def hash(self) -> str:
-        """Return the sha256 of all samples, read a part at a time."""
+        """Return the sha256 of all samples, read a part at a time; refuse values that are not finite."""
         digest = hashlib.sha256()
-        for part in self._parts():
+        for start, part in self._parts():
+            if isinstance(part, Dataset):
+                part = collected(part, self.name, self.picked)
             for path, leaf in pytree.tree_flatten_with_path(part)[0]:
                 tensor = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
+                self._check_finite(tensor, start)
                 digest.update(f"{pytree.keystr(path)}{hash_data(tensor)}".encode())
         return digest.hexdigest()
 
-    def _parts(self) -> Iterator[Inputs]:
+    def _check_finite(self, part: Tensor, start: int) -> None:
+        if part.is_floating_point() and not part.sum().isfinite() and not part.isfinite().all():
+            bad = (~part.isfinite()).reshape(len(part), -1).any(1).nonzero().flatten() + start
+            raise BadValueError(
+                f"{self.name} holds NaN or infinite values in sample(s) {bad.tolist()[:10]}; clean or "
+                f"drop them."
+            )
+
+    def _parts(self) -> Iterator[tuple[int, Inputs]]:
         if isinstance(self.x, Dataset):
             step = 256
         else:
@@ -95,16 +125,33 @@ class Samples:
             row = sum(_values(leaf[:1]).nbytes for leaf in leaves)
             step = max(1, READ // max(1, row))
         for start in range(0, self.n, step):
-            yield self.take(slice(start, min(self.n, start + step)))
+            yield start, self.take(slice(start, min(self.n, start + step)))
 
     def _leaf(self, value: object) -> Rows:
         if isinstance(value, Tensor):
-            value = value.detach()
-        elif not (hasattr(value, "__getitem__") and hasattr(value, "shape") and hasattr(value, "dtype")):
-            value = np.asarray(value)
-        if len(value.shape) == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            raise BadTypeError(f"{self.name} holds a single number or object; expected samples, first axis.")
-        return value  # pyright: ignore[reportReturnType]
+            if value.layout is not torch.strided or value.is_nested:
+                raise BadValueError(f"{self.name} is a {value.layout} tensor; give a dense one, .to_dense().")
+            array = value.detach()
+        elif isinstance(value, np.ndarray) or (hasattr(value, "__getitem__") and hasattr(value, "dtype")):
+            array = cast("np.ndarray", value)
+        else:
+            try:
+                array = np.asarray(value)
+            except ValueError as error:
+                raise self._unreadable(value, str(error)) from error
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "biufc":
+            raise self._unreadable(value, f"dtype {array.dtype}")
+        if len(array.shape) == 0:
+            raise BadValueError(f"{self.name} is a single number; its first axis must be the sample.")
+        if array.shape[0] == 0:
+            raise BadValueError(f"{self.name} is empty, of shape {tuple(array.shape)}; give a sample.")
+        return array
+
+    def _unreadable(self, value: object, why: str) -> BadTypeError:
+        return BadTypeError(
+            f"{self.name} is a {type(value).__name__}, {value!r:.60}, that is not read as numbers ({why}); "
+            f"give a tensor, an array, an array of zarr, a tuple or dict of these, or a dataset."
+        )
 
 
 class _AsTensor:

@@ -30,6 +30,8 @@ def open_store(folder: object) -> Store:
 
     if isinstance(folder, Store):
         return folder
+    if isinstance(folder, str) and folder.startswith("file://"):
+        folder = folder.removeprefix("file://")
     if isinstance(folder, str) and "://" in folder:
         return FsspecStore.from_url(folder)
     if isinstance(folder, str | os.PathLike):
@@ -65,8 +67,10 @@ class TileStore:
         self._layout: Layout | None = None
 
     def __str__(self) -> str:
-        root = getattr(self.store, "root", None)
-        return str(root if root is not None else self.store)
+        if self.root is not None:
+            return str(self.root)
+        system, path = getattr(self.store, "fs", None), getattr(self.store, "path", "")
+        return str(self.store) if system is None else system.unstrip_protocol(path)
 
     @property
     def root(self) -> Path | None:
