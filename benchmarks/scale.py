@@ -221,11 +221,12 @@ def page(kinds: list[Values], who: list[Executor], measured: list[Measured]) -> 
             for e in who
         ],
     )
+    share, rank = who[0].efficiency, costs.RANK
     out += [
         "Rates of the first were measured when this page was written; the others, disks, memory and all",
-        f"prices are assumptions. Kernels' values reach {who[0].efficiency:.0%} of the rate of large products.",
-        f"Matrices are float32, right-hand sides {OUTPUTS}; iterations of CG {costs.ITERATIONS}, its",
-        f"preconditioner of {costs.RANK:g} sqrt(n) columns. What machines send to each other is not in it.",
+        f"prices are assumptions. Kernels' values reach {share:.0%} of the rate of large products. Matrices are",
+        f"float32, right-hand sides {OUTPUTS}, iterations of CG {costs.ITERATIONS}, its preconditioner has",
+        f"{rank:g} sqrt(n) columns. What machines send to each other is not in it.",
         "",
         "## The kernel matrix",
         "",
@@ -296,16 +297,16 @@ def cluster(kinds: list[Values], e: Executor) -> list[str]:
     size = costs.stored(n, 4)
     cg = costs.conjugate_gradients(n, 4, OUTPUTS, e.memory * e.count)
     once = costs.product(n, 4, OUTPUTS, size)
-    took, each = e.seconds(cg), e.seconds(once)
+    took, each, rank = e.seconds(cg), e.seconds(once), int(costs.RANK * n**0.5)
     out = [
         f"## A million rows, exact, on {e.count} GPUs",
         "",
         f"The upper triangle in float32 is {format_bytes(size)}, {format_bytes(size / e.count)} a GPU of "
-        f"{format_bytes(e.memory)}: shards of tiles stay in their memory. A product with "
-        f"{OUTPUTS} right-hand sides takes {time_of(each)}, after which every GPU has to have the sum: "
+        f"{format_bytes(e.memory)}: shards of tiles stay in their memory. A product with {OUTPUTS} right-hand "
+        f"sides takes {time_of(each)}, after which every GPU has to have the sum: "
         f"{format_bytes(8.0 * n * OUTPUTS)} to each. Conjugate gradients with {costs.ITERATIONS} of them and "
-        f"a preconditioner of {costs.RANK * n**0.5:,.0f} columns ({format_bytes(8 * n * costs.RANK * n**0.5)} "
-        f"in float64, shared) take {time_of(took)}, {money(e.price(took))}.",
+        f"a preconditioner of {rank:,} columns ({format_bytes(8 * n * rank)} in float64, shared) take "
+        f"{time_of(took)}, {money(e.price(took))}.",
         "",
     ]
     rows = []

@@ -2,9 +2,9 @@
 
     python benchmarks/tiles.py [--samples 20000] [--folder DIR]
 
-With all tiles in memory the solution is compared with the same solver on the matrix as one float64 array; with
-a quarter of them, each product with the bytes that it streams over the rate at which this disk is read, measured
-in the same run on the same files, none of them cached. The bars are 1.5 and 1.3.
+With all tiles in memory the solution is compared with the same solver on the matrix as one float64 array;
+with a quarter of them, each product with the bytes that it streams over the rate at which this disk is read,
+measured in the same run on the same files, none of them cached. The bars are 1.5 and 1.3.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiles_in_memory import InMemory
 
 import ntkit
 from ntkit.compute.cg import conjugate_gradients, low_rank_inverse
@@ -24,12 +24,7 @@ from ntkit.compute.out_of_core.source import TiledMatrix
 from ntkit.compute.pivoted import pivoted_cholesky
 from ntkit.machine.kernels import ReLUKernel
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiles import InMemory
-
 N, TILE, WIDTH = 233, 50, 40  # no multiples of each other
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from torch import Tensor
 from ntkit.compute.cholesky import Cholesky
 from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
-from ntkit.compute.out_of_core.source import TiledMatrix
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
 from ntkit.compute.tiled.kernel import TiledKernel
@@ -40,7 +39,7 @@ from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
 from ntkit.machine.solving.newton import Blocks
-from ntkit.machine.stored.fits import how_of, is_large, times
+from ntkit.machine.stored.fits import how_of, is_large, submatrix, times
 from ntkit.machine.stored.system import How, TiledSystem
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
@@ -135,7 +134,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
             targets = check_array(as_array(y), ensure_2d=False, dtype=None)  # pyright: ignore[reportArgumentType]
             check_consistent_length(targets, np.empty((system.n, 0)))
         self.kernel_, self.columns_, self.search_, self.scaling_ = None, None, None, Scaling(None)
-        self.X_fit_, self.n_features_in_, self._sample_shape = X, system.n, (system.n,)
+        self.n_features_in_, self._sample_shape = system.n, (system.n,)
+        self.X_fit_ = X  # pyright: ignore[reportAttributeAccessIssue]
         self.precision_ = X.dtype
         return system, targets
 
@@ -264,7 +264,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     def matrix_of(self, index: np.ndarray) -> Tensor:
         """Return the kernel matrix of some of the training samples, in float64."""
         if isinstance(self.X_fit_, TiledKernel):
-            return TiledMatrix(self.X_fit_, 0).submatrix(torch.as_tensor(index))
+            return submatrix(self.X_fit_, index)
         if self.kernel_ is None:
             return checked(torch.as_tensor(self.X_fit_[np.ix_(index, index)]), False)
         return self._block(self.X_fit_[index], None, False)

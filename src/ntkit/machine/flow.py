@@ -296,7 +296,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self._check_rate(float(self._spectrum.values[-1]))
 
     def _check_rate(self, largest: float) -> None:
-        positive("tol", self.tol), parse_memory(self.memory)
+        self._budget = parse_memory(self.memory) if positive("tol", self.tol) else 0
         real("momentum", self.momentum, "a number in [0, 1)", lambda v: 0 <= v < 1)
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)

@@ -69,7 +69,13 @@ class BlockedCholesky(ColumnFactor):
                     report(k + 1, self.count)
 
     def below(self, k: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows and blocks of the k-th column of tiles."""
+        """Yield rows and blocks of the k-th column of tiles.
+
+        Yields
+        ------
+        slice, Tensor
+            The rows of a block, and the block; first the square on the diagonal.
+        """
         cols = self.column(k)
         yield cols, self.files.read(k, cols).tril()
         yield from self._read(k, cols.stop)

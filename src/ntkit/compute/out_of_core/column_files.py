@@ -33,13 +33,13 @@ class ColumnFiles:
         Made if it is not there.
     key : dict
         What the factor is of: compared with the folder's ``factor.json``.
-    threads : int
-        The number of threads that compute it, if it is new; else those of the first time, in ``threads``:
-        with another number, sums would be rounded otherwise.
     n, width : int
         The rows of the matrix, and the columns of a file.
     dtype : torch.dtype
-        float32 or float64.
+        That of the numbers, float32 or float64.
+    threads : int
+        The number of threads that compute it, if it is new; else those of the first time, in ``threads``:
+        with another number, sums would be rounded otherwise.
 
     Raises
     ------

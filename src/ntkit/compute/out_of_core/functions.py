@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev
+from scipy.fft import dct
 from torch import Tensor
 
 from ntkit.compute.eigen import leading
@@ -73,9 +74,10 @@ def _series(g: Spectral, top: float, tol: float) -> np.ndarray:
     """Return the Chebyshev coefficients of g on [0, top], as many as it takes."""
     degree = 16
     while degree <= MOST:
-        weights = chebyshev.chebinterpolate(
-            lambda x: g(torch.as_tensor((x + 1) * top / 2, dtype=torch.float64)).numpy(), degree
-        )
+        points = chebyshev.chebpts1(degree + 1)
+        at = g(torch.as_tensor((points + 1) * top / 2, dtype=torch.float64)).numpy()
+        weights = np.asarray(dct(at[::-1], type=2)) / len(points)
+        weights[0] /= 2
         size = np.abs(weights).max()
         if np.abs(weights[-degree // 4 :]).max() <= tol * size:
             return weights[: 1 + int(np.flatnonzero(np.abs(weights) > tol * size).max(initial=0))]

@@ -80,7 +80,13 @@ class InPlaceCholesky(ColumnFactor):
                     report(k + 1, self.count)
 
     def below(self, k: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows and blocks of the k-th column of tiles."""
+        """Yield rows and blocks of the k-th column of tiles.
+
+        Yields
+        ------
+        slice, Tensor
+            The rows of a block, and the block; first the square on the diagonal.
+        """
         cols = self.column(k)
         yield cols, self.values[cols, cols].tril()
         for s in chunks(self.n - cols.stop, ROWS):

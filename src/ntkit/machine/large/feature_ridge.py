@@ -131,8 +131,8 @@ class FeatureRidge(Threads, MultiOutputMixin, RegressorMixin, BaseEstimator):
         targets = np.array(as_numbers("y", y))
         if len(targets) != len(samples) or targets.ndim > 2 or not np.isfinite(targets).all():
             raise BadValueError(
-                f"y has shape {targets.shape} for {len(samples)} rows; expected a finite target for each, [n] "
-                "or [n, o]."
+                f"y has shape {targets.shape} for {len(samples)} rows; expected a finite target for each, "
+                "[n] or [n, o]."
             )
         rng = np.random.default_rng(self.random_state)
         some = np.sort(rng.choice(len(samples), min(CHECKED, len(samples)), replace=False))

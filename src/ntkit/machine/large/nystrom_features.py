@@ -112,7 +112,7 @@ class NystromMap(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of rows."""
-        landmarks, factor = self.landmarks.double(), self.factor.double()  # pyright: ignore[reportCallIssue]
+        landmarks, factor = (self.get_buffer(name).double() for name in ("landmarks", "factor"))
         block = self.kernel(x.double(), landmarks).double()
         return torch.linalg.solve_triangular(factor, block.T, upper=False).T.to(x)
 

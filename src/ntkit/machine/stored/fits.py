@@ -77,6 +77,11 @@ def no_weights(weights: object) -> None:
         )
 
 
+def submatrix(tiled: TiledKernel, index: np.ndarray) -> Tensor:
+    """Return the kernel matrix of some samples, in float64."""
+    return TiledMatrix(tiled, 0).submatrix(torch.as_tensor(index))
+
+
 def times(cross: TiledKernel, coefficients: np.ndarray) -> np.ndarray:
     """Return k(queries, training samples) c, tile by tile."""
     columns = torch.as_tensor(coefficients.reshape(len(coefficients), -1))
