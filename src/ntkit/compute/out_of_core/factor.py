@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkit.compute.plan import chunks
+from ntkit.compute.threads import threads
 from ntkit.errors import BadValueError
 
 LEAST = 1e-3  # of the mean diagonal: the ridge below which a factor in float32 may meet a negative pivot
@@ -46,6 +47,7 @@ class ColumnFactor(ABC):
         """The number of columns of tiles."""
         return -(-self.n // self.width)
 
+    @threads(1)  # the memory sets the pace, and the bits are always the same
     def half(self, b: Tensor) -> Tensor:
         """Return L^-1 b for columns ``[n, r]``, in the dtype of the factor."""
         y = b.to(self.dtype, copy=True)
@@ -58,6 +60,7 @@ class ColumnFactor(ABC):
                     y[rows] -= block @ y[cols]
         return y
 
+    @threads(1)
     def solve(self, b: Tensor) -> Tensor:
         """Return (K + shift)^-1 b for columns ``[n, r]``, as exact as the dtype of the factor.
 

@@ -17,7 +17,7 @@ from ntkit.compute.plan import chunks
 from ntkit.compute.threads import threads
 from ntkit.files import Json
 
-STRIP = 512  # rows of K that are turned into float64 at once
+STRIP, REACH = 64, 4096  # rows and columns of K that are turned into float64 at once: they stay in the cache
 
 
 class InPlaceCholesky(ColumnFactor):
@@ -94,16 +94,21 @@ class InPlaceCholesky(ColumnFactor):
                 rows = slice(cols.stop + s.start, cols.stop + s.stop)
                 yield rows, self.values[rows, cols]
 
+    @threads(1)  # of small products, in which several threads wait for each other
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return K v in float64, from the upper triangle."""
         v = v.double()
         out = self._diagonal[:, None] * v
+        strip = torch.empty(STRIP, REACH, dtype=torch.float64)
         for rows in chunks(self.n, STRIP):
             corner = self.values[rows, rows].triu(1).double()
             out[rows] += corner @ v[rows] + corner.T @ v[rows]
-            strip = self.values[rows, rows.stop :].double()
-            out[rows] += strip @ v[rows.stop :]
-            out[rows.stop :] += strip.T @ v[rows]
+            for cols in chunks(self.n - rows.stop, REACH):
+                cols = slice(rows.stop + cols.start, rows.stop + cols.stop)
+                part = strip[: rows.stop - rows.start, : cols.stop - cols.start]
+                part.copy_(self.values[rows, cols])
+                out[rows].addmm_(part, v[cols])
+                out[cols].addmm_(part.T, v[rows])
         return out
 
     def diag(self) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ntkit.compute.threads import threads
 from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadValueError
 
@@ -104,6 +105,7 @@ class TiledMatrix:
         """The number of tiles that are in memory."""
         return len(self._kept)
 
+    @threads(1)  # of small products, in which several threads wait for each other
     def __matmul__(self, v: Tensor) -> Tensor:
         v = v.double()
         if len(v) != self.source.shape[1]:
