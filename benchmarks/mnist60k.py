@@ -101,7 +101,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=ALL, help="Training digits, the first of the set.")
     parser.add_argument("--ridge", type=float, default=RIDGE, help="In units of the mean diagonal.")
-    parser.add_argument("--width", type=int, default=2048, help="Columns of a column of tiles.")
+    parser.add_argument("--width", type=int, default=1024, help="Columns of a column of tiles.")
     parser.add_argument("--jobs", type=int, default=2, help="Processes that make tiles, threads that solve.")
     parser.add_argument("--kill-after", type=float, help="Seconds after which this process kills itself.")
     options = parser.parse_args()

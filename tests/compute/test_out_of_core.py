@@ -183,7 +183,7 @@ def test_functions_of_a_matrix(gram, b):
 def test_costs_are_those_of_the_algorithms():
     n, machine = 60_000, costs.Machine("a machine", 2e11, 1e11, 1e10)
     cost = costs.cholesky_in_place(n, 4, 10, 0)
-    assert cost.flops == pytest.approx(7.2e13) and cost.held == pytest.approx(14.4e9 + 2 * 2048 * n * 4)
+    assert cost.flops == pytest.approx(7.2e13) and cost.held == pytest.approx(14.4e9 + 2 * costs.WIDTH * n * 4)
     assert cost.seconds(machine, 4) == pytest.approx(360 + 2.88 + 2 * 7.2e9 / costs.DISK, rel=1e-3)
     streamed = costs.product(20_000, 4, 1, 2e8)
     assert streamed.read == pytest.approx(8e8 - 2e8, rel=1e-3)

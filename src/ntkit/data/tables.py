@@ -57,7 +57,8 @@ def _array(path: Path, name: str, usual: tuple[str, ...], source: str, option: s
     if path.suffix == ".npy":
         return _read(lambda: np.load(path, mmap_mode="r", allow_pickle=False), path, option)
     if path.suffix == ".npz":
-        with _read(lambda: np.load(path, allow_pickle=False), path, option) as arrays:
+        with open(path, "rb") as file:
+            arrays = _read(lambda: np.load(file, allow_pickle=False), path, option)
             return arrays[_chosen(list(arrays), name, usual, source, option)]
     if path.is_dir():
         import zarr

@@ -12,7 +12,7 @@ import torch
 ITERATIONS = 30  # of preconditioned conjugate gradients to 1e-8, as a rule
 RANK = 10.0  # columns of a preconditioner or an approximation, in units of the root of n
 DISK = 4e8  # bytes a second, where nothing was measured
-WIDTH = 2048  # columns that Cholesky finishes together
+WIDTH = 1024  # columns that Cholesky finishes together
 
 
 @dataclass(frozen=True)

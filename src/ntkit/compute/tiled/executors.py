@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
+import numpy as np
 
 from ntkit.compute.threads import passive_workers
 from ntkit.compute.tiled.ray_executor import RayExecutor
@@ -18,6 +18,8 @@ from ntkit.compute.tiled.store import Tile
 from ntkit.compute.tiled.work import Executor, Made, Work, known
 from ntkit.errors import BadTypeError, BadValueError, one_of, whole
 from ntkit.files import Scratch
+
+GROWTH = 2**34  # bytes
 
 
 class InProcess:
@@ -35,7 +37,7 @@ class InProcess:
                 if last is not None:
                     last[1].result()
                     yield Made(last[0])
-                last = tile, writer.submit(work.store.write, tile, block)
+                last = tile, writer.submit(work.store.write, tile, block.numpy())
             if last is not None:
                 last[1].result()
                 yield Made(last[0])
@@ -128,21 +130,34 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _keep_worker() -> None:
+    """Let this worker of loky grow: it ends those that grew by 100 MB, which a few tiles do.
+
+    The one that takes its place would load torch again.
+    """
+    from joblib.externals.loky import process_executor
+
+    if hasattr(process_executor, "_MAX_MEMORY_LEAK_SIZE"):
+        process_executor._MAX_MEMORY_LEAK_SIZE = GROWTH
+
+
 def _make(
     token: str, source: Work | Path, tile: Tile, write: bool, parent: int
-) -> tuple[Tile, Tensor | None]:
+) -> tuple[Tile, np.ndarray | None]:
     import joblib
 
     def load() -> Work:
         if not isinstance(source, Path):
             return source
-        if os.name == "posix" and os.getpid() != parent:
-            _end_with(parent)
+        if os.getpid() != parent:
+            _keep_worker()
+            if os.name == "posix":
+                _end_with(parent)
         return joblib.load(source, mmap_mode="r")
 
     work = known(token, load)
     if not write:
-        return tile, work.maker.make(tile)
+        return tile, work.maker.make(tile).numpy()
     work.make(tile)
     return tile, None
 

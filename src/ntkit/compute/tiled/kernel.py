@@ -247,7 +247,7 @@ class TiledKernel:
                     f"{self.manifest['device']}, and the kernel is on {device}: call build()."
                 )
             found = maker.make((i, j))
-            self.store.write((i, j), found)
+            self.store.write((i, j), found.numpy())
         rows, columns = self.rows(i), self.cols(j)
         return found[: rows.stop - rows.start, : columns.stop - columns.start].contiguous()
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import Tensor
+import numpy as np
 
 from ntkit.compute.tiled.store import Tile
 from ntkit.compute.tiled.work import Made, Work, known
-from ntkit.errors import BadValueError, NtkitError, one_of, real
+from ntkit.errors import BadValueError, NtkitError, TileError, one_of, real
 
 AHEAD = 1  # tasks that wait for a processor, for each one that is computed, so that none is idle
 SHARE = 0.5  # of Ray's object store that tiles on their way may take
@@ -27,9 +28,9 @@ class RayExecutor:
     address : str, optional
         A running cluster: ``"auto"`` or ``"ray://host:10001"``. Without it, the one that this process is
         connected to, else Ray is started on this machine.
-    shared : bool
-        Whether all machines see the folder, so that they write tiles themselves. Without it tiles come back
-        to this process, which writes them. Addresses such as ``s3://`` are always shared.
+    shared : bool or "auto"
+        Whether all machines see the folder, so that they write tiles themselves; else tiles come back to this
+        process, which writes them. "auto": where all are this one. Addresses such as ``s3://`` are shared.
 
     Raises
     ------
@@ -44,7 +45,7 @@ class RayExecutor:
     Examples
     --------
     >>> ntkit.RayExecutor(num_cpus=2)
-    RayExecutor(num_cpus=2, num_gpus=0, address=None, shared=False)
+    RayExecutor(num_cpus=2, num_gpus=0, address=None, shared='auto')
     """
 
     alone: ClassVar[bool] = True
@@ -54,13 +55,13 @@ class RayExecutor:
         num_cpus: float = 1,
         num_gpus: float = 0,
         address: str | None = None,
-        shared: bool = False,
+        shared: bool | Literal["auto"] = "auto",
     ) -> None:
         for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
             real(name, value, "a number that is not negative", lambda v: 0 <= v < float("inf"))
         if num_cpus == num_gpus == 0:
             raise BadValueError("num_cpus=0 and num_gpus=0; a task must need something.")
-        one_of("shared", shared, (True, False))
+        one_of("shared", shared, (True, False, "auto"))
         self.num_cpus, self.num_gpus, self.address, self.shared = num_cpus, num_gpus, address, shared
 
     def __repr__(self) -> str:
@@ -77,7 +78,7 @@ class RayExecutor:
         ray = _ray()
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
-        writes = self.shared or work.store.root is None
+        writes = work.store.root is None or (_on_this_machine() if self.shared == "auto" else self.shared)
         remote = ray.remote(_make).options(
             num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0, retry_exceptions=False
         )
@@ -128,10 +129,15 @@ class RayExecutor:
                 continue
             if block is not None:
                 work.store.write(tile, block)
+            elif not work.store.has(tile):
+                raise TileError(
+                    f"A task wrote the tile {tile} where this machine does not see it: {work.store} is not "
+                    f"shared. Give RayExecutor(..., shared=False)."
+                )
             yield Made(tile)
 
 
-def _make(token: str, handed: list[object], tile: Tile, write: bool, device: str | None) -> Tensor | None:
+def _make(token: str, handed: list[object], tile: Tile, write: bool, device: str | None) -> np.ndarray | None:
     def load() -> Work:
         work = _ray().get(handed[0])
         if device is not None:
@@ -140,9 +146,14 @@ def _make(token: str, handed: list[object], tile: Tile, write: bool, device: str
 
     work = known(token, load)
     if not write:
-        return work.maker.make(tile)
+        return work.maker.make(tile).numpy()  # which processes share, and tensors they do not
     work.make(tile)
     return None
+
+
+def _on_this_machine() -> bool:
+    hosts = {node["NodeManagerHostname"] for node in _ray().nodes() if node["Alive"]}
+    return hosts == {socket.gethostname()}
 
 
 def _ray() -> ModuleType:

@@ -194,7 +194,7 @@ class TileStore:
         values = data[:-CHECKSUM].view(np.dtype(layout.dtype).newbyteorder("<"))
         return torch.from_numpy(values.astype(layout.dtype, copy=False).reshape(layout.chunks))
 
-    def write(self, tile: Tile, block: Tensor) -> None:
+    def write(self, tile: Tile, block: np.ndarray) -> None:
         """Write a tile, as zarr's codecs "bytes" and "crc32c" would, without their copies of it.
 
         At any moment the old tile is there or the whole new one.
@@ -206,7 +206,7 @@ class TileStore:
         data = np.empty(layout.bytes, np.uint8)
         values = data[:-CHECKSUM].view(np.dtype(layout.dtype).newbyteorder("<")).reshape(layout.chunks)
         rows, columns = block.shape
-        values[:rows, :columns] = block.numpy()
+        values[:rows, :columns] = block
         values[rows:], values[:rows, columns:] = np.nan, np.nan
         data[-CHECKSUM:] = np.frombuffer(crc32c(data[:-CHECKSUM]).to_bytes(CHECKSUM, "little"), np.uint8)
         with self._told():

@@ -27,7 +27,7 @@ class Work:
 
     def make(self, tile: Tile) -> None:
         """Make and write a tile."""
-        self.store.write(tile, self.maker.make(tile))
+        self.store.write(tile, self.maker.make(tile).numpy())
 
 
 class Executor(Protocol):
