@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor, nn
 
-from ntkit.compute.cholesky import LADDER
+from ntkit.compute.cholesky import cholesky
 from ntkit.compute.matrix import MatrixFree
 from ntkit.compute.pivoted import pivoted_cholesky
 from ntkit.compute.tiled.samples import Samples
@@ -100,14 +100,8 @@ class NystromMap(nn.Module):
         super().__init__()
         self.kernel = kernel
         self.register_buffer("landmarks", landmarks)
-        gram = kernel(landmarks).double()
-        mean = float(gram.diagonal().mean())
-        for jitter in (0.0, *LADDER):
-            work = gram + jitter * mean * torch.eye(len(gram), dtype=torch.float64)
-            factor, info = torch.linalg.cholesky_ex(work)
-            if not int(info):
-                break
-        self.register_buffer("factor", factor)
+        found = cholesky(kernel(landmarks), what="kernel matrix of the landmarks")
+        self.register_buffer("factor", found.factor)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
