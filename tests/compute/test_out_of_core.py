@@ -17,6 +17,7 @@ from ntkit.compute.cg import conjugate_gradients, low_rank_inverse
 from ntkit.compute.eigen import leading
 from ntkit.compute.out_of_core import costs
 from ntkit.compute.out_of_core.blocked import BlockedCholesky
+from ntkit.compute.out_of_core.checkpoint import Checkpoint
 from ntkit.compute.out_of_core.functions import matrix_functions
 from ntkit.compute.out_of_core.in_place import InPlaceCholesky
 from ntkit.compute.out_of_core.refine import refined
@@ -170,6 +171,36 @@ def test_iterative_solvers_take_tiles(gram, b):
     torch.testing.assert_close(gram @ vectors, vectors * values)
 
 
+def test_conjugate_gradients_go_on_with_the_same_bits(gram, b, tmp_path):
+    class Killed(Exception):
+        pass
+
+    class Dies(TiledMatrix):
+        left = 10
+
+        def __matmul__(self, v):
+            self.left -= 1
+            if not self.left:
+                raise Killed
+            return super().__matmul__(v)
+
+    source, options = InMemory(gram, TILE), {"tol": 1e-9, "shift": 0.5}
+    whole = conjugate_gradients(TiledMatrix(source), b, **options)
+    kept = Checkpoint(tmp_path / "folder" / "state", "a", often=0.0)
+    with pytest.raises(Killed):
+        conjugate_gradients(Dies(source), b, kept=kept, **options)
+    rest = TiledMatrix(source)
+    again = conjugate_gradients(rest, b, kept=kept, **options)
+    assert torch.equal(again.x, whole.x) and again.iterations == whole.iterations
+    assert Checkpoint(kept.path, "another").load() is None
+    data = bytearray(kept.path.read_bytes())
+    data[-3] ^= 1
+    kept.path.write_bytes(data)
+    assert kept.load() is None  # damaged: it begins anew
+    kept.remove()
+    assert kept.load() is None
+
+
 def test_functions_of_a_matrix(gram, b):
     values, vectors = torch.linalg.eigh(gram)
     functions = [lambda v: torch.exp(-v), lambda v: 1 / (1 + v)]
@@ -183,7 +214,9 @@ def test_functions_of_a_matrix(gram, b):
 def test_costs_are_those_of_the_algorithms():
     n, machine = 60_000, costs.Machine("a machine", 2e11, 1e11, 1e10)
     cost = costs.cholesky_in_place(n, 4, 10, 0)
-    assert cost.flops == pytest.approx(7.2e13) and cost.held == pytest.approx(14.4e9 + 2 * costs.WIDTH * n * 4)
+    assert cost.flops == pytest.approx(7.2e13) and cost.held == pytest.approx(
+        14.4e9 + 2 * costs.WIDTH * n * 4
+    )
     assert cost.seconds(machine, 4) == pytest.approx(360 + 2.88 + 2 * 7.2e9 / costs.DISK, rel=1e-3)
     streamed = costs.product(20_000, 4, 1, 2e8)
     assert streamed.read == pytest.approx(8e8 - 2e8, rel=1e-3)

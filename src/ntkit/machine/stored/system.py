@@ -19,6 +19,7 @@ from torch import Tensor
 from ntkit.compute.cg import Solution, conjugate_gradients, low_rank_inverse
 from ntkit.compute.out_of_core import costs
 from ntkit.compute.out_of_core.blocked import LEAST_WIDTH, BlockedCholesky, panel_width
+from ntkit.compute.out_of_core.checkpoint import Checkpoint
 from ntkit.compute.out_of_core.factor import LEAST, ColumnFactor
 from ntkit.compute.out_of_core.in_place import InPlaceCholesky
 from ntkit.compute.out_of_core.refine import refined
@@ -28,7 +29,7 @@ from ntkit.compute.plan import format_bytes
 from ntkit.compute.progress import progress
 from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadValueError, one_of
-from ntkit.files import Scratch
+from ntkit.files import Scratch, hash_data
 from ntkit.machine.solving.solve import Solved
 
 SOLVERS = ("auto", "cholesky", "cg")
@@ -135,6 +136,8 @@ class TiledSystem:
     how: How
     way: Way | None = None
     _factors: dict[float, ColumnFactor] = field(default_factory=dict)
+    _ways: dict[float, Way] = field(default_factory=dict)
+    _mean: float | None = None
     _inverses: dict[float, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,13 +158,19 @@ class TiledSystem:
     def solve(self, b: Tensor, shift: float) -> Solved:
         """Return (K + shift)^-1 b for columns ``[n, r]``; say before which solver, why, and how long."""
         itemsize = self.tiled.dtype.itemsize
-        diagonal = float(self.matrix.diag().mean())
-        self.way = choose(self.n, itemsize, b.shape[1], self.how, shift, diagonal)
-        if self.how.verbose:
+        if shift not in self._ways:
+            if self._mean is None:
+                self._mean = float(self.matrix.diag().mean())
+            self._ways[shift] = choose(self.n, itemsize, b.shape[1], self.how, shift, self._mean)
+            told = self.how.verbose
+        else:  # the factor or preconditioner is there
+            told = False
+        self.way = self._ways[shift]
+        if told:
             print(f"ntkit: {self.n:,} samples, {self.way}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
         found = self._exact(b, shift) if self.way.solver == "cholesky" else self._iterative(b, shift)
-        if self.how.verbose:
+        if told:
             took = in_words(time.perf_counter() - begin)
             print(f"ntkit: {took}, residual {float(found.residual.max()):.1e}", file=sys.stderr, flush=True)
         if not found.converged:
@@ -214,11 +223,17 @@ class TiledSystem:
             rank = self.how.rank or max(1, min(self.n // 4, int(costs.RANK * self.n**0.5)))
             low = pivoted_cholesky(self.matrix, rank, self.how.seed, block=max(16, rank // PASSES))
             self._inverses[shift] = low_rank_inverse(low, shift)
-        return conjugate_gradients(
+        how = (shift, self.how.tol, self.how.max_iter, self.how.rank, self.how.seed, hash_data(b))
+        key = json.dumps([fingerprint(self.tiled), *how])
+        kept = Checkpoint(self._folder({"cg": key}) / "state.safetensors", key)
+        found = conjugate_gradients(
             self.matrix,
             b,
             shift,
             precondition=self._inverses[shift],
             tol=self.how.tol,
             max_iter=self.how.max_iter,
+            kept=kept,
         )
+        kept.remove()
+        return found
