@@ -65,7 +65,7 @@ class Log:
 
 
 def resident() -> int:
-    """Return the bytes in memory of this process and those that it started; shared pages count once."""
+    """Return the bytes in memory of this process, and of those that it started their own share."""
     own = os.getpid()
     parents = {}
     for folder in Path("/proc").iterdir():
@@ -78,8 +78,8 @@ def resident() -> int:
     family = {own}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
-    total = 0
-    for pid in family:
+    total = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    for pid in family - {own}:
         try:
             rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:

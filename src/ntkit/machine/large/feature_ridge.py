@@ -100,6 +100,14 @@ class FeatureRidge(Threads, MultiOutputMixin, RegressorMixin, BaseEstimator):
     (True, True)
     """
 
+    coef_: Floats
+    intercept_: Floats
+    alpha_: float
+    error_: FeatureError
+    solver_: str
+    solver_reason_: str
+    n_iter_: int
+
     def __init__(
         self,
         features: RandomFeatures | NystromFeatures | None = None,

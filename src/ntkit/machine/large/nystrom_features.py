@@ -63,6 +63,9 @@ class NystromFeatures(TransformerMixin, BaseEstimator):
     True
     """
 
+    landmarks_: Floats
+    kernel_: Kernel
+
     def __init__(self, kernel: KernelLike = None, m: int = 1000, *, random_state: int = 0) -> None:
         self.kernel, self.m, self.random_state = kernel, m, random_state
 
