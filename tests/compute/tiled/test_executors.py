@@ -196,7 +196,7 @@ def test_of_rays_store_at_most_half_is_taken(cluster, tmp_path, monkeypatch):
 def test_executors_are_refused_that_are_none(tmp_path):
     for given in ("dask", 3, "Joblib"):
         with pytest.raises((ValueError, TypeError), match="expected"):
-            ntkit.TiledKernel(limit(), draw(5, 6), folder=tmp_path, executor=given)
+            ntkit.TiledKernel(Failing(), draw(5, 6), folder=tmp_path, executor=given)
     with pytest.raises(ValueError, match="n_jobs"):
         ntkit.JoblibExecutor(0)
     with pytest.raises(ValueError, match="must need something"):
@@ -204,6 +204,7 @@ def test_executors_are_refused_that_are_none(tmp_path):
     assert repr(ntkit.JoblibExecutor(2)) == "JoblibExecutor(n_jobs=2)"
 
 
+@pytest.mark.slow
 def test_work_goes_to_another_process_with_its_samples_mapped(tmp_path):
     import cloudpickle
     import joblib

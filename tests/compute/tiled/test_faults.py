@@ -219,14 +219,15 @@ def test_what_a_builder_elsewhere_claims_is_waited_for(tmp_path):
     (tmp_path / "claims").mkdir()
     (tmp_path / "builders").mkdir()
     (tmp_path / "claims/0.1").write_text("other")
-    sign = {"host": "elsewhere", "pid": 1, "began": "x", "until": time.time() + 0.8}
+    sign = {"host": "elsewhere", "pid": 1, "began": "x", "until": time.time() + 0.5}
     (tmp_path / "builders/other").write_text(json.dumps(sign))
     assert any("process 1 on elsewhere" in value for _, value in status_of(begun))
     start = time.monotonic()
     begun.build()
-    assert begun.progress.share == 1 and time.monotonic() - start > 0.5
+    assert begun.progress.share == 1 and time.monotonic() - start > 0.2
 
 
+@pytest.mark.slow
 def test_a_builder_that_works_long_keeps_its_claims(tmp_path):
     begun = tiled(tmp_path, 300)
     lease, seen = 0.2, []

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ntkit.errors import BadValueError
+from ntkit.network import Values
 
 if TYPE_CHECKING:
     from ntkit.compute.tiled.kernel import TiledKernel
@@ -43,7 +44,7 @@ class TiledArray:
             raise ValueError("A matrix on disk is an array only as a copy.")
         return self._tiled.dense().numpy().astype(dtype or self.dtype, copy=False)
 
-    def __getitem__(self, index: Index | tuple[Index, ...]) -> np.ndarray:
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> Values:
         parts = list(index) if isinstance(index, tuple) else [index]
         if len(parts) > 2 or any(p is None or p is Ellipsis for p in parts):
             raise BadValueError(

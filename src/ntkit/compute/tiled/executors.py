@@ -54,6 +54,7 @@ class JoblibExecutor:
 
     Examples
     --------
+    >>> import ntkit
     >>> ntkit.JoblibExecutor(n_jobs=2)
     JoblibExecutor(n_jobs=2)
     """

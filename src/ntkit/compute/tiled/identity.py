@@ -27,8 +27,8 @@ _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.
 def identity(value: object, name: str) -> dict[str, str]:
     """Return what tells a value from others, by the names of its parts.
 
-    >>> identity({"depth": 3, "w": torch.ones(2)}, "kernel")
-    {'kernel.depth': '3', 'kernel.w': 'float32 [2] 9a9fd4dec58bb1ed'}
+    >>> identity({"depth": 3, "name": "ntk"}, "kernel")
+    {'kernel.depth': '3', 'kernel.name': "'ntk'"}
     """
     if isinstance(value, Kernel):
         return {name: _type_name(value)} | identity(value.identity(), name)

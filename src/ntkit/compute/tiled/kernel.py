@@ -171,7 +171,7 @@ class TiledKernel:
         self.samples: tuple[int, int] = (n, m)
         self.outputs: int = manifest["outputs"]
         self.symmetric: bool = manifest["symmetric"]
-        self.shape = n * self.outputs, m * self.outputs
+        self.shape: tuple[int, int] = n * self.outputs, m * self.outputs
         self.tile: int = manifest["tile"] * self.outputs
         self.dtype: torch.dtype = getattr(torch, manifest["dtype"])
         chunks = min(self.tile, self.shape[0]), min(self.tile, self.shape[1])

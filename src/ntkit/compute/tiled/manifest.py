@@ -28,9 +28,9 @@ def begin(store: TileStore, content: Json) -> Json:
     """Write the manifest of a new folder, or compare with that of an old one; return the one that holds."""
     whole = {"format": FORMAT, **content}
     if read(store) is None:
-        for name in store.names("tiles"):
+        for tile in store.stored():
             raise TileError(
-                f"{store} holds tiles/{name} but no {MANIFEST}: nothing says of which kernel. Restore it "
+                f"{store} holds tile {tile} but no {MANIFEST}: nothing says of which kernel. Restore it "
                 f"from a copy, or give another folder."
             )
         store.create(MANIFEST, sealed(whole))

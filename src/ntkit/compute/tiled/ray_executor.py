@@ -44,6 +44,7 @@ class RayExecutor:
 
     Examples
     --------
+    >>> import ntkit
     >>> ntkit.RayExecutor(num_cpus=2)
     RayExecutor(num_cpus=2, num_gpus=0, address=None, shared='auto')
     """
@@ -78,7 +79,9 @@ class RayExecutor:
         ray = _ray()
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
-        writes = work.store.root is None or (_on_this_machine() if self.shared == "auto" else self.shared)
+        writes = work.store.root is None or (
+            _on_this_machine() if self.shared == "auto" else self.shared is True
+        )
         remote = ray.remote(_make).options(
             num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0, retry_exceptions=False
         )
