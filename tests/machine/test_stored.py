@@ -18,7 +18,7 @@ def data():
     return X, y, Q
 
 
-@pytest.fixture(scope="module", params=["float64", "float32"])
+@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def stored(request, data, tmp_path_factory):
     X, _, Q = data
     folder, options = tmp_path_factory.mktemp("stored"), {"tile": 80, "dtype": request.param}
