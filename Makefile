@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-explorer scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-explorer scores mnist60k bench-solvers scale clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -120,6 +120,19 @@ bench-explorer: $(VENV)/test.stamp
 
 bench-diagnose: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/diagnose.py --page docs/diagnose.md
+
+# on a machine where nothing else runs
+bench-solvers: $(VENV)/ntkit.stamp
+	$(BIN)/python benchmarks/tile_solvers.py
+	$(BIN)/python benchmarks/million.py
+
+# on paper, with what is measured on this machine beside it
+scale: $(VENV)/ntkit.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py --page docs/scale.md --mnist60k out/mnist60k/result.json
+
+# on a machine where nothing else runs: 14.4 GB of memory, 17 GB of disk; killed, it goes on
+mnist60k: $(VENV)/ntkit.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mnist60k.py --folder out/mnist60k
 
 scores: $(VENV)/scores.stamp
 	$(BIN)/python benchmarks/scores.py

@@ -36,6 +36,7 @@ from wrong_setting import (
     recorded,
     trainee,
 )
+from wrong_tiles import TILES, built
 from wrong_values import KINDS, Bad, rows
 
 import ntkit
@@ -51,7 +52,7 @@ REMEDY = re.compile(
 
 def cases() -> Iterator[tuple[str, Bad, Call]]:
     """Yield all cases: of a large kind some of its values, drawn by the place where they are put."""
-    for place, (kind, call) in {**SLOTS, **FITS, **PARTS, **AGAIN, **QUESTIONS}.items():
+    for place, (kind, call) in {**SLOTS, **FITS, **PARTS, **AGAIN, **QUESTIONS, **TILES}.items():
         bad = KINDS[kind] if isinstance(kind, str) else kind
         drawn = bad if len(bad) <= MOST else random.Random(place).sample(bad, MOST)
         for each in bad:
@@ -67,9 +68,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:The evidence still grows")  # ra
 @pytest.fixture(autouse=True, scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     PLACE["root"] = tmp_path_factory.mktemp("wrong")
-    recorded(), recorded(2)
+    recorded(), recorded(2), built()
     yield
-    for cached in (trainee, an_account, ntk, limit, fitted):
+    for cached in (trainee, an_account, ntk, limit, fitted, built):
         cached.cache_clear()
 
 
@@ -152,7 +153,7 @@ def test_the_command_line_names_the_nearest():
 
 def test_there_are_enough():
     assert len(CASES) >= 300
-    places = " ".join([*SLOTS, *PARTS, *AGAIN])
+    places = " ".join([*SLOTS, *PARTS, *AGAIN, *TILES])
     estimators = {"KernelRidge", "KernelClassifier", "GaussianProcess", "GradientFlow", "RandomFeatures"}
     rest = (
         set(ntkit.__all__)

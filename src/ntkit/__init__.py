@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ntkit import diagnose as diagnose
     from ntkit import report as report
     from ntkit import testing as testing
+    from ntkit.compute.tiled.executors import JoblibExecutor as JoblibExecutor
+    from ntkit.compute.tiled.kernel import TiledKernel as TiledKernel
+    from ntkit.compute.tiled.ray_executor import RayExecutor as RayExecutor
     from ntkit.errors import NoRuleError as NoRuleError
     from ntkit.errors import NtkitError as NtkitError
     from ntkit.finite.conjugate import ConjugateKernel as ConjugateKernel
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from ntkit.machine.features import RandomFeatures as RandomFeatures
     from ntkit.machine.flow import GradientFlow as GradientFlow
     from ntkit.machine.gaussian import GaussianProcess as GaussianProcess
+    from ntkit.machine.large.feature_ridge import FeatureRidge as FeatureRidge
+    from ntkit.machine.large.nystrom_features import NystromFeatures as NystromFeatures
     from ntkit.machine.ridge import KernelRidge as KernelRidge
     from ntkit.training.accounts.account import Account as Account
     from ntkit.training.accounts.account import account as account
@@ -51,14 +56,19 @@ _ROOMS = {
     "ConjugateKernel": "ntkit.finite.conjugate",
     "Counterfactual": "ntkit.training.counterfactuals.counterfactual",
     "EmpiricalNTK": "ntkit.finite.empirical",
+    "FeatureRidge": "ntkit.machine.large.feature_ridge",
     "GaussianProcess": "ntkit.machine.gaussian",
     "GradientFlow": "ntkit.machine.flow",
+    "JoblibExecutor": "ntkit.compute.tiled.executors",
     "KernelClassifier": "ntkit.machine.classifier",
     "KernelRidge": "ntkit.machine.ridge",
     "NoRuleError": "ntkit.errors",
+    "NystromFeatures": "ntkit.machine.large.nystrom_features",
     "NtkitError": "ntkit.errors",
     "PathKernel": "ntkit.training.accounts.path_kernel",
     "RandomFeatures": "ntkit.machine.features",
+    "TiledKernel": "ntkit.compute.tiled.kernel",
+    "RayExecutor": "ntkit.compute.tiled.ray_executor",
     "TensorProgram": "ntkit.infinite.by_hand",
     "account": "ntkit.training.accounts.account",
     "counterfactual": "ntkit.training.counterfactuals.counterfactual",

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ntkit.errors import NtkitError, nearest
+from ntkit.gram_commands import fit, gram
 from ntkit.studies.catalog import STUDIES, about, configure, declared
 from ntkit.studies.study import options
 from ntkit.version import __version__
@@ -187,6 +188,9 @@ def diagnose(
         typer.echo(f"{question}: {answer}")
     typer.echo(f"page: {page}")
 
+
+app.add_typer(gram, name="gram")
+app.command()(fit)
 
 _MISSED = 2  # the exit status of a study that misses a bar
 

@@ -68,6 +68,13 @@ class RunFolderError(NtkitError):
     """A run folder, or a file in it, is missing, truncated, edited, or cannot be written."""
 
 
+class TileError(NtkitError):
+    """A folder of tiles is damaged, cannot be written, or a tile of it cannot be made.
+
+    .. versionadded:: 0.1.0
+    """
+
+
 class PathMismatchError(BadValueError):
     """Data, loss or model given to an account are not those of the recorded run."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -41,6 +43,33 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as a npy file, in one go."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_atomically(path, data.getvalue())
+
+
+def sealed(content: Json) -> bytes:
+    """Return content as JSON with its own hash, by which `unsealed` knows that nobody changed it.
+
+    >>> unsealed(sealed({"n": 3})), unsealed(sealed({"n": 3}).replace(b"3", b"4"))
+    ({'n': 3}, None)
+    """
+    return (json.dumps({**content, "sha256": _seal(content)}, indent=1) + "\n").encode()
+
+
+def unsealed(data: bytes) -> Json | None:
+    """Return the content of sealed JSON, None where it was changed; a `ValueError` for no JSON."""
+    content = json.loads(data)
+    whole = isinstance(content, dict) and content.pop("sha256", None) == _seal(content)
+    return content if whole else None
+
+
+def _seal(content: Json) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

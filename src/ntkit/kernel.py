@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.inputs import Inputs
@@ -84,6 +86,24 @@ class Kernel(ABC):
         return type(self)(
             **{k: v.__sklearn_clone__() if isinstance(v, Kernel) else v for k, v in params.items()}
         )
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells this kernel from another, by name: the arguments of its constructor.
+
+        `TiledKernel` refuses a folder whose kernel differs in any of it.
+        """
+        return self.get_params(deep=False)
+
+    def repeatable(self) -> Kernel:
+        """Return an equal kernel whose values, to the last bit, hang on its two batches only.
+
+        Not on calls before, nor on how long they took; it serves one call. `TiledKernel` computes with it.
+        """
+        params = self.get_params(deep=False)
+        kernels = {k: v.repeatable() for k, v in params.items() if isinstance(v, Kernel)}
+        if all(params[k] is v for k, v in kernels.items()):
+            return self
+        return type(self)(**params | kernels)
 
     def __repr__(self) -> str:
         """Return the kernel with the arguments that are not its defaults, in one line."""
@@ -261,3 +281,36 @@ class Normalized(Kernel):
 def _ends(block_ndim: int) -> int:
     """Return how many axes of outputs or positions each of the two has, where there are all pairs of them."""
     return (block_ndim - 2) // 2 if block_ndim % 2 == 0 else 0
+
+
+class Rebuilt:
+    """What builds an object again, and its arguments, kernels among them likewise: to be pickled.
+
+    Kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough.
+    """
+
+    def __init__(self, maker: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self.maker = maker
+        self.arguments = {k: Rebuilt.of(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> Rebuilt:
+        """Return what builds a kernel again."""
+        return cls(type(kernel), kernel.get_params(deep=False))
+
+    def moved(self, device: str) -> Rebuilt:
+        """Return this with the networks and tensors among the arguments on a device."""
+
+        def there(value: Any) -> Any:
+            if isinstance(value, Rebuilt):
+                return value.moved(device)
+            if isinstance(value, torch.nn.Module):
+                return copy.deepcopy(value).to(device)
+            return pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, value)
+
+        return Rebuilt(self.maker, {k: there(v) for k, v in self.arguments.items()})
+
+    def again(self) -> Any:
+        """Return the object again."""
+        arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
+        return self.maker(**arguments)

@@ -261,6 +261,11 @@ def features(**options: Any) -> Any:
     return ntkit.RandomFeatures(**({"m": 8} | options)).fit(X())
 
 
+def streamed(**options: Any) -> Any:
+    small = {"features": ntkit.RandomFeatures(m=4), "alpha": 1.0}
+    return ntkit.FeatureRidge(**(small | options)).fit(X(), y())
+
+
 FITTED = {"ridge": ridge, "classifier": classifier, "process": process, "flow": flow, "features": features}
 MADE = {
     "ridge": ntkit.KernelRidge,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,20 @@ from ntkit.compute.matrix import Matrix
 from ntkit.compute.pivoted import LowRank
 from ntkit.errors import BadValueError
 
+STATE = ("x", "r", "p", "rz", "best", "best_x")
 STALE = 3  # times that the true residual may not halve while the recurrence says that it is small: rounding
+
+
+class Kept(Protocol):
+    """What keeps the state of an iteration, and gives it back."""
+
+    def load(self) -> dict[str, Tensor] | None:
+        """Return the state; None where there is none."""
+        ...
+
+    def save(self, state: dict[str, Tensor]) -> None:
+        """Keep a state."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ def conjugate_gradients(
     precondition: Callable[[Tensor], Tensor] | None = None,
     tol: float = 1e-8,
     max_iter: int | None = None,
+    kept: Kept | None = None,
 ) -> Solution:
     """Solve (A + shift) x = b for columns ``[n, r]`` at once, from products with A only.
 
@@ -53,6 +68,9 @@ def conjugate_gradients(
         How small the residual is to be, relative to b.
     max_iter : int, optional
         The most iterations; None: ten times n.
+    kept : optional
+        Where the state is kept between iterations, from which a process that was killed goes on to the
+        same bits: a `Checkpoint`.
 
     Raises
     ------
@@ -72,11 +90,16 @@ def conjugate_gradients(
     norm = b.norm(dim=0)
     norm = torch.where(norm > 0, norm, 1.0)
     limit = 10 * matrix.n if max_iter is None else max_iter
-    x, r = torch.zeros_like(b), b.clone()
-    best, best_x = r.norm(dim=0) / norm, x
-    p = z = precondition(r)
-    rz = (r * z).sum(0)
-    stale = iterations = 0
+    state = None if kept is None else kept.load()
+    if state is None:
+        x, r = torch.zeros_like(b), b.clone()
+        best, best_x = r.norm(dim=0) / norm, x
+        p = z = precondition(r)
+        rz = (r * z).sum(0)
+        stale = iterations = 0
+    else:
+        x, r, p, rz, best, best_x = (state[name].to(b) for name in STATE)
+        stale, iterations = state["counts"].tolist()
     while iterations < limit and bool((best > tol).any()) and stale < STALE:
         ap = matrix @ p + shift * p
         curvature = (p * ap).sum(0)
@@ -100,6 +123,9 @@ def conjugate_gradients(
         z = precondition(r)
         new = (r * z).sum(0)
         p, rz = z + _ratio(new, rz) * p, new
+        if kept is not None:
+            values = dict(zip(STATE, (x, r, p, rz, best, best_x.clone()), strict=True))
+            kept.save({**values, "counts": torch.tensor([stale, iterations])})
     return Solution(best_x, best, iterations, bool((best <= tol).all()))
 
 

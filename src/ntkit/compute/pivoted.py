@@ -66,10 +66,12 @@ def pivoted_cholesky(matrix: Matrix, rank: int, seed: int = 0, block: int = 0, t
         proposed = rng.choice(matrix.n, size=min(block, rank - len(pivots)), p=weights / weights.sum())
         at = torch.as_tensor(proposed, device=left.device)
         done = factor[:, : len(pivots)]
-        small = matrix.columns(at)[at] - done[at] @ done[at].T
+        columns = matrix.columns(at)
+        small = columns[at] - done[at] @ done[at].T
         accepted = _accept(small.cpu().numpy(), weights[proposed], rng)
-        chosen = at[torch.as_tensor(accepted, device=left.device)]
-        rest = matrix.columns(chosen) - done @ done[chosen].T
+        kept = torch.as_tensor(accepted, dtype=torch.long, device=left.device)
+        chosen = at[kept]
+        rest = columns[:, kept] - done @ done[chosen].T
         corner = torch.linalg.cholesky_ex(rest[chosen])[0]
         new = torch.linalg.solve_triangular(corner, rest.T, upper=False).T
         factor[:, len(pivots) : len(pivots) + len(chosen)] = new

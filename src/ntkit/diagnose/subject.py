@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadTypeError, BadValueError, whole
 from ntkit.files import as_path
 from ntkit.finite.empirical import EmpiricalNTK
@@ -161,7 +162,7 @@ class RecordedRun:
         return EmpiricalNTK(self.network(step), select=self.select)
 
 
-Subject: TypeAlias = KernelLike | nn.Module | RecordedRun  # what most questions may be asked of
+Subject: TypeAlias = KernelLike | nn.Module | RecordedRun | TiledKernel  # what most questions may be asked of
 
 
 def kernel_of(subject: Subject, what: str = "the kernel") -> Kernel:
@@ -170,6 +171,8 @@ def kernel_of(subject: Subject, what: str = "the kernel") -> Kernel:
         return subject.kernel()
     if isinstance(subject, nn.Module):
         return EmpiricalNTK(subject)
+    if isinstance(subject, TiledKernel):
+        return subject.by_number
     if subject is None or isinstance(subject, str):
         raise BadTypeError(
             f"{what} is {subject!r}; expected a kernel such as ntkit.EmpiricalNTK(model), a network, or a "
@@ -211,7 +214,12 @@ def drawn(x: Batch, count: int, seed: int) -> Tensor:
 
 
 def as_x(subject: object, x: Inputs, what: str = "x") -> Batch:
-    """Return inputs as tensors, checked for a network where there is one, else as a kernel takes them."""
+    """Return inputs as tensors, checked for a network where there is one, else as a kernel takes them.
+
+    Of a stored matrix the samples' numbers, all where none are given.
+    """
+    if isinstance(subject, TiledKernel) and x is None:
+        x = torch.arange(subject.samples[0])
     if isinstance(subject, EmpiricalNTK):
         subject = subject.model if isinstance(subject.model, nn.Module) else None
     if isinstance(subject, RecordedRun):

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.surroundings import undisturbed
+from ntkit.compute.tiled.identity import structure
 from ntkit.display.notebook import Printed
 from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
@@ -193,10 +194,30 @@ class LimitKernel(Kernel):
         self._settings = {k: v for k, v in defaults.items() if k not in ("model", "example")} | settings
         vars(self).update(self._settings)
         self._limit: Limit | None = None
+        self._repeatable: LimitKernel | None = None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the arguments of the constructor by name."""
         return super().get_params(deep) | {name: getattr(self, name) for name in self._settings}
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells this kernel from another: not the weights, whose values the limit forgets.
+
+        Scales and variances that it takes from them show in its values, which `TiledKernel` compares, too.
+        """
+        shapes = [f"{list(t.shape[1:])} {t.dtype}" for t in pytree.tree_leaves(self.limit.example)]
+        params = self.get_params(deep=False) | {"model": structure(self.model), "example": shapes}
+        return {k: v for k, v in params.items() if k != "compile"}
+
+    def repeatable(self) -> Kernel:
+        """Return this kernel without what hangs on time (``compile="auto"``) or on calls before (``tol``)."""
+        params = self.get_params(deep=False)
+        if params["tol"] is None and params["compile"] != "auto":
+            return self
+        if self._repeatable is None or params["tol"] is not None:
+            params["compile"] = params["compile"] is True
+            self._repeatable = LimitKernel(**params)
+        return self._repeatable
 
     @property
     def limit(self) -> Limit:

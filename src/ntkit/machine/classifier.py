@@ -17,6 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from torch import Tensor
 
 from ntkit.compute.plan import chunks, parse_memory
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.outputs import penalty_of
@@ -30,6 +31,8 @@ from ntkit.machine.ridge import KernelRidge
 from ntkit.machine.sessions import computing
 from ntkit.machine.solving.losses import loss_of
 from ntkit.machine.solving.newton import DENSE, Blocks, Problem, Products, lbfgs, newton
+from ntkit.machine.stored.fits import fit_ridge, left_out_of, no_weights, times
+from ntkit.machine.stored.system import How, TiledSystem
 from ntkit.network import Floats, Values
 
 
@@ -148,6 +151,9 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     @computing
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelClassifier:
         """Find the coefficients, and choose what is to be chosen."""
+        stored = self._stored(X, y, self.memory)
+        if stored is not None:
+            return self._fit_stored(*stored, sample_weight)
         x, y = self._take(X, y, multi_output=True)
         labels = self._labels(y)
         self._check()
@@ -202,6 +208,37 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         p = self.predict_proba(X)
         return np.log(p.clip(np.finfo(float).tiny))
 
+    def _how(self) -> How:
+        return How("auto", parse_memory(self.memory), self.tol, seed=self.random_state, verbose=self.verbose)
+
+    def _fit_stored(self, system: TiledSystem, y: np.ndarray, weights: ArrayLike | None) -> KernelClassifier:
+        """Fit by ridge on targets, from tiles."""
+        labels = self._labels(y)
+        self._check()
+        no_weights(weights if weights is not None else self.class_weight)
+        if self.loss != "squared" or self.early_stopping:
+            raise BadValueError(
+                f"{self.X_fit_} does not fit into memory={self.memory!r}, where only loss='squared' without "
+                "early_stopping is solved; give these, more memory, or fewer samples."
+            )
+        target = self._ridge_targets(labels)
+        ridge = KernelRidge("precomputed", self.alpha, random_state=self.random_state)
+        index = fit_ridge(ridge, system, target, None if self._several else labels)
+        for name in ("dual_coef_", "intercept_", "alpha_", "n_iter_"):
+            setattr(self, name, getattr(ridge, name))
+        self.solver_, self.solver_reason_ = ridge.solver_, f"ridge on targets: {ridge.solver_reason_}"
+        self.gradient_norm_, self.slope_ = 0.0, 1.0
+        if self.alpha_ and (len(self.classes_) > 1 or self._several):
+            left = left_out_of(system, target, self.alpha_, index)
+            truth = (target[index] > 0).astype(float)
+            self.slope_ = slope_of(target[index] - left, truth, target.shape[1] == 1 or self._several, None)
+        return self
+
+    def _ridge_targets(self, labels: np.ndarray) -> np.ndarray:
+        return (
+            signs(labels) if len(self.classes_) == 2 or self._several else np.eye(len(self.classes_))[labels]
+        )
+
     def _check(self) -> None:
         one_of("early_stopping", self.early_stopping, (True, False))
         positive("tol", self.tol)
@@ -241,7 +278,7 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     def _least_squares(self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> None:
         """Fit by ridge on targets, and find the slope by leave-one-out."""
         two = len(self.classes_) == 2 or self._several
-        target = signs(labels) if two else np.eye(len(self.classes_))[labels]
+        target = self._ridge_targets(labels)
         names = ("kernel", "alpha", "depth", "scale", "random_state", "memory")
         ridge = KernelRidge(**{name: getattr(self, name) for name in names})
         ridge.columns_, ridge._sample_shape = self.columns_, self._sample_shape
@@ -289,6 +326,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
     def _scores(self, X: ArrayLike) -> np.ndarray:
         """Return f ``[m, o]``, in blocks of rows."""
         queries = self._queries(X)
+        if isinstance(queries, TiledKernel):
+            return times(queries, self.dual_coef_) + self.intercept_
         per_row = len(self.X_fit_) * self.dual_coef_.shape[1] ** 2
         parts = []
         for s in chunks(len(queries), max(1, ROWS // per_row)):

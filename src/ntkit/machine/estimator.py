@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -16,6 +16,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import (
     _check_sample_weight,  # pyright: ignore[reportPrivateUsage]
     check_array,
+    check_consistent_length,
     check_X_y,
     validate_data,
 )
@@ -26,9 +27,10 @@ from ntkit.compute.eigen import Shifted
 from ntkit.compute.matrix import Dense, Matrix, MatrixFree
 from ntkit.compute.plan import chunks
 from ntkit.compute.threads import fitting_threads
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadTypeError, BadValueError, NtkitError, one_of
 from ntkit.infinite.limit import Limit, infinite_width
-from ntkit.kernel import Kernel
+from ntkit.kernel import Kernel, Rebuilt
 from ntkit.machine.choice.candidates import candidates
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.choice.search import Chosen, Search, choose
@@ -38,6 +40,8 @@ from ntkit.machine.kernels import NAMES, FromFunction, KernelLike, as_array, as_
 from ntkit.machine.rkhs import RKHSFunction
 from ntkit.machine.sessions import Session
 from ntkit.machine.solving.newton import Blocks
+from ntkit.machine.stored.fits import how_of, is_large, submatrix, times
+from ntkit.machine.stored.system import How, TiledSystem
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Values
 
@@ -91,9 +95,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         return isinstance(self.kernel, str) and self.kernel == "precomputed"
 
     def __getstate__(self) -> Any:
-        # kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough
         state: Any = super().__getstate__()
-        return {k: Rebuilt(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
+        return {k: _rebuilt(v) if isinstance(v, (Kernel, Limit)) else v for k, v in state.items()}
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__({k: v.again() if isinstance(v, Rebuilt) else v for k, v in state.items()})
@@ -105,6 +108,7 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
 
     def _take(self, X: ArrayLike, y: ArrayLike, **checks: object) -> tuple[np.ndarray, np.ndarray]:
         """Return training data as arrays of numbers, frames read; `_settle` then sets the kernel."""
+        self._check_tiles(X)
         options = self._options() | checks
         self.columns_: Columns | None = None
         with refusing(f"{SAMPLES}, and y with one target for each row"):
@@ -121,6 +125,32 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
         if self._precomputed and not _symmetric(x):
             raise BadValueError("The precomputed kernel matrix is not symmetric; give k(X, X).")
         return x, np.asarray(out[1])
+
+    def _stored(self, X: object, y: object, memory: int | str) -> tuple[TiledSystem, np.ndarray] | None:
+        """Return a stored matrix that has no room in memory as a system, and the targets; else None."""
+        self._check_tiles(X)
+        if not isinstance(X, TiledKernel) or not is_large(X, memory):
+            return None
+        system = TiledSystem(X, self._how())
+        with refusing(f"one finite target for each of the {system.n} rows of the stored matrix"):
+            targets = check_array(as_array(y), ensure_2d=False, dtype=None)  # pyright: ignore[reportArgumentType]
+            check_consistent_length(targets, np.empty((system.n, 0)))
+        self.kernel_, self.columns_, self.search_, self.scaling_ = None, None, None, Scaling(None)
+        self.n_features_in_, self._sample_shape = system.n, (system.n,)
+        self.X_fit_ = X  # pyright: ignore[reportAttributeAccessIssue]
+        self.precision_ = X.dtype
+        return system, targets
+
+    def _how(self) -> How:
+        """Return how a stored matrix is to be solved."""
+        return how_of(self)
+
+    def _check_tiles(self, X: object) -> None:
+        if isinstance(X, TiledKernel) and not self._precomputed:
+            raise BadTypeError(
+                f"X is a matrix of kernel values, {X}, and kernel={self.kernel!r} would take it for samples; "
+                "give kernel='precomputed'."
+            )
 
     def _settle(
         self,
@@ -175,6 +205,11 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     def _queries(self, X: ArrayLike) -> np.ndarray:
         """Return queries as the kernel takes them."""
         check_fitted(self)
+        self._check_tiles(X)
+        if isinstance(X, TiledKernel) and isinstance(self.X_fit_, TiledKernel):
+            if X.shape[1] != len(self.X_fit_):
+                raise BadValueError(f"{X} has {X.shape[1]} columns; expected {len(self.X_fit_)}, as in fit.")
+            return X  # pyright: ignore[reportReturnType]
         options = self._options()
         with refusing("X [m, d] of finite numbers, with the columns that fit had"):
             if self.columns_ is not None:
@@ -226,11 +261,13 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     def has_outputs(self) -> bool:
         """Whether the kernel has several numbers for two samples, one for each output or pair of them."""
         if self.kernel_ is None:
-            return self.X_fit_.ndim > 2
+            return not isinstance(self.X_fit_, TiledKernel) and self.X_fit_.ndim > 2
         return getattr(self.kernel_, "outputs", None) in ("full", "diagonal")
 
     def matrix_of(self, index: np.ndarray) -> Tensor:
         """Return the kernel matrix of some of the training samples, in float64."""
+        if isinstance(self.X_fit_, TiledKernel):
+            return submatrix(self.X_fit_, index)
         if self.kernel_ is None:
             return checked(torch.as_tensor(self.X_fit_[np.ix_(index, index)]), False)
         return self._block(self.X_fit_[index], None, False)
@@ -253,7 +290,9 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
 
     @fitting_threads()
     def _block(self, X1: np.ndarray, X2: np.ndarray | None, scalar: bool = True) -> Tensor:
-        if self.kernel_ is None:
+        if isinstance(X1, TiledKernel):
+            block = X1.values()
+        elif self.kernel_ is None:
             block = torch.as_tensor(X1 if X1.flags.writeable else X1.copy())
         else:
             block = self.kernel_(X1, X2)
@@ -275,6 +314,8 @@ class KernelMachine(RKHSFunction, Session, BaseEstimator):
     @fitting_threads()
     def _apply(self, X: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         """Return sum_n k(x, x_n) c_n for queries, in blocks of rows."""
+        if isinstance(X, TiledKernel):
+            return times(X, coefficients)
         parts = []
         for s in chunks(len(X), max(1, ROWS // len(self.X_fit_))):
             block = self._block(X[s], self.X_fit_, not self.has_outputs)
@@ -303,19 +344,8 @@ class FactoredMachine(KernelMachine):
         return float("nan") if self._factor is None else self._factor.min_eigenvalue
 
 
-class Rebuilt:
-    """A kernel or limit as what builds it and the arguments of that, to be pickled."""
-
-    def __init__(self, made: Kernel | Limit) -> None:
-        limit = isinstance(made, Limit)
-        self.maker: Callable[..., Kernel | Limit] = infinite_width if limit else type(made)
-        arguments = made.settings if limit else made.get_params(deep=False)
-        self.arguments = {k: Rebuilt(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
-
-    def again(self) -> Kernel | Limit:
-        """Return the kernel or limit again."""
-        arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
-        return self.maker(**arguments)
+def _rebuilt(made: Kernel | Limit) -> Rebuilt:
+    return Rebuilt(infinite_width, dict(made.settings)) if isinstance(made, Limit) else Rebuilt.of(made)
 
 
 def is_size(value: object) -> bool:

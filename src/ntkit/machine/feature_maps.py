@@ -59,10 +59,10 @@ class NTKFeatures(nn.Module):
 
         phi_1 = psi_1 = [sigma_w x / sqrt(d), sigma_b]
         h = relu(W phi_l) / sqrt(m),  s = step(W phi_l) / sqrt(m)
-        phi_{l+1} = [sigma_w h, sigma_b],  psi_{l+1} = [phi_{l+1}, sigma_w (A s) * (B psi_l) / sqrt(m)]
+        phi_{l+1} = [sigma_w h, sigma_b],  psi_{l+1} = [phi_{l+1}, sigma_w s * (B psi_l)]
 
-    psi of the last layer is returned: ``[n, m]``. (A s) * (B psi), with Gaussian A and B, sketches the tensor
-    product whose inner products are those of s times those of psi.
+    psi of the last layer is returned: ``[n, m]``. s * (B psi), with Gaussian B, are random features of the
+    product: E[step(w . phi) step(w . phi') (b . psi) (b . psi')] is that of the steps times psi . psi'.
 
     References
     ----------
@@ -81,7 +81,6 @@ class NTKFeatures(nn.Module):
         for layer in range(depth):
             drawn = {
                 "W": frequencies("gaussian", width, relus, draw, seed + layer),
-                "A": rng.normal(size=(products, relus)),
                 "B": rng.normal(size=(products, tangent)),
             }
             for name, value in drawn.items():
@@ -93,11 +92,11 @@ class NTKFeatures(nn.Module):
         ones = x.new_full((len(x), 1), self.sigma_b)
         phi = psi = torch.cat([self.sigma_w / self.d**0.5 * x, ones], 1)
         for layer in range(self.depth):
-            w, a, b = (getattr(self, f"{name}{layer}") for name in "WAB")
+            w, b = (getattr(self, f"{name}{layer}") for name in "WB")
             g = phi @ w.T
-            h, s = torch.relu(g) / len(w) ** 0.5, (g > 0).to(g) / len(w) ** 0.5
+            h, s = torch.relu(g) / len(w) ** 0.5, (g[:, : len(b)] > 0).to(g)
             phi = torch.cat([self.sigma_w * h, ones], 1)
-            psi = torch.cat([phi, self.sigma_w * (s @ a.T) * (psi @ b.T) / len(a) ** 0.5], 1)
+            psi = torch.cat([phi, self.sigma_w / len(b) ** 0.5 * s * (psi @ b.T)], 1)
         return psi
 
 

@@ -15,7 +15,8 @@ from sklearn.metrics.pairwise import laplacian_kernel
 from sklearn.utils.validation import validate_data
 from torch import nn
 
-from ntkit.compute.threads import fitting_threads
+from ntkit.compute.plan import chunks
+from ntkit.compute.progress import progress
 from ntkit.errors import BadValueError, one_of, positive, real, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.adapters import FromSklearn
@@ -29,12 +30,14 @@ from ntkit.machine.feature_maps import (
     linear,
 )
 from ntkit.machine.kernels import FromFunction, ReLUKernel, as_array
+from ntkit.machine.sessions import Threads, computing
 from ntkit.machine.solving.densities import frequencies
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats
 
 FOURIER = ("gaussian", "laplacian", "cauchy", "matern")
 KINDS = (*FOURIER, "arccos0", "arccos1", "ntk")
+BATCH = 2**12  # rows of which a bar tells
 CHECKED = 256  # training samples on which the error is measured
 
 
@@ -46,7 +49,7 @@ class FeatureError:
     largest: float
 
 
-class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class RandomFeatures(Threads, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Random features of a kernel: k(x, x') ~ phi(x) . phi(x'), phi(x) in R^m.
 
         k(x, x') = E_w [phi(w, x) phi(w, x')],    phi(x) = (phi(w_1, x), ..., phi(w_m, x)) / sqrt(m)
@@ -72,6 +75,8 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Of ``"ntk"``, as of `ReLUKernel`.
     random_state : int
         The seed of the draw.
+    n_jobs, verbose : int or None, bool
+        The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
     Attributes
     ----------
@@ -112,15 +117,18 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         sigma_w: float = 2**0.5,
         sigma_b: float = 0.5,
         random_state: int = 0,
+        n_jobs: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.kind, self.m, self.seed, self.draw, self.lengthscale = kind, m, seed, draw, lengthscale
-        self.random_state = random_state
+        self.random_state, self.n_jobs, self.verbose = random_state, n_jobs, verbose
         self.nu, self.depth, self.sigma_w, self.sigma_b = nu, depth, sigma_w, sigma_b
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> RandomFeatures:
         """Draw the features for inputs of this dimension, and measure their error."""
         with refusing("X [n, d] of finite numbers"):
             x = np.asarray(validate_data(self, as_array(X), dtype=np.float64))  # pyright: ignore[reportArgumentType]
+        self._check_session()
         one_of("kind", self.kind, KINDS)
         real("m", self.m)
         whole("random_state" if self.seed is None else "seed", self._seed, 0)
@@ -142,11 +150,19 @@ class RandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None, **fit_params: object) -> Floats: ...  # noqa: D102
 
-    @fitting_threads()
+    @computing
     def transform(self, X: ArrayLike) -> Float[Floats, "n m"]:
         """Return the features ``[n, m]``."""
         check_fitted(self)
-        return self._features(self._queries(X))
+        x = self._queries(X)
+        if not self.verbose:
+            return self._features(x)
+        out = np.empty((len(x), int(self.m)))
+        with progress("Features", len(x)) as step:
+            for s in chunks(len(x), BATCH):
+                out[s] = self._features(x[s])
+                step(s.stop - s.start)
+        return out
 
     def _queries(self, X: ArrayLike) -> np.ndarray:
         with refusing("X [n, d] of finite numbers, with the columns that fit had"):

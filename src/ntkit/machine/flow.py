@@ -15,6 +15,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from ntkit.compute.eigen import Shifted, spectrum
+from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.leave_one_out import Targets
@@ -26,6 +27,8 @@ from ntkit.machine.sessions import computing
 from ntkit.machine.solving import stopping
 from ntkit.machine.solving.losses import loss_of, refuse_no_probabilities
 from ntkit.machine.solving.trajectory import Trajectory
+from ntkit.machine.stored.flow import flow_coefficients, largest_eigenvalue
+from ntkit.machine.stored.system import TiledSystem
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, No, Pair
 
@@ -89,6 +92,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         improvement.
     validation_fraction, random_state : float, int
         The part of the samples that is held out, and the seed with which it is drawn.
+    tol, memory
+        Of a stored matrix (`TiledKernel`) that does not fit into ``memory`` bytes: squared loss at given
+        times, by its leading eigenvectors and polynomials of it; at the end by conjugate gradients.
     n_jobs, verbose : int or None, bool
         The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
@@ -139,26 +145,26 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         early_stopping: Literal["validation", "loo"] | None = None,
         validation_fraction: float = 0.1,
         random_state: int = 0,
+        tol: float = 1e-8,
+        memory: int | str = "8GiB",
         n_jobs: int | None = None,
         verbose: bool = False,
     ) -> None:
         self.kernel, self.t, self.prior, self.loss = kernel, t, prior, loss
         self.learning_rate, self.momentum, self.early_stopping = learning_rate, momentum, early_stopping
         self.validation_fraction, self.random_state = validation_fraction, random_state
-        self.depth, self.scale = depth, scale
+        self.depth, self.scale, self.tol, self.memory = depth, scale, tol, memory
         self.n_jobs, self.verbose = n_jobs, verbose
 
     @computing
     def fit(self, X: ArrayLike, y: ArrayLike, f0: ArrayLike | None = None) -> GradientFlow:
         """Prepare the flow; ``f0``: the function at the start on the training samples, shaped as y."""
+        stored, self._system = self._stored(X, y, self.memory), None
+        if stored is not None:
+            return self._fit_stored(*stored, f0)
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         y = np.array(as_numbers("y", y))
-        start = np.zeros_like(y) if f0 is None else as_numbers("f0", f0)
-        if start.shape != y.shape or not np.isfinite(start).all():
-            raise BadValueError(
-                f"f0 has shape {start.shape} and {np.isnan(start).sum()} NaN, the targets {y.shape}; give "
-                f"f0(X), finite."
-            )
+        start = _start(f0, y)
         self._settle(x, Targets(torch.as_tensor((y - start).reshape(len(x), -1))))
         self._started, self._shape = f0 is not None, y.shape[1:]
         self._gram_ = self._gram()
@@ -277,12 +283,32 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         tensors = values / n, parts.reshape(n, *self._shape), left, loss / (2 * n)
         return LearningCurve(times, *(t.cpu().numpy() for t in tensors))
 
+    def _fit_stored(self, system: TiledSystem, y: np.ndarray, f0: Given) -> GradientFlow:
+        """Find the coefficients from tiles."""
+        if self.loss != "squared" or self.early_stopping is not None:
+            raise BadValueError(
+                f"{self.X_fit_} does not fit into memory={self.memory!r}, where only loss='squared' at given "
+                "times is solved; give these, more memory, or fewer samples."
+            )
+        y = as_numbers("y", y)
+        self._started, self._shape, self._factor = f0 is not None, y.shape[1:], None
+        self._y, self._f0 = (torch.as_tensor(v.reshape(system.n, -1)) for v in (y, _start(f0, y)))
+        times = _times(self.t)
+        self._check_rate(largest_eigenvalue(system))
+        self._system, self.t_ = system, times if np.ndim(self.t) else float(times[0])
+        self.dual_coef_ = self._coefficients(self.t_)
+        return self
+
     @property
     def _trajectory(self) -> Trajectory:
         return Trajectory(self.loss, self.learning_rate, self.momentum, self.precision_)
 
     def _rates(self) -> None:
         """Find the largest stable learning rate, and refuse a larger one."""
+        self._check_rate(float(self._spectrum.values[-1]))
+
+    def _check_rate(self, largest: float) -> None:
+        self._budget = parse_memory(self.memory) if positive("tol", self.tol) else 0
         real("momentum", self.momentum, "a number in [0, 1)", lambda v: 0 <= v < 1)
         if self.learning_rate is not None:
             positive("learning_rate", self.learning_rate)
@@ -290,7 +316,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         curvature = loss.curvature
         if curvature is None:
             curvature = float(torch.linalg.eigvalsh(loss.hessian(self._f0, self._y)).max())
-        steepest = float(self._spectrum.values[-1]) * curvature / len(self._y)
+        steepest = largest * curvature / len(self._y)
         self.max_learning_rate_ = 2 * (1 + self.momentum) / steepest if steepest > 0 else float("inf")
         if self.learning_rate is not None and self.learning_rate > self.max_learning_rate_:
             raise BadValueError(
@@ -301,7 +327,10 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def _coefficients(self, t: ArrayLike) -> np.ndarray:
         """Return the coefficients at a time, ``[n]`` or ``[n, o]``, or at several, ``[T, ...]``."""
         times = np.atleast_1d(np.asarray(t, dtype=float))
-        path = self._trajectory.coefficients(self._gram_, self._spectrum, self._y, self._f0, times)
+        if self._system is not None:
+            path = flow_coefficients(self._system, self._trajectory, self._y - self._f0, times)
+        else:
+            path = self._trajectory.coefficients(self._gram_, self._spectrum, self._y, self._f0, times)
         coefficients = path.cpu().numpy().reshape(*path.shape[:2], *self._shape)
         return coefficients[0] if np.ndim(t) == 0 else coefficients
 
@@ -322,10 +351,10 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         return float(times[int(np.argmin(errors))]) if largest > 0 else 0.0
 
     def _closed(self) -> None:
+        if self._system is not None:
+            raise BadValueError(f"This needs the matrix in memory={self.memory!r}; give more.")
         if self.loss != "squared":
-            raise BadValueError(
-                f"Only the squared loss has a closed form in eigenvectors, not {self.loss!r}."
-            )
+            raise BadValueError(f"Only the squared loss has a closed form, not {self.loss!r}.")
 
     def _prior(self) -> Kernel:
         if self.kernel_ is None:
@@ -358,6 +387,17 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         variances = checked(prior.diag(X), True, 1).to(a)
         variance = variances + ((a @ train) * a).sum(1) - 2 * (a * cross).sum(1)
         return variance.clamp_min(0).sqrt().cpu().numpy()
+
+
+def _start(f0: Given, y: np.ndarray) -> np.ndarray:
+    """Return the function at the start on the training samples, zero if it is not given."""
+    start = np.zeros_like(y) if f0 is None else as_numbers("f0", f0)
+    if start.shape != y.shape or not np.isfinite(start).all():
+        raise BadValueError(
+            f"f0 has shape {start.shape} and {np.isnan(start).sum()} NaN, the targets {y.shape}; give "
+            f"f0(X), finite."
+        )
+    return start
 
 
 def _times(t: ArrayLike) -> np.ndarray:

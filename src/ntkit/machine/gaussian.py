@@ -19,16 +19,20 @@ from torch import Tensor
 
 from ntkit.compute.cholesky import Cholesky, cholesky
 from ntkit.compute.eigen import Shifted, Spectrum, spectrum
-from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, whole
+from ntkit.compute.plan import parse_memory
+from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, positive, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import starts
 from ntkit.machine.choice.evidence import Found, Scales, climb
 from ntkit.machine.choice.leave_one_out import Targets
-from ntkit.machine.choice.search import MOST, Search, part
+from ntkit.machine.choice.search import MOST, PART, Search, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
 from ntkit.machine.inputs.scaling import AUTO, SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike
 from ntkit.machine.sessions import computing
+from ntkit.machine.stored.fits import chosen_by, variances
+from ntkit.machine.stored.system import SOLVERS as STORED
+from ntkit.machine.stored.system import TiledSystem
 from ntkit.network import Floats, No, Pair
 
 REACH = 10.0  # how far from its value, as a factor, a scale of the kernel is looked for
@@ -64,6 +68,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         As of `KernelRidge`, by the evidence.
     random_state : int
         Of the draw of 2,000 samples, by which scales are chosen where there are more than 2,500.
+    solver, tol, memory
+        Of a stored matrix (`TiledKernel`) that does not fit into ``memory``, as of `KernelRidge`: the mean,
+        and the deviations of queries by a solution each.
     n_jobs, verbose : int or None, bool
         The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
@@ -112,6 +119,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         depth: int | None = None,
         scale: Scale = "auto",
         random_state: int = 0,
+        solver: Literal["auto", "cholesky", "cg"] = "auto",
+        tol: float = 1e-8,
+        memory: int | str = "8GiB",
         n_jobs: int | None = None,
         verbose: bool = False,
     ) -> None:
@@ -121,23 +131,19 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self.normalize_y = normalize_y
         self.optimize = optimize
         self.depth, self.scale, self.random_state = depth, scale, random_state
+        self.solver, self.tol, self.memory = solver, tol, memory
         self.n_jobs, self.verbose = n_jobs, verbose
 
     @computing
     def fit(self, X: ArrayLike, y: ArrayLike) -> GaussianProcess:
         """Solve for the posterior, and choose what is to be chosen."""
+        stored, self._system = self._stored(X, y, self.memory), None
+        if stored is not None:
+            return self._fit_stored(stored[0], as_numbers("y", stored[1]))
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         self._check()
         y = np.array(as_numbers("y", y))
-        targets = y.reshape(len(x), -1)
-        self._mean = targets.mean(0) if self.normalize_y else np.zeros(targets.shape[1])
-        centered = torch.as_tensor(targets - self._mean)
-        spread = centered.std(0, correction=0) if self.normalize_y else torch.ones(targets.shape[1])
-        scales = Scales(
-            None if self.noise == "ml" else float(self.noise),
-            None if self.amplitude == "ml" else float(self.amplitude),
-            torch.where(spread > 0, spread, 1.0).square().double(),
-        )
+        centered, scales = self._centered(y)
         index = part(len(x), None, self.random_state) if len(x) > MOST else np.arange(len(x))
         self._find(x, centered, scales, index)
         if self.optimize:
@@ -153,6 +159,47 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         ]
         self.dual_coef_ = torch.cat(columns, 1).cpu().numpy().reshape(y.shape)
         return self
+
+    def _centered(self, y: np.ndarray) -> tuple[Tensor, Scales]:
+        """Return the targets less their means, and the scales that are known or looked for."""
+        targets = y.reshape(len(y), -1)
+        self._mean = targets.mean(0) if self.normalize_y else np.zeros(targets.shape[1])
+        centered = torch.as_tensor(targets - self._mean)
+        spread = centered.std(0, correction=0) if self.normalize_y else torch.ones(targets.shape[1])
+        scales = Scales(
+            None if self.noise == "ml" else float(self.noise),
+            None if self.amplitude == "ml" else float(self.amplitude),
+            torch.where(spread > 0, spread, 1.0).square().double(),
+        )
+        return centered, scales
+
+    def _fit_stored(self, system: TiledSystem, y: np.ndarray) -> GaussianProcess:
+        """Find noise and amplitude on a part of the samples, and the mean from tiles."""
+        self._check()
+        if self.optimize:
+            raise BadValueError("A stored matrix has no parameters to optimize; give optimize=().")
+        centered, scales = self._centered(y)
+        found, _ = self._evidence(centered, scales, part(system.n, None, self.random_state, PART))
+        self.noise_, self.amplitude_ = _one(found.noise), _one(found.amplitude)
+        self._ratios = (found.noise / found.amplitude).tolist()
+        coefficients = torch.zeros_like(centered)
+        for ratio in set(self._ratios):
+            same = [at for at, r in enumerate(self._ratios) if r == ratio]
+            coefficients[:, same] = system.solve(centered[:, same], ratio).coefficients
+        self._system, self._factor, self._factors = system, None, {}
+        self.solver_, self.solver_reason_ = chosen_by(system)
+        self.dual_coef_ = coefficients.numpy().reshape(y.shape)
+        return self
+
+    def _stored_std(self, X: np.ndarray, noise: bool) -> list[Tensor]:
+        """Return the deviations of queries whose kernel is stored, by solutions, for each output."""
+        assert self._system is not None
+        outputs, found = len(self._ratios), {}
+        for ratio in set(self._ratios):
+            found[ratio] = variances(self._system, X, ratio)
+        noises, amplitudes = (np.broadcast_to(v, outputs) for v in (self.noise_, self.amplitude_))
+        pairs = zip(self._ratios, noises, amplitudes, strict=True)
+        return [((a * found[ratio]).clamp_min(0) + s2 * noise).sqrt() for ratio, s2, a in pairs]
 
     def _find(self, x: np.ndarray, y: Tensor, scales: Scales, index: np.ndarray) -> None:
         """Set scaling, kernel and training samples, by the evidence where the kernel is a name."""
@@ -210,6 +257,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
                 expected = "a variance >= 0" if name == "noise" else "a factor > 0"
                 raise BadValueError(f"{name}={value!r}; expected {expected}, or 'ml'.{near}")
         one_of("normalize_y", self.normalize_y, (True, False))
+        one_of("solver", self.solver, STORED)
+        positive("tol", self.tol)
+        parse_memory(self.memory)
         if not isinstance(cast(object, self.optimize), Iterable):  # whatever a user has set
             raise BadTypeError(f"optimize={self.optimize!r}; expected names of the kernel's parameters.")
 
@@ -241,6 +291,11 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         mean = mean + self._mean.reshape(mean.shape[1:])
         if not return_std and not return_cov:
             return mean
+        if self._system is not None:
+            if return_cov:
+                raise BadValueError("Of a stored matrix there is return_std, not return_cov.")
+            stacked = torch.stack(self._stored_std(x, noise), -1).numpy()
+            return mean, stacked[..., 0] if mean.ndim == 1 else stacked
         prior = self._diag(x) if return_std else self._block(x, x)
         cross = self._block(self.X_fit_, x)
         outputs = len(self._ratios)

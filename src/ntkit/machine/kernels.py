@@ -14,6 +14,7 @@ from sklearn.gaussian_process.kernels import Kernel as SklearnKernel
 from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
+from ntkit.compute.tiled.kernel import TiledKernel
 from ntkit.errors import BadTypeError, BadValueError, nearest
 from ntkit.infinite.limit import Limit, LimitKernel, infinite_width
 from ntkit.inputs import Inputs, batch_size, take
@@ -144,7 +145,9 @@ def as_kernel(kernel: KernelLike) -> Kernel:
 
 
 def as_array(x: ArrayLike | Tensor) -> ArrayLike:
-    """Return a tensor as an array; leave what scikit-learn reads (arrays, data frames, lists) as it is."""
+    """Return tensors and tiles as an array; leave lists and data frames as they are."""
+    if isinstance(x, TiledKernel):
+        return x.values().numpy()
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
 
 

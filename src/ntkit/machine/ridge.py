@@ -30,6 +30,8 @@ from ntkit.machine.kernels import KernelLike
 from ntkit.machine.ridge_path import RidgePath, path_errors
 from ntkit.machine.sessions import computing
 from ntkit.machine.solving.solve import SOLVERS, Settings, Solved, choose, solve
+from ntkit.machine.stored.fits import fit_ridge, no_weights
+from ntkit.machine.stored.system import TiledSystem
 from ntkit.machine.unfitted import check_fitted
 from ntkit.network import Floats, Pair
 
@@ -70,7 +72,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         Of ``"cg"`` (relative residual, iterations), of its preconditioner and ``"nystrom"`` (columns of the
         kernel; None: 10 sqrt(n)), and of the columns' draw.
     memory : int or str
-        Bytes that may hold the matrix and its factor; ``"auto"`` goes to ``"cg"`` beyond.
+        Bytes that may hold the matrix and its factor; ``"auto"`` goes to ``"cg"`` beyond, and on a stored
+        matrix (`TiledKernel`) to what is done first: ``"cg"`` on tiles, or a Cholesky factor in place or on
+        disk, beside the tiles (``verbose`` tells the time expected before it starts).
     n_jobs, verbose : int or None, bool
         The number of threads (None: as many as are free, -1: all), and whether a progress bar is shown.
 
@@ -140,9 +144,19 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     @computing
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> KernelRidge:
         """Solve for the coefficients, and choose what is to be chosen."""
+        stored = self._stored(X, y, self.memory)
+        if stored is not None:
+            self._check()
+            return self._fit_stored(stored[0], as_numbers("y", stored[1]), sample_weight)
         x, y = self._take(X, y, multi_output=True, y_numeric=True)
         self._check()
         return self.fit_checked(x, np.array(as_numbers("y", y)), self._weights(sample_weight, x))
+
+    def _fit_stored(self, system: TiledSystem, y: np.ndarray, sample_weight: ArrayLike | None) -> KernelRidge:
+        no_weights(sample_weight)
+        self._kept, self._factor = np.arange(system.n), None
+        fit_ridge(self, system, y)
+        return self
 
     def _check(self) -> None:
         if not (isinstance(self.alpha, str) and self.alpha in ("loo", "gcv")) and not is_size(self.alpha):
@@ -339,12 +353,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         return "no ridge, so that a null space has to stay out" if self.alpha == 0 else ""
 
     def _units(self) -> Targets:
-        """Return the targets in units of their deviations, in which outputs count alike."""
-        t = self._targets
-        if not self.normalize_y:
-            return t
-        std = (t.weights[:, None] * (t.y - t.mean).square()).sum(0).div(t.weights.sum()).sqrt()
-        return Targets(t.y / torch.where(std > 0, std, 1.0), t.root, True)
+        return self._targets.in_units() if self.normalize_y else self._targets
 
     def _system(self, index: np.ndarray | None = None) -> Tensor:
         """Return the kernel matrix of the samples that count (or of some of them), times their roots."""

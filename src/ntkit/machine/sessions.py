@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from ntkit.compute.threads import fitting_threads, threads
 from ntkit.errors import BadValueError, NtkitError, one_of, whole
 
-S = TypeVar("S", bound="Session")
+S = TypeVar("S", bound="Threads")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -19,11 +19,21 @@ class NoPartialFit(NtkitError, AttributeError):
     """An estimator is asked to learn from a part of the samples."""
 
 
-class Session:
+class Threads:
     """``n_jobs`` threads (None: as many as are free, -1: all), and a progress bar where ``verbose``."""
 
     n_jobs: int | None
     verbose: bool
+
+    def _check_session(self) -> None:
+        one_of("verbose", self.verbose, (True, False))
+        if self.n_jobs is not None and whole("n_jobs", self.n_jobs, None) != -1:
+            if self.n_jobs < 1:
+                raise BadValueError(f"n_jobs={self.n_jobs}; expected None, -1, or a number of threads.")
+
+
+class Session(Threads):
+    """What learns from all samples at once, in ``n_jobs`` threads."""
 
     @property
     def partial_fit(self) -> None:
@@ -33,12 +43,6 @@ class Session:
             "samples. Give fit all samples, or take RandomFeatures before a linear model that has it, such "
             "as sklearn.linear_model.SGDClassifier."
         )
-
-    def _check_session(self) -> None:
-        one_of("verbose", self.verbose, (True, False))
-        if self.n_jobs is not None and whole("n_jobs", self.n_jobs, None) != -1:
-            if self.n_jobs < 1:
-                raise BadValueError(f"n_jobs={self.n_jobs}; expected None, -1, or a number of threads.")
 
 
 def computing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:

@@ -59,6 +59,11 @@ class Targets:
         rest = self.y - self.mean
         return rest if self.root is None else rest * self.root[:, None]
 
+    def in_units(self) -> Targets:
+        """Return the targets in units of their deviations, in which outputs count alike."""
+        std = (self.weights[:, None] * (self.y - self.mean).square()).sum(0).div(self.weights.sum()).sqrt()
+        return Targets(self.y / torch.where(std > 0, std, 1.0), self.root, True)
+
     def residuals(self, c: Tensor, constant: Tensor, diagonal: Tensor) -> Tensor:
         """Return y_n - f(x_n) for f fitted without sample n, ``[..., n, o]``: mean and all, exactly.
 

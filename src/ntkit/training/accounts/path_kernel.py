@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ntkit.compute.plan import chunks
 from ntkit.compute.surroundings import undisturbed
+from ntkit.compute.tiled.identity import structure
 from ntkit.errors import BadValueError, NtkitError, one_of
 from ntkit.files import as_path
 from ntkit.finite.factors import form
@@ -161,6 +162,14 @@ class PathKernel(Kernel):
                     j = at.jacobian(take(batch, i))
                     total[i] += self._kind.diagonal_view(self._kind.diagonal_product(j * at.metric, j), o)
         return self._finished(total)
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells this kernel from another: of the run what it holds, not where it is."""
+        params = self.get_params(deep=False) | {"model": structure(self.model)}
+        with self._request.open(self.folder) as run:
+            manifest = {k: repr(v) for k, v in sorted(run.manifest.items())}
+            params["folder"] = {**manifest, "ends": [run.weights(0), run.weights(run.steps)]}
+        return {k: v for k, v in params.items() if k != "train"}  # the manifest has its hash
 
     def _inputs(self, x: Inputs) -> Batch:
         return cast(as_inputs(x, network(self.model), picked=self.inputs), torch.float64)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from ntkit.errors import RunFolderError
-from ntkit.files import Json, write_atomically
+from ntkit.files import Json, sealed, unsealed, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -15,16 +13,14 @@ FORMAT = 2
 
 def write_manifest(folder: Path, content: Json) -> None:
     """Replace the manifest of a folder in one go."""
-    sealed = {"format": FORMAT, **content}
-    sealed["sha256"] = _seal(sealed)
-    write_atomically(folder / MANIFEST, (json.dumps(sealed, indent=1) + "\n").encode())
+    write_atomically(folder / MANIFEST, sealed({"format": FORMAT, **content}))
 
 
 def read_manifest(folder: Path) -> Json:
     """Return the manifest of a folder, checked."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        content = unsealed(path.read_bytes())
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} does not exist, so {folder} is not a run folder. Give the folder that ntkit.record made."
@@ -33,7 +29,7 @@ def read_manifest(folder: Path) -> Json:
         raise RunFolderError(
             f"{path} cannot be read as a manifest ({error}). Restore it from a copy."
         ) from error
-    if not isinstance(content, dict) or content.pop("sha256", None) != _seal(content):
+    if content is None:
         raise RunFolderError(
             f"{path} was edited or damaged: it does not match its own hash. Restore it from a copy, or "
             f"record the run again."
@@ -44,7 +40,3 @@ def read_manifest(folder: Path) -> Json:
             f"that wrote it ({content.get('ntkit')})."
         )
     return content
-
-
-def _seal(content: Json) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

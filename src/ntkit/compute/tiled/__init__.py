@@ -1,0 +1,1 @@
+"""Kernel matrices as tiles in a folder."""

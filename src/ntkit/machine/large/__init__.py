@@ -1,0 +1,1 @@
+"""A million rows: ridge on features, streamed over the data."""
