@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose scores clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-tiles scores clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -116,6 +116,10 @@ bench-busy: $(VENV)/bench.stamp
 
 bench-diagnose: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/diagnose.py --page docs/diagnose.md
+
+# needs Ray: pip install -e '.[ray]'
+bench-tiles: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/tiles.py
 
 scores: $(VENV)/scores.stamp
 	$(BIN)/python benchmarks/scores.py
