@@ -91,6 +91,7 @@ def test_another_kernel_or_other_data_is_refused_by_name(what, tmp_path):
         ntkit.TiledKernel(make(), **given)
 
 
+@pytest.mark.slow
 def test_the_same_kernel_made_again_is_known(tmp_path):
     def doubled(t):
         return 2 * t

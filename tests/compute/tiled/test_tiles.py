@@ -87,7 +87,7 @@ def dense(kernel, x1, x2=None):
     return block
 
 
-SLOW = ("limit of a softplus, to a tolerance", "trace", "path", "path, full", "composed")
+SLOW = ("limit of a softplus, to a tolerance", "trace", "path", "path, full", "composed", "cosine")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in KERNELS])
@@ -339,6 +339,7 @@ def test_full_values_in_an_estimator(tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_addresses_of_fsspec(tmp_path):
     pytest.importorskip("fsspec")
     x, name = draw(10, 3), tmp_path.name
