@@ -21,7 +21,7 @@ INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX)
 PIP = $(call PINNED,constraints.txt) $(BIN)/python $(INSTALL)
 PINS = pyproject.toml constraints.txt
 
-.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-explorer scores mnist60k bench-solvers scale clean
+.PHONY: demo test floor matrix wheel slow zoo zoo-limits studies-quick studies docs gpu lint bench bench-finite bench-infinite bench-machine bench-path bench-runs bench-gpu bench-attribution bench-counterfactuals bench-large bench-busy bench-diagnose bench-explorer scores mnist60k bench-solvers scale bench-tiles clean
 
 demo: $(VENV)/ntkit.stamp
 	$(BIN)/ntkit demo --out out/demo
@@ -133,6 +133,10 @@ scale: $(VENV)/ntkit.stamp
 # on a machine where nothing else runs: 14.4 GB of memory, 17 GB of disk; killed, it goes on
 mnist60k: $(VENV)/ntkit.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mnist60k.py --folder out/mnist60k
+
+# needs Ray: pip install -e '.[ray]'
+bench-tiles: $(VENV)/bench.stamp
+	$(BIN)/python benchmarks/tiles.py
 
 scores: $(VENV)/scores.stamp
 	$(BIN)/python benchmarks/scores.py

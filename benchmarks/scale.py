@@ -224,9 +224,9 @@ def page(kinds: list[Values], who: list[Executor], measured: list[Measured]) -> 
     share, rank = who[0].efficiency, costs.RANK
     out += [
         "Rates of the first were measured when this page was written; the others, disks, memory and all",
-        f"prices are assumptions. Kernels' values reach {share:.0%} of the rate of large products. Matrices are",
-        f"float32, right-hand sides {OUTPUTS}, iterations of CG {costs.ITERATIONS}, its preconditioner has",
-        f"{rank:g} sqrt(n) columns. What machines send to each other is not in it.",
+        f"prices are assumptions. Kernels' values reach {share:.0%} of the rate of large products. Matrices",
+        f"are float32, right-hand sides {OUTPUTS}, iterations of CG {costs.ITERATIONS}, its preconditioner",
+        f"has {rank:g} sqrt(n) columns. What machines send to each other is not in it.",
         "",
         "## The kernel matrix",
         "",
@@ -302,8 +302,8 @@ def cluster(kinds: list[Values], e: Executor) -> list[str]:
         f"## A million rows, exact, on {e.count} GPUs",
         "",
         f"The upper triangle in float32 is {format_bytes(size)}, {format_bytes(size / e.count)} a GPU of "
-        f"{format_bytes(e.memory)}: shards of tiles stay in their memory. A product with {OUTPUTS} right-hand "
-        f"sides takes {time_of(each)}, after which every GPU has to have the sum: "
+        f"{format_bytes(e.memory)}: shards of tiles stay in their memory. A product with {OUTPUTS} right-"
+        f"hand sides takes {time_of(each)}, after which every GPU has to have the sum: "
         f"{format_bytes(8.0 * n * OUTPUTS)} to each. Conjugate gradients with {costs.ITERATIONS} of them and "
         f"a preconditioner of {rank:,} columns ({format_bytes(8 * n * rank)} in float64, shared) take "
         f"{time_of(took)}, {money(e.price(took))}.",

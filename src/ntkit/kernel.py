@@ -289,7 +289,7 @@ class Rebuilt:
     Kernels hold traced graphs and closures, which no pickle takes: what they are made of is enough.
     """
 
-    def __init__(self, maker: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def __init__(self, maker: Callable[..., object], arguments: dict[str, object]) -> None:
         self.maker = maker
         self.arguments = {k: Rebuilt.of(v) if isinstance(v, Kernel) else v for k, v in arguments.items()}
 
@@ -301,7 +301,7 @@ class Rebuilt:
     def moved(self, device: str) -> Rebuilt:
         """Return this with the networks and tensors among the arguments on a device."""
 
-        def there(value: Any) -> Any:
+        def there(value: object) -> object:
             if isinstance(value, Rebuilt):
                 return value.moved(device)
             if isinstance(value, torch.nn.Module):
@@ -310,7 +310,7 @@ class Rebuilt:
 
         return Rebuilt(self.maker, {k: there(v) for k, v in self.arguments.items()})
 
-    def again(self) -> Any:
+    def again(self) -> object:
         """Return the object again."""
         arguments = {k: v.again() if isinstance(v, Rebuilt) else v for k, v in self.arguments.items()}
         return self.maker(**arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
@@ -19,6 +18,7 @@ from ntkit.errors import BadTypeError, BadValueError, one_of, positive, whole
 from ntkit.finite.parametrize import Scale, Sigma, check_sigma
 from ntkit.infinite.coordinates import OfCoordinates, vector_of
 from ntkit.infinite.data import as_data
+from ntkit.infinite.layer import Layer
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
@@ -152,24 +152,6 @@ class Limit(Printed, OfCoordinates):
         return "\n".join(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A line of a tensor program with the kernels of its vector: E[h h'] and its tangent kernel.
-
-    Means over equal positions; concatenated vectors count by their widths.
-    """
-
-    name: str
-    kind: str
-    text: str
-    path: str
-    nngp: LimitKernel
-    ntk: LimitKernel
-
-    def __repr__(self) -> str:
-        return f"Layer({self.name}: {self.kind} {self.text}{f', module {self.path!r}' if self.path else ''})"
-
-
 class LimitKernel(Kernel):
     """The NNGP or the NTK of a network's infinite-width limit, ``[n1, n2]`` for each single output.
 
@@ -201,22 +183,19 @@ class LimitKernel(Kernel):
         return super().get_params(deep) | {name: getattr(self, name) for name in self._settings}
 
     def identity(self) -> dict[str, object]:
-        """Return what tells this kernel from another: not the weights, whose values the limit forgets.
-
-        Scales and variances that it takes from them show in its values, which `TiledKernel` compares, too.
-        """
+        """Return what tells this kernel from another: not the weights, of which only scales may count."""
         shapes = [f"{list(t.shape[1:])} {t.dtype}" for t in pytree.tree_leaves(self.limit.example)]
-        params = self.get_params(deep=False) | {"model": structure(self.model), "example": shapes}
-        return {k: v for k, v in params.items() if k != "compile"}
+        params = self.get_params(deep=False)
+        compiled = params["compile"] is True
+        return params | {"model": structure(self.model), "example": shapes, "compile": compiled}
 
     def repeatable(self) -> Kernel:
         """Return this kernel without what hangs on time (``compile="auto"``) or on calls before (``tol``)."""
         params = self.get_params(deep=False)
-        if params["tol"] is None and params["compile"] != "auto":
-            return self
         if self._repeatable is None or params["tol"] is not None:
+            plain = params["tol"] is None and params["compile"] != "auto"
             params["compile"] = params["compile"] is True
-            self._repeatable = LimitKernel(**params)
+            self._repeatable = self if plain else LimitKernel(**params)
         return self._repeatable
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from ntkit.compute.plan import chunks
 
 TILE = 2**16  # entries that are computed at once: they stay in the processor's cache
+STRIP = 2**22  # entries of a product of the inputs: few rows at once would read all columns too often
 
 
 @torch.no_grad()
@@ -46,13 +47,16 @@ def relu_kernels(
     sizes = (own_variances(x, sigma_w, sigma_b) for x in (x1, other))
     first, second = sizes
     right = other.T * (sigma_w**2 / d)
-    for rows in chunks(len(x1), max(1, TILE // max(1, len(other)))):
-        nngp = x1[rows] @ right + sigma_b**2
-        equal = _equal(nngp, first[rows], second, x1[rows], other)
-        layers = _layers(nngp, first[rows], second, max(depths), sigma_w**2, sigma_b**2, equal)
-        for depth, (nngp_, ntk) in enumerate(layers, 1):
-            if depth in blocks:
-                blocks[depth][rows] = ntk if kind == "ntk" else nngp_
+    for strip in chunks(len(x1), max(1, STRIP // max(1, len(other)))):
+        products = x1[strip] @ right
+        for part in chunks(len(products), max(1, TILE // max(1, len(other)))):
+            rows = slice(strip.start + part.start, strip.start + part.stop)
+            nngp = products[part] + sigma_b**2
+            equal = _equal(nngp, first[rows], second, x1[rows], other)
+            layers = _layers(nngp, first[rows], second, max(depths), sigma_w**2, sigma_b**2, equal)
+            for depth, (nngp_, ntk) in enumerate(layers, 1):
+                if depth in blocks:
+                    blocks[depth][rows] = ntk if kind == "ntk" else nngp_
     if x2 is None:
         for block in blocks.values():  # rounding of products differs between the halves
             block.copy_((block + block.T) / 2)

@@ -213,6 +213,7 @@ def test_what_a_dead_builder_claimed_is_taken(how, tmp_path):
         assert not (tmp_path / "builders/dead").exists()
 
 
+@pytest.mark.slow
 def test_what_a_builder_elsewhere_claims_is_waited_for(tmp_path):
     """It lives for as long as its sign of life is fresh; then its tile is made here."""
     begun = tiled(tmp_path, 300)

@@ -17,7 +17,7 @@ from ntkit.errors import BadValueError
 
 Place = tuple[int, int]  # the row and the column of a tile
 STRIP = 64  # rows of a tile that are turned into float64 at once
-AHEAD = 2  # tiles that are read while one is multiplied
+READERS, AHEAD = 2, 3  # threads that read tiles, and tiles that are read while one is multiplied
 
 
 class Tiles(Protocol):
@@ -195,7 +195,7 @@ class TiledMatrix:
         if not absent:
             yield from ((place, self._kept[place]) for place in present)
             return
-        with ThreadPoolExecutor(1) as reader:
+        with ThreadPoolExecutor(READERS) as reader:
             coming = {place: reader.submit(self.source.block, *place) for place in absent[:AHEAD]}
             yield from ((place, self._kept[place]) for place in present)
             for at, place in enumerate(absent):

@@ -46,7 +46,7 @@ class TiledArray:
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> Values:
         parts = list(index) if isinstance(index, tuple) else [index]
-        if len(parts) > 2 or any(p is None or p is Ellipsis for p in parts):
+        if len(parts) > 2:
             raise BadValueError(
                 f"[{index!r}] is not an index of rows and columns; give at most two of integers, slices, "
                 f"lists of integers and masks."
@@ -65,7 +65,7 @@ class TiledArray:
         return out[tuple(0 if one else slice(None) for one in taken[:2])]
 
 
-def _places(index: Index, n: int, what: str) -> np.ndarray:
+def _places(index: object, n: int, what: str) -> np.ndarray:
     if isinstance(index, slice):
         return np.arange(n)[index]
     places = np.atleast_1d(np.asarray(index))

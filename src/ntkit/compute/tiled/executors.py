@@ -96,8 +96,12 @@ class JoblibExecutor:
 
         try:
             with passive_workers():
-                options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
-                pool = joblib.Parallel(n_jobs=jobs, **options)
+                pool = joblib.Parallel(
+                    n_jobs=jobs,
+                    return_as="generator_unordered",
+                    batch_size=1,  # pyright: ignore[reportArgumentType]
+                    pre_dispatch="n_jobs + 1",
+                )
                 for tile, block in pool(handed()):  # pyright: ignore[reportGeneralTypeIssues]
                     if block is not None:
                         work.store.write(tile, block)
@@ -139,7 +143,7 @@ def _keep_worker() -> None:
     from joblib.externals.loky import process_executor
 
     if hasattr(process_executor, "_MAX_MEMORY_LEAK_SIZE"):
-        process_executor._MAX_MEMORY_LEAK_SIZE = GROWTH
+        process_executor._MAX_MEMORY_LEAK_SIZE = GROWTH  # pyright: ignore[reportPrivateUsage]
 
 
 def _make(

@@ -10,7 +10,7 @@ from ntkit.compute.tiled.samples import Samples
 from ntkit.compute.tiled.store import Tile
 from ntkit.errors import BadValueError
 from ntkit.inputs import Inputs
-from ntkit.kernel import Kernel, Rebuilt
+from ntkit.kernel import Kernel, Rebuilt, a_kernel
 
 ASYMMETRY, ROUNDING = 1e-6, 1e3  # that a diagonal tile may have, relative to its values; in units of eps
 THREADS = 1  # that a tile is computed in: sums over several differ in rounding
@@ -36,11 +36,11 @@ class Maker:
         import cloudpickle
 
         vars(self).update(state)
-        self.kernel = cloudpickle.loads(self.kernel).again()  # pyright: ignore[reportArgumentType]
+        self.kernel = a_kernel(cloudpickle.loads(state["kernel"]).again())  # pyright: ignore[reportArgumentType]
 
     def move(self, device: str) -> None:
         """Compute on another device."""
-        self.kernel = Rebuilt.of(self.kernel).moved(device).again()
+        self.kernel = a_kernel(Rebuilt.of(self.kernel).moved(device).again())
 
     def samples(self, tile: Tile) -> tuple[slice, slice]:
         """Return the samples of the rows and columns of a tile."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ def crc32c(data: np.ndarray) -> int:
     """Return the checksum of an array of bytes."""
     import google_crc32c
 
-    return google_crc32c.value(data)  # pyright: ignore[reportArgumentType]
+    return google_crc32c.value(cast("bytes", data))  # it takes any bytes, and memory views only if read-only
 
 
 class _Told:
