@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ntkit
-from ntkit.machine.flow import SpreadWarning
+from ntkit.machine.conformal import SpreadWarning
 from ntkit.machine.kernels import ReLUKernel
 
 KERNEL = ReLUKernel()

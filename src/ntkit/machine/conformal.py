@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,20 @@ from torch import Tensor
 from ntkit.errors import BadValueError, real
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.network import Pair
+
+
+class SpreadWarning(UserWarning):
+    """A spread over networks by their start, which is no interval for new targets."""
+
+
+def tell_of_spread() -> None:
+    """Warn that a spread over networks is no interval."""
+    warnings.warn(
+        "The spread is that of trained networks by their start, in units of the prior: it is no interval "
+        "for new targets, of whose noise it knows nothing. predict_interval gives one.",
+        SpreadWarning,
+        stacklevel=3,  # who called predict
+    )
 
 
 def jackknife_plus(left: np.ndarray, residuals: np.ndarray, coverage: float) -> Pair:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, overload
@@ -19,7 +18,7 @@ from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.leave_one_out import Targets
-from ntkit.machine.conformal import folds, jackknife_plus, probability
+from ntkit.machine.conformal import folds, jackknife_plus, probability, tell_of_spread
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked
 from ntkit.machine.inputs.scaling import Scale
 from ntkit.machine.kernels import KernelLike, as_array, as_kernel, prior_of
@@ -34,10 +33,6 @@ from ntkit.network import Floats, No, Pair
 
 Given: TypeAlias = ArrayLike | None
 GROUPS = 20  # of samples, left out one after the other for an interval
-
-
-class SpreadWarning(UserWarning):
-    """A spread over networks by their start, which is no interval for new targets."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +199,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         ``return_std``, ``return_cov``: with it the standard deviation, or the covariance ``[m, m]`` or
         ``[m, m, o]``, of the ensemble of trained networks: by their start alone, in units of the prior, not
         of the targets. It is no interval for new targets, and a `SpreadWarning` says so; `predict_interval`
-        is. ``t``: other times than the
-        fitted. ``f0``: the function at the start on the queries, needed where ``fit`` had one.
+        is. ``t``: other times than the fitted. ``f0``: the start on the queries, where ``fit`` had one.
         """
         check_fitted(self)
         if return_std and return_cov:
@@ -231,12 +225,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         mean = mean[0] if scalar else mean
         if not return_std and not return_cov:
             return mean
-        warnings.warn(
-            "The spread is that of trained networks by their start, in units of the prior: it is no interval "
-            "for new targets, of whose noise it knows nothing. predict_interval gives one.",
-            SpreadWarning,
-            stacklevel=2,
-        )
+        tell_of_spread()
         spread = np.stack([self._spread(x, float(time), return_cov) for time in np.atleast_1d(t)])
         spread = spread[0] if scalar else spread
         return mean, spread if not self._shape else np.repeat(spread[..., None], self._shape[0], -1)
