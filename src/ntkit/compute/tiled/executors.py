@@ -136,7 +136,7 @@ def _end_with(parent: int) -> None:
 
 
 def _keep_worker() -> None:
-    """Let this worker of loky grow: it ends those that grew by 100 MB, which a few tiles do.
+    """Let this worker of loky grow: it ends those that grew by 300 MB, which a few tiles do.
 
     The one that takes its place would load torch again.
     """
