@@ -155,6 +155,7 @@ def test_there_are_enough():
     assert len(CASES) >= 300
     places = " ".join([*SLOTS, *PARTS, *AGAIN, *TILES])
     estimators = {"KernelRidge", "KernelClassifier", "GaussianProcess", "GradientFlow", "RandomFeatures"}
+    estimators |= {"FeatureRidge", "NystromFeatures"}
     rest = (
         set(ntkit.__all__)
         - estimators
