@@ -34,7 +34,9 @@ def tables(results: dict) -> dict[str, str]:
         parts["costs"] = _costs(found["costs"])
     machines = sorted({value["machine"] for value in results.values()})
     if machines:
-        parts["machine"] = f"Machine: {'; '.join(machines)}; other work ran beside."
+        parts["machine"] = (
+            f"Machine: {'; '.join(machines)}; other work ran beside, but for the costs of audits."
+        )
     return parts
 
 

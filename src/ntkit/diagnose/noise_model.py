@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
+from ntkit.compute.threads import threads
 from ntkit.diagnose.uncertainty import LEVEL, Measured
 from ntkit.network import Floats
 
@@ -61,6 +62,7 @@ class NoiseModel:
         """The share of labels that are expected to be wrong."""
         return float(self.wrong.mean())
 
+    @threads(1)
     def count(self, chosen: np.ndarray, *, seed: int = 0, draws: int = 100) -> Measured:
         """Return how many of the chosen labels are wrong: what is expected, and an interval.
 
@@ -85,6 +87,7 @@ class NoiseModel:
         return Measured(value, min(float(low), value), max(float(high), value))
 
 
+@threads(1)  # many operations on few numbers
 def noise_model(predictions: Tensor, labels: Tensor) -> NoiseModel:
     """Fit the sharpness and the flips to labels ``[n]`` and predictions ``[n, C]`` made without them.
 
