@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from ntkit.errors import BadValueError
 
 Place = tuple[int, int]  # the row and the column of a tile
 STRIP = 64  # rows of a tile that are turned into float64 at once
-READERS, AHEAD = 2, 3  # threads that read tiles, and tiles that are read while one is multiplied
+AHEAD = 2  # tiles that a thread reads while it multiplies one
 
 
 class Tiles(Protocol):
@@ -69,7 +70,8 @@ class TiledMatrix:
         A v = sum over tiles of A_ij v_j (and A_ij^T v_i for i < j)      in float64, whatever is stored
 
     As many tiles as fit into ``memory`` bytes are read (and checked) once and then kept; the others are read
-    for each product, while the one before is multiplied.
+    for each product, while the one before is multiplied. Each of torch's threads multiplies whole tiles, and
+    the sums of the threads are added in order.
 
     Parameters
     ----------
@@ -98,14 +100,13 @@ class TiledMatrix:
         self.streamed = self._held = 0
         self._kept: dict[Place, Tensor] = {}
         self._places = sorted(source.tiles)
-        self._strip: Tensor | None = None
+        self._keeping = Lock()
 
     @property
     def kept(self) -> int:
         """The number of tiles that are in memory."""
         return len(self._kept)
 
-    @threads(1)  # of small products, in which several threads wait for each other
     def __matmul__(self, v: Tensor) -> Tensor:
         v = v.double()
         if len(v) != self.source.shape[1]:
@@ -113,23 +114,34 @@ class TiledMatrix:
                 f"A matrix {list(self.source.shape)} times columns of {len(v)} rows; "
                 f"expected {self.source.shape[1]}."
             )
-        out = v.new_zeros(self.n, v.shape[1])
-        for (i, j), tile in self._each():
-            rows, cols = self.source.rows(i), self.source.cols(j)
-            both = self.source.symmetric and i != j
-            self._add(tile, v[cols], out[rows], v[rows] if both else None, out[cols])
-        return out
+        places = [p for p in self._places if p in self._kept] + [
+            p for p in self._places if p not in self._kept
+        ]
+        with threads(1) as most:  # of small products, in which several threads wait for each other
+            shares = [share for share in (places[t::most] for t in range(most)) if share]
+            with ThreadPoolExecutor(len(shares)) as workers:
+                first, *others = workers.map(lambda share: self._product(share, v), shares)
+        for other in others:
+            first += other
+        return first
 
-    def _add(self, tile: Tensor, right: Tensor, out: Tensor, left: Tensor | None, below: Tensor) -> None:
-        """Add a tile times columns, and its transpose times others, by strips that stay in the cache."""
-        if self._strip is None or self._strip.shape[1] < tile.shape[1]:
-            self._strip = torch.empty(STRIP, tile.shape[1], dtype=torch.float64)
-        for start in range(0, len(tile), STRIP):
-            part = tile[start : start + STRIP]
-            strip = self._strip[: len(part), : part.shape[1]].copy_(part)
-            out[start : start + STRIP].addmm_(strip, right)
-            if left is not None:
-                below.addmm_(strip.T, left[start : start + STRIP])
+    def _product(self, places: list[Place], v: Tensor) -> Tensor:
+        """Return what some tiles give of the product, by strips that stay in the cache."""
+        out = v.new_zeros(self.n, v.shape[1])
+        transposed = v.new_zeros(v.shape[1], self.n if self.source.symmetric else 0)
+        strips = torch.empty(0, dtype=torch.float64)
+        for (i, j), tile in self._each(places):
+            rows, cols = self.source.rows(i), self.source.cols(j)
+            if strips.numel() < STRIP * tile.shape[1]:
+                strips = torch.empty(STRIP * tile.shape[1], dtype=torch.float64)
+            for start in range(0, len(tile), STRIP):
+                part = tile[start : start + STRIP]
+                strip = strips[: part.numel()].view_as(part).copy_(part)
+                these = slice(rows.start + start, rows.start + start + len(part))
+                out[these].addmm_(strip, v[cols])
+                if self.source.symmetric and i != j:  # several times as fast as columns with strip.T are
+                    transposed[:, cols].addmm_(v[these].T, strip)
+        return out.add_(transposed.T) if self.source.symmetric else out
 
     def diag(self) -> Tensor:
         """Return the diagonal ``[n]``."""
@@ -143,7 +155,7 @@ class TiledMatrix:
         if self._columns_of is not None:
             return self._columns_of(index).double()
         out = torch.zeros(self.n, len(index), dtype=torch.float64)
-        for (i, j), tile in self._each():
+        for (i, j), tile in self._each(self._places):
             rows, cols = self.source.rows(i), self.source.cols(j)
             inside = (index >= cols.start) & (index < cols.stop)
             out[rows, inside.nonzero()[:, 0]] = tile[:, index[inside] - cols.start].double()
@@ -182,20 +194,21 @@ class TiledMatrix:
 
     def _keep(self, place: Place, tile: Tensor) -> Tensor:
         size = tile.numel() * tile.element_size()
-        if self._held + size <= self.memory:
-            self._kept[place], self._held = tile, self._held + size
-        else:
-            self.streamed += size
+        with self._keeping:
+            if self._held + size <= self.memory:
+                self._kept[place], self._held = tile, self._held + size
+            else:
+                self.streamed += size
         return tile
 
-    def _each(self) -> Iterator[tuple[Place, Tensor]]:
-        """Yield all tiles, those that are not in memory read ahead."""
-        absent = [place for place in self._places if place not in self._kept]
-        present = [place for place in self._places if place in self._kept]
+    def _each(self, places: list[Place]) -> Iterator[tuple[Place, Tensor]]:
+        """Yield tiles, those that are not in memory read ahead."""
+        absent = [place for place in places if place not in self._kept]
+        present = [place for place in places if place in self._kept]
         if not absent:
             yield from ((place, self._kept[place]) for place in present)
             return
-        with ThreadPoolExecutor(READERS) as reader:
+        with ThreadPoolExecutor(1) as reader:
             coming = {place: reader.submit(self.source.block, *place) for place in absent[:AHEAD]}
             yield from ((place, self._kept[place]) for place in present)
             for at, place in enumerate(absent):
