@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from torch.utils.data import Dataset
 
 import ntkit
 from ntkit.compute.tiled.making import Maker
+from ntkit.compute.tiled.turns import turn
 from ntkit.kernel import Kernel
 
 D = torch.float64
@@ -267,3 +272,38 @@ def test_two_machines_of_which_one_is_lost(tmp_path):
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def test_tasks_take_turns_and_a_killed_one_gives_its_place_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with turn(2), ThreadPoolExecutor(1) as pool:
+
+        def enter():
+            with turn(2):
+                return time.monotonic()
+
+        pool.submit(enter).result(5)  # there are two places
+        with turn(2):
+            late = pool.submit(enter)
+            time.sleep(0.05)
+            assert not late.done()
+            left = time.monotonic()
+        assert late.result(5) >= left
+    code = "from ntkit.compute.tiled.turns import turn\nwith turn(1): print('in', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"in\n"
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(lambda: turn(1).__enter__())
+            time.sleep(0.05)
+            assert not late.done()
+            other.kill()
+            late.result(5)
+    finally:
+        other.kill()
+        other.communicate()

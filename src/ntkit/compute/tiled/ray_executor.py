@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import ClassVar, Literal
@@ -11,6 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ntkit.compute.tiled.store import Tile
+from ntkit.compute.tiled.turns import turn
 from ntkit.compute.tiled.work import Made, Work, known
 from ntkit.errors import BadValueError, NtkitError, TileError, one_of, real
 
@@ -40,7 +42,8 @@ class RayExecutor:
     Notes
     -----
     A lost worker or machine costs the tiles that it was making, which are made again, up to three times each.
-    Of Ray's object store, tiles on their way take at most half.
+    Of Ray's object store, tiles on their way take at most half. Where a machine runs more tasks than it has
+    processors, they take turns at computing.
 
     Examples
     --------
@@ -148,9 +151,11 @@ def _make(token: str, handed: list[object], tile: Tile, write: bool, device: str
         return work
 
     work = known(token, load)
+    with turn() if device is None else nullcontext():
+        block = work.maker.make(tile).numpy()  # which processes share, and tensors they do not
     if not write:
-        return work.maker.make(tile).numpy()  # which processes share, and tensors they do not
-    work.make(tile)
+        return block
+    work.store.write(tile, block)
     return None
 
 
