@@ -49,14 +49,16 @@ def within(
 
 
 def spread(tiles: Tiles, ntk: bool, x1: Batch, x2: Batch | None, diagonal: bool = False) -> float:
-    """Return four standard errors of a kernel's entries, relative to the diagonal: of the worst of three.
+    """Return four standard errors of a kernel's entries, relative to the diagonal: of the worst of five.
 
-    The kernel of the first and the last sample is made `REPLICATES` times, each with as many times fewer
-    points of its own: their mean has the standard error s / sqrt(`REPLICATES`), whatever layers make of it.
+    The kernel of the first and the middle sample with the last, and of each with itself, is made `REPLICATES`
+    times, each with as many times fewer points of its own: their mean has the standard error
+    s / sqrt(`REPLICATES`), whatever layers make of it.
     """
     second = x1 if x2 is None else x2
-    ends = [take(x1, slice(0, 1))]
-    if x2 is not None or batch_size(x1) > 1:
+    n = batch_size(x1)
+    ends = [take(x1, torch.tensor([0, n // 2] if n > 2 else [0]))]
+    if x2 is not None or n > 1:
         ends.append(take(second, slice(batch_size(second) - 1, None)))
     found: list[list[Tensor]] = []
     with torch.no_grad(), memory_told():

@@ -30,7 +30,7 @@ from ntkit.diagnose import novelty
 from ntkit.display.axes import BLUE, INK, ORANGE
 from ntkit.kernel import Kernel
 from ntkit.studies import planar_topology
-from ntkit.studies.figures import Figures, panels
+from ntkit.studies.figures import Figures, name_points, panels
 from ntkit.studies.parts import part
 from ntkit.studies.study import Claim, Result, StudyConfig, array, option
 from ntkit.studies.training import loss_of, loss_option, mlp, optimizer_of, optimizer_option, seeded, step
@@ -83,7 +83,7 @@ def run(config: Config) -> Result:
     planar = planar_topology.Config(seed=config.seed, tests=config.queries)
     names = {
         SIDES[0]: [f"radius {r:g}" for r in RADII],
-        SIDES[1]: [f"{count} peaks" for count in PEAKS],
+        SIDES[1]: [f"{count} peak{'s' * (count > 1)}" for count in PEAKS],
         SIDES[2]: list(planar_topology.sets(planar)),
     }
     return Result(config, claims, arrays, {**numbers, "names": names})
@@ -112,10 +112,11 @@ def figure(result: Result) -> Figures:
         degrees, new, wrong = _means(each)
         ax.plot(new, wrong, "o-" if name != "shapes" else "o", ms=5, color=ORANGE, lw=1)
         names = result.numbers["names"][name]
-        for i in sorted({0, len(degrees) // 3, 2 * len(degrees) // 3, len(degrees) - 1}):
-            ax.annotate(names[int(degrees[i])], (new[i], wrong[i]), fontsize=7, color=INK)
-        ax.set(title=name, xlabel="novelty: what no training sample explains", ylim=(-0.04, 1.04))
+        ax.set(title=name, xlabel="novelty: what no training sample explains", ylim=(-0.08, 1.08))
         ax.grid(alpha=0.3)
+        first = [*dict.fromkeys((0, len(degrees) - 1, len(degrees) // 2)), *range(len(degrees))]
+        chosen = list(dict.fromkeys(first))  # those have the first choice of places
+        name_points(drawn, ax, [names[int(degrees[i])] for i in chosen], new[chosen], wrong[chosen])
     axes[0].set_ylabel("error")
     over, ax = panels(6, 3.8)
     for name, color in zip(SIDES, (BLUE, ORANGE, INK), strict=True):

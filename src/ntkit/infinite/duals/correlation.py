@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 # the polynomial in u of degree 8 next to atan(sqrt u) / sqrt u on [0, 1]: its largest error is 1.8e-8
 _ATAN = (
@@ -36,6 +38,8 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
     fuses multiplications with additions. In units of the larger variance, so that small ones do not
     underflow; the root is clamped above zero, so that gradients are finite.
     """
+    if ordinary(cov, var1, var2):
+        return arcsine_in_place(cov, var1, var2)
     tiny = torch.finfo(cov.dtype).tiny
     m, unit = cov.abs(), torch.maximum(var1, var2).detach()  # both are the same in any unit
     unit = torch.where(unit > 0, unit, 1.0)
@@ -43,6 +47,38 @@ def arcsine(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
     a, b, r = (var1 - m) * inverse, (var2 - m) * inverse, m * inverse
     s = (r * (a + b) + a * b).clamp(min=tiny).sqrt()
     return (s - tiny**0.5) * unit, torch.atan2(cov * inverse, s)
+
+
+def arcsine_in_place(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `arcsine` does, where covariances are `ordinary`: in half its passes over memory."""
+    m = cov.abs()
+    a, b = var1 - m, var2 - m
+    both = a + b
+    s = torch.addcmul(a.mul_(b), both, m, out=both).clamp_(min=0).sqrt_()
+    return s, torch.atan2(cov, s, out=a)
+
+
+def ordinary(cov: Tensor, *variances: Tensor) -> bool:
+    """Return whether covariances may be computed with in place, in their own units.
+
+    No gradient is wanted, nothing traces or maps the computation, the covariances have the shape of the
+    result, and all variances are positive, and neither so small nor so large that products of four of them
+    leave the range of the dtype.
+    """
+    if torch.is_grad_enabled() or get_proxy_mode() is not None or peek_interpreter_stack() is not None:
+        return False
+    if any(v.dtype != cov.dtype or not v.numel() for v in variances) or not cov.dtype.is_floating_point:
+        return False
+    if any(v.ndim > cov.ndim or not _fits(v.shape, cov.shape) for v in variances):
+        return False
+    low, high = torch.finfo(cov.dtype).tiny ** 0.25, torch.finfo(cov.dtype).max ** 0.25
+    ends = [torch.aminmax(v) for v in variances]
+    return all(float(end.min) > low and float(end.max) < high for end in ends)
+
+
+def _fits(small: torch.Size, large: torch.Size) -> bool:
+    """Return whether a shape of no more axes broadcasts to another."""
+    return all(a in (1, b) for a, b in zip(reversed(small), reversed(large), strict=False))
 
 
 def correlation(cov: Tensor, var1: Tensor, var2: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
-from ntkit.infinite.duals.correlation import correlation, root
+from ntkit.infinite.duals.correlation import correlation, ordinary, root
 from ntkit.infinite.duals.effort import ROUNDING, effort, fineness, tell_tail
 from ntkit.infinite.duals.hermite import coefficients, contract
 from ntkit.infinite.duals.pieces import Pieces, derivative, times_x
@@ -208,7 +208,7 @@ class Dual(ABC):
 
     def by_autograd(self, slope: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
         """Return E[phi'(u) phi'(v)] from the slope: where a variance is zero, the derivative at zero."""
-        if 0.0 not in self.kinks or self.at_zero is None:
+        if 0.0 not in self.kinks or self.at_zero is None or ordinary(slope, var1, var2):
             return slope
         first, second = self.expected_slope(var1), self.expected_slope(var2)
         return torch.where((var1 > 0) & (var2 > 0), slope, first * second)

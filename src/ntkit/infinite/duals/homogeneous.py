@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ntkit.infinite.duals.correlation import arcsine, correlation, root
+from ntkit.infinite.duals.correlation import arcsine, arcsine_in_place, correlation, ordinary, root
 from ntkit.infinite.duals.dual import Dual, JointDual, rule
 from ntkit.infinite.duals.pieces import INF, Piece, Pieces
 
@@ -63,6 +63,10 @@ class Homogeneous(JointDual):
         if dd == 0:
             ones = torch.ones_like(cov * var1 * var2)
             return mm * cov * ones, mm * ones
+        if ordinary(cov, var1, var2):
+            s, w = arcsine_in_place(cov, var1, var2)
+            slope = w.mul_(dd).add_(mm)
+            return s.mul_(dd).addcmul_(slope, cov), slope
         s, w = arcsine(cov, var1, var2)
         slope = mm + dd * w
         return slope * cov + dd * s, slope

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ntkit.infinite.layers.arithmetic import times
 from ntkit.infinite.layers.linear import matrix_of
@@ -110,10 +112,18 @@ def _band(t: Tensor, window: Window, axis: int, dim: int) -> Tensor:
     n = t.shape[dim]
     if n > _SHORT_AXIS or dim < t.ndim - 2:
         return _window(t, window, axis, (dim,))
+    ones = _ones if get_proxy_mode() is None else _ones.__wrapped__
+    band = ones(window, axis, n, t.device, t.dtype)
+    return t @ band.T if dim == t.ndim - 1 else band @ t
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _ones(window: Window, axis: int, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return what a window along an axis of n sees, ``[size, n]``: one where it does, else zero."""
     size, taps = window.size(axis, n), torch.arange(window.kernel[axis]) * window.dilation[axis]
     seen = torch.arange(size)[:, None] * window.stride[axis] + taps - window.padding[axis][0]
-    band = (seen[:, :, None] == torch.arange(n)).any(1).to(t.device, t.dtype)
-    return t @ band.T if dim == t.ndim - 1 else band @ t
+    return (seen[:, :, None] == torch.arange(n)).any(1).to(device, dtype)
 
 
 def _window(t: Tensor, window: Window, axis: int, dims: tuple[int, ...]) -> Tensor:
