@@ -62,7 +62,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs out/docs-links
 
 studies: $(VENV)/ntkit.stamp
-	$(BIN)/ntkit study all --keep-going --out out/studies || [ $$? -eq 2 ]  # a bar that is missed is written down
+	$(BIN)/ntkit study all --keep-going --jobs 2 --out out/studies || [ $$? -eq 2 ]  # a bar that is missed is written down
 	$(BIN)/ntkit study document out/studies --page docs/studies.md
 
 gpu: $(VENV)/test.stamp

@@ -8,7 +8,7 @@ from typing import Any
 from limits import MORE, POINTS
 
 SERVED = 60  # bar
-FOREIGN = ("foreign", "crashed", "late", "broken")
+FOREIGN = ("foreign", "crashed", "broken")
 Results = dict[str, dict[str, Any]]
 
 HEAD = f"""# The zoo in the limit of infinite width
@@ -34,7 +34,7 @@ def page(results: Results) -> tuple[str, list[str]]:
     apart = [k for k, r in drawn.items() if not all(near(r))]
     foreign = sum(states[s] for s in FOREIGN)
     bars = [
-        (f"other errors than ntkit's own, crashes, late ends: {foreign} (bar 0)", not foreign),
+        (f"crashes, and other errors than ntkit's own: {foreign} (bar 0)", not foreign),
         (f"NaN or infinities: {states['wrong']} (bar 0)", not states["wrong"]),
         (f"served: {len(served)} (bar {SERVED})", len(served) >= SERVED),
         (
@@ -45,6 +45,8 @@ def page(results: Results) -> tuple[str, list[str]]:
     ]
     lines = [HEAD, f"{len(results)} models; {states['refused']} are refused.", ""]
     lines += [f"- {text}: {'met' if reached else '**missed**'}" for text, reached in bars]
+    late = [k for k, r in results.items() if r["status"] == "late"]
+    lines += [f"- not at their end in the seconds of a processor that they were given: {_listed(late)}"]
     for library in dict.fromkeys(key.partition("/")[0] for key in results):
         rows = [r for k, r in results.items() if k.startswith(f"{library}/")]
         lines += ["", f"## {library} {rows[0]['versions'][library]}", ""]
@@ -58,6 +60,10 @@ def page(results: Results) -> tuple[str, list[str]]:
             lines += ["", "| not served | why |", "|---|---|"]
             lines += [f"| {_name(r)} | {_why(r)} |" for r in others]
     return "\n".join(lines) + "\n", [text for text, reached in bars if not reached]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
 def near(r: dict[str, Any]) -> list[bool]:

@@ -216,6 +216,7 @@ def all_studies(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Run the others, too, after a study that misses a bar.")
     ] = False,
+    jobs: Annotated[int, typer.Option(help="Studies that run at a time.")] = 1,
 ) -> None:
     """Run every study; started again, it resumes with those that are not finished.
 
@@ -224,7 +225,8 @@ def all_studies(
     from ntkit.studies.runner import run_all
 
     refused = missed = False
-    for outcome in run_all(out, quick=quick, seed=seed, device=device, keep_going=keep_going):
+    given = {"quick": quick, "seed": seed, "device": device}
+    for outcome in run_all(out, **given, keep_going=keep_going, jobs=jobs):
         if outcome.record is None:
             refused = True
             typer.echo(f"{outcome.name}: {outcome.refusal}", err=True)

@@ -220,6 +220,23 @@ def test_all_stops_at_a_missed_bar_unless_told(toy, tmp_path, monkeypatch):
     assert (tmp_path / "other" / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_several_studies_at_a_time_find_the_same(tmp_path, monkeypatch):
+    few = {name: catalog.STUDIES[name] for name in ("linear-head", "positive-definite")}
+    monkeypatch.setattr(runner, "STUDIES", few)
+    options = {"quick": True, "seed": 0, "device": "cpu"}
+    one = {o.name: o for o in runner.run_all(tmp_path / "one", **options)}
+    two = {o.name: o for o in runner.run_all(tmp_path / "two", **options, jobs=2)}
+    assert one.keys() == two.keys() == few.keys()
+    for name, outcome in one.items():
+        for a, b in zip(outcome.record["claims"], two[name].record["claims"], strict=True):
+            assert (a["what"], a["holds"]) == (b["what"], b["holds"])
+        assert (tmp_path / "two" / name / "report.html").exists()
+    assert (tmp_path / "two" / "index.html").exists()
+    with pytest.raises(NtkitError, match="jobs=0"):
+        list(runner.run_all(tmp_path, **options, jobs=0))
+
+
 def test_the_index_shows_the_pictures_and_links_the_papers(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PAPERS", ("Nobody",))
     monkeypatch.setattr(catalog, "PAPERS", ("Nobody",))

@@ -16,6 +16,12 @@ _N = 'Giancola, "Notes on the Neural Tangent Kernel" (2023)'
 _V = 'Ravikumar, "Deep Neural Networks: A Kernel Viewpoint"'
 
 PAPERS = (_E, _T, _C, _N, _V)
+LONG = (
+    "planar-topology",
+    "ball-sphere",
+    "half-plane",
+    "parity-1d",
+)  # which take a quarter of an hour or more
 
 STUDIES: dict[str, tuple[str, str]] = {
     "ball-sphere": (f"{_E}, Section 5.1", "A network tells a circle from the disk inside it"),

@@ -116,7 +116,9 @@ def figure(result: Result) -> Figures:
         ax.grid(alpha=0.3)
         first = [*dict.fromkeys((0, len(degrees) - 1, len(degrees) // 2)), *range(len(degrees))]
         chosen = list(dict.fromkeys(first))  # those have the first choice of places
-        name_points(drawn, ax, [names[int(degrees[i])] for i in chosen], new[chosen], wrong[chosen])
+        name_points(
+            drawn, ax, [names[int(degrees[i])] for i in chosen], new[chosen].tolist(), wrong[chosen].tolist()
+        )
     axes[0].set_ylabel("error")
     over, ax = panels(6, 3.8)
     for name, color in zip(SIDES, (BLUE, ORANGE, INK), strict=True):

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from joblib import Parallel, delayed
 from safetensors.numpy import save
 
+from ntkit.compute.threads import passive_workers
 from ntkit.display.numbers import number
-from ntkit.errors import NtkitError
+from ntkit.errors import NtkitError, whole
 from ntkit.files import Json, write_atomically
 from ntkit.report.output_folder import MARKER, fresh_folder, read_record, write_text
 from ntkit.report.study_page import StudyPage, render_study
-from ntkit.studies.catalog import PAPERS, STUDIES, about, configure, kind, module, places
+from ntkit.studies.catalog import LONG, PAPERS, STUDIES, about, configure, kind, module, places
 from ntkit.studies.environment import peak_memory, versions
 from ntkit.studies.index import IndexEntry, render_index
 from ntkit.studies.parts import resuming
@@ -85,25 +87,42 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
 
 
 def run_all(
-    out: str | Path, *, quick: bool, seed: int, device: str, keep_going: bool = True
+    out: str | Path, *, quick: bool, seed: int, device: str, keep_going: bool = True, jobs: int = 1
 ) -> Iterator[Outcome]:
     """Run every study into a folder of its own below ``out``; what is there with this configuration stays.
 
     A study that refuses (data that is not there) does not stop the others; one that misses a bar does, unless
-    ``keep_going``. After each, ``index.html`` shows what is there.
+    ``keep_going``. After each, ``index.html`` shows what is there. ``jobs`` run at a time, each with its part
+    of the processors; the longest begin first then, and they come as they end.
+
+    Raises
+    ------
+    NtkitError
+        When ``jobs`` is no number of processes, or the index cannot be written.
     """
-    for name in STUDIES:
-        folder = Path(out) / name
-        try:
-            config = configure(name, quick=quick, seed=seed, device=device)
-            record = finished(name, config, folder)
-            outcome = run_study(name, config, folder) if record is None else Outcome(name, folder, record)
-            write_index(out)
-        except NtkitError as refusal:
-            outcome = Outcome(name, folder, None, refusal)
-        yield outcome
-        if outcome.record is not None and not (outcome.holds or keep_going):
-            return
+    whole("jobs", jobs, 1)
+    given = {"quick": quick, "seed": seed, "device": device}
+    names = STUDIES if jobs == 1 else sorted(STUDIES, key=lambda name: name not in LONG)
+    outcomes: Iterator[Outcome] = (_one(name, Path(out) / name, given) for name in names)
+    with passive_workers():
+        if jobs > 1:
+            many = Parallel(jobs, return_as="generator_unordered")
+            outcomes = cast("Iterator[Outcome]", many(delayed(_one)(n, Path(out) / n, given) for n in names))
+        for outcome in outcomes:
+            if outcome.record is not None:
+                write_index(out)
+            yield outcome
+            if outcome.record is not None and not (outcome.holds or keep_going):
+                return
+
+
+def _one(name: str, folder: Path, given: Mapping[str, Any]) -> Outcome:
+    try:
+        config = configure(name, **given)
+        record = finished(name, config, folder)
+        return run_study(name, config, folder) if record is None else Outcome(name, folder, record)
+    except NtkitError as refusal:
+        return Outcome(name, folder, None, refusal)
 
 
 def write_index(out: str | Path) -> Path:
