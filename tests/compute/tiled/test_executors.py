@@ -8,6 +8,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -273,6 +274,22 @@ def test_two_machines_of_which_one_is_lost(tmp_path):
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_processes_of_dask_give_the_same_bits(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask comes by itself: pip install distributed")
+    x = draw(N, 6)
+    here = ntkit.TiledKernel(limit(), x, folder=tmp_path / "here", tile=TILE).build()
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        executor = ntkit.JoblibExecutor()
+        there = ntkit.TiledKernel(limit(), x, folder=tmp_path / "there", tile=TILE, executor=executor).build()
+    assert there.progress.share == 1 and equal(here, there)
 
 
 def test_tasks_take_turns_and_a_killed_one_gives_its_place_back(tmp_path, monkeypatch):
