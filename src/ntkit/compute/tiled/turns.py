@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-WAIT = 0.002  # seconds between two looks
+WAIT = 0.005  # seconds between two looks
 
 
 @contextmanager
