@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from linear_operator import LinearOperator
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ntkit.compute.linear_operators import LinearOperator
 from ntkit.compute.plan import Plan, chunks
 from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.factors import form
