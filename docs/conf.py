@@ -86,7 +86,7 @@ def gallery(app: object) -> None:
 
 
 def named_studies(app: object, page: str, source: list[str]) -> None:
-    """Give the studies the names that the gallery's cards lead to, so that Sphinx follows these links, too."""
+    """Give the studies the names that the gallery's cards lead to: Sphinx follows these links, too."""
     if page == "studies":
         source[0] = re.sub(r"(?m)^## (\S+)$", r"(study-\1)=\n## \1", source[0])
 
