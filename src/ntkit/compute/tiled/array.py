@@ -9,7 +9,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from ntkit.compute.linear_operators import LinearOperator
+from ntkit.compute.scripted import LinearOperator
 from ntkit.errors import BadValueError
 from ntkit.network import Values
 

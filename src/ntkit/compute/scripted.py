@@ -1,9 +1,10 @@
-"""`LinearOperator`, imported without what newer releases of torch warn of: how it and torch are compiled."""
+"""What torch's script compiler makes at import or first use, made without newer torch's warnings of it."""
 
 import warnings
 from contextlib import suppress
 
 import torch
+from torch.func import jvp as jvp
 
 with warnings.catch_warnings():
     for _category in (DeprecationWarning, FutureWarning):
@@ -12,4 +13,4 @@ with warnings.catch_warnings():
 
     with suppress(RuntimeError):  # in forward mode already, which cannot be nested
         _one = torch.ones((), device="cpu")
-        torch.func.jvp(torch.sin, (_one,), (_one,))  # torch 2.14 scripts its rules at their first use
+        jvp(torch.sin, (_one,), (_one,))  # the rules of forward mode
