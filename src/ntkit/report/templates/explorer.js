@@ -6,7 +6,7 @@
   if (typeof DecompressionStream === "undefined") return;  // the page is read without
   const SVG = "http://www.w3.org/2000/svg";
   const ZERO_TERMS = ["decay", "start", "buffers", "rounding", "residual"];
-  const PAGE = 50;  // rows of the table at a time: all 2,000 take a browser half a second
+  const PAGE = 25;  // rows of the table at a time: all 2,000 take a browser half a second
   const byNumber = new Intl.Collator(undefined, { numeric: true }).compare;
 
   async function unpacked(text) {
