@@ -74,7 +74,7 @@ def gallery(app: object) -> None:
     text += ["::::{grid} 1 2 3 3", ":gutter: 3", ""]
     for name, (source, title) in STUDIES.items():
         figure = re.search(rf"\((studies/{name}-[\w.-]+\.png)\)", results)
-        text += [f":::{{grid-item-card}} {name}", f":link: studies.html#{name}", ":link-type: url"]
+        text += [f":::{{grid-item-card}} {name}", f":link: study-{name}", ":link-type: ref"]
         if figure is not None:
             text += [f":img-top: {figure[1]}", f":img-alt: {title}"]
         text += ["", title, "", f"*{source}*", ":::", ""]
@@ -83,6 +83,12 @@ def gallery(app: object) -> None:
     made = "\n".join(text) + "\n"
     if not target.exists() or target.read_text(encoding="utf-8") != made:
         target.write_text(made, encoding="utf-8")
+
+
+def named_studies(app: object, page: str, source: list[str]) -> None:
+    """Give the studies the names that the gallery's cards lead to: Sphinx follows these links, too."""
+    if page == "studies":
+        source[0] = re.sub(r"(?m)^## (\S+)$", r"(study-\1)=\n## \1", source[0])
 
 
 def formulas_as_they_are(
@@ -111,6 +117,7 @@ def _without_bars(line: str) -> str:
 
 
 def setup(app: Any) -> None:
-    """Connect what writes the gallery, and what reads docstrings."""
+    """Connect what writes the gallery and leads to it, and what reads docstrings."""
     app.connect("builder-inited", gallery)
+    app.connect("source-read", named_studies)
     app.connect("autodoc-process-docstring", formulas_as_they_are, priority=100)

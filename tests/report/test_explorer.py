@@ -186,6 +186,33 @@ def test_the_table_sorts_filters_and_searches(made, page):
     assert listed and all("sample 1" in name for name in listed)
 
 
+def test_the_table_has_pages_and_a_key_keeps_its_place(made, page):
+    account, _, _ = made
+    fresh(page, "o=1")
+    order = [f"sample {i}" for i in account.contributions[0, 1].abs().argsort(descending=True).tolist()]
+    listed = page.locator("#x-table tbody th")
+    assert [name.strip() for name in listed.all_inner_texts()] == order[:25]
+    assert page.get_attribute("#x-earlier", "aria-disabled") == "true"
+    page.focus("#x-later")
+    page.keyboard.press("Enter")
+    assert [name.strip() for name in listed.all_inner_texts()] == order[25:50]
+    assert page.inner_text("#x-rows") == "26 to 50 of 60" and "at=1" in page.evaluate("location.hash")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # there is no later one
+    assert page.inner_text("#x-rows") == "51 to 60 of 60"
+    fresh(page, "o=1&at=2")
+    assert listed.count() == N - 50
+    for selector, key in (("th button[data-sort=label]", "Enter"), ("#x-time input >> nth=0", "ArrowRight")):
+        page.focus(selector)
+        before = page.evaluate("location.hash")
+        page.keyboard.press(key)
+        assert page.evaluate("location.hash") != before
+        assert page.locator(selector).evaluate("it => it === document.activeElement")
+    assert page.inner_text("#x-rows") == "1 to 25 of 60"
+    page.fill("#x-search", "sample 1")
+    assert page.is_hidden("#x-pages") and listed.count() == 11
+
+
 def test_a_sample_lists_the_queries_that_it_moved(made, page):
     account, _, _ = made
     fresh(page, "s=4")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vjp
+from torch.func import vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from ntkit.compute.scripted import jvp
 from ntkit.errors import BadTypeError, BadValueError, NotPerSampleError, NtkitError
 from ntkit.finite.written_out import WrittenOut
 from ntkit.module_checks import refuse_stateful

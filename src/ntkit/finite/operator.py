@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from linear_operator import LinearOperator
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.plan import Plan, chunks
+from ntkit.compute.scripted import LinearOperator, jvp
 from ntkit.compute.surroundings import undisturbed
 from ntkit.finite.factors import form
 from ntkit.finite.jacobian.backward import quiet, quiet_vmap
@@ -143,7 +143,7 @@ def push(recipe: Recipe, x: Batch, directions: dict[str, Tensor]) -> Tensor:
     if recipe.forward_mode:
         weights = {k: recipe.net.weights[k] for k in recipe.wanted}
         function = recipe.outputs_of(x)
-        return quiet_vmap(lambda d: torch.func.jvp(function, (weights,), (d,))[1])(directions)
+        return quiet_vmap(lambda d: jvp(function, (weights,), (d,))[1])(directions)
     try:
         return _push_backwards(recipe, x, directions)
     except NotImplementedError:  # an operation without second derivatives
@@ -189,7 +189,7 @@ def _forward_mode_holds(recipe: Recipe, x: Batch) -> bool:
 
     direction = {k: draw(w) for k, w in weights.items()}
     try:
-        forward = torch.func.jvp(recipe.outputs_of(x), (weights,), (direction,))[1]
+        forward = jvp(recipe.outputs_of(x), (weights,), (direction,))[1]
     except (RuntimeError, NotImplementedError):
         return False
     u = draw(forward)

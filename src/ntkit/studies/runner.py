@@ -65,23 +65,25 @@ def run_study(name: str, config: StudyConfig, out: str | Path) -> Outcome:
             for suffix in ("png", "svg"):
                 options = {"dpi": 150, "facecolor": "white", "metadata": {"Title": title}}
                 figure.savefig(folder / f"{_slug(title)}.{suffix}", **options)
+                figure.set_layout_engine("none")  # it is laid out once, for all formats
         if result.arrays:
             write_atomically(folder / "arrays.safetensors", save(dict(result.arrays)))
         record = numbers(name, result, seconds, {title: f"{_slug(title)}.png" for title in figures})
-        source, title = about(name)
-        page = StudyPage(
-            name=name,
-            title=title,
-            source=source,
-            lead=(study.__doc__ or "").strip().partition("\n\n")[2] or title,
-            claims=result.claims,
-            notes=result.notes,
-            figures=figures,
-            facts=_facts(record),
-        )
-        (folder / "report.html").write_text(render_study(page), encoding="utf-8")
         if hasattr(study, "leave"):
             study.leave(result, folder)
+        if not (folder / "report.html").exists():
+            source, title = about(name)
+            page = StudyPage(
+                name=name,
+                title=title,
+                source=source,
+                lead=(study.__doc__ or "").strip().partition("\n\n")[2] or title,
+                claims=result.claims,
+                notes=result.notes,
+                figures=figures,
+                facts=_facts(record),
+            )
+            (folder / "report.html").write_text(render_study(page), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return Outcome(name, Path(out), record)
 

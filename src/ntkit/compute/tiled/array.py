@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from linear_operator import LinearOperator
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from ntkit.compute.scripted import LinearOperator
 from ntkit.errors import BadValueError
 from ntkit.network import Values
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ntkit.compute.scripted import jvp
 from ntkit.errors import BadTypeError, BadValueError, NtkitError
 from ntkit.faults import named
 from ntkit.infinite.duals.correlation import correlation, ordinary, root
@@ -69,9 +70,9 @@ class Dual(ABC):
 
         def by_second(x: Tensor) -> Tensor:
             scaled = lambda y: self.value(x * y * cov, x * x * var1, y * y * var2)  # noqa: E731
-            return torch.func.jvp(scaled, (one,), (one,))[1]
+            return jvp(scaled, (one,), (one,))[1]
 
-        return torch.func.jvp(by_second, (one,), (one,))[1]
+        return jvp(by_second, (one,), (one,))[1]
 
     def weighted(self, cov: Tensor, var1: Tensor, var2: Tensor) -> Tensor:
         """Return E[u^2 phi'(u) phi'(v)]."""

@@ -6,11 +6,12 @@
   if (typeof DecompressionStream === "undefined") return;  // the page is read without
   const SVG = "http://www.w3.org/2000/svg";
   const ZERO_TERMS = ["decay", "start", "buffers", "rounding", "residual"];
-  const PAGE = 20, MORE = 100;
+  const PAGE = 25;  // rows of the table at a time: all 2,000 take a browser half a second
   const byNumber = new Intl.Collator(undefined, { numeric: true }).compare;
 
   async function unpacked(text) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const packed = atob(text), bytes = new Uint8Array(packed.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = packed.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
@@ -38,8 +39,9 @@
     const v = meta.terms.prediction[q], p = predicted(q);
     return v.reduce((best, x, i) => (i !== p && (best < 0 || x > v[best]) ? i : best), -1);
   };
-  const state = { q: 0, o: "p", b: "", s: -1, sort: "size", search: "", label: "", sign: "", from: 0, to: 0, shown: PAGE };
+  const state = { q: 0, o: "p", b: "", s: -1, sort: "size", search: "", label: "", sign: "", at: 0, from: 0, to: 0 };
   const WINDOWS = arrays.over_time.width;
+  const found = meta.samples.map((name, i) => `${name} ${meta.labels[i]} ${meta.texts ? meta.texts[i] : ""}`.toLowerCase());
   state.to = WINDOWS;
 
   // an output is a number, "p" (the predicted one) or "m" (its margin over the second)
@@ -129,7 +131,7 @@
       at = to; low = Math.min(low, from, to); high = Math.max(high, from, to);
       return { name, v, kind, i, from, to };
     });
-    const W = Math.min(state.b === "" ? 640 : 470, root.clientWidth || 470), left = Math.min(190, 0.4 * W), right = 62, h = 22;
+    const W = Math.min(state.b === "" ? 640 : 470, width || 470), left = Math.min(190, 0.4 * W), right = 62, h = 22;
     const x = (v) => left + (v - low) / (high - low || 1) * (W - left - right);
     const said = bars.map((b) => `${b.name} ${signed(b.v)}`).join(", ");
     const pic = svg("svg", { viewBox: `0 0 ${W} ${bars.length * h + 6}`, role: "img", class: "waterfall",
@@ -179,7 +181,7 @@
       const end = where(e), [a, b] = begin < end ? [begin, end] : [end, begin];
       set(b > a ? { from: a, to: b } : { from: 0, to: WINDOWS });
     });
-    const range = (name, value, label) => el("label", {}, label + " ", el("input", { type: "range", min: 0, max: WINDOWS, value,
+    const range = (name, value, label) => el("label", {}, label + " ", el("input", { type: "range", "data-key": `range ${name}`, min: 0, max: WINDOWS, value,
       "aria-valuetext": `step ${step(value)}`, onchange: (e) => {
         const v = +e.target.value;
         set(name === "from" ? { from: Math.min(v, state.to) } : { to: Math.max(v, state.from) });
@@ -198,7 +200,7 @@
     for (let i = 0; i < N; i++) {
       if (state.label !== "" && meta.labels[i] !== state.label) continue;
       if (state.sign !== "" && Math.sign(c[i]) !== +state.sign) continue;
-      if (find && !`${meta.samples[i]} ${meta.labels[i]} ${meta.texts ? meta.texts[i] : ""}`.toLowerCase().includes(find)) continue;
+      if (find && !found[i].includes(find)) continue;
       rows.push({ i, c: c[i], e: e ? e[i] : 0, b: b ? b[i] : 0 });
     }
     const keys = {
@@ -210,6 +212,7 @@
     return rows.sort(keys[state.sort] || keys.size);
   }
 
+  const turn = {};
   function table() {
     const rows = listed(), head = [["sample", "sample"], ["label", "label"], ["size", `contribution, ${meta.unit}`]];
     if (arrays.effects) head.push(["effect", "change if left out"]);
@@ -220,14 +223,15 @@
       const sorted = key === "sample" || key === "label" ? (down ? "ascending" : "none") : down ? "descending" : up ? "ascending" : "none";
       const next = key !== "size" ? key : { size: "contribution", contribution: "least" }[state.sort] || "size";
       return el("th", { scope: "col", "aria-sort": sorted, class: numeric[key] ? "n" : null },
-        el("button", { type: "button", "data-sort": key, onclick: () => set({ sort: next, shown: PAGE }) },
+        el("button", { type: "button", "data-sort": key, "data-key": `sort ${key}`, onclick: () => set({ sort: next, at: 0 }) },
           text, sorted === "none" ? "" : sorted === "ascending" ? " ▲" : " ▼"));
     })));
+    const last = Math.max(0, Math.ceil(rows.length / PAGE) - 1), at = Math.min(state.at, last), end = Math.min(rows.length, (at + 1) * PAGE);
     const largest = rows.reduce((m, r) => Math.max(m, Math.abs(r.c)), 1e-300);
-    $("table").tBodies[0].replaceChildren(...rows.slice(0, state.shown).map((r) => {
+    $("table").tBodies[0].replaceChildren(...rows.slice(at * PAGE, end).map((r) => {
       const bar = el("i", { class: r.c < 0 ? "down" : "up" });
       bar.style.width = `${Math.abs(r.c) / largest * 60}px`;
-      const name = el("button", { type: "button", class: "link", onclick: () => set({ s: r.i }) },
+      const name = el("button", { type: "button", class: "link", "data-key": `sample ${r.i}`, onclick: () => set({ s: r.i }) },
         thumbnail(r.i, 28, meta.samples[r.i]), " ", meta.texts ? cut(meta.texts[r.i], 60) : meta.samples[r.i]);
       return el("tr", { class: r.i === state.s ? "chosen" : null }, el("th", { scope: "row" }, name), el("td", {}, meta.labels[r.i]),
         el("td", { class: "n" }, bar, " ", signed(r.c)),
@@ -237,17 +241,24 @@
     const sum = rows.reduce((t, r) => t + r.c, 0);
     const left = meta.of > N ? ` The ${(meta.of - N).toLocaleString()} of ${meta.of.toLocaleString()} with the smallest contributions are not listed; they are summed in the diagram.` : "";
     $("count").textContent = `${rows.length.toLocaleString()} samples, ${signed(sum)} ${meta.unit} together.${left}`;
-    $("more").hidden = rows.length <= state.shown;
+    $("pages").hidden = !last;
+    $("rows").textContent = `${(at * PAGE + 1).toLocaleString()} to ${end.toLocaleString()} of ${rows.length.toLocaleString()}`;
+    for (const [name, to] of Object.entries({ first: 0, earlier: at - 1, later: at + 1, last })) {
+      turn[name] = to < 0 || to > last || to === at ? null : to;
+      $(name).setAttribute("aria-disabled", turn[name] === null);
+    }
   }
 
   function sample() {
     const s = state.s;
     if (s < 0) return $("sample").replaceChildren();
     const moved = [];
-    for (let q = 0; q < Q; q++) moved.push([q, along("contributions", q, state.o)[s]]);
+    const { whole, scale, width } = arrays.contributions;
+    const added = (q) => parts(q, state.o).reduce((sum, [j, sign]) => sum + sign * whole[(q * O + j) * width + s] * scale[q * O + j], 0);
+    for (let q = 0; q < Q; q++) moved.push([q, added(q)]);
     moved.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
     const list = el("ol", {}, ...moved.slice(0, 12).map(([q, v]) => el("li", {},
-      el("button", { type: "button", class: "link", onclick: () => set({ q }) },
+      el("button", { type: "button", class: "link", "data-key": `query ${q}`, onclick: () => set({ q }) },
         thumbnail(N + q, 28, meta.queries[q]), ` ${meta.queries[q]} (${outputName(q, state.o)}) ${signed(v)}`))));
     const label = meta.labels[s] ? `, label ${meta.labels[s]}` : "";
     $("sample").replaceChildren(el("h3", {}, thumbnail(s, 56, meta.samples[s]), ` ${meta.samples[s]}${label}`),
@@ -271,25 +282,37 @@
     return `${outputName(q, o)}${o === "p" ? odds(q) : ""}${truth}: ${signed(up)} from ${ups.toLocaleString()} samples, ${signed(down)} from ${downs.toLocaleString()}.`;
   }
 
-  function draw() {
-    const { q, o, b } = state;
-    const text = meta.query_texts ? el("blockquote", {}, meta.query_texts[q]) : null;
+  let width = 0;
+  const through = () => $("time").replaceChildren(time(state.q, state.o));
+  const shown = () => {
+    const q = state.q, text = meta.query_texts ? el("blockquote", {}, meta.query_texts[q]) : null;
     $("input").replaceChildren(...[thumbnail(N + q, 96, meta.queries[q]), text, state.s < 0 ? features(q, -1) : null].filter(Boolean));
+  };
+  function everything() {
+    const { q, o, b } = state;
+    shown();
     $("sentence").textContent = sentence(q, o);
     $("waterfall").replaceChildren(waterfall(q, o));
     $("waterfall-beside").replaceChildren(...(b === "" ? [] : [waterfall(+b, o)]));
-    $("time").replaceChildren(time(q, o));
+    through();
     table();
     sample();
+  }
+  // what only some of the page depends on is drawn alone
+  const PARTS = { sort: [table], search: [table], label: [table], sign: [table], at: [table], from: [through], to: [through], s: [shown, table, sample] };
+  function draw(changes = { q: 0 }) {
+    const { q, o, b } = state, held = document.activeElement?.dataset.key;
+    const drawn = new Set(Object.keys(changes).flatMap((k) => PARTS[k] || [everything]));
+    for (const one of drawn.has(everything) ? [everything] : drawn) one();
     $("query").value = q; $("output").value = o; $("beside").value = b;
     $("label").value = state.label; $("sign").value = state.sign;
     if ($("search").value !== state.search) $("search").value = state.search;
+    if (held) root.querySelector(`[data-key="${held}"]`)?.focus({ preventScroll: true });  // what had it was drawn again
   }
 
-  let width = 0;
   window.addEventListener("resize", () => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
 
-  const KEPT = ["q", "o", "b", "s", "sort", "search", "label", "sign", "from", "to"];
+  const KEPT = ["q", "o", "b", "s", "sort", "search", "label", "sign", "at", "from", "to"];
   const FIRST = { ...state };
   let own = "";
   function set(changes) {
@@ -297,7 +320,7 @@
     const kept = KEPT.filter((k) => String(state[k]) !== String(FIRST[k])).map((k) => `${k}=${encodeURIComponent(state[k])}`);
     own = "#" + kept.join("&");
     try { history.replaceState(null, "", own); } catch { /* some viewers of files allow no links */ }
-    draw();
+    draw(changes);
   }
   function read() {
     const given = new URLSearchParams(location.hash.slice(1));
@@ -305,6 +328,7 @@
     Object.assign(state, FIRST);
     const number = (k, low, high) => { const v = Number(given.get(k)); return given.has(k) && Number.isInteger(v) && v >= low && v <= high ? v : FIRST[k]; };
     state.q = number("q", 0, Q - 1); state.s = number("s", 0, N - 1);
+    state.at = number("at", 0, Math.floor((N - 1) / PAGE));
     state.from = number("from", 0, WINDOWS); state.to = number("to", state.from, WINDOWS);
     for (const k of ["o", "b", "sort", "search", "label", "sign"]) if (given.has(k)) state[k] = given.get(k);
     const outs = [...$("output").options].map((v) => v.value), besides = [...$("beside").options].map((v) => v.value);
@@ -325,10 +349,10 @@
   $("query").addEventListener("change", (e) => set({ q: +e.target.value }));
   $("output").addEventListener("change", (e) => set({ o: e.target.value }));
   $("beside").addEventListener("change", (e) => set({ b: e.target.value }));
-  $("label").addEventListener("change", (e) => set({ label: e.target.value, shown: PAGE }));
-  $("sign").addEventListener("change", (e) => set({ sign: e.target.value, shown: PAGE }));
-  $("search").addEventListener("input", (e) => set({ search: e.target.value, shown: PAGE }));
-  $("more").addEventListener("click", () => set({ shown: state.shown + MORE }));
+  $("label").addEventListener("change", (e) => set({ label: e.target.value, at: 0 }));
+  $("sign").addEventListener("change", (e) => set({ sign: e.target.value, at: 0 }));
+  $("search").addEventListener("input", (e) => set({ search: e.target.value, at: 0 }));
+  for (const name of ["first", "earlier", "later", "last"]) $(name).addEventListener("click", () => turn[name] === null || set({ at: turn[name] }));
   $("csv").addEventListener("click", () => {
     const quoted = (t) => { const s = String(t); return `"${(/^[=+@\t\r-]/.test(s) && Number.isNaN(Number(s)) ? "'" + s : s).replace(/"/g, '""')}"`; };
     const head = ["query", "output", "sample", "label", "contribution", ...(arrays.effects ? ["change if left out"] : []), ...(state.b === "" ? [] : [`contribution, ${meta.queries[+state.b]}`])];
@@ -347,6 +371,7 @@
   });
   window.addEventListener("hashchange", () => { if (location.hash !== own) { read(); draw(); } });
   root.hidden = false;
+  width = root.clientWidth;
   read();
   draw();
 })();

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import jacrev, jvp
+from torch.func import jacrev
 
+from ntkit.compute.scripted import jvp
 from ntkit.finite.jacobian.backward import quiet_vmap
 from ntkit.finite.jacobian.recipe import Jacobian, Recipe
 from ntkit.finite.jacobian.taps import Factors, Tapped, Taps, factors_at, replaced, taps_of, zeros_at

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, jvp, vjp
+from torch.func import jacrev, vjp
 from torch.utils import _pytree as pytree
 
+from ntkit.compute.scripted import jvp
 from ntkit.finite.jacobian.backward import Backward, quiet_vmap
 from ntkit.inputs import Batch, batch_size, take
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ntkit.compute.counting import Counting, cost_of_many
+from ntkit.compute.scripted import jvp
 from ntkit.finite.jacobian.backward import quiet, quiet_vmap
 from ntkit.training.functional.flat_network import cast
 from ntkit.training.replay.steps import Replay, ReplayedBatch
