@@ -109,8 +109,14 @@ class DerivativeSweep:
             of_w.new_zeros(r, batch_size(self.replay.data[0])),
         )
 
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        """Hold what all steps backwards are made in."""
+        with self._differentiable(), torch.no_grad():
+            yield
+
     def back(self, rows: Rows) -> None:
-        """Take rows one step back."""
+        """Take rows one step back, within `going`."""
         rows.position = k = rows.position - 1
         step = self.run.step(k)
         if self.averages is not None:  # v' = v + tau (w' - v)
@@ -122,9 +128,11 @@ class DerivativeSweep:
             rows.of_w, rows.slow = step.kept * both, (1 - step.kept) * both
             return
         w = self.run.weights(k)
-        with self._differentiable(), torch.no_grad(), fitting_threads():
+        with fitting_threads():
             graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
-            g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
+            g = graphs[0].g.detach()
+            for graph in graphs[1:]:
+                g = g + graph.g.detach()
             if self.gradients is not None:
                 self.gradients[k] = g
             if self.run.ungraded(k):
@@ -244,6 +252,8 @@ def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Te
             f"have "
             f"happened without a set of samples is told by ntkit.retrain."
         ) from error
+    if r == 1:
+        return _filled([None if one is None else one[None] for one in each[0]], leaves, r)
     stacked = [
         None if each[0][j] is None else torch.stack([one[j] for one in each]) for j in range(len(leaves))
     ]

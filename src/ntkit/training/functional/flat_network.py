@@ -62,6 +62,7 @@ class FlatNetwork(Transforms):
         self.convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self._structures: dict[Hashable, Structure | None] = {}
+        self._modes: tuple[str, ...] | None = None  # in which modules are in training mode, once set
         self.net = network(module, select=select)
         if head is not None:
             inner = self.net
@@ -75,10 +76,12 @@ class FlatNetwork(Transforms):
         for name, value in given.items():
             self.buffers[name].copy_(value)
 
-    def set_modes(self, training: Collection[str] | None) -> None:
+    def set_modes(self, training: Collection[str]) -> None:
         """Put the submodules of these names in training mode, all others in evaluation mode."""
-        for name, m in self.module.named_modules() if training is not None else ():
-            m.training = name in (training or ())
+        if self._modes != (modes := tuple(training)):
+            self._modes = modes
+            for name, m in self.module.named_modules():
+                m.training = name in modes
 
     def structure(self, x: Batch) -> Structure | None:
         """Return the structure of the network, in its modes and at inputs of a shape, if it has one."""
@@ -180,4 +183,9 @@ def _each(losses: Sequence[BatchLoss], outputs: Tensor, targets: Batch) -> Tenso
 
 def cast(data: T, dtype: torch.dtype) -> T:
     """Return data with its floating tensors in a dtype."""
-    return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)
+
+
+    def one(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() else t
+
+    return one(data) if isinstance(data, Tensor) else pytree.tree_map(one, data)
