@@ -127,43 +127,58 @@ class DerivativeSweep:
             both = rows.of_w + rows.slow
             rows.of_w, rows.slow = step.kept * both, (1 - step.kept) * both
             return
-        w = self.run.weights(k)
+        w = self.run.shaped_weights(k)
         with fitting_threads():
             graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
-            g = graphs[0].g.detach()
-            for graph in graphs[1:]:
-                g = g + graph.g.detach()
-            if self.gradients is not None:
-                self.gradients[k] = g
+            g = self._gradient(k, graphs)
             if self.run.ungraded(k):
                 g = g * self.run.graded(k)
             clipped = self.clipping.clipped(k, g)
             rows.of_w, of_g, rows.of_state = self.pull(k, step, clipped, rows.of_w, rows.of_state)
             of_g = self.clipping.pulled(k, g, of_g)
             counts = self.statistics.counts(k + 1)
+            of_parts = self._shaped(of_g)
             for graph in reversed(graphs):
-                by = [of_g]
+                by = of_parts
                 if graph.statistics:
-                    by += self.statistics.pulled(rows.of_buffers, graph.used, counts)
-                by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], by)
-                rows.of_w += by_w
+                    by = by + self.statistics.pulled(rows.of_buffers, graph.used, counts)
+                *by_w, by_eps = batched_gradients([*graph.g, *graph.statistics], [*graph.w, graph.eps], by)
+                torch._foreach_add_(self._shaped(rows.of_w), by_w)
                 rows.by_eps.index_add_(1, graph.batch, by_eps)
 
-    def _graph(self, w: Tensor, k: int, part: ReplayedBatch) -> _Graph:
+    def _shaped(self, rows: Tensor) -> list[Tensor]:
+        """Return views ``[r, ...]`` of rows ``[r, P]``, one for each weight."""
+        net = self.replay.net
+        parts = zip(rows.split(net.sizes, 1), net.shapes.values(), strict=True)
+        return [part.view(len(rows), *shape) for part, shape in parts]
+
+    def _gradient(self, k: int, graphs: list[_Graph]) -> Tensor:
+        """Return the gradient of a step, flat, and keep it if that is wanted."""
+        room = None if self.gradients is None else self.gradients.row(k)
+        first, *others = ([g.detach().reshape(-1) for g in graph.g] for graph in graphs)
+        total = torch.cat(first) if room is None else torch.cat(first, out=room)
+        for more in others:
+            total += torch.cat(more)
+        if self.gradients is not None and room is None:
+            self.gradients[k] = total
+        return total
+
+    def _graph(self, w: list[Tensor], k: int, part: ReplayedBatch) -> _Graph:
         """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""
         replay = self.replay
         with torch.enable_grad():
-            leaf = w.detach().requires_grad_()
+            leaves = [some.detach().requires_grad_() for some in w]
             self.statistics.refuse_frozen(part.forward.modes, k)
             with self.statistics.noted() as made:
-                outputs = replay.outputs(leaf, k, part)
+                outputs = replay.outputs(leaves, k, part)
             used = [*self.statistics.used]
             value = part.weight * checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
             (c,) = torch.autograd.grad(value, outputs, create_graph=True)
             eps = c.new_ones(len(part.batch)).requires_grad_()
             weighted = c * eps.view(-1, *[1] * (c.ndim - 1))
-            (g,) = torch.autograd.grad(outputs, leaf, weighted, create_graph=True)
-        return _Graph(part.batch, leaf, eps, g, made, used)
+            found = torch.autograd.grad(outputs, leaves, weighted, create_graph=True, allow_unused=True)
+            g = [torch.zeros_like(w) if one is None else one for one, w in zip(found, leaves, strict=True)]
+        return _Graph(part.batch, leaves, eps, g, made, used)
 
     def refuse_wrong_second_derivatives(self) -> None:
         """Compare products with second derivatives with differences of gradients, at the first and last step.
@@ -198,9 +213,12 @@ class DerivativeSweep:
         if not change.any():
             return 0.0
         with self._differentiable():
-            graphs = [self._graph(w, k, part) for part in replay.parts(step)]
+            graphs = [self._graph(run.shaped_weights(k), k, part) for part in replay.parts(step)]
+            rows, ways = self._shaped(change[None]), self._shaped(v[None])
             found = sum(
-                float(batched_gradients([graph.g], [graph.w], [change[None]])[0][0] @ v) for graph in graphs
+                float((by_w * way).sum())
+                for graph in graphs
+                for by_w, way in zip(batched_gradients(graph.g, graph.w, rows), ways, strict=True)
             )
         off = abs(found / float(change @ change) - 1)
         return off if off == off else float("inf")
@@ -219,13 +237,22 @@ class _Graph:
     """The gradient of one batch with what it depends on."""
 
     def __init__(
-        self, batch: Tensor, w: Tensor, eps: Tensor, g: Tensor, statistics: list[Tensor], used: list[str]
+        self,
+        batch: Tensor,
+        w: list[Tensor],
+        eps: Tensor,
+        g: list[Tensor],
+        statistics: list[Tensor],
+        used: list[str],
     ) -> None:
         self.batch, self.w, self.eps, self.g, self.statistics, self.used = batch, w, eps, g, statistics, used
 
 
 def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
-    """Return rows ``[r, ...]`` by outputs times their Jacobian, by each leaf: ``[r, ...]``."""
+    """Return rows ``[r, ...]`` by outputs times their Jacobian, by each leaf: ``[r, ...]``.
+
+    The graph behind the outputs may be freed.
+    """
     used = [(o, row) for o, row in zip(outputs, rows, strict=True) if o.requires_grad]
     if not used:
         return [row.new_zeros(len(row), *leaf.shape) for leaf in leaves for row in rows[:1]]
@@ -242,7 +269,7 @@ def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Te
     try:
         each = [
             torch.autograd.grad(
-                values, leaves, [row[i] for row in weights], retain_graph=True, allow_unused=True
+                values, leaves, [row[i] for row in weights], retain_graph=i < r - 1, allow_unused=True
             )
             for i in range(r)
         ]

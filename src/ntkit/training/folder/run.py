@@ -19,6 +19,7 @@ from ntkit.training.folder.step import Forward, Side, Step
 from ntkit.training.optimizers import Coefficients
 
 _KEPT = 2**26  # bytes of records that are held once they were read
+_DEFAULTS = {key: value for key, value in vars(Coefficients()).items() if value is not None}
 
 
 class Run:
@@ -85,6 +86,10 @@ class Run:
         """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
         return self._flat(lambda name: self.weight(name, k))
 
+    def shaped_weights(self, k: int) -> list[Tensor]:
+        """Return the same in their shapes; they are those that are held, and not to be written to."""
+        return [self.weight(name, k).to(self.device).double() for name in self.trained]
+
     def momentum(self) -> Tensor | None:
         """Return the momentum that the optimizer had when recording began, ``[P]``, or None."""
         if not any(key.startswith("m/") for key in self.start):
@@ -136,10 +141,10 @@ class Run:
         batch, parts, forwards = self.passed(k)
         coefficients = scalars["coefficients"]
         each = [coefficients.get(name, {}) for name in self.trained]
-        alike = all(one == each[0] for one in each)  # of all weights, most often
+        alike = bool(each) and all(one == each[0] for one in each[1:])  # of all weights, most often
 
         def gather(key: str, default: float) -> float | Tensor:
-            if alike and key not in shaped and each:
+            if alike and key not in shaped:
                 return each[0].get(key, default)
             values: list[Any] = []
             for name, one in zip(self.trained, each, strict=True):
@@ -151,8 +156,7 @@ class Run:
             return self._flat(lambda name: by_name[name].expand(self.trained[name]))
 
         shaped = {key.partition("/")[0] for key in tensors}
-        defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
-        values: Json = {key: gather(key, value) for key, value in defaults.items()}
+        values: Json = {key: gather(key, value) for key, value in _DEFAULTS.items()}
         sides, kept = tuple(self._sides(tensors)), scalars.get("kept")
         return Step(batch, Coefficients(**values), parts, sides, forwards, kept)
 

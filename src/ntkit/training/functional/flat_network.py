@@ -102,13 +102,15 @@ class FlatNetwork(Transforms):
             self.try_transforms(lambda w, x: self.sample(self.unflatten(w), x), w, take(x, slice(0, 2)))
         return found
 
-    def unflatten(self, w: Tensor) -> dict[str, Tensor]:
-        """Return all weights by name."""
+    def unflatten(self, w: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        """Return all weights by name; those that are not flat are a list in the order of ``shapes``."""
+        if isinstance(w, list):
+            return {**self.fixed, **dict(zip(self.shapes, w, strict=True))}
         parts = w.to(self.dtype).split(self.sizes)
         shaped = {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
         return {**self.fixed, **shaped}
 
-    def raw(self, w: Tensor, x: Batch) -> Tensor:
+    def raw(self, w: Tensor | list[Tensor], x: Batch) -> Tensor:
         """Return the outputs of a batch in the module's own shape, as its loss takes them."""
         return self.net.selected(self.net.call(self.unflatten(w), x, self._own_buffers()))
 
