@@ -214,7 +214,9 @@ def repeated(name: str, falling: bool, samples: int, seeds: list[int], sets: int
             for size, count in SIZES[: len(sizes)]:
                 count = count if size == 1 else sets
                 found[size].append(effects.check(sets=count, size=size, seed=seed).rank_correlation)
-        print(f"{name}, {kind}, seed {seed}: " + ", ".join(f"{v[-1]:.3f}" for v in found.values()), flush=True)
+        print(
+            f"{name}, {kind}, seed {seed}: " + ", ".join(f"{v[-1]:.3f}" for v in found.values()), flush=True
+        )
     text = [
         f"### {name}, {kind} rate, seeds {', '.join(map(str, seeds))}, {sets} sets each\n",
         "| left out | rank correlation, mean (min to max) | asked |",

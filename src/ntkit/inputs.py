@@ -314,7 +314,9 @@ def check_alike(x1: Batch, x2: Batch) -> None:
 
 def take(x: T, index: slice | int | list[int] | Tensor) -> T:
     """Return some samples of a batch, by a slice or a tensor of indices."""
-    return x[index] if isinstance(x, Tensor) else pytree.tree_map(lambda t: t[index], x)
+    if isinstance(x, Tensor):
+        return x[index]  # pyright: ignore[reportReturnType]
+    return pytree.tree_map(lambda t: t[index], x)
 
 
 def drawn_rows(x: Batch, count: int) -> list[int]:

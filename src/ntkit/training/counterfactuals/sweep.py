@@ -143,7 +143,8 @@ class DerivativeSweep:
                 if graph.statistics:
                     by = by + self.statistics.pulled(rows.of_buffers, graph.used, counts)
                 *by_w, by_eps = batched_gradients([*graph.g, *graph.statistics], [*graph.w, graph.eps], by)
-                torch._foreach_add_(self._shaped(rows.of_w), by_w)
+                for of_w, more in zip(self._shaped(rows.of_w), by_w, strict=True):
+                    of_w += more
                 rows.by_eps.index_add_(1, graph.batch, by_eps)
 
     def _shaped(self, rows: Tensor) -> list[Tensor]:
@@ -154,8 +155,9 @@ class DerivativeSweep:
 
     def _gradient(self, k: int, graphs: list[_Graph]) -> Tensor:
         """Return the gradient of a step, flat, and keep it if that is wanted."""
-        room = None if self.gradients is None else self.gradients.row(k)
         first, *others = ([g.detach().reshape(-1) for g in graph.g] for graph in graphs)
+        held = self.gradients if first[0].device.type == "cpu" else None
+        room = None if held is None else held.row(k)
         total = torch.cat(first) if room is None else torch.cat(first, out=room)
         for more in others:
             total += torch.cat(more)

@@ -185,9 +185,6 @@ def _each(losses: Sequence[BatchLoss], outputs: Tensor, targets: Batch) -> Tenso
 
 def cast(data: T, dtype: torch.dtype) -> T:
     """Return data with its floating tensors in a dtype."""
-
-
-    def one(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.is_floating_point() else t
-
-    return one(data) if isinstance(data, Tensor) else pytree.tree_map(one, data)
+    if isinstance(data, Tensor):
+        return data.to(dtype) if data.is_floating_point() else data  # pyright: ignore[reportReturnType]
+    return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)

@@ -67,7 +67,7 @@ class StepVectors:
             ) from error
 
     def row(self, k: int) -> Tensor | None:
-        """Return the vector of a step where it is held in memory, None where it is not; it counts as given."""
+        """Return the vector of a step where it is in memory, None where it is not; it counts as given."""
         if self._rows is None:
             return None
         self._given.add(k)

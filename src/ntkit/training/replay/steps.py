@@ -132,9 +132,7 @@ class Replay:
         with autocast(part.forward.autocast, self.run.device):
             return outputs, part.weight * checked_loss(self.loss_native, outputs, part.y)
 
-    def outputs(
-        self, w: Tensor | list[Tensor], k: int, part: ReplayedBatch, native: bool = False
-    ) -> Tensor:
+    def outputs(self, w: Tensor | list[Tensor], k: int, part: ReplayedBatch, native: bool = False) -> Tensor:
         """Return the outputs of a batch at step k, in the network's own shape, as it went then.
 
         The weights are flat, or in their shapes and in the order of the run.
