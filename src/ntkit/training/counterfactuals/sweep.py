@@ -142,9 +142,10 @@ class DerivativeSweep:
                 by = of_parts
                 if graph.statistics:
                     by = by + self.statistics.pulled(rows.of_buffers, graph.used, counts)
-                *by_w, by_eps = batched_gradients([*graph.g, *graph.statistics], [*graph.w, graph.eps], by)
+                *by_w, by_c = batched_gradients([*graph.g, *graph.statistics], [*graph.w, graph.c], by)
                 for of_w, more in zip(self._shaped(rows.of_w), by_w, strict=True):
                     of_w += more
+                by_eps = (by_c * graph.c.detach()).reshape(*by_c.shape[:2], -1).sum(2)  # g is linear in c
                 rows.by_eps.index_add_(1, graph.batch, by_eps)
 
     def _shaped(self, rows: Tensor) -> list[Tensor]:
@@ -166,7 +167,7 @@ class DerivativeSweep:
         return total
 
     def _graph(self, w: list[Tensor], k: int, part: ReplayedBatch) -> _Graph:
-        """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""
+        """Return the gradient of a batch as a function of the weights and of c_n = d loss / d y_n."""
         replay = self.replay
         with torch.enable_grad():
             leaves = [some.detach().requires_grad_() for some in w]
@@ -174,13 +175,13 @@ class DerivativeSweep:
             with self.statistics.noted() as made:
                 outputs = replay.outputs(leaves, k, part)
             used = [*self.statistics.used]
-            value = part.weight * checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+            value = checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+            value = value if part.weight == 1 else part.weight * value
             (c,) = torch.autograd.grad(value, outputs, create_graph=True)
-            eps = c.new_ones(len(part.batch)).requires_grad_()
-            weighted = c * eps.view(-1, *[1] * (c.ndim - 1))
-            found = torch.autograd.grad(outputs, leaves, weighted, create_graph=True, allow_unused=True)
+            c = c if c.requires_grad else c.requires_grad_()
+            found = torch.autograd.grad(outputs, leaves, c, create_graph=True, allow_unused=True)
             g = [torch.zeros_like(w) if one is None else one for one, w in zip(found, leaves, strict=True)]
-        return _Graph(part.batch, leaves, eps, g, made, used)
+        return _Graph(part.batch, leaves, c, g, made, used)
 
     def refuse_wrong_second_derivatives(self) -> None:
         """Compare products with second derivatives with differences of gradients, at the first and last step.
@@ -242,12 +243,12 @@ class _Graph:
         self,
         batch: Tensor,
         w: list[Tensor],
-        eps: Tensor,
+        c: Tensor,
         g: list[Tensor],
         statistics: list[Tensor],
         used: list[str],
     ) -> None:
-        self.batch, self.w, self.eps, self.g, self.statistics, self.used = batch, w, eps, g, statistics, used
+        self.batch, self.w, self.c, self.g, self.statistics, self.used = batch, w, c, g, statistics, used
 
 
 def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:

@@ -157,8 +157,8 @@ class StepCheck:
 
     def _nudged(self, w: Tensor, g: Tensor, k: int, step: Step) -> float:
         """Return what moving each weight by a unit in its last place changes in a gradient."""
-        nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
-        moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
+        up = torch.randint(0, 2, w.shape, dtype=w.dtype, device=w.device, generator=self.random)
+        moved = self.replay.gradient(w * (1 + self.eps * (2 * up - 1)), k, step)
         return float((moved - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
