@@ -151,8 +151,8 @@ class DerivativeSweep:
     def _shaped(self, rows: Tensor) -> list[Tensor]:
         """Return views ``[r, ...]`` of rows ``[r, P]``, one for each weight."""
         net = self.replay.net
-        parts = zip(rows.split(net.sizes, 1), net.shapes.values(), strict=True)
-        return [part.view(len(rows), *shape) for part, shape in parts]
+        r, parts = len(rows), zip(rows.split(net.sizes, 1), net.shapes.values(), strict=True)
+        return [part.view(r, *shape) for part, shape in parts]
 
     def _gradient(self, k: int, graphs: list[_Graph]) -> Tensor:
         """Return the gradient of a step, flat, and keep it if that is wanted."""
@@ -210,7 +210,7 @@ class DerivativeSweep:
         """Return how far the product with the second derivative of step k is off along a drawn direction."""
         run, replay, step = self.run, self.replay, self.run.step(k)
         w, draw = run.weights(k), torch.Generator().manual_seed(k + seed * run.steps)
-        v = torch.randn(w.shape, generator=draw).to(w) * (w.abs() + w.std())
+        v = torch.rand(w.shape, generator=draw).to(w).sub_(0.5) * (w.abs() + w.std())
         h = _STEP / 10**seed
         change = (replay.gradient(w + h * v, k, step) - replay.gradient(w - h * v, k, step)) / (2 * h)
         if not change.any():

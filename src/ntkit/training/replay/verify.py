@@ -82,14 +82,9 @@ class StepCheck:
         self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None, native: Tensor | None = None
     ) -> Tensor:
         """Return recorded minus modelled step k; its gradient may be known, also in the dtype of the run."""
-        for name, value in (("before", w), ("after", after)):
-            if value is not self.finite and not _is_finite(value):
-                raise NtkitError(
-                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
-                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
-                )
-        self.finite = after
         step = self.run.step(k)
+        if gradient is None or step.kept is not None:
+            self._refuse_infinite(k, w, after)
         if step.kept is not None:
             return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
@@ -102,6 +97,7 @@ class StepCheck:
         g_native = g if alike else _combined(c.scale, g_native, c.decay, w)
         largest = _largest(g)
         if not isfinite(largest):
+            self._refuse_infinite(k, w, after)
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
         if not alike and self.m_native is self.m:
             self.m_native = self.m.clone()
@@ -127,6 +123,7 @@ class StepCheck:
 
         torch.abs(w, out=moved)
         if not _within(off, allowed()):  # which is less than what follows, and most often enough
+            self._refuse_infinite(k, w, after)
             moved.add_(after.abs()).add_(change.abs_())
             if noise is None and not _within(off, allowed()):
                 more, self.noise = -self.noise, max(self.noise, self._nudged(w, plain, k, step))
@@ -135,6 +132,15 @@ class StepCheck:
                 self.m_error.add_(_size(c.nu) * more)
             self._refuse(k, off, allowed())
         return missing if alike else _descent(step, g, self.m, w).add_(after - w)
+
+    def _refuse_infinite(self, k: int, w: Tensor, after: Tensor) -> None:
+        for name, value in (("before", w), ("after", after)):
+            if value is not self.finite and not _is_finite(value):
+                raise NtkitError(
+                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
+                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
+                )
+        self.finite = after
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
         slow, self.slow = self.slow, after
