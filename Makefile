@@ -104,7 +104,7 @@ bench-attribution: $(VENV)/ntkit.stamp
 	$(BIN)/python benchmarks/attribution.py
 
 bench-counterfactuals: $(VENV)/ntkit.stamp
-	@$(BIN)/python -m pip install --quiet --no-deps traker==0.3.2 kronfluence==1.0.1 einconv einops
+	@$(BIN)/python -m pip install --quiet --no-deps traker==0.3.2 kronfluence==1.0.1 einconv einops opt_einsum
 	$(BIN)/python benchmarks/counterfactuals.py
 
 bench-large: $(VENV)/ntkit.stamp

@@ -314,6 +314,8 @@ def check_alike(x1: Batch, x2: Batch) -> None:
 
 def take(x: T, index: slice | int | list[int] | Tensor) -> T:
     """Return some samples of a batch, by a slice or a tensor of indices."""
+    if isinstance(x, Tensor):
+        return x[index]  # pyright: ignore[reportReturnType]
     return pytree.tree_map(lambda t: t[index], x)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
@@ -316,15 +315,21 @@ def call_with(module: nn.Module, values: Weights, args: tuple, kwargs: Mapping[s
     that has two names twice, and leave the other tensors in it.
     """
     first: dict[int, str] = {}
-    swapped: dict[str, Tensor] = {}
+    swapped = []
     for path, m in module.named_modules():
-        for name, tensor in (*m._parameters.items(), *m._buffers.items()):
-            if tensor is not None:
-                name = f"{path}.{name}" if path else name
-                known = first.setdefault(id(tensor), name)
-                if known in values:
-                    swapped[name] = values[known]
-    return functional_call(module, swapped, args, dict(kwargs), tie_weights=False)
+        for store in (m._parameters, m._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    known = first.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                    if known in values:
+                        swapped.append((store, name, tensor, values[known]))
+    try:
+        for store, name, _, value in swapped:
+            store[name] = value
+        return module(*args, **kwargs)
+    finally:
+        for store, name, own, _ in swapped:
+            store[name] = own
 
 
 def copy_of(module: Module) -> Module:

@@ -47,15 +47,17 @@ def users_device() -> AbstractContextManager[Any]:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Put back what a call of a module changes: attributes, what lists and dicts among them hold, buffers."""
-    before = [(vars(m), dict(vars(m))) for m in module.modules()]
-    held = [
-        (v, v.copy() if v else None)
-        for _, attributes in before
-        for v in attributes.values()
-        if type(v) in _CONTAINERS
-    ]
-    buffers = [(b, b._version, b.clone()) for b in module.buffers() if not b.is_inference()]
-    weights = [(name, p, p._version) for name, p in module.named_parameters() if not p.is_inference()]
+    before, held, buffers, weights = [], [], [], []
+    for path, m in module.named_modules():
+        attributes = vars(m)
+        before.append((attributes, attributes.copy()))
+        held += [(v, v.copy() if v else None) for v in attributes.values() if type(v) in _CONTAINERS]
+        for b in m._buffers.values():
+            if b is not None and not b.is_inference():
+                buffers.append((b, b._version, b.clone()))
+        for key, p in m._parameters.items():
+            if p is not None and not p.is_inference():
+                weights.append((f"{path}.{key}".lstrip("."), p, p._version))
     written: str | None = None
     try:
         yield

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
+import safetensors.torch
 import torch
 from runs import ball, batches, mlp, square, train
 from torch import optim
 
 import ntkit
 from ntkit.errors import RunFolderError
+from ntkit.training.folder import log
 from ntkit.training.folder.run import Run
 
 
@@ -102,6 +105,37 @@ def test_damaged_manifest_is_refused(folder, damage):
         path.unlink()
     with pytest.raises(RunFolderError, match=r"manifest\.json"):
         Run(folder)
+
+
+def test_records_of_all_dtypes_are_what_safetensors_reads(tmp_path):
+    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in log._DTYPES}
+    tensors |= {"large": torch.randn(40, 50), "none": torch.zeros(0, 3), "number": torch.tensor(2.5)}
+    writer = log.LogWriter(tmp_path / "steps.log")
+    writer.append(tensors, {"a": 1})
+    writer.close()
+    truth = safetensors.torch.load((tmp_path / "steps.log").read_bytes()[log._HEADER.size :])
+    with closing(log.LogReader(tmp_path / "steps.log")) as reader:
+        found, scalars = reader.read(0)
+    assert scalars == {"a": 1} and found.keys() == truth.keys()
+    for name, tensor in truth.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(log.as_bytes(found[name]), log.as_bytes(tensor))
+
+
+@pytest.mark.parametrize("lie", [(b"[2,3]", b"[2,4]"), (b"[0,48]", b"[0,96]"), (b'"F64"', b'"F65"')])
+def test_a_record_whose_header_lies_is_refused(tmp_path, lie):
+    path = tmp_path / "steps.log"
+    writer = log.LogWriter(path)
+    writer.append({"w": torch.ones(2, 3).double()}, {})
+    writer.close()
+    payload = path.read_bytes()[log._HEADER.size :]
+    assert lie[0] in payload
+    payload = payload.replace(*lie)
+    header = log._HEADER.pack(log._MAGIC, 0, len(payload), log._crc(0, payload))
+    path.write_bytes(header + payload)
+    size = path.stat().st_size
+    with closing(log.LogReader(path, 1, size)) as reader, pytest.raises(RunFolderError, match="record 0"):
+        reader.read(0)
 
 
 def test_unchanged_weights_are_not_stored_again(tmp_path):

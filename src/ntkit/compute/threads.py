@@ -63,10 +63,10 @@ def free_processors() -> int:
 
     Elsewhere, all there are. It looks again after a quarter of a second.
     """
-    now, processors = time.monotonic(), os.cpu_count() or 1
+    now = time.monotonic()
     if now - _seen.get("at", -1e9) > _FRESH:
-        _seen.update(at=now, others=_running_elsewhere())
-    return processors - int(_seen["others"])
+        _seen.update(at=now, free=(os.cpu_count() or 1) - _running_elsewhere())
+    return int(_seen["free"])
 
 
 def _running_elsewhere() -> int:

@@ -54,6 +54,17 @@ def test_several_groups_optimizers_and_parts_of_a_step(tmp_path):
     assert (truth + c.effects[..., 4]).abs().max() <= 1e-8 * c.effects.abs().max()
 
 
+def test_outputs_without_an_axis_of_their_own(tmp_path):
+    def loss(outputs, targets):
+        return ((outputs - targets) ** 2).mean()
+
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0))
+    net, x, y = recorded(tmp_path, OPTIMIZERS["SGD"], net, loss=loss)
+    c = ntkit.counterfactual(tmp_path, net, loss, train=(x, y), queries=x[:2])
+    truth = slope(tmp_path, net, x, y, 3, loss=loss)
+    assert (truth[:, None] + c.effects[..., 3]).abs().max() <= 1e-8 * c.effects.abs().max()
+
+
 def test_targets_totals_and_tiles(tmp_path):
     net, x, y = recorded(tmp_path / "run", OPTIMIZERS["SGD"])
     ask = {"train": (x, y), "queries": x[:3]}

@@ -115,7 +115,7 @@ class Request:
         ``earlier`` is the check of the steps before these; without ``first`` the queries are not checked.
         With ``whole``, the precision may be that of the run, where the tolerance allows it. Without
         ``checked`` no step is compared with the recorded one. With ``together`` batches are only passed whole
-        through the network, and it does not matter whether it mixes samples.
+        through the network: it does not matter whether it mixes samples, nor how it rounds.
         """
         data, given = check_given(run, self.model, self.train, self.queries)
         x, part = cast(given, torch.float64), self.budget // 4
@@ -141,7 +141,7 @@ class Request:
         if head is not None:
             net, x = query_network(run, self.model, head, self.select), (x, extra)
         initial, prediction = (outputs_at(run, net, k, weights(k), x) for k in (0, run.steps))
-        noise = max(_rounded(run, net, k, weights(k), x) for k in (0, run.steps))
+        noise = 0.0 if together else max(_rounded(run, net, k, weights(k), x) for k in (0, run.steps))
         if dtype != torch.float64:
             x, (head, extra) = cast(given, dtype), head_of(self.target, self.loss, labels, final.to(dtype))
             net = query_network(run, self.model, head, self.select, dtype)

@@ -193,7 +193,11 @@ def _effects(request: Request, run: Run, total: bool, average: bool, work: Work)
             w = run.weights(0)
             for k in range(run.steps):
                 after = run.weights(k + 1)
-                g = gradients[k].to(w) if k in gradients else replay.gradient(w, k, run.step(k))
+                if k in gradients:
+                    held = gradients.row(k)
+                    g = (gradients[k] if held is None else held).to(w)
+                else:
+                    g = replay.gradient(w, k, run.step(k))
                 check.step(k, w, after, g)
                 w = after
                 done(1)

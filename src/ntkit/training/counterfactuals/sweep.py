@@ -109,8 +109,14 @@ class DerivativeSweep:
             of_w.new_zeros(r, batch_size(self.replay.data[0])),
         )
 
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        """Hold what all steps backwards are made in."""
+        with self._differentiable(), torch.no_grad():
+            yield
+
     def back(self, rows: Rows) -> None:
-        """Take rows one step back."""
+        """Take rows one step back, within `going`."""
         rows.position = k = rows.position - 1
         step = self.run.step(k)
         if self.averages is not None:  # v' = v + tau (w' - v)
@@ -121,41 +127,61 @@ class DerivativeSweep:
             both = rows.of_w + rows.slow
             rows.of_w, rows.slow = step.kept * both, (1 - step.kept) * both
             return
-        w = self.run.weights(k)
-        with self._differentiable(), torch.no_grad(), fitting_threads():
+        w = self.run.shaped_weights(k)
+        with fitting_threads():
             graphs = [self._graph(w, k, part) for part in self.replay.parts(step)]
-            g = sum((graph.g.detach() for graph in graphs), torch.zeros_like(w))
-            if self.gradients is not None:
-                self.gradients[k] = g
+            g = self._gradient(k, graphs)
             if self.run.ungraded(k):
                 g = g * self.run.graded(k)
             clipped = self.clipping.clipped(k, g)
             rows.of_w, of_g, rows.of_state = self.pull(k, step, clipped, rows.of_w, rows.of_state)
             of_g = self.clipping.pulled(k, g, of_g)
             counts = self.statistics.counts(k + 1)
+            of_parts = self._shaped(of_g)
             for graph in reversed(graphs):
-                by = [of_g]
+                by = of_parts
                 if graph.statistics:
-                    by += self.statistics.pulled(rows.of_buffers, graph.used, counts)
-                by_w, by_eps = batched_gradients([graph.g, *graph.statistics], [graph.w, graph.eps], by)
-                rows.of_w += by_w
+                    by = by + self.statistics.pulled(rows.of_buffers, graph.used, counts)
+                *by_w, by_c = batched_gradients([*graph.g, *graph.statistics], [*graph.w, graph.c], by)
+                for of_w, more in zip(self._shaped(rows.of_w), by_w, strict=True):
+                    of_w += more
+                by_eps = (by_c * graph.c.detach()).reshape(*by_c.shape[:2], -1).sum(2)  # g is linear in c
                 rows.by_eps.index_add_(1, graph.batch, by_eps)
 
-    def _graph(self, w: Tensor, k: int, part: ReplayedBatch) -> _Graph:
-        """Return the gradient of a batch as a function of the weights and of those of its samples' losses."""
+    def _shaped(self, rows: Tensor) -> list[Tensor]:
+        """Return views ``[r, ...]`` of rows ``[r, P]``, one for each weight."""
+        net = self.replay.net
+        r, parts = len(rows), zip(rows.split(net.sizes, 1), net.shapes.values(), strict=True)
+        return [part.view(r, *shape) for part, shape in parts]
+
+    def _gradient(self, k: int, graphs: list[_Graph]) -> Tensor:
+        """Return the gradient of a step, flat, and keep it if that is wanted."""
+        first, *others = ([g.detach().reshape(-1) for g in graph.g] for graph in graphs)
+        held = self.gradients if first[0].device.type == "cpu" else None
+        room = None if held is None else held.row(k)
+        total = torch.cat(first) if room is None else torch.cat(first, out=room)
+        for more in others:
+            total += torch.cat(more)
+        if self.gradients is not None and room is None:
+            self.gradients[k] = total
+        return total
+
+    def _graph(self, w: list[Tensor], k: int, part: ReplayedBatch) -> _Graph:
+        """Return the gradient of a batch as a function of the weights and of c_n = d loss / d y_n."""
         replay = self.replay
         with torch.enable_grad():
-            leaf = w.detach().requires_grad_()
+            leaves = [some.detach().requires_grad_() for some in w]
             self.statistics.refuse_frozen(part.forward.modes, k)
             with self.statistics.noted() as made:
-                outputs = replay.outputs(leaf, k, part)
+                outputs = replay.outputs(leaves, k, part)
             used = [*self.statistics.used]
-            value = part.weight * checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+            value = checked_loss(replay.loss, outputs, cast(part.y, replay.dtype))
+            value = value if part.weight == 1 else part.weight * value
             (c,) = torch.autograd.grad(value, outputs, create_graph=True)
-            eps = c.new_ones(len(part.batch)).requires_grad_()
-            weighted = c * eps.view(-1, *[1] * (c.ndim - 1))
-            (g,) = torch.autograd.grad(outputs, leaf, weighted, create_graph=True)
-        return _Graph(part.batch, leaf, eps, g, made, used)
+            c = c if c.requires_grad else c.requires_grad_()
+            found = torch.autograd.grad(outputs, leaves, c, create_graph=True, allow_unused=True)
+            g = [torch.zeros_like(w) if one is None else one for one, w in zip(found, leaves, strict=True)]
+        return _Graph(part.batch, leaves, c, g, made, used)
 
     def refuse_wrong_second_derivatives(self) -> None:
         """Compare products with second derivatives with differences of gradients, at the first and last step.
@@ -184,15 +210,18 @@ class DerivativeSweep:
         """Return how far the product with the second derivative of step k is off along a drawn direction."""
         run, replay, step = self.run, self.replay, self.run.step(k)
         w, draw = run.weights(k), torch.Generator().manual_seed(k + seed * run.steps)
-        v = torch.randn(w.shape, generator=draw).to(w) * (w.abs() + w.std())
+        v = torch.rand(w.shape, generator=draw).to(w).sub_(0.5) * (w.abs() + w.std())
         h = _STEP / 10**seed
         change = (replay.gradient(w + h * v, k, step) - replay.gradient(w - h * v, k, step)) / (2 * h)
         if not change.any():
             return 0.0
         with self._differentiable():
-            graphs = [self._graph(w, k, part) for part in replay.parts(step)]
+            graphs = [self._graph(run.shaped_weights(k), k, part) for part in replay.parts(step)]
+            rows, ways = self._shaped(change[None]), self._shaped(v[None])
             found = sum(
-                float(batched_gradients([graph.g], [graph.w], [change[None]])[0][0] @ v) for graph in graphs
+                float((by_w * way).sum())
+                for graph in graphs
+                for by_w, way in zip(batched_gradients(graph.g, graph.w, rows), ways, strict=True)
             )
         off = abs(found / float(change @ change) - 1)
         return off if off == off else float("inf")
@@ -211,13 +240,22 @@ class _Graph:
     """The gradient of one batch with what it depends on."""
 
     def __init__(
-        self, batch: Tensor, w: Tensor, eps: Tensor, g: Tensor, statistics: list[Tensor], used: list[str]
+        self,
+        batch: Tensor,
+        w: list[Tensor],
+        c: Tensor,
+        g: list[Tensor],
+        statistics: list[Tensor],
+        used: list[str],
     ) -> None:
-        self.batch, self.w, self.eps, self.g, self.statistics, self.used = batch, w, eps, g, statistics, used
+        self.batch, self.w, self.c, self.g, self.statistics, self.used = batch, w, c, g, statistics, used
 
 
 def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
-    """Return rows ``[r, ...]`` by outputs times their Jacobian, by each leaf: ``[r, ...]``."""
+    """Return rows ``[r, ...]`` by outputs times their Jacobian, by each leaf: ``[r, ...]``.
+
+    The graph behind the outputs may be freed.
+    """
     used = [(o, row) for o, row in zip(outputs, rows, strict=True) if o.requires_grad]
     if not used:
         return [row.new_zeros(len(row), *leaf.shape) for leaf in leaves for row in rows[:1]]
@@ -234,7 +272,7 @@ def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Te
     try:
         each = [
             torch.autograd.grad(
-                values, leaves, [row[i] for row in weights], retain_graph=True, allow_unused=True
+                values, leaves, [row[i] for row in weights], retain_graph=i < r - 1, allow_unused=True
             )
             for i in range(r)
         ]
@@ -244,6 +282,8 @@ def batched_gradients(outputs: list[Tensor], leaves: list[Tensor], rows: list[Te
             f"have "
             f"happened without a set of samples is told by ntkit.retrain."
         ) from error
+    if r == 1:
+        return _filled([None if one is None else one[None] for one in each[0]], leaves, r)
     stacked = [
         None if each[0][j] is None else torch.stack([one[j] for one in each]) for j in range(len(leaves))
     ]

@@ -69,7 +69,7 @@ def _tile(
         rows.restore(held[0], held[1]["position"])
         done(sweep.run.steps - rows.position)
     saved = time.monotonic()
-    with held_interrupts() as interrupted:
+    with held_interrupts() as interrupted, sweep.going():
         while rows.position:
             sweep.back(rows)
             done(1)

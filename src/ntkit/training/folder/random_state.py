@@ -11,10 +11,10 @@ from torch import Tensor
 
 def random_state(device: torch.device | str) -> Tensor:
     """Return the state of the random generators that a network on a device draws from, as bytes."""
-    states = [torch.get_rng_state()]
+    state = torch.get_rng_state()
     if torch.device(device).type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return torch.cat(states)
+        return torch.cat([state, torch.cuda.get_rng_state(device)])
+    return state
 
 
 @contextmanager

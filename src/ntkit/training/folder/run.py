@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ntkit.training.folder.step import Forward, Side, Step
 from ntkit.training.optimizers import Coefficients
 
 _KEPT = 2**26  # bytes of records that are held once they were read
+_DEFAULTS = {key: value for key, value in vars(Coefficients()).items() if value is not None}
 
 
 class Run:
@@ -61,7 +62,7 @@ class Run:
         self.start, self.begun = self.log.read(0)
         cached = max(3, _KEPT // (1 + self.log.size // len(self.log)))
         self._record = lru_cache(maxsize=cached)(self.log.read)
-        self._step = lru_cache(maxsize=max(1, cached // 4))(self._read_step)
+        self._cached = cached
         wanted = [f"w/{name}" for name in parameters] + [
             f"buffer/{name}" for name in self.manifest["buffers"]
         ]
@@ -84,6 +85,10 @@ class Run:
     def weights(self, k: int) -> Tensor:
         """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
         return self._flat(lambda name: self.weight(name, k))
+
+    def shaped_weights(self, k: int) -> list[Tensor]:
+        """Return the same in their shapes; they are those that are held, and not to be written to."""
+        return [self.weight(name, k).to(self.device).double() for name in self.trained]
 
     def momentum(self) -> Tensor | None:
         """Return the momentum that the optimizer had when recording began, ``[P]``, or None."""
@@ -123,26 +128,35 @@ class Run:
 
     def step(self, k: int) -> Step:
         """Return step k, counted from 0."""
-        return self._step(k, str(self.device))
+        return self._steps(k, str(self.device))
+
+    @cached_property
+    def _steps(self) -> Callable[[int, str], Step]:
+        """What reads steps, and holds them: as many as records, or fewer if their coefficients are long."""
+        shaped = any(key.partition("/")[0] in vars(Coefficients()) for key in self.tensors_of(0))
+        return lru_cache(maxsize=max(1, self._cached // 4) if shaped else self._cached)(self._read_step)
 
     def _read_step(self, k: int, _device: str) -> Step:  # on another device it is another step
         tensors, scalars = self._record(k + 1)
         batch, parts, forwards = self.passed(k)
         coefficients = scalars["coefficients"]
+        each = [coefficients.get(name, {}) for name in self.trained]
+        alike = bool(each) and all(one == each[0] for one in each[1:])  # of all weights, most often
 
         def gather(key: str, default: float) -> float | Tensor:
+            if alike and key not in shaped:
+                return each[0].get(key, default)
             values: list[Any] = []
-            for name in self.trained:
-                number = coefficients.get(name, {}).get(key, default)
-                values.append(tensors.get(f"{key}/{name}", number))
+            for name, one in zip(self.trained, each, strict=True):
+                values.append(tensors.get(f"{key}/{name}", one.get(key, default)))
             if not any(isinstance(v, Tensor) for v in values) and len(set(values)) <= 1:
                 return values[0]
             wide = [torch.as_tensor(value, dtype=torch.float64) for value in values]
             by_name = dict(zip(self.trained, wide, strict=True))
             return self._flat(lambda name: by_name[name].expand(self.trained[name]))
 
-        defaults = {key: value for key, value in vars(Coefficients()).items() if value is not None}
-        values: Json = {key: gather(key, value) for key, value in defaults.items()}
+        shaped = {key.partition("/")[0] for key in tensors}
+        values: Json = {key: gather(key, value) for key, value in _DEFAULTS.items()}
         sides, kept = tuple(self._sides(tensors)), scalars.get("kept")
         return Step(batch, Coefficients(**values), parts, sides, forwards, kept)
 

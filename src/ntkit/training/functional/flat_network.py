@@ -62,6 +62,7 @@ class FlatNetwork(Transforms):
         self.convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self._structures: dict[Hashable, Structure | None] = {}
+        self._modes: tuple[str, ...] | None = None  # in which modules are in training mode, once set
         self.net = network(module, select=select)
         if head is not None:
             inner = self.net
@@ -75,10 +76,12 @@ class FlatNetwork(Transforms):
         for name, value in given.items():
             self.buffers[name].copy_(value)
 
-    def set_modes(self, training: Collection[str] | None) -> None:
+    def set_modes(self, training: Collection[str]) -> None:
         """Put the submodules of these names in training mode, all others in evaluation mode."""
-        for name, m in self.module.named_modules() if training is not None else ():
-            m.training = name in (training or ())
+        if self._modes != (modes := tuple(training)):
+            self._modes = modes
+            for name, m in self.module.named_modules():
+                m.training = name in modes
 
     def structure(self, x: Batch) -> Structure | None:
         """Return the structure of the network, in its modes and at inputs of a shape, if it has one."""
@@ -99,13 +102,15 @@ class FlatNetwork(Transforms):
             self.try_transforms(lambda w, x: self.sample(self.unflatten(w), x), w, take(x, slice(0, 2)))
         return found
 
-    def unflatten(self, w: Tensor) -> dict[str, Tensor]:
-        """Return all weights by name."""
+    def unflatten(self, w: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        """Return all weights by name; those that are not flat are a list in the order of ``shapes``."""
+        if isinstance(w, list):
+            return {**self.fixed, **dict(zip(self.shapes, w, strict=True))}
         parts = w.to(self.dtype).split(self.sizes)
         shaped = {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
         return {**self.fixed, **shaped}
 
-    def raw(self, w: Tensor, x: Batch) -> Tensor:
+    def raw(self, w: Tensor | list[Tensor], x: Batch) -> Tensor:
         """Return the outputs of a batch in the module's own shape, as its loss takes them."""
         return self.net.selected(self.net.call(self.unflatten(w), x, self._own_buffers()))
 
@@ -180,4 +185,6 @@ def _each(losses: Sequence[BatchLoss], outputs: Tensor, targets: Batch) -> Tenso
 
 def cast(data: T, dtype: torch.dtype) -> T:
     """Return data with its floating tensors in a dtype."""
+    if isinstance(data, Tensor):
+        return data.to(dtype) if data.is_floating_point() else data  # pyright: ignore[reportReturnType]
     return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, data)

@@ -61,7 +61,7 @@ def checked_loss(loss: BatchLoss, outputs: object, targets: Batch) -> Tensor:
             f"loss(outputs, targets) returned {shape}, expected one number for the batch, the one that "
             f"backward() was called on: reduce it as the training did (mean or sum)."
         )
-    return value.reshape(())
+    return value.reshape(()) if value.ndim else value
 
 
 def cast_loss(loss: BatchLoss, dtype: torch.dtype) -> BatchLoss:

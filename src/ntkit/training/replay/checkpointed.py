@@ -75,6 +75,11 @@ class CheckpointedRun(Run):
         first = k - k % self.every
         return self._segment(first).weights(k - first)
 
+    def shaped_weights(self, k: int) -> list[Tensor]:
+        """Return the same in their shapes."""
+        parts = self.weights(k).split([shape.numel() for shape in self.trained.values()])
+        return [part.view(shape) for part, shape in zip(parts, self.trained.values(), strict=True)]
+
     def step(self, k: int) -> Step:
         """Return step k, counted from 0."""
         first = k - k % self.every

@@ -77,7 +77,8 @@ class Clipping:
 
     def clipped(self, k: int, g: Tensor) -> Tensor:
         """Return the flat gradient ``[P]`` of a step of the run as its optimizer got it."""
-        return g * self._factor(k, g)
+        factor = self._factor(k, g)
+        return g if factor == 1 else g * factor
 
     def pulled(self, k: int, g: Tensor, rows: Tensor) -> Tensor:
         """Return rows ``[r, P]`` times the derivative of the clipped gradient by the gradient ``g``."""

@@ -64,12 +64,12 @@ class LinearPullBack:
 def _linear(c: Coefficients, rows: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Carry rows by w' and m' through a linear step, in place, to rows by w, g and m."""
     _add(m, -c.b, rows)
-    of_g = m * c.nu
+    before, of_g = m * c.mu, _scaled(m, c.nu)
     _add(of_g, -c.a, rows)
     _add(rows, -c.d, rows)
     _add(rows, c.decay, of_g)
     sign = c.scale.sign() if isinstance(c.scale, Tensor) else (-1.0 if c.scale < 0 else 1.0)
-    return rows, _scaled(of_g, sign), _scaled(m, c.mu)
+    return rows, _scaled(of_g, sign), before
 
 
 def _at(c: Coefficients, where: Tensor) -> Coefficients:

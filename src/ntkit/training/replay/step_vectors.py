@@ -66,6 +66,13 @@ class StepVectors:
                 f"set TMPDIR to another folder, or give more memory=."
             ) from error
 
+    def row(self, k: int) -> Tensor | None:
+        """Return the vector of a step where it is in memory, None where it is not; it counts as given."""
+        if self._rows is None:
+            return None
+        self._given.add(k)
+        return torch.from_numpy(self._rows[k])
+
     def __contains__(self, k: int) -> bool:
         """Whether a vector was given for this step."""
         return k in self._given

@@ -132,35 +132,52 @@ class Replay:
         with autocast(part.forward.autocast, self.run.device):
             return outputs, part.weight * checked_loss(self.loss_native, outputs, part.y)
 
-    def outputs(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> Tensor:
-        """Return the outputs of a batch at step k, in the network's own shape, as it went then."""
+    def outputs(self, w: Tensor | list[Tensor], k: int, part: ReplayedBatch, native: bool = False) -> Tensor:
+        """Return the outputs of a batch at step k, in the network's own shape, as it went then.
+
+        The weights are flat, or in their shapes and in the order of the run.
+        """
         net = self.native if native else self.net
         self.go_to(k, part.forward)
         with self.surroundings(w, k, part, native):
             return net.raw(w, part.x if native else cast(part.x, self.dtype))
 
     @contextmanager
-    def surroundings(self, w: Tensor, k: int, part: ReplayedBatch, native: bool = False) -> Iterator[None]:
+    def surroundings(
+        self, w: Tensor | list[Tensor], k: int, part: ReplayedBatch, native: bool = False
+    ) -> Iterator[None]:
         """Give one forward pass of a batch the random numbers and the autocast that it had."""
-        forward, draws = part.forward, Draws(self.run.device)
+        forward = part.forward
+        if forward.rng is None and (not native or forward.autocast is None):
+            before = random_state(self.run.device)
+            yield
+            self._refuse_draws(k, before)
+            return
+        draws = Draws(self.run.device)
         with ExitStack() as stack:
             if forward.rng is not None:
                 if native or self.native is self.net:
                     stack.enter_context(random_from(forward.rng, self.run.device))
                 else:
                     with random_from(forward.rng, self.run.device), torch.no_grad(), draws.noted():
-                        self.native.raw(w.to(self.native.dtype), part.x)
+                        flat = torch.cat([t.reshape(-1) for t in w]) if isinstance(w, list) else w
+                        self.native.raw(flat.to(self.native.dtype), part.x)
                     stack.enter_context(draws.repeated())
             if native:
                 stack.enter_context(autocast(forward.autocast, self.run.device))
             before = random_state(self.run.device)
             yield
-            if forward.rng is None and not torch.equal(before, random_state(self.run.device)):
-                raise PathMismatchError(
-                    f"Step {k} of {self.run.folder}: the network draws random numbers (dropout, say), and "
-                    f"the recording saw none. Call the network between run.batch(indices) and the backward "
-                    f"pass, and give the same network to account."
-                )
+            if forward.rng is None:
+                self._refuse_draws(k, before)
+
+    def _refuse_draws(self, k: int, before: Tensor) -> None:
+        """Refuse a network that drew random numbers since the state was another one."""
+        if not torch.equal(before, random_state(self.run.device)):
+            raise PathMismatchError(
+                f"Step {k} of {self.run.folder}: the network draws random numbers (dropout, say), and "
+                f"the recording saw none. Call the network between run.batch(indices) and the backward "
+                f"pass, and give the same network to account."
+            )
 
     def go_to(self, k: int, forward: Forward) -> None:
         """Put the networks in the modes and to the buffers of a forward pass of step k."""

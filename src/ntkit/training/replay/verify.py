@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,8 @@ class StepCheck:
         self.finite: Tensor | None = None  # weights that were found to be
         self.slow = self.run.weights(0)
         if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
-            self.m, self.m_native, self.m_error = earlier.m, earlier.m_native, earlier.m_error
-            self.noise = earlier.noise
+            self.m, self.m_error, self.noise = earlier.m.clone(), earlier.m_error.clone(), earlier.noise
+            self.m_native = self.m if earlier.m_native is earlier.m else earlier.m_native.clone()
         self.random = torch.Generator(self.run.device).manual_seed(0)
 
     def alike(self, steps: list[Step]) -> bool:
@@ -81,14 +82,9 @@ class StepCheck:
         self, k: int, w: Tensor, after: Tensor, gradient: Tensor | None = None, native: Tensor | None = None
     ) -> Tensor:
         """Return recorded minus modelled step k; its gradient may be known, also in the dtype of the run."""
-        for name, value in (("before", w), ("after", after)):
-            if value is not self.finite and not _is_finite(value):
-                raise NtkitError(
-                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
-                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
-                )
-        self.finite = after
         step = self.run.step(k)
+        if gradient is None or step.kept is not None:
+            self._refuse_infinite(k, w, after)
         if step.kept is not None:
             return self._synchronized(k, step.kept, w, after)
         c = step.coefficients
@@ -96,34 +92,55 @@ class StepCheck:
         plain, (g_native, noise) = g, self._rounded(w, g, k, step, native)
         self.noise = max(noise or 0.0, 0.98 * self.noise)
         alike = g_native is g and self.m_native is self.m
-        g = _combined(c.scale, g, c.decay, w)
+        if not (alike and _is_one(c.scale) and _is_zero(c.decay)):
+            g = _combined(c.scale, g, c.decay, w)
         g_native = g if alike else _combined(c.scale, g_native, c.decay, w)
-        if not _is_finite(g):
+        largest = _largest(g)
+        if not isfinite(largest):
+            self._refuse_infinite(k, w, after)
             raise NtkitError(f"The gradient of step {k} holds NaN or infinite values; check inputs and loss.")
-        self.m = _combined(c.mu, self.m, c.nu, g)
-        self.m_native = self.m if alike else _combined(c.mu, self.m_native, c.nu, g_native)
+        if not alike and self.m_native is self.m:
+            self.m_native = self.m.clone()
+        _carry(c.mu, self.m, c.nu, g)
+        if not alike:
+            _carry(c.mu, self.m_native, c.nu, g_native)
         change = after - w
-        missing = change - _delta(step, g_native, self.m_native, w)
+        missing = _descent(step, g_native, self.m_native, w).add_(change)
         off = missing.abs()
+        g_error = _size(c.scale) * self.noise + self.eps * largest
+        if not _is_zero(c.decay):
+            g_error = g_error + self.eps * (c.decay * w).abs()
+        self.m_error.mul_(_size(c.mu)).add_(_size(c.nu) * g_error)
+        moved = self.m_native.abs()
+        self.m_error.add_(moved, alpha=self.eps)
 
-        def bounds() -> tuple[Tensor, Tensor]:
-            g_error = _size(c.scale) * self.noise + self.eps * torch.linalg.vector_norm(g, float("inf"))
-            if not _is_zero(c.decay):
-                g_error = g_error + self.eps * (c.decay * w).abs()
-            m_error = (_size(c.mu) * self.m_error).add_(_size(c.nu) * g_error)
-            m_error.add_(self.m_native.abs(), alpha=self.eps)
-            allowed = _size(c.b) * m_error
-            allowed = step.multiplied(allowed.add_(_size(c.a) * g_error), sizes=True)
-            allowed.add_(w.abs().add_(after.abs()).add_(change.abs()), alpha=self.eps)
-            return m_error, allowed.mul_(_MARGIN).add_(c.rounding)
+        def allowed() -> Tensor:
+            bound = (_MARGIN * _size(c.b)) * self.m_error
+            if not _is_zero(c.a):
+                bound.add_((_MARGIN * _size(c.a)) * g_error)
+            bound = step.multiplied(bound, sizes=True).add_(moved, alpha=_MARGIN * self.eps)
+            return bound if _is_zero(c.rounding) else bound.add_(c.rounding)
 
-        m_error, allowed = bounds()
-        if noise is None and not (off <= allowed).all():
-            self.noise = max(self.noise, self._nudged(w, plain, k, step))
-            m_error, allowed = bounds()
-        self._refuse(k, off, allowed)
-        self.m_error = m_error
-        return missing if alike else change - _delta(step, g, self.m, w)
+        torch.abs(w, out=moved)
+        if not _within(off, allowed()):  # which is less than what follows, and most often enough
+            self._refuse_infinite(k, w, after)
+            moved.add_(after.abs()).add_(change.abs_())
+            if noise is None and not _within(off, allowed()):
+                more, self.noise = -self.noise, max(self.noise, self._nudged(w, plain, k, step))
+                more = _size(c.scale) * (more + self.noise)
+                g_error = g_error + more
+                self.m_error.add_(_size(c.nu) * more)
+            self._refuse(k, off, allowed())
+        return missing if alike else _descent(step, g, self.m, w).add_(after - w)
+
+    def _refuse_infinite(self, k: int, w: Tensor, after: Tensor) -> None:
+        for name, value in (("before", w), ("after", after)):
+            if value is not self.finite and not _is_finite(value):
+                raise NtkitError(
+                    f"The recorded weights {name} step {k} hold NaN or infinite values: the training "
+                    f"diverged. Record again with a smaller learning rate, or for {k} steps."
+                )
+        self.finite = after
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
         slow, self.slow = self.slow, after
@@ -146,8 +163,8 @@ class StepCheck:
 
     def _nudged(self, w: Tensor, g: Tensor, k: int, step: Step) -> float:
         """Return what moving each weight by a unit in its last place changes in a gradient."""
-        nudge = torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=self.random).sign()
-        moved = self.replay.gradient(w * (1 + self.eps * nudge), k, step)
+        up = torch.randint(0, 2, w.shape, dtype=w.dtype, device=w.device, generator=self.random)
+        moved = self.replay.gradient(w * (1 + self.eps * (2 * up - 1)), k, step)
         return float((moved - g).abs().max())
 
     def _refuse(self, k: int, off: Tensor, allowed: Tensor) -> None:
@@ -172,10 +189,23 @@ class StepCheck:
         )
 
 
-def _delta(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
+def _descent(step: Step, g: Tensor, m: Tensor, w: Tensor) -> Tensor:
+    """Return a new tensor: what the step takes from the weights."""
     c = step.coefficients
     change = step.multiplied(_combined(c.a, g, c.b, m))
-    return change.neg_() if _is_zero(c.d) else change.neg_().sub_(c.d * w)
+    return change if _is_zero(c.d) else change.add_(c.d * w)
+
+
+def _carry(mu: float | Tensor, m: Tensor, nu: float | Tensor, g: Tensor) -> None:
+    """Let m be mu m + nu g, of a factor that is 0 nothing."""
+    if _is_zero(mu):
+        torch.mul(g, nu, out=m)
+    else:
+        m.mul_(mu)
+        if isinstance(nu, Tensor):
+            m.add_(nu * g)
+        elif nu:
+            m.add_(g, alpha=nu)
 
 
 def _combined(a: float | Tensor, u: Tensor, b: float | Tensor, v: Tensor) -> Tensor:
@@ -191,9 +221,25 @@ def _is_zero(factor: float | Tensor) -> bool:
     return not isinstance(factor, Tensor) and factor == 0
 
 
+def _is_one(factor: float | Tensor) -> bool:
+    return not isinstance(factor, Tensor) and factor == 1
+
+
 def _is_finite(v: Tensor) -> bool:
     """Whether all are; their sum says so faster, unless it overflows."""
     return bool(torch.isfinite(v.sum()) or torch.isfinite(v).all())
+
+
+def _largest(v: Tensor) -> float:
+    """Return the largest abs(element), NaN if there is one."""
+    if not v.numel():
+        return 0.0
+    low, high = torch.aminmax(v)
+    return float(torch.maximum(-low, high))
+
+
+def _within(off: Tensor, allowed: Tensor) -> bool:
+    return not off.numel() or float(torch.aminmax(off - allowed)[1]) <= 0  # NaN is not
 
 
 def _size(coefficient: float | Tensor) -> Any:
