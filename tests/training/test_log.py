@@ -108,7 +108,8 @@ def test_damaged_manifest_is_refused(folder, damage):
 
 
 def test_records_of_all_dtypes_are_what_safetensors_reads(tmp_path):
-    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in log._DTYPES}
+    known = [d for d, name in log._DTYPES.items() if name in safetensors.torch._TYPES]  # older: fewer
+    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in known}
     tensors |= {"large": torch.randn(40, 50), "none": torch.zeros(0, 3), "number": torch.tensor(2.5)}
     writer = log.LogWriter(tmp_path / "steps.log")
     writer.append(tensors, {"a": 1})
