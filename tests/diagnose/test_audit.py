@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from small_runs import classes, mlp, recorded
 from torch import nn
@@ -11,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 import ntkit
 from ntkit.data.digits import digits
 from ntkit.diagnose import label_audit
-from ntkit.diagnose.audit import _sharpened
+from ntkit.diagnose.audit import WEIGHTS, _sharpened
 from ntkit.diagnose.noise_model import Regression, leave_one_out, noise_model
 from ntkit.diagnose.sample_scores import Combined
 
@@ -77,13 +78,22 @@ def test_its_parts_are_the_plain_formulas(tmp_path):
     )
     assert np.allclose(found.scores["account"], -own.self_influence()[:, 0], rtol=1e-3, atol=1e-6)
     ranks = sum(
-        share * np.argsort(np.argsort(found.scores[name]))
-        for name, share in (
-            ("ridge", 0.6), ("ridge before", 0.2), ("loss", 0.1),
-            ("self_influence", 0.02), ("counterfactual", 0.01), ("account", 0.02),
-        )
-    )  # fmt: skip
-    assert np.allclose(found.score, ranks / 0.95 / 44, atol=1e-8)
+        WEIGHTS[name] * (rankdata(found.scores[name]) - 1)
+        for name in ("ridge", "loss", "self_influence", "counterfactual", "account")
+    )
+    assert np.allclose(found.score, ranks / 44, atol=1e-8)
+    unit = x / x.norm(dim=1, keepdim=True)
+    similarities = {"before": run.kernel(0).normalized()(x), "after": run.kernel().normalized()(x)}
+    similarities["inputs"] = unit @ unit.T
+    before, after, inputs = (torch.exp(2 * (c - 1) / (1 - c).median()) for c in similarities.values())
+    together = {"ridge": before / 4 + after / 4 + inputs / 2, "ridge before": before / 2 + inputs / 2}
+    one = nn.functional.one_hot(y, 3).double()
+    for name, gram in together.items():
+        first = noise_model(leave_one_out(gram, one - one.mean(0), 0.5), y).wrong
+        weights = torch.as_tensor(np.where(first < 0.01, 1.0, np.clip(1 - first, 1e-3, 1)))
+        again = noise_model(leave_one_out(gram, one - one.mean(0), 0.5, weights), y)
+        assert np.allclose(found.scores[name], again.wrong, rtol=1e-5, atol=1e-8)
+    assert np.allclose(found.model.wrong, found.scores["ridge before"])
     assert found.order[0] == 7
     table = found.table()
     assert len(table) == 45 and table["index"][0] == 7 and table["suggested"][0] != table["label"][0]

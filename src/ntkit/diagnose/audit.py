@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkit.compute.plan import parse_memory
 from ntkit.compute.progress import progress
@@ -26,7 +26,7 @@ from ntkit.diagnose.targets import Targets, as_classes
 from ntkit.diagnose.uncertainty import Measured
 from ntkit.errors import BadValueError, one_of, positive, whole
 from ntkit.finite.empirical import EmpiricalNTK
-from ntkit.inputs import Inputs, batch_size, take
+from ntkit.inputs import Batch, Inputs, batch_size, take
 from ntkit.kernel import Kernel
 from ntkit.network import Floats, network
 from ntkit.training.accounts.account import account
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Shares of the ranks in the combined score; those that are there are scaled to sum to one. The residual of
-# the trained kernel finds most; what was memorized hides from the others.
+# all kernels together finds most; what was memorized hides from the others.
 WEIGHTS = {
-    "ridge": 0.6,
-    "ridge before": 0.2,
-    "loss": 0.1,
-    "self_influence": 0.02,
+    "ridge": 0.95,
+    "ridge before": 0.0,
+    "loss": 0.02,
+    "self_influence": 0.01,
     "counterfactual": 0.01,
-    "account": 0.02,
+    "account": 0.01,
 }
 _SHARPER = 2.0  # times the median distance of the features goes into the exponent
 ROUNDS = 2  # of the ridge regression, the second without the suspects of the first
@@ -59,7 +59,7 @@ class LabelAudit(Shown):
         The mean rank over all scores, weighted, from 0 to 1, ``[n]``.
     scores
         "ridge": the probability that the label is wrong by the leave-one-out predictions of kernel ridge
-        regression ("ridge before": with the kernel before training); "loss": the mean over the checkpoints;
+        regression ("ridge before": without what training made); "loss": the mean over the checkpoints;
         "self_influence": the mean squared gradient norm there; "counterfactual": by how much the held-out
         loss falls without the sample; "account": what it took off its own loss; ``[n]`` each.
     model
@@ -180,15 +180,18 @@ def label_audit(
 ) -> LabelAudit:
     """Return which labels look wrong.
 
-    Of a kernel, or a network's tangent kernel, it is the leave-one-out residual of ridge regression on
+    Of a kernel it is the leave-one-out residual of ridge regression on
 
-        exp(-2 (1 - c(x, x')) / m),    c(x, x') = k(x, x') / sqrt(k(x, x) k(x', x')),
+        g(x, x') = exp(-2 (1 - c(x, x')) / m),    c(x, x') = k(x, x') / sqrt(k(x, x) k(x', x')),
 
     a Gaussian kernel of the normalized features whose width is set by m, the median of 1 - c. The residual is
     turned into the probability that the label is wrong (`NoiseModel`), in two rounds: the second gives
-    samples the weight 1 - P(wrong). Of a run, it is that with the kernel after
-    and before training, and what happened to each sample at checkpoints: its loss, and its squared gradient
-    norm |J^T c|^2, c the derivative of its loss by the outputs, both averaged over them.
+    samples the weight 1 - P(wrong). Of a network the kernel is the mean of that of its tangent kernel and of
+    that of the inputs themselves, c = <x, x'> / |x| |x'|, where they are one tensor of real numbers: labels
+    that training memorized hide in what it made. Of a run it is g(after) / 4 + g(before) / 4 + g(inputs) / 2,
+    with the tangent kernels after and before training, and what happened to each sample at checkpoints: its
+    loss, and its squared gradient norm |J^T c|^2, c the derivative of its loss by the outputs, both averaged
+    over them.
 
     Parameters
     ----------
@@ -204,7 +207,7 @@ def label_audit(
     exact : bool
         Also account for the loss of each training sample (`ntkit.account`): much dearer.
     alpha : float
-        The ridge; that kernel is 1 on the diagonal.
+        The ridge; the kernel is 1 on the diagonal.
     neighbors : int
         How many neighbors' labels are told.
     directions : int, optional
@@ -263,17 +266,19 @@ def label_audit(
             name: EmpiricalNTK(
                 Combined(run.network(step), run.select, take(batch, slice(1)), directions, seed)
             )
-            for name, step in (("ridge", None), ("ridge before", 0))
+            for name, step in (("ridge before", 0), ("ridge", None))
         }
-    scores: dict[str, Floats] = {}
     models: dict[str, NoiseModel] = {}
     with progress("regressing", ROUNDS * len(kernels)) as done:
         cosine = torch.empty(0)
-        for name, made in kernels.items():
-            gram = _cosine(scalar_gram(made, batch))
-            models[name] = _model(_sharpened(gram), targets, positive("alpha", alpha), done)
-            scores[name] = models[name].wrong
-            cosine = gram if name == "ridge" else cosine
+        inputs = _of_inputs(batch) if isinstance(subject, RecordedRun | nn.Module) else None
+        together = torch.zeros(n, n, dtype=torch.float64)
+        for count, (name, made) in enumerate(kernels.items(), 1):
+            cosine = _cosine(scalar_gram(made, batch))
+            together += _sharpened(cosine)
+            gram = together / count if inputs is None else (together / count + inputs) / 2
+            models[name] = _model(gram, targets, positive("alpha", alpha), done)
+    scores = {name: model.wrong for name, model in reversed(models.items())}
     if run is not None:
         scores |= _over_time(run, index, checkpoints)
         effects = _effects(run, held_out, exact, memory)
@@ -286,7 +291,7 @@ def label_audit(
     return LabelAudit(
         combined(scores),
         scores,
-        list(models.values())[-1],
+        next(iter(models.values())),
         _of(targets).numpy(),
         targets.names,
         suggested.numpy(),
@@ -322,6 +327,14 @@ def _cosine(k: Tensor) -> Tensor:
             f"k(x, x) is zero for sample(s) {bad[:10]}, which are like nothing; leave them out."
         )
     return k / (size[:, None] * size).sqrt()
+
+
+def _of_inputs(x: Batch) -> Tensor | None:
+    """Return the Gaussian kernel of rows of equal norm, of inputs that are one tensor of real numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    rows = nn.functional.normalize(x.detach().double().cpu().flatten(1), dim=1)
+    return _sharpened((rows @ rows.T).fill_diagonal_(1.0))
 
 
 def _sharpened(cosine: Tensor) -> Tensor:
