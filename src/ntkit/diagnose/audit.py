@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar_gram
-from ntkit.diagnose.noise_model import NoiseModel, robust
+from ntkit.diagnose.noise_model import NoiseModel, more_likely, robust
 from ntkit.diagnose.sample_scores import Combined, SampleScores
 from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, Subject, as_x, drawn, kernel_of
@@ -47,6 +47,7 @@ WEIGHTS = {
 }
 _SHARPER = 2.0  # times the median distance of the features goes into the exponent
 ROUNDS = 2  # of the ridge regression, the second without the suspects of the first
+_ALPHAS = (0.5, 0.1)  # the second where the labels are much more likely so: many samples want a smaller ridge
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,7 +172,7 @@ def label_audit(
     held_out: tuple[Inputs, Inputs] | None = None,
     checkpoints: int = 10,
     exact: bool = False,
-    alpha: float = 0.5,
+    alpha: float | None = None,
     neighbors: int = 10,
     directions: int | None = 4,
     samples: int | None = None,
@@ -206,8 +207,9 @@ def label_audit(
         Of the run, without the start.
     exact : bool
         Also account for the loss of each training sample (`ntkit.account`): much dearer.
-    alpha : float
-        The ridge; the kernel is 1 on the diagonal.
+    alpha : float, optional
+        The ridge; the kernel is 1 on the diagonal. None: 0.5, or 0.1 where the labels are more likely so by
+        ten nats (by the predictions of the kernel that knows least of them).
     neighbors : int
         How many neighbors' labels are told.
     directions : int, optional
@@ -269,7 +271,8 @@ def label_audit(
             for name, step in (("ridge before", 0), ("ridge", None))
         }
     models: dict[str, NoiseModel] = {}
-    with progress("regressing", ROUNDS * len(kernels)) as done:
+    alphas = _ALPHAS if alpha is None else (positive("alpha", alpha),)
+    with progress("regressing", ROUNDS * (len(kernels) + len(alphas) - 1)) as done:
         cosine = torch.empty(0)
         inputs = _of_inputs(batch) if isinstance(subject, RecordedRun | nn.Module) else None
         together = torch.zeros(n, n, dtype=torch.float64)
@@ -277,7 +280,9 @@ def label_audit(
             cosine = _cosine(scalar_gram(made, batch))
             together += _sharpened(cosine)
             gram = together / count if inputs is None else (together / count + inputs) / 2
-            models[name] = _model(gram, targets, positive("alpha", alpha), done)
+            fits = {a: robust(gram, targets.columns, _of(targets), a, ROUNDS, done) for a in alphas}
+            alphas = (more_likely({a: model.log_likelihood for a, model in fits.items()}),)
+            models[name] = fits[alphas[0]]
     scores = {name: model.wrong for name, model in reversed(models.items())}
     if run is not None:
         scores |= _over_time(run, index, checkpoints)
@@ -341,10 +346,6 @@ def _sharpened(cosine: Tensor) -> Tensor:
     """Return the Gaussian kernel of normalized features: tangent kernels alone are too smooth for digits."""
     middle = float((1 - cosine).median())
     return cosine if middle <= 0 else torch.exp((cosine - 1) * (_SHARPER / middle))
-
-
-def _model(gram: Tensor, targets: Targets, alpha: float, done: Callable[[int], None]) -> NoiseModel:
-    return robust(gram, targets.columns, _of(targets), alpha, ROUNDS, done)
 
 
 def _over_time(run: RecordedRun, index: Tensor, checkpoints: int) -> dict[str, Floats]:

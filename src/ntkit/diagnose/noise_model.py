@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ _FLOOR = 1e-12
 _TRUSTED = 0.99
 _SURE = 13.8  # of chi^2 with two degrees of freedom, p = 0.001
 _STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4)  # of the prior, in labels of a class
-_DECISIVE = 10.0  # nats by which labels must be more likely, for flips that depend on the class
+_DECISIVE = 10.0  # nats by which labels must be more likely under another than the first setting
 _ROUNDS, _AGAIN, _OFTEN = 30, 8, 5  # of expectation and maximization, and of those on a sample drawn again
 
 
@@ -56,6 +56,12 @@ class NoiseModel:
     def wrong(self) -> Floats:
         """The probability that each label is not its sample's class, ``[n]``."""
         return _wrong(self.predictions, self.labels, self.sharpness, self.transitions)
+
+    @property
+    def log_likelihood(self) -> float:
+        """The logarithm of P(labels | inputs), in nats, summed over the samples."""
+        q = torch.softmax(self.sharpness * self.predictions, 1)
+        return float((q * self.transitions.T[self.labels]).sum(1).clamp_min(_FLOOR).log().sum())
 
     @property
     def rate(self) -> float:
@@ -142,12 +148,21 @@ class _Fit:
         rate = 1 - float(counts.diagonal().sum() / counts.sum())
         prior = _flips(max(rate, 1e-4), len(counts))
         if choose:
-            evidence = {strength: _evidence(counts, strength * prior) for strength in _STRENGTHS}
-            best = max(evidence, key=evidence.__getitem__)
-            decided = evidence[best] > evidence[_STRENGTHS[-1]] + _DECISIVE
-            self.strength = best if decided else _STRENGTHS[-1]
+            evidence = {strength: _evidence(counts, strength * prior) for strength in reversed(_STRENGTHS)}
+            self.strength = more_likely(evidence)
         made = counts + self.strength * prior
         self.transitions = made / made.sum(1, keepdim=True)
+
+
+def more_likely(candidates: Mapping[float, float]) -> float:
+    """Return which of some settings has the largest log-likelihood where that is decisive, else the first.
+
+    >>> more_likely({0.5: -1300.0, 0.1: -1295.0}), more_likely({0.5: -1300.0, 0.1: -1270.0})
+    (0.5, 0.1)
+    """
+    first, *_ = candidates
+    best = max(candidates, key=candidates.__getitem__)
+    return best if candidates[best] > candidates[first] + _DECISIVE else first
 
 
 def _evidence(counts: Tensor, prior: Tensor) -> float:
