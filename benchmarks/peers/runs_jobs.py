@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,6 +160,40 @@ class Job:
             self.made.step()
 
 
+class TrainerJob(Job):
+    """A run that the Trainer of transformers makes, with its own sampler, schedule, clipping and loss."""
+
+    def train(self, folder: str | None = None) -> float:
+        """Train from the beginning, recorded or not, and return the seconds."""
+        from transformers import Trainer, TrainingArguments
+
+        from ntkit.training.loops.transformers import TransformersRecorder
+
+        self.net.load_state_dict(self.start)
+        columns = {**self.x, "labels": self.y}
+        data = [{name: value[i] for name, value in columns.items()} for i in range(self.samples)]
+        recorders = []
+        if folder is not None:  # BERT ignores the number of items that the Trainer tells it
+            recorders.append(TransformersRecorder(folder, train=(self.x, self.y), weight=1.0))
+        with tempfile.TemporaryDirectory() as out:
+            arguments = TrainingArguments(
+                output_dir=out,
+                max_steps=len(self.order),
+                per_device_train_batch_size=self.batch,
+                learning_rate=5e-4,
+                weight_decay=0.01,
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            )
+            trainer = Trainer(model=self.net.model, args=arguments, train_dataset=data, callbacks=recorders)
+            begin = time.perf_counter()
+            trainer.train()
+            return time.perf_counter() - begin
+
+
 def jobs() -> dict[str, Job]:
     """Return all runs by name."""
     bars = {(False, act): ((1e-2, 8.0), (1e-3, 8.0)) for act in (nn.ReLU, nn.GELU)}
@@ -181,6 +216,7 @@ def jobs() -> dict[str, Job]:
         ),
         Job("ViT", lambda: ViT(128, 5, 4), pictures, adamw, 0.0, 32, bars=((1e-3, 15.0),)),
         Job("BERT", bert, sentences, adamw, 0.0, 32, bars=((1e-3, 15.0),)),
+        TrainerJob("Trainer, BERT", bert, sentences, adamw, 0.0, 32, bars=((1e-3, 15.0),)),
         Job("LSTM", Lstm, words, lambda p: torch.optim.SGD(p, lr=0.5), 0.5, 32),
     ]
     return {job.name: job for job in made}

@@ -23,7 +23,7 @@ from ntkit.training.optimizers import Coefficients
 from ntkit.training.replay.sample_gradients import Samples
 
 BLOCK = 2**22  # numbers in the gradients of a block of steps, for small networks,
-_FEW = 4  # or four times that, for so many steps
+_FEW = 16  # or so many times that, for so many steps
 
 
 @dataclass
@@ -314,7 +314,7 @@ class Sweep:
             steps = [run.step(end - 1)]
             size = len(steps[0].batch)
             each = max(1, self.path.net.total * max(self.rows * nodes, size))
-            most = max(limit // each, min(_FEW, 4 * limit // each, self.budget // 32 // each))
+            most = max(limit // each, min(_FEW, _FEW * limit // each, self.budget // 32 // each))
             if run.changes_buffers or not self.path.net.batchable or self.path.mixes(steps[0]):
                 most = 1
             while len(steps) < most and end - len(steps) > first:
