@@ -6,6 +6,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -39,6 +40,24 @@ def record(folder: str, optimizer: Callable, steps: int) -> Callable[[], ntkit.A
             made.step()
     queries = torch.cartesian_prod(*2 * (torch.linspace(-1.2, 1.2, 21, dtype=torch.float64),))
     return lambda: ntkit.account(folder, model, loss, train=(x, y), queries=queries, nodes=3)
+
+
+def record_deep(folder: str, steps: int) -> Callable[[], ntkit.Account]:
+    """Train 784-100-100-100-10 on 500 samples, full batch; return an account of 100 predicted classes."""
+    torch.manual_seed(4)
+    sizes = (784, 100, 100, 100, 10)
+    layers = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.Tanh())]
+    model = nn.Sequential(*layers[:-1]).double()
+    x, y = torch.randn(500, 784, dtype=torch.float64) / 28, torch.randint(10, (500,))
+    loss, made = nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())
+    with ntkit.record(folder, model, made, train=(x, y)) as run:
+        for _ in range(steps):
+            run.batch(range(500))
+            made.zero_grad()
+            loss(model(x), y).backward()
+            made.step()
+    settings = {"train": (x, y), "queries": x[:100], "target": "predicted", "tol": 1e-8}
+    return lambda: ntkit.account(folder, model, loss, **settings)
 
 
 def main() -> None:

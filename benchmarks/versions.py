@@ -18,7 +18,7 @@ HERE = Path(__file__).parent / "peers"
 WORKERS = {
     "torch_worker.py": ["mlp-full", "mlp-one", "mlp-narrow", "cnn", "resnet18"],
     "limits_torch.py": ["mlp", "cnn-flatten", "cnn-gap"],
-    "account_worker.py": ["account-sgd", "account-momentum", "account-adam"],
+    "account_worker.py": ["account-sgd", "account-momentum", "account-adam", "account-deep"],
 }
 BAR = 1.03
 

@@ -1,4 +1,4 @@
-"""One account of a recorded run as a contestant: that of `benchmarks/sweep.py`, shorter."""
+"""One account of a recorded run as a contestant: those of `benchmarks/sweep.py`, shorter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 from worker import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import OPTIMIZERS, record
+from sweep import OPTIMIZERS, record, record_deep
 
 WHO, JOB, THREADS = sys.argv[1], sys.argv[2], int(sys.argv[3])
 NAMES = {"account-sgd": "SGD", "account-momentum": "SGD, momentum 0.9", "account-adam": "Adam"}
 
 
 def prepare() -> Callable[[], np.ndarray]:
-    account = record(tempfile.mkdtemp() + "/run", OPTIMIZERS[NAMES[JOB]], 200)
+    folder = tempfile.mkdtemp() + "/run"
+    account = (
+        record_deep(folder, 20) if JOB == "account-deep" else record(folder, OPTIMIZERS[NAMES[JOB]], 200)
+    )
     return lambda: account().contributions.numpy()
 
 
