@@ -7,6 +7,8 @@ from two kernels (Section IV.3): its 10, 50 and 90 % quantiles are drawn beside 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from scipy.stats import norm
@@ -14,6 +16,7 @@ from scipy.stats import norm
 import ntkit
 from ntkit.compute.progress import progress
 from ntkit.display.axes import BLUE, INK, ORANGE
+from ntkit.machine.conformal import SpreadWarning
 from ntkit.studies import regression
 from ntkit.studies.figures import Figures, above, panels
 from ntkit.studies.parts import part
@@ -40,7 +43,9 @@ def run(config: Config) -> Result:
     points = regression.circle(angles)
     flow = ntkit.GradientFlow(regression.limit(2, 3), t=config.steps * config.rate)
     flow.fit(x.double().numpy(), y[:, 0].double().numpy())
-    mean, std = map(np.ravel, flow.predict(points.double().numpy(), return_std=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SpreadWarning)  # the spread by the start is what is asked for
+        mean, std = map(np.ravel, flow.predict(points.double().numpy(), return_std=True))
     low, high = mean + norm.ppf(0.1) * std, mean + norm.ppf(0.9) * std
     x, y, points = (t.to(config.device) for t in (x, y, points))
     functions, inside, off = {}, {}, {}

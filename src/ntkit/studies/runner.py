@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,8 +107,9 @@ def run_all(
     given = {"quick": quick, "seed": seed, "device": device}
     names = STUDIES if jobs == 1 else sorted(STUDIES, key=lambda name: name not in LONG)
     outcomes: Iterator[Outcome] = (_one(name, Path(out) / name, given) for name in names)
-    with passive_workers():
-        if jobs > 1:
+    with passive_workers(), warnings.catch_warnings():
+        if jobs > 1:  # joblib has a worker that has grown begin anew, between two studies
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             many = Parallel(jobs, return_as="generator_unordered")
             outcomes = cast("Iterator[Outcome]", many(delayed(_one)(n, Path(out) / n, given) for n in names))
         for outcome in outcomes:
