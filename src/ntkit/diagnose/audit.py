@@ -18,7 +18,7 @@ from ntkit.compute.progress import progress
 from ntkit.compute.surroundings import undisturbed
 from ntkit.compute.threads import fitting_threads
 from ntkit.diagnose.alignments import scalar_gram
-from ntkit.diagnose.noise_model import NoiseModel, more_likely, robust
+from ntkit.diagnose.noise_model import NoiseModel, robust
 from ntkit.diagnose.sample_scores import Combined, SampleScores
 from ntkit.diagnose.shown import Places, Shown
 from ntkit.diagnose.subject import RecordedRun, Subject, as_x, drawn, kernel_of
@@ -271,7 +271,7 @@ def label_audit(
             for name, step in (("ridge before", 0), ("ridge", None))
         }
     models: dict[str, NoiseModel] = {}
-    alphas = _ALPHAS if alpha is None else (positive("alpha", alpha),)
+    alphas = [*_ALPHAS] if alpha is None else [positive("alpha", alpha)]
     with progress("regressing", ROUNDS * (len(kernels) + len(alphas) - 1)) as done:
         cosine = torch.empty(0)
         inputs = _of_inputs(batch) if isinstance(subject, RecordedRun | nn.Module) else None
@@ -280,9 +280,7 @@ def label_audit(
             cosine = _cosine(scalar_gram(made, batch))
             together += _sharpened(cosine)
             gram = together / count if inputs is None else (together / count + inputs) / 2
-            fits = {a: robust(gram, targets.columns, _of(targets), a, ROUNDS, done) for a in alphas}
-            alphas = (more_likely({a: model.log_likelihood for a, model in fits.items()}),)
-            models[name] = fits[alphas[0]]
+            models[name], *alphas = robust(gram, targets.columns, _of(targets), alphas, ROUNDS, done)
     scores = {name: model.wrong for name, model in reversed(models.items())}
     if run is not None:
         scores |= _over_time(run, index, checkpoints)
@@ -338,8 +336,8 @@ def _of_inputs(x: Batch) -> Tensor | None:
     """Return the Gaussian kernel of rows of equal norm, of inputs that are one tensor of real numbers."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
-    rows = nn.functional.normalize(x.detach().double().cpu().flatten(1), dim=1)
-    return _sharpened((rows @ rows.T).fill_diagonal_(1.0))
+    rows = nn.functional.normalize(x.detach().flatten(1), dim=1)
+    return _sharpened((rows @ rows.T).cpu().double().fill_diagonal_(1.0))
 
 
 def _sharpened(cosine: Tensor) -> Tensor:
