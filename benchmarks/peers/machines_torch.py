@@ -21,7 +21,10 @@ def lookup(tt: np.ndarray, qt: np.ndarray, qq: np.ndarray) -> tuple[Callable, np
 
     def kernel(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
         b = a if b is None else b
-        return known[bool(a[0, 0] < n), bool(b[0, 0] < n)]
+        block = known[bool(a[0, 0] < n), bool(b[0, 0] < n)]
+        rows, columns = (v[:, 0].astype(int) - n * bool(v[0, 0] >= n) for v in (a, b))
+        some = (len(rows), len(columns)) != block.shape  # a part, by which scales are chosen
+        return block[np.ix_(rows, columns)] if some else block
 
     return kernel, np.arange(float(n))[:, None], np.arange(float(n), float(n + m))[:, None]
 
@@ -40,13 +43,15 @@ def with_ntkit() -> Run:
 
     class Lookup(Kernel):
         def __call__(self, a: object, b: object = None) -> object:
-            return torch.as_tensor(function(a, b))
+            return torch.as_tensor(function(np.asarray(a), None if b is None else np.asarray(b)))
 
         def diag(self, a: object) -> object:
             return torch.as_tensor(qq.diagonal().copy())
 
+    settings = {"noise": ALPHA, "amplitude": 1.0, "normalize_y": False}
+
     def run() -> np.ndarray:
-        gp = ntkit.GaussianProcess(Lookup(), noise=ALPHA).fit(x, y[:, 0])
+        gp = ntkit.GaussianProcess(Lookup(), **settings).fit(x, y[:, 0])
         return np.stack(gp.predict(q, return_std=True))
 
     return run

@@ -9,11 +9,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 import ntkit
 from ntkit.compute import threads as module
-from ntkit.compute.threads import fitting_threads, free_processors, threads
+from ntkit.compute.threads import fitting_threads, free_processors, lapack_threads, threads
 
 X = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -114,3 +115,13 @@ def test_elsewhere_than_on_linux_all_are_free(monkeypatch):
     monkeypatch.setattr(module, "_seen", {})
     monkeypatch.setattr(module, "Path", lambda *_: (_ for _ in ()).throw(OSError()))
     assert free_processors() == os.cpu_count()
+
+
+def test_scipys_lapack_takes_as_many_threads_as_torch():
+    def taken():
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        with threads(1), lapack_threads():
+            assert taken() == {1}
+        assert taken() == {2}

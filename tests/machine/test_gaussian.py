@@ -10,18 +10,21 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import nn
 
 import ntkit
+from ntkit.machine import gaussian
 
 RNG = np.random.default_rng(0)
 X, Q = RNG.normal(size=(30, 2)), RNG.normal(size=(6, 2))
 Y = np.stack([np.sin(2 * X[:, 0]), X[:, 1]], 1) + 0.1 * RNG.normal(size=(30, 2))
 
 
+@pytest.mark.parametrize("most", [2500, 20])  # of samples whose spectrum is made
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_it_is_scikit_learns(outputs):
+def test_it_is_scikit_learns(outputs, most, monkeypatch):
+    monkeypatch.setattr(gaussian, "MOST", most)
     y = Y[:, 0] if outputs == 1 else Y
-    plain = {"amplitude": 1.0, "normalize_y": False}
+    plain = {"amplitude": 1.7, "normalize_y": False}
     ours = ntkit.GaussianProcess(RBF(0.8), noise=0.05, **plain).fit(X, y)
-    theirs = GaussianProcessRegressor(RBF(0.8), alpha=0.05, optimizer=None).fit(X, y)
+    theirs = GaussianProcessRegressor(ConstantKernel(1.7) * RBF(0.8), alpha=0.05, optimizer=None).fit(X, y)
     for options in ({"return_std": True}, {"return_cov": True}):
         for a, b in zip(ours.predict(Q, **options), theirs.predict(Q, **options), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)

@@ -11,6 +11,7 @@ from scipy import linalg
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
+from ntkit.compute.threads import lapack_threads
 from ntkit.errors import BadValueError
 
 LADDER = tuple(10.0**k for k in range(-13, -5))  # of the mean diagonal; float32 needs its own rounding
@@ -37,7 +38,9 @@ class Cholesky:
         """Return (A + shift + jitter)^-1 b for columns ``[n, r]``."""
         if b.is_cuda:
             return torch.cholesky_solve(b, self.factor)
-        return torch.from_numpy(linalg.cho_solve((self.factor.numpy(), True), b.numpy(), check_finite=False))
+        with lapack_threads():
+            found = linalg.cho_solve((self.factor.numpy(), True), b.numpy(), check_finite=False)
+        return torch.from_numpy(found)
 
     def half(self, b: Tensor) -> Tensor:
         """Return L^-1 b, whose squares are b^T (A + shift + jitter)^-1 b."""
@@ -148,7 +151,8 @@ def _factor(work: Tensor) -> Tensor | None:
         factor, info = torch.linalg.cholesky_ex(work)
         return None if int(info) else factor
     try:  # LAPACK wants columns: a symmetric matrix read by columns is itself
-        found = linalg.cholesky(work.numpy().T, lower=True, overwrite_a=True, check_finite=False)
+        with lapack_threads():
+            found = linalg.cholesky(work.numpy().T, lower=True, overwrite_a=True, check_finite=False)
     except linalg.LinAlgError:
         return None
     return torch.from_numpy(found)

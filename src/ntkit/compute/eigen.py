@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ntkit.compute.matrix import Matrix
+from ntkit.compute.threads import lapack_threads
 from ntkit.errors import BadValueError
 
 ROUNDING = 50  # units of the largest eigenvalue's rounding, times sqrt(n), that a zero one may be off by
@@ -138,7 +139,8 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return all eigenvalues and vectors; on a CPU by SciPy, whose LAPACK is faster."""
     if matrix.is_cuda or len(matrix) == 1:  # SciPy 1.12 fails on a single number
         return torch.linalg.eigh(matrix)
-    values, vectors = linalg.eigh(matrix.numpy(), driver="evd", check_finite=False)
+    with lapack_threads():
+        values, vectors = linalg.eigh(matrix.numpy(), driver="evd", check_finite=False)
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 

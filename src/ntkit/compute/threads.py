@@ -1,4 +1,4 @@
-"""The number of torch's threads, for a while, and how those of worker processes wait."""
+"""The number of torch's threads, for a while, of SciPy's, and how those of worker processes wait."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
+from threadpoolctl import LibController, ThreadpoolController
 
 LITTLE = 2e7  # floating-point operations, a few ms of one thread: more threads gain less than they may lose
 _FRESH = 0.25  # seconds that a look at the load holds
@@ -56,6 +59,32 @@ def fitting_threads(flops: float | None = None) -> Generator[int]:
         if count != now:
             torch.set_num_threads(now)
         _most.reset(token)
+
+
+@contextmanager
+def lapack_threads() -> Generator[None]:
+    """Let SciPy's LAPACK compute in as many threads as torch, which are its own.
+
+    >>> import scipy.linalg
+    >>> with threads(1), lapack_threads():
+    ...     values = scipy.linalg.eigvalsh([[2.0, 1.0], [1.0, 2.0]])
+    """
+    count = torch.get_num_threads()
+    before = [(library, int(library.num_threads or 1)) for library in _libraries()]
+    before = [(library, now) for library, now in before if now != count]  # to set them takes half a ms
+    try:
+        for library, _ in before:
+            library.set_num_threads(count)
+        yield
+    finally:
+        for library, now in before:
+            library.set_num_threads(now)
+
+
+@cache
+def _libraries() -> list[LibController]:
+    import_module("scipy.linalg")  # what is loaded now is found
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def free_processors() -> int:

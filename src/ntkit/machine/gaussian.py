@@ -85,7 +85,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     dual_coef_ : array [n] or [n, o]
         (K + s^2 / a)^-1 (y - m).
     log_marginal_likelihood_ : float
-        log p(y), in nats, summed over outputs; of more than 2,500 samples that of the part.
+        log p(y), in nats, summed over outputs; of more than 2,500 samples that of the part, unless noise and
+        amplitude are given.
     jitter_, condition_, min_eigenvalue_ : float
         As of `KernelRidge`.
 
@@ -148,7 +149,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self._find(x, centered, scales, index)
         if self.optimize:
             self.kernel_ = self._scales(centered, scales)
-        found, whole = self._evidence(centered, scales, index)
+        known = len(index) < len(x) and None not in (scales.noise, scales.amplitude)
+        found, whole = (scales.given(), None) if known else self._evidence(centered, scales, index)
         self.noise_, self.amplitude_ = _one(found.noise), _one(found.amplitude)
         self._ratios = (found.noise / found.amplitude).tolist()
         self._factors = self._solvers(whole)
@@ -158,6 +160,11 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
             for ratio, column in zip(self._ratios, centered.T, strict=True)
         ]
         self.dual_coef_ = torch.cat(columns, 1).cpu().numpy().reshape(y.shape)
+        if known:
+            assert isinstance(self._factor, Cholesky), "many samples are factored"
+            squares = (centered * torch.cat(columns, 1).cpu()).sum() / found.amplitude[0]
+            spread = self._factor.logdet + len(x) * float((2 * np.pi * found.amplitude[0]).log())
+            self.log_marginal_likelihood_ = -0.5 * (float(squares) + centered.shape[1] * spread)
         return self
 
     def _centered(self, y: np.ndarray) -> tuple[Tensor, Scales]:

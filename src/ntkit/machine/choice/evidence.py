@@ -42,6 +42,11 @@ class Scales:
     amplitude: float | None
     units: Tensor
 
+    def given(self) -> Found:
+        """Return what is given, its evidence unknown."""
+        ones = torch.ones_like(self.units)
+        return Found((self.noise or 0.0) * ones, (self.amplitude or 1.0) * ones, float("nan"))
+
     def best(self, whole: Spectrum, y: Tensor) -> Found:
         """Return those of largest evidence for centered targets ``[n, o]``."""
         squares = (whole.vectors.T @ y).square()
