@@ -20,7 +20,7 @@ FACTORS = (16, 4, 1)  # what the entry's own widths are multiplied by: the large
 LARGE = 2**22  # weights, or fewer; beside it a quarter of that
 DRAWS = (16, 64)  # fewest and most
 SLOW = 60.0  # seconds of a processor: a limit or two draws that take longer are not compared
-SPENT = 12.0, 30.0  # seconds that a limit (in which sampled points are chosen) and its draws should take
+SPENT = 8.0, 20.0  # seconds that a limit (in which sampled points are chosen) and its draws should take
 OUTPUTS = 4
 
 
@@ -102,7 +102,10 @@ def _draws(entry: Entry, head: bool) -> dict[str, Any]:
     rows = []
     for model, shape, width in zip(models, shapes, found or (None,), strict=True):
         model.head = nn.Linear(shape[-1], OUTPUTS).double() if head else None
-        compared = _compared(model, x)
+        try:
+            compared = _compared(model, x)
+        except ntkit.NtkitError as error:
+            return {"draws": told(error)[:120]}
         if compared is None:
             return {"draws": "slow"}
         rows.append({"width": width, **compared})
