@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -65,9 +66,7 @@ def conditioned(**options: Any) -> Any:
 def autoencoder(**options: Any) -> Any:
     """Return a variational autoencoder."""
     down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    return diffusers.AutoencoderKL(
-        down_block_types=down, up_block_types=up, latent_channels=2, **BLOCKS, **options
-    )
+    return diffusers.AutoencoderKL(down_block_types=down, up_block_types=up, latent_channels=2, **options)
 
 
 class Flux(nn.Module):
@@ -115,7 +114,7 @@ ENTRIES = [
     Entry("unet, scale and shift", unet(resnet_time_scale_shift="scale_shift"), noisy(), "sample"),
     Entry("unet, classes", unet(num_class_embeds=4), noisy(class_labels=classes), "sample"),
     Entry("unet_conditional", conditioned, noisy(4, encoder_hidden_states=TEXT), "sample"),
-    Entry("autoencoder_kl", autoencoder, image(8), "sample"),
+    Entry("autoencoder_kl", partial(autoencoder, **BLOCKS), image(8), "sample"),
     Entry(
         "vq_model",
         lambda: diffusers.VQModel(
@@ -197,7 +196,8 @@ ENTRIES = [
     ),
     Entry(
         "prior",
-        lambda: diffusers.PriorTransformer(
+        partial(
+            diffusers.PriorTransformer,
             num_attention_heads=2,
             attention_head_dim=4,
             num_layers=2,

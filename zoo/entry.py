@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import compiled  # noqa: F401  (before any import of torchvision)
@@ -24,7 +24,8 @@ class Entry:
 
     ``inputs()`` gives a batch of different samples: a tensor, a tuple or a dict. ``per_sample=False``: it is
     no function of one sample to one tensor, so a refusal is what is right. ``together``: the truth is
-    autograd's of the batch, since torch errs where the batch is one sample.
+    autograd's of the batch, since torch errs where the batch is one sample. ``drawn``: what stands for it
+    beside draws, the same architecture on smaller inputs or of fewer layers, as its note tells.
     """
 
     name: str
@@ -34,6 +35,11 @@ class Entry:
     note: str = ""
     per_sample: bool = True
     together: bool = False
+    drawn: Entry | None = None
+
+    def smaller(self, note: str, **changes: Any) -> Entry:
+        """Return the entry with another for its draws."""
+        return replace(self, drawn=replace(self, note=note, **changes))
 
     def make(self) -> nn.Module:
         """Return the network: eval mode, float64, no weight and no statistic at a special value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,9 +47,9 @@ class Over(nn.Module):
 class Dense(nn.Module):
     """Two dense layers: each sample brings its own adjacency matrix."""
 
-    def __init__(self, layer: Callable[[int, int], nn.Module]) -> None:
+    def __init__(self, layer: Callable[[int, int], nn.Module], width: int) -> None:
         super().__init__()
-        self.first, self.second = layer(CHANNELS, HIDDEN), layer(HIDDEN, CLASSES)
+        self.first, self.second = layer(CHANNELS, width), layer(width, CLASSES)
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Return ``[n, classes]``: the mean over the nodes."""
@@ -117,12 +118,24 @@ def adjacent() -> tuple[Tensor, Tensor]:
 
 def perceptron(i: int, o: int) -> nn.Module:
     """Return a network of one hidden layer."""
-    return nn.Sequential(nn.Linear(i, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, o))
+    width = max(i, o)
+    return nn.Sequential(nn.Linear(i, width), nn.ReLU(), nn.Linear(width, o))
+
+
+def gin(i: int, o: int) -> nn.Module:
+    """Return a dense isomorphism layer."""
+    return geometric.DenseGINConv(perceptron(i, o))
 
 
 def deep(kind: str, **options: Any) -> Callable[[], nn.Module]:
     """Return one of the library's ready networks on the batch as one graph."""
-    return lambda: OnOneGraph(getattr(geometric, kind)(CHANNELS, HIDDEN, 2, CLASSES, **options))
+    return partial(ready, kind, hidden_channels=HIDDEN, **options)
+
+
+def ready(kind: str, over: Callable[[nn.Module], nn.Module] | None = None, **options: Any) -> nn.Module:
+    """Return one of the library's ready networks, on the batch as one graph or as said."""
+    network = getattr(geometric, kind)(CHANNELS, num_layers=2, out_channels=CLASSES, **options)
+    return (over or OnOneGraph)(network)
 
 
 def layer(kind: str, *arguments: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -133,6 +146,11 @@ def layer(kind: str, *arguments: Any, **options: Any) -> Callable[[], nn.Module]
 def molecule() -> tuple[Tensor, Tensor]:
     """Return numbers of atoms and their positions."""
     return torch.randint(1, 9, (SAMPLES, 5)), vectors(5, 3)()
+
+
+def atoms(hidden_channels: int, num_filters: int) -> nn.Module:
+    """Return a small SchNet."""
+    return Molecule(geometric.SchNet(hidden_channels, num_filters, 2, 6, interaction_graph=complete))
 
 
 NODE = vectors(NODES, CHANNELS)
@@ -153,17 +171,17 @@ ENTRIES = [
     Entry("cheb_conv", layer("ChebConv", 3), NODE),
     Entry("arma_conv", layer("ARMAConv", 2, 2), NODE),
     Entry("tag_conv", layer("TAGConv"), NODE),
-    Entry("gcn, edges in common", lambda: Over(geometric.GCN(CHANNELS, HIDDEN, 2, CLASSES)), NODE),
-    Entry("sage, edges in common", lambda: Over(geometric.GraphSAGE(CHANNELS, HIDDEN, 2, CLASSES)), NODE),
-    Entry("dense gcn", lambda: Dense(geometric.DenseGCNConv), adjacent),
-    Entry("dense sage", lambda: Dense(geometric.DenseSAGEConv), adjacent),
-    Entry("dense gat", lambda: Dense(geometric.DenseGATConv), adjacent),
-    Entry("dense gin", lambda: Dense(lambda i, o: geometric.DenseGINConv(perceptron(i, o))), adjacent),
-    Entry("dense graph conv", lambda: Dense(geometric.DenseGraphConv), adjacent),
+    Entry("gcn, edges in common", deep("GCN", over=Over), NODE),
+    Entry("sage, edges in common", deep("GraphSAGE", over=Over), NODE),
+    Entry("dense gcn", partial(Dense, geometric.DenseGCNConv, width=HIDDEN), adjacent),
+    Entry("dense sage", partial(Dense, geometric.DenseSAGEConv, width=HIDDEN), adjacent),
+    Entry("dense gat", partial(Dense, geometric.DenseGATConv, width=HIDDEN), adjacent),
+    Entry("dense gin", partial(Dense, gin, width=HIDDEN), adjacent),
+    Entry("dense graph conv", partial(Dense, geometric.DenseGraphConv, width=HIDDEN), adjacent),
     Entry("diff_pool", Pooled, adjacent),
     Entry(
         "schnet",
-        lambda: Molecule(geometric.SchNet(8, 8, 2, 6, interaction_graph=complete)),
+        partial(atoms, hidden_channels=8, num_filters=8),
         molecule,
         note="edges by a comparison",
     ),

@@ -11,14 +11,16 @@ import torch
 from entry import Entry, Select
 from measure import call, failed, told
 from torch import Tensor, nn
-from wide import wide, width
+from wide import wide, widths
 
 import ntkit
 
-POINTS, MORE = 256, 2048  # of the functions that are sampled; where the limit is compared with draws
-FACTORS, DRAWS = (1.0, 4.0), 16  # widths of the draws, as multiples of the entry's own,
-LARGE = 2**20  # a quarter of these where it has more weights
-SLOW = 5.0  # seconds of a processor: a limit or a pair of draws that takes longer is not compared
+POINTS, MORE = 256, 2048  # of the functions that are sampled; most where the limit is compared with draws
+FACTORS = (16, 4, 1)  # what the entry's own widths are multiplied by: the largest that leaves
+LARGE = 2**22  # weights, or fewer; beside it a quarter of that
+DRAWS = (16, 64)  # fewest and most
+SLOW = 60.0  # seconds of a processor: a limit or two draws that take longer are not compared
+SPENT = 8.0, 20.0  # seconds that a limit (in which sampled points are chosen) and its draws should take
 OUTPUTS = 4
 
 
@@ -58,9 +60,9 @@ def measure(entry: Entry, tell: Callable[[dict[str, Any]], None] = lambda _: Non
         result |= _limit(model, x) | {"head": head is not None}
         if result["status"] != "refused" or not result.pop("end"):
             break
-    if result["status"] == "served" and result["seconds"] < SLOW:  # with more points it takes minutes else
+    if result["status"] == "served" and result["seconds"] < SLOW:
         tell({**result, "draws": "not to their end"})
-        result["draws"] = _draws(entry, result["head"], x)
+        result |= _draws(entry.drawn or entry, result["head"])
     return result
 
 
@@ -83,25 +85,31 @@ def _limit(model: nn.Module, x: Any) -> dict[str, Any]:
     return {"status": "served" if finite else "wrong", "read": read, "seconds": seconds, "error": limit.error}
 
 
-def _draws(entry: Entry, head: bool, x: Any) -> Any:
+def _draws(entry: Entry, head: bool) -> dict[str, Any]:
     """Return for each width how far the limit is from draws, or why there are none."""
+    x = entry.samples()
+    try:
+        weights = sum(p.numel() for p in wide(entry, 1).parameters())
+        factor = next((f for f in FACTORS if f * f * weights <= LARGE), 1)
+        networks = [wide(entry, factor / 4), wide(entry, factor)]
+        found = widths(*networks)
+        networks = networks if found else networks[1:]
+        models = [Ending(network, entry.select, None) for network in networks]
+        with torch.no_grad():
+            shapes = [call(model, x).shape for model in models]
+    except Exception as error:  # the entry's own code knows a width: no fault of ntkit's
+        return {"draws": f"its width is fixed: {told(error)[:100]}"}
     rows = []
-    large = sum(p.numel() for p in wide(entry, 1).parameters()) > LARGE
-    for factor in (f / 4 if large else f for f in FACTORS):
+    for model, shape, width in zip(models, shapes, found or (None,), strict=True):
+        model.head = nn.Linear(shape[-1], OUTPUTS).double() if head else None
         try:
-            network = wide(entry, factor)
-            ended = Ending(network, entry.select, None)
-            with torch.no_grad():
-                y = call(ended, x)
-        except Exception as error:  # the entry's own code knows a width: no fault of ntkit's
-            return f"its width is fixed: {told(error)[:100]}"
-        if head:
-            ended.head = nn.Linear(y.shape[-1], OUTPUTS).double()
-        compared = _compared(ended, x)
+            compared = _compared(model, x)
+        except ntkit.NtkitError as error:
+            return {"draws": told(error)[:120]}
         if compared is None:
-            return "too slow"
-        rows.append({"width": width(network), **compared})
-    return rows
+            return {"draws": "slow"}
+        rows.append({"width": width, **compared})
+    return {"draws": rows, "drawn": entry.note}
 
 
 def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
@@ -109,13 +117,22 @@ def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         begin = time.process_time()
-        drawn = ntkit.monte_carlo(model, 2, x)
-        if time.process_time() - begin > SLOW:
+        ntkit.monte_carlo(model, 2, x)
+        each = (time.process_time() - begin) / 2
+        begin = time.process_time()
+        limit = ntkit.infinite_width(model, x, samples=POINTS, compile=False)
+        limit.ntk(x)
+        seconds = time.process_time() - begin
+        if max(2 * each, seconds) > SLOW:
             return None
-        limit = ntkit.infinite_width(model, x, samples=MORE, compile=False)
+        points = POINTS
+        while points < MORE and 2 * points / POINTS * seconds <= SPENT[0]:
+            points *= 2
+        if points > POINTS and limit.error:
+            limit = ntkit.infinite_width(model, x, samples=points, compile=False)
         truths = {kind: getattr(limit, kind)(x) for kind in ("nngp", "ntk")}
-        drawn = ntkit.monte_carlo(model, DRAWS, x)
-    row: dict[str, Any] = {"draws": drawn.samples, "error": limit.error}
+        drawn = ntkit.monte_carlo(model, max(DRAWS[0], min(DRAWS[1], int(SPENT[1] / each))), x)
+    row: dict[str, Any] = {"draws": drawn.samples, "points": points, "error": limit.error}
     for kind, truth in truths.items():
         scale = truth.abs().max()
         row[kind] = float((getattr(drawn, kind) - truth).abs().max() / scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from limits import MORE, POINTS
+from limits import DRAWS, MORE, POINTS, SLOW, SPENT
 
 SERVED = 60  # bar
 FOREIGN = ("foreign", "crashed", "broken")
@@ -18,10 +18,14 @@ HEAD = f"""# The zoo in the limit of infinite width
 
 - *error*: `limit.error`, measured, four standard errors where functions are sampled; 0 for closed forms.
 - *read*, *s*: seconds of a processor until the network is read, and until its NTK is made.
-- *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other: the smallest
-  width, and the largest differences of NNGP and NTK with the draws' standard errors, over the largest value;
-  the limit with `samples={MORE}`. The bar of each is four standard errors, `limit.error` and 8 / width, and
-  that the wider network is nearer, or within its errors. What knows its width by itself is not drawn.
+- *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other, {DRAWS[0]} to
+  {DRAWS[1]} draws: the smallest width (the smallest size of a weight that grows), and the largest differences
+  of NNGP and NTK with the draws' standard errors, over the largest value; the limit with {POINTS} to {MORE}
+  sampled points, as many as {SPENT[0]:.0f} seconds take, at each width. The bar of each is four standard
+  errors, `limit.error` of that limit (*e*) and 8 / width, and that the wider network is nearer, or within
+  its errors. A model without hidden layers has no width: its bar has no 8 / width. What knows its width by
+  itself is not drawn, nor what takes more than {SLOW:.0f} seconds. Where a smaller build or smaller inputs
+  stand for a model here, it is said.
 - A model that ends in no linear layer has got one (+): the limit is that of a read-out.
 """
 
@@ -32,15 +36,17 @@ def page(results: Results) -> tuple[str, list[str]]:
     served = {k: r for k, r in results.items() if r["status"] == "served"}
     drawn = {k: r for k, r in served.items() if isinstance(r.get("draws"), list)}
     apart = [k for k, r in drawn.items() if not all(near(r))]
+    met = len(drawn) - len(apart)
+    flat = sum(len(r["draws"]) == 1 for k, r in drawn.items() if k not in apart)
     foreign = sum(states[s] for s in FOREIGN)
     bars = [
         (f"crashes, and other errors than ntkit's own: {foreign} (bar 0)", not foreign),
         (f"NaN or infinities: {states['wrong']} (bar 0)", not states["wrong"]),
         (f"served: {len(served)} (bar {SERVED})", len(served) >= SERVED),
         (
-            f"met by draws of two widths: {len(drawn) - len(apart)} of {len(drawn)} (bar all)"
+            f"met by draws: {met} of {len(drawn)}, {flat} of them without a width (bar all, and {SERVED})"
             + (f"; not {', '.join(apart)}" if apart else ""),
-            not apart,
+            not apart and met >= SERVED,
         ),
     ]
     lines = [HEAD, f"{len(results)} models; {states['refused']} are refused.", ""]
@@ -70,7 +76,8 @@ def near(r: dict[str, Any]) -> list[bool]:
     """Return for each width whether draws and limit agree, and at last whether the difference falls."""
     found = []
     for row in r["draws"]:
-        bars = [4 * row[f"{kind}_error"] + row["error"] + 8 / row["width"] for kind in ("nngp", "ntk")]
+        bias = 8 / row["width"] if row["width"] else 1e-9
+        bars = [4 * row[f"{kind}_error"] + row["error"] + bias for kind in ("nngp", "ntk")]
         found.append(row["nngp"] <= bars[0] and row["ntk"] <= bars[1])
     first, last = r["draws"][0], r["draws"][-1]
     noise = {kind: 4 * last[f"{kind}_error"] + last["error"] for kind in ("nngp", "ntk")}
@@ -83,9 +90,15 @@ def _row(r: dict[str, Any]) -> str:
     draws = r.get("draws", "slow")
     if isinstance(draws, str):
         return f"| {' | '.join(cells)} | {_escaped(draws)} | |"
-    for row, held in zip(draws, near(r), strict=False):
+    *held, falls = near(r)
+    for row, holds in zip(draws, held, strict=True):
         parts = [f"{row[kind]:.3f} ± {row[f'{kind}_error']:.3f}" for kind in ("nngp", "ntk")]
-        cells.append(f"{row['width']}: {', '.join(parts)}" + ("" if held else " **apart**"))
+        parts += [f"e {row['error']:.1g}"] if row["error"] else []
+        cells.append(f"{row['width'] or 'no width'}: {', '.join(parts)}" + ("" if holds else " **apart**"))
+    cells += [""] * (6 - len(cells))
+    if r.get("drawn", r["note"]) != r["note"]:
+        cells[-2] = f"({r['drawn']}) {cells[-2]}"
+    cells[-1] += "" if falls else " **not nearer**"
     return f"| {' | '.join(cells)} |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import peft
@@ -10,35 +11,47 @@ from entry import Entry, tokens
 from torch import Tensor, nn
 from transformers_texts import DECODER, GPT2, SMALL, WORDS, last, make
 
-Base = tuple[str, str, dict[str, Any]]
-BERT: Base = ("BertForSequenceClassification", "BertConfig", {**SMALL, "num_labels": 3})
-LLAMA: Base = ("LlamaForCausalLM", "LlamaConfig", DECODER)
-GPT: Base = ("GPT2LMHeadModel", "GPT2Config", GPT2)
+Base = Callable[[], nn.Module]
+BERT: Base = partial(make, "BertForSequenceClassification", "BertConfig", "", {**SMALL, "num_labels": 3})
+LLAMA: Base = partial(make, "LlamaForCausalLM", "LlamaConfig", "", DECODER)
+GPT: Base = partial(make, "GPT2LMHeadModel", "GPT2Config", "", GPT2)
 CLASSIFY, CAUSAL = "SEQ_CLS", "CAUSAL_LM"
 INPUTS = tokens(words=WORDS)
 
 
-def with_adapter(base: Base, config: Callable[[], Any]) -> Callable[[], nn.Module]:
+def adapted(base: Base, config: Callable[[], Any]) -> Any:
     """Return a small transformer with an adapter."""
+    return peft.get_peft_model(base(), config())
 
-    def build() -> nn.Module:
-        kind, settings, options = base
-        return peft.get_peft_model(make(kind, settings, "", options), config())
 
-    return build
+def with_adapter(base: Base, config: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """Return a maker of a small transformer with an adapter: its sizes are options."""
+    return partial(adapted, base, config)
 
 
 def lora(task: str, **options: Any) -> Callable[[], Any]:
     """Return a maker of LoRA's configuration."""
-    return lambda: peft.LoraConfig(task_type=task, r=2, lora_alpha=4, init_lora_weights=False, **options)
+    return partial(scaled, task, r=2, **options)
+
+
+def scaled(task: str, r: int, **options: Any) -> Any:
+    """Return LoRA's configuration, in which the factor of the product is the same for all ranks."""
+    alpha = 4 * (r / 2) ** (0.5 if options.get("use_rslora") else 1)
+    return peft.LoraConfig(
+        task_type=task,  # pyright: ignore[reportArgumentType]
+        r=r,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        init_lora_weights=False,
+        **options,
+    )
 
 
 class Disabled(nn.Module):
     """A model whose adapter is off: all its weights count, and those of the adapter have no use."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Base, config: Callable[[], Any]) -> None:
         super().__init__()
-        self.network = with_adapter(BERT, lora(CLASSIFY))().requires_grad_(True)
+        self.network = adapted(base, config).requires_grad_(True)
 
     def forward(self, **inputs: Tensor) -> Any:
         """Return what the model without its adapter returns."""
@@ -46,34 +59,34 @@ class Disabled(nn.Module):
             return self.network(**inputs)
 
 
-def merged(base: Base, config: Callable[[], Any]) -> Callable[[], nn.Module]:
+def merged(base: Base, config: Callable[[], Any]) -> nn.Module:
     """Return a transformer into whose weights an adapter was merged."""
-    return lambda: with_adapter(base, config)().merge_and_unload().requires_grad_(True)
+    return adapted(base, config).merge_and_unload().requires_grad_(True)
 
 
-def merged_in_place() -> nn.Module:
+def merged_in_place(base: Base, config: Callable[[], Any]) -> nn.Module:
     """Return a transformer whose adapter is merged but still there."""
-    network = with_adapter(BERT, lora(CLASSIFY))()
+    network = adapted(base, config)
     network.merge_adapter()
     return network.requires_grad_(True)
 
 
-def two() -> nn.Module:
+def two(base: Base, config: Callable[[], Any]) -> nn.Module:
     """Return a transformer with two adapters, the second one in use."""
-    network = with_adapter(BERT, lora(CLASSIFY))()
-    network.add_adapter("second", lora(CLASSIFY)())
+    network = adapted(base, config)
+    network.add_adapter("second", config())
     network.set_adapter("second")
     return network
 
 
-def everything() -> nn.Module:
+def everything(base: Base, config: Callable[[], Any]) -> nn.Module:
     """Return a transformer with an adapter, all weights free."""
-    return with_adapter(BERT, lora(CLASSIFY))().requires_grad_(True)
+    return adapted(base, config).requires_grad_(True)
 
 
 ENTRIES = [
     Entry("lora, bert", with_adapter(BERT, lora(CLASSIFY)), INPUTS, "logits"),
-    Entry("lora, bert, all weights free", everything, INPUTS, "logits"),
+    Entry("lora, bert, all weights free", partial(everything, BERT, lora(CLASSIFY)), INPUTS, "logits"),
     Entry("lora, gpt2", with_adapter(GPT, lora(CAUSAL, fan_in_fan_out=True)), INPUTS, last),
     Entry("lora, llama", with_adapter(LLAMA, lora(CAUSAL)), INPUTS, last),
     Entry("rslora, llama", with_adapter(LLAMA, lora(CAUSAL, use_rslora=True)), INPUTS, last),
@@ -85,7 +98,7 @@ ENTRIES = [
     ),
     Entry("dora, bert", with_adapter(BERT, lora(CLASSIFY, use_dora=True)), INPUTS, "logits"),
     Entry("dora, llama", with_adapter(LLAMA, lora(CAUSAL, use_dora=True)), INPUTS, last),
-    Entry("two loras, bert", two, INPUTS, "logits"),
+    Entry("two loras, bert", partial(two, BERT, lora(CLASSIFY)), INPUTS, "logits"),
     Entry(
         "adalora, bert",
         with_adapter(
@@ -178,8 +191,10 @@ ENTRIES = [
         INPUTS,
         last,
     ),
-    Entry("lora off, bert", Disabled, INPUTS, "logits", note="disable_adapter"),
-    Entry("lora merged, bert", merged(BERT, lora(CLASSIFY)), INPUTS, "logits"),
-    Entry("lora merged in place, bert", merged_in_place, INPUTS, "logits"),
-    Entry("lora merged, llama", merged(LLAMA, lora(CAUSAL)), INPUTS, last),
+    Entry(
+        "lora off, bert", partial(Disabled, BERT, lora(CLASSIFY)), INPUTS, "logits", note="disable_adapter"
+    ),
+    Entry("lora merged, bert", partial(merged, BERT, lora(CLASSIFY)), INPUTS, "logits"),
+    Entry("lora merged in place, bert", partial(merged_in_place, BERT, lora(CLASSIFY)), INPUTS, "logits"),
+    Entry("lora merged, llama", partial(merged, LLAMA, lora(CAUSAL)), INPUTS, last),
 ]

@@ -65,7 +65,7 @@ class Table:
 
 
 KERNELS = Table(measure.measure, page.page, "zoo", frozenset(ABOVE), 120)
-LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 300)
+LIMITS = Table(limits.measure, limits_page.page, "zoo_limits", frozenset(ABOVE[1:]), 900)
 
 
 def entries(library: str) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.models import convmixer, focalnet, gcvit, levit, metaformer, mlp_mixer
 from torch import nn
 
 CLASSES = 3
+SMALLER = "32 x 32 pixels"  # beside draws
 
 
 def of(name: str, size: int = 64, note: str = "", **options: Any) -> Entry:
@@ -32,29 +34,39 @@ def own(
     return Entry(name, build, image(size), note=note, together=together)
 
 
+def resized(name: str, size: int = 64, less: int = 32, note: str = "", **options: Any) -> Entry:
+    """Return a model of timm's list that is made for a size, and is drawn for a smaller one."""
+    smaller = of(name, less, SMALLER, img_size=less, **options)
+    return replace(of(name, size, note, img_size=size, **options), drawn=smaller)
+
+
 WINDOW = dict(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
 VIT = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
 
 ENTRIES = [
     of("test_byobnet"),
-    of("test_convnext"),
-    of("test_convnext2"),
+    of("test_convnext", dims=(24, 32, 48, 64)).smaller(SMALLER, inputs=image(32)),
+    of("test_convnext2", dims=(32, 64, 96, 128)).smaller(SMALLER, inputs=image(32)),
     of("test_efficientnet"),
     of("test_efficientnet_gn"),
     of("test_efficientnet_ln"),
     of("test_mambaout"),
     of("test_nfnet", note="standardized weights"),
     of("test_resnet"),
-    of("test_vit", img_size=64),
-    of("test_vit2", img_size=64),
+    resized("test_vit", embed_dim=64),
+    resized("test_vit2", embed_dim=64),
     of("test_vit3", img_size=64),
-    of("test_vit_relpos", img_size=64),
+    resized("test_vit_relpos", embed_dim=96),
     of("test_coatnet", img_size=64),
     of("beit_base_patch16_224", 32, **VIT),
     of("cait_xxs24_224", 32, **VIT),
     of("coat_tiny", img_size=64, embed_dims=(64,) * 4, serial_depths=(1,) * 4, parallel_depth=1),
     of("convit_tiny", 32, img_size=32, patch_size=8, embed_dim=16, depth=3, num_heads=2, local_up_to_layer=2),
-    own("convmixer", lambda: convmixer.ConvMixer(16, 2, 3, 4, num_classes=CLASSES), 32),
+    own(
+        "convmixer",
+        partial(convmixer.ConvMixer, dim=16, depth=2, kernel_size=3, patch_size=4, num_classes=CLASSES),
+        32,
+    ).smaller("16 x 16 pixels", inputs=image(16)),
     of("crossvit_9_240", 240, embed_dim=(16, 32), depth=((1, 2, 0), (1, 2, 0)), num_heads=(2, 2)),
     of("cspnext_tiny"),
     of("cs3darknet_focus_s"),

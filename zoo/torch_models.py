@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from entry import SAMPLES, Entry, image, vectors
 from torch import Tensor, nn
@@ -12,11 +14,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 class Translator(nn.Module):
     """torch's Transformer from tokens to logits of the last token of the target."""
 
-    def __init__(self) -> None:
+    def __init__(self, d_model: int = 16, d_ff: int = 24) -> None:
         super().__init__()
-        self.words = nn.Embedding(20, 16)
-        self.network = nn.Transformer(16, 2, 1, 1, 24, batch_first=True)
-        self.head = nn.Linear(16, 3)
+        self.words = nn.Embedding(20, d_model)
+        self.network = nn.Transformer(d_model, 2, 1, 1, d_ff, batch_first=True)
+        self.head = nn.Linear(d_model, 3)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Return ``[n, 3]``; the target sees no later token."""
@@ -136,7 +138,7 @@ def tokens() -> Tensor:
 
 
 ENTRIES = [
-    Entry("transformer", Translator, lambda: (tokens(), tokens()[:, :4])),
+    Entry("transformer", partial(Translator, d_model=16, d_ff=24), lambda: (tokens(), tokens()[:, :4])),
     Entry("lstm", Recurrent, tokens),
     Entry("pixels", Pixels, image(8)),
     Entry("frames", Frames, vectors(2, 3, 8, 8)),

@@ -22,6 +22,8 @@ from torchvision.models import (
 )
 
 CLASSES = 3
+PIXELS = "16 x 16 pixels"  # beside draws
+FEW = f"{PIXELS}, one of 64 of the output"
 
 
 def of(name: str, size: int = 32, **options: Any) -> Entry:
@@ -69,10 +71,16 @@ def efficient_v2() -> nn.Module:
     return models.EfficientNet(settings, 0.2, num_classes=CLASSES, last_channel=64)
 
 
-def swin(version: int) -> nn.Module:
+def convolutional(dims: tuple[int, int]) -> nn.Module:
+    """Return a small ConvNeXt."""
+    stages = [convnext.CNBlockConfig(dims[0], dims[1], 2), convnext.CNBlockConfig(dims[1], None, 2)]
+    return models.ConvNeXt(stages, num_classes=CLASSES)
+
+
+def swin(version: int, window: int = 4) -> nn.Module:
     """Return a small Swin transformer."""
     own: dict[str, Any] = dict(
-        patch_size=[4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4]
+        patch_size=[4, 4], embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[window, window]
     )
     if version == 2:
         own |= dict(
@@ -127,6 +135,11 @@ def video_multiscale() -> nn.Module:
     )
 
 
+def few(output: Any) -> torch.Tensor:
+    """Return one pixel of 64."""
+    return output["out"][:, :, ::8, ::8]
+
+
 class Maps(nn.Module):
     """A detector's body and head: its raw scores, before boxes are chosen."""
 
@@ -146,18 +159,21 @@ class Maps(nn.Module):
 
 ENTRIES = [
     Entry("alexnet", alexnet, image(224), note="narrow classifier"),
-    Entry("vgg", partial(plain, False), image()),
-    Entry("vgg_bn", partial(plain, True), image()),
-    of("resnet18"),
+    Entry("vgg", partial(plain, False), image()).smaller(PIXELS, inputs=image(16)),
+    Entry("vgg_bn", partial(plain, True), image()).smaller(PIXELS, inputs=image(16)),
+    of("resnet18").smaller(PIXELS, inputs=image(16)),
+    of("resnet50").smaller(PIXELS, inputs=image(16)),
     Entry("resnet, bottlenecks", residual(resnet.Bottleneck), image()),
     Entry("resnext", residual(resnet.Bottleneck, groups=32, width_per_group=4), image()),
     Entry("wide_resnet", residual(resnet.Bottleneck, width_per_group=96), image()),
-    of("mobilenet_v2", width_mult=0.35),
+    of("mobilenet_v2", width_mult=0.35).smaller(PIXELS, inputs=image(16)),
     of("mobilenet_v3_small"),
     of("mobilenet_v3_large", width_mult=0.5),
     Entry("efficientnet_b0", partial(efficient, "efficientnet_b0", width_mult=0.4, depth_mult=0.5), image()),
     Entry("efficientnet_v2", efficient_v2, image()),
-    Entry("densenet", lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES), image()),
+    Entry("densenet", lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES), image()).smaller(
+        PIXELS, inputs=image(16)
+    ),
     of("googlenet", 64, aux_logits=False, init_weights=False),
     of("inception_v3", 80, aux_logits=False, init_weights=False),
     of("squeezenet1_0"),
@@ -166,16 +182,16 @@ ENTRIES = [
     of("mnasnet0_5"),
     of("regnet_x_400mf"),
     of("regnet_y_400mf"),
+    Entry("convnext", partial(convolutional, dims=(16, 32)), image()),
+    Entry("swin", partial(swin, 1), image()).smaller(
+        f"{PIXELS}, windows of 2", build=partial(swin, 1, 2), inputs=image(16)
+    ),
+    Entry("swin_v2", partial(swin, 2), image()),
     Entry(
-        "convnext",
-        lambda: models.ConvNeXt(
-            [convnext.CNBlockConfig(16, 32, 2), convnext.CNBlockConfig(32, None, 2)], num_classes=CLASSES
-        ),
+        "vit",
+        partial(models.VisionTransformer, 32, 8, 2, 2, hidden_dim=16, mlp_dim=32, num_classes=CLASSES),
         image(),
     ),
-    Entry("swin", partial(swin, 1), image()),
-    Entry("swin_v2", partial(swin, 2), image()),
-    Entry("vit", lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES), image()),
     Entry("maxvit", multi_axis, image(64)),
     Entry(
         "lraspp_mobilenet_v3_large",
@@ -187,13 +203,13 @@ ENTRIES = [
     ),
     Entry(
         "fcn", partial(fully_convolutional, lambda: segmentation.fcn.FCNHead(128, CLASSES)), image(), "out"
-    ),
+    ).smaller(FEW, inputs=image(16), select=few),
     Entry(
         "deeplabv3",
         partial(fully_convolutional, lambda: segmentation.deeplabv3.DeepLabHead(128, CLASSES)),
         image(),
         "out",
-    ),
+    ).smaller(FEW, inputs=image(16), select=few),
     Entry("retinanet, raw scores", Maps, image(64)),
     Entry("r3d", video_residual, image(16, 3, 4)),
     Entry("swin3d", video_swin, image(32, 3, 4)),

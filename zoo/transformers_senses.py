@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ SIGHT: dict[str, Any] = dict(
     image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
 )
 SIGHT |= dict(intermediate_size=24)
+
+SWIN: dict[str, Any] = dict(patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2])
+PIXELS = "16 x 16 pixels"  # beside draws
 
 
 def sight(name: str, prefix: str, size: int = 16, **options: Any) -> Entry:
@@ -88,16 +92,9 @@ ENTRIES = [
     sight("deit", "DeiT", **SIGHT),
     sight("beit", "Beit", use_relative_position_bias=True, use_mask_token=False, **SIGHT),
     sight("dinov2", "Dinov2", **SIGHT),
-    sight(
-        "swin",
-        "Swin",
-        32,
-        image_size=32,
-        patch_size=4,
-        embed_dim=8,
-        depths=[2, 2],
-        num_heads=[2, 2],
-        window_size=4,
+    replace(
+        sight("swin", "Swin", 32, image_size=32, window_size=4, **SWIN),
+        drawn=sight("swin", "Swin", note=f"{PIXELS}, windows of 2", image_size=16, window_size=2, **SWIN),
     ),
     sight(
         "swinv2",
@@ -112,7 +109,9 @@ ENTRIES = [
     ),
     sight("convnext", "ConvNext", 32, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
     sight("convnextv2", "ConvNextV2", 32, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
-    sight("resnet", "ResNet", 32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+    sight("resnet", "ResNet", 32, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]).smaller(
+        PIXELS, inputs=pictures()
+    ),
     sight("poolformer", "PoolFormer", 32, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
     sight(
         "pvt",

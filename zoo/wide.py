@@ -14,7 +14,8 @@ SIZES = (
     "hidden_size intermediate_size embedding_size d_model d_ff d_kv d_inner n_embd n_inner dim hidden_dim "
     "ffn_dim embed_dim embed_dims base_dims dims channels hidden_sizes encoder_ffn_dim decoder_ffn_dim "
     "head_dim word_embed_proj_dim decoder_hidden_size encoder_hidden_size width hidden_channels last_channel "
-    "growth_rate init_size base_width inner_dim pre_head_norm_dim classifier_proj_size conv_dim"
+    "growth_rate init_size base_width inner_dim pre_head_norm_dim classifier_proj_size conv_dim mlp_dim "
+    "rotary_dim r num_filters attention_head_dim block_out_channels"
 ).split()
 Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -28,11 +29,9 @@ def wide(entry: Entry, factor: float) -> nn.Module:
     """
     torch.manual_seed(0)
     build = entry.build
-    if isinstance(build, partial):
-        args = [_scaled(a, factor) if isinstance(a, dict) else a for a in build.args]
-        options = _scaled(build.keywords, factor)
-        if args != list(build.args) or options != build.keywords:
-            return build.func(*args, **options).double().eval()
+    sized = _times(build, factor)
+    if isinstance(build, partial) and (sized.args != build.args or sized.keywords != build.keywords):
+        return sized().double().eval()
     network = build()
     if factor != 1:
         for module in list(network.modules()):
@@ -41,20 +40,23 @@ def wide(entry: Entry, factor: float) -> nn.Module:
     return network.double().eval()
 
 
-def width(network: nn.Module) -> int:
-    """Return the smallest width: of the outputs of a matrix or a convolution that are no classes."""
-    sizes = [p.shape[0] for p in network.parameters() if p.ndim > 1 and p.shape[0] not in FIXED]
-    return min(sizes, default=1)
+def widths(one: nn.Module, other: nn.Module) -> tuple[int, int] | None:
+    """Return the smallest width of two networks that differ in widths, or None where they do not."""
+    shapes = {name: p.shape for name, p in other.named_parameters()}
+    pairs = [z for name, p in one.named_parameters() for z in zip(p.shape, shapes[name], strict=True)]
+    return min((z for z in pairs if z[0] != z[1]), default=None)
 
 
-def _scaled(options: dict[str, Any], factor: float) -> dict[str, Any]:
-    return {k: _times(v, factor) if k in SIZES else v for k, v in options.items()}
-
-
-def _times(value: Any, factor: float) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_times(v, factor) for v in value)
-    return int(value * factor) if isinstance(value, int) and not isinstance(value, bool) else value
+def _times(value: Any, factor: float, size: bool = False) -> Any:
+    """Return options with their sizes times a factor: of a maker, in a dict, or of makers in these."""
+    if isinstance(value, partial):
+        args = (_times(a, factor) for a in value.args)
+        return partial(value.func, *args, **_times(value.keywords, factor))
+    if isinstance(value, dict):
+        return {k: _times(v, factor, k in SIZES) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and size:
+        return type(value)(_times(v, factor, size) for v in value)
+    return int(value * factor) if size and type(value) is int else value
 
 
 def _size(value: int, factor: float) -> int:
@@ -63,23 +65,23 @@ def _size(value: int, factor: float) -> int:
 
 def _widened(layer: nn.Module, factor: float) -> nn.Module:
     """Return a fresh layer with more channels, or the layer itself."""
-    if type(layer) in Conv:
-        assert isinstance(layer, Conv)
-        each = 1 < layer.groups == layer.in_channels  # depthwise
-        groups = int(layer.groups * factor) if each else layer.groups
-        return type(layer)(
-            _size(layer.in_channels, factor),
-            _size(layer.out_channels, factor),
-            layer.kernel_size,  # pyright: ignore[reportArgumentType]
-            layer.stride,  # pyright: ignore[reportArgumentType]
-            layer.padding,  # pyright: ignore[reportArgumentType]
-            layer.dilation,  # pyright: ignore[reportArgumentType]
-            groups,
-            layer.bias is not None,
-        )
+    for kind in Conv:
+        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+            each = 1 < layer.groups == layer.in_channels  # depthwise
+            groups = int(layer.groups * factor) if each else layer.groups
+            return kind(
+                _size(layer.in_channels, factor),
+                _size(layer.out_channels, factor),
+                layer.kernel_size,  # pyright: ignore[reportArgumentType]
+                layer.stride,  # pyright: ignore[reportArgumentType]
+                layer.padding,  # pyright: ignore[reportArgumentType]
+                layer.dilation,  # pyright: ignore[reportArgumentType]
+                groups,
+                layer.bias is not None,
+            )
     if isinstance(layer, Norm):
         return type(layer)(_size(layer.num_features, factor), layer.eps)
-    if type(layer) is nn.Linear:
+    if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
         sizes = (_size(layer.in_features, factor), _size(layer.out_features, factor))
         return nn.Linear(*sizes, bias=layer.bias is not None)
     if isinstance(layer, nn.GroupNorm):

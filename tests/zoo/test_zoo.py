@@ -10,10 +10,12 @@ sys.path.append(str(Path(__file__).parents[2] / "zoo"))
 
 import torch_models
 import transformers_texts
-from entry import Entry
+from entry import Entry, vectors
+from limits_page import near
 from measure import measure
 from page import page
 from run import LIBRARIES, entries, run
+from wide import wide, widths
 
 NAMES = ["transformer", "lstm", "pixels", "experts by a branch", "bilinear", "embedding bag"]
 NAMES += ["bert", "gpt2", "llama", "t5"]
@@ -52,6 +54,27 @@ def test_a_model_that_ends_its_process_is_a_row_too():
     assert result["status"] == "crashed"
     text, missed = page({"torch/ends": {**result, "versions": {"torch": "2"}}})
     assert "| ends | **crashed**: before it began |" in text and missed
+
+
+def test_what_is_drawn_has_the_widths_that_are_said():
+    (entry,) = [e for e in TEN if e.name == "transformer"]
+    small, large = wide(entry, 1), wide(entry, 4)
+    assert widths(small, large) == (16, 64) and widths(small, wide(entry, 1)) is None
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8, 10)
+    entry = Entry("layers", lambda: torch.nn.Sequential(*layers), vectors(3, 3, 3))
+    wider = wide(entry, 4)
+    assert widths(wide(entry, 1), wider) == (8, 32) and wider(entry.samples()).shape == (3, 40)
+
+
+def test_draws_are_apart_beyond_their_bars_only():
+    def row(width, difference):
+        errors = {"error": 0.01, "nngp_error": 0.02, "ntk_error": 0.02}
+        return {"width": width, "nngp": 0.0, "ntk": difference, **errors}
+
+    assert near({"draws": [row(16, 0.58), row(64, 0.2)]}) == [True, True, True]
+    assert near({"draws": [row(16, 0.6), row(64, 0.22)]}) == [False, False, True]
+    assert near({"draws": [row(16, 0.05), row(64, 0.1)]}) == [True, True, False]
+    assert near({"draws": [row(None, 0.1)]}) == [False, True]
 
 
 @pytest.mark.zoo
