@@ -16,7 +16,7 @@ from torch import optim
 
 import ntkit
 from ntkit.errors import NtkitError, RunFolderError
-from ntkit.training.accounts import tiles
+from ntkit.training.accounts import sweep, tiles
 
 SCRIPT = """
 import sys, torch, ntkit
@@ -125,6 +125,7 @@ def test_tiles_in_parallel_are_the_same(run, tmp_path, monkeypatch):
 def test_an_interrupted_account_keeps_what_it_has(run, tmp_path, monkeypatch):
     _, account = run
     blocks = tiles.Sweep.blocks
+    monkeypatch.setattr(sweep, "_FEW", 4)  # steps of a block: there are several blocks
 
     def interrupted(self, *args):
         for number, count in enumerate(blocks(self, *args)):
