@@ -181,3 +181,71 @@ def test_one_weight_with_two_factors_is_refused():
     i = torch.randint(4, (3, 5))
     with pytest.raises(ntkit.NtkitError, match="one factor cannot serve both"):
         ntkit.ntk_parametrize(Twice(), seed=0, example=i)
+
+
+class Read(nn.Module):
+    """Words with attention, a norm, and a read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm, self.out = nn.Embedding(6, 32), nn.LayerNorm(32), nn.Linear(32, 1)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, words):
+        h = self.words(words)
+        return self.out(self.norm(h + self.attention(h, h, h)[0]).mean(1))
+
+
+def dense():
+    return nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+
+
+def pictures():
+    layers = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 3, groups=8)
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+
+
+FROZEN = {
+    "dense": (dense, lambda: torch.randn(3, 3).double()),
+    "pictures": (pictures, lambda: torch.randn(2, 2, 5, 5).double()),
+    "words": (Read, lambda: torch.randint(6, (3, 4))),
+}
+
+
+@pytest.mark.parametrize("parameterization", [pytest.param("ntk", marks=pytest.mark.slow), "standard"])
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_weights_add_nothing(name, parameterization):
+    """The NTK is the sum of those with one weight trained, all others frozen; the NNGP has all of them."""
+    torch.manual_seed(0)
+    make, data = FROZEN[name]
+    model, x = make().double().eval(), data()
+
+    def limit():
+        return ntkit.infinite_width(model, x, parameterization=parameterization, samples=64, sigma_b=0.5)
+
+    whole = limit()
+    parts = []
+    for one in model.parameters():
+        model.requires_grad_(False)
+        one.requires_grad_(True)
+        part = limit()
+        assert torch.allclose(part.nngp(x), whole.nngp(x), rtol=1e-12)
+        parts.append(part.ntk(x))
+    assert torch.allclose(sum(parts), whole.ntk(x), rtol=1e-10, atol=1e-12)
+    model.requires_grad_(False)  # to infer: the limit of the network as if it were trained
+    assert torch.equal(limit().ntk(x), whole.ntk(x))
+
+
+@pytest.mark.parametrize("kept", ["0", "2", "4"])
+def test_frozen_weights_against_wide_draws(kept):
+    torch.manual_seed(0)
+    model, x = dense().double(), torch.randn(3, 3).double()
+    for layer in (model[0], model[2]):
+        layer.weight = nn.Parameter(torch.randn(1024, 3 if layer is model[0] else 1024).double())
+        layer.bias = nn.Parameter(torch.randn(1024).double())
+    model[4].weight = nn.Parameter(torch.randn(1, 1024).double())
+    model.requires_grad_(False)
+    model.get_submodule(kept).requires_grad_(True)
+    drawn = ntkit.monte_carlo(model, 8, x, sigma_b=0.5)
+    off = (drawn.ntk - ntkit.infinite_width(model, x, sigma_b=0.5).ntk(x)).abs()
+    assert bool((off <= 4 * drawn.ntk_error + 8 / 1024 * drawn.ntk.abs().max()).all())

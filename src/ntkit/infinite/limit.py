@@ -22,7 +22,7 @@ from ntkit.infinite.layer import Layer
 from ntkit.infinite.overflow import refuse_overflow
 from ntkit.infinite.paths import Paths
 from ntkit.infinite.program import Program
-from ntkit.infinite.reading.laws import Laws, Parameterization
+from ntkit.infinite.reading.laws import Laws, Parameterization, frozen
 from ntkit.infinite.refinement import within
 from ntkit.infinite.tiles import Compile, Plan, Tiles
 from ntkit.infinite.variables.numerics import Numerics
@@ -300,7 +300,8 @@ def infinite_width(
     Parameters
     ----------
     model : torch.nn.Module
-        The network as it stands, in eval mode; it is not changed. It must end in a linear map.
+        The network as it stands, in eval mode; it is not changed. It must end in a linear map. Frozen
+        parameters add nothing to the NTK (where all are frozen, all count).
     example : tensor, or tuple or dict of tensors
         A batch of inputs, of which the shapes count. A network that reads values of its samples (whether a
         mask hides anything) is read at a sample whose path serves all of the batch.
@@ -392,7 +393,7 @@ def infinite_width(
         sigma_w=sigma_w, sigma_b=sigma_b, parameterization=parameterization, samples=samples, seed=seed,
         tol=tol, memory=memory, compile=compile, inputs=inputs, select=select,
     )  # fmt: skip
-    laws = Laws(parameterization, sigma_w, sigma_b)
+    laws = Laws(parameterization, sigma_w, sigma_b, frozen(net.module))
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
         return Limit(net, batch, example, laws, numerics, settings)

@@ -201,9 +201,11 @@ class _Draws:
 
     def _pairs(self, value: Tensor, left: Shape, right: Shape, chunk: slice) -> Tensor:
         """Return a kernel of pairs as ``[B, W, t, W', t']``."""
-        return value.expand(*self.pairs.batch, *value.shape[len(self.pairs.batch) :]).reshape(
-            -1, *left, *right
-        )[chunk]
+        batch = self.pairs.batch
+        if all(size == 1 for size in value.shape[len(batch) :]):  # alike for all positions
+            alike = value.reshape(*value.shape[: len(batch)], *(1 for _ in (*left, *right)))
+            return alike.expand(*batch, *left, *right).reshape(-1, *left, *right)[chunk]
+        return value.expand(*batch, *value.shape[len(batch) :]).reshape(-1, *left, *right)[chunk]
 
     def _shared_tables(self, u: Attended, v: Attended) -> list[tuple[Table, Tensor, Tensor, float]]:
         """Return tables that both attentions have, their places in each, and the step of their entries."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkit.finite.parametrize import Sigma, of_path
 from ntkit.infinite.reading.values import Weight
@@ -22,12 +22,13 @@ class Laws:
 
     ``"ntk"``: y = sigma_w / sqrt(fan_in) W h + sigma_b b, so K = sigma_w^2 E[h h'] + sigma_b^2 and the
     weight itself adds the same to Theta. ``"standard"``: y = W h + b with the widths and variances
-    of the module, so the weight adds fan_in E[h h'] and the bias 1.
+    of the module, so the weight adds fan_in E[h h'] and the bias 1. Frozen weights add nothing to Theta.
     """
 
     parameterization: Parameterization
     sigma_w: Sigma
     sigma_b: Sigma
+    frozen: frozenset[str] = frozenset()
     biases: Mapping[str, int] = field(default_factory=dict)  # added to products, by name with their fan_in
 
     def matrix(self, weight: Weight, fan_in: int, path: str) -> WeightLaw:
@@ -37,8 +38,8 @@ class Laws:
         scale = weight.factor**2
         if self.parameterization == "ntk":
             variance = of_path(self.sigma_w, path) ** 2
-            return WeightLaw(variance * scale, variance * scale)
-        return WeightLaw(_variance(weight, fan_in) * fan_in * scale, fan_in * scale)
+            return self._law(weight, variance * scale, variance * scale)
+        return self._law(weight, _variance(weight, fan_in) * fan_in * scale, fan_in * scale)
 
     def bias(self, weight: Weight, fan_in: int, path: str) -> tuple[float, WeightLaw]:
         """Return mean and law of a bias."""
@@ -47,12 +48,12 @@ class Laws:
         scale = weight.factor**2
         if self.parameterization == "ntk":
             variance = of_path(self.sigma_b, path) ** 2
-            return 0.0, WeightLaw(variance * scale, variance * scale)
+            return 0.0, self._law(weight, variance * scale, variance * scale)
         average, variance = initial(weight.tensor)
         drawn = (average or variance) and uniform(weight.tensor, fan_in)  # a single entry may well be, too
         if drawn or (variance and not average):
             average, variance = 0.0, _variance(weight, fan_in)
-        return average * weight.factor, WeightLaw(variance * scale, scale)
+        return average * weight.factor, self._law(weight, variance * scale, scale)
 
     def depthwise(self, weight: Weight, size: int, path: str) -> WeightLaw:
         """Return the law of an entry of the kernels of a depthwise convolution, of ``size`` entries each."""
@@ -65,7 +66,23 @@ class Laws:
             return self.bias(weight, self.biases[weight.name], "")
         average, variance = initial(weight.tensor)
         average = average * weight.factor + weight.shift
-        return average, WeightLaw(variance * weight.factor**2, weight.factor**2)
+        return average, self._law(weight, variance * weight.factor**2, weight.factor**2)
+
+    def _law(self, weight: Weight, variance: float, step: float) -> WeightLaw:
+        return WeightLaw(variance, 0.0 if weight.name in self.frozen else step)
+
+
+def frozen(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that are not trained; none where no parameter is.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    >>> _ = model[0].requires_grad_(False)
+    >>> sorted(frozen(model)), frozen(model[0])
+    (['0.bias', '0.weight'], frozenset())
+    """
+    named = dict(module.named_parameters(remove_duplicate=False))
+    held = {name for name, p in named.items() if not p.requires_grad}
+    return frozenset(held if len(held) < len(named) else ())
 
 
 def _unshifted(weight: Weight) -> None:
