@@ -393,7 +393,7 @@ def infinite_width(
         sigma_w=sigma_w, sigma_b=sigma_b, parameterization=parameterization, samples=samples, seed=seed,
         tol=tol, memory=memory, compile=compile, inputs=inputs, select=select,
     )  # fmt: skip
-    laws = Laws(parameterization, sigma_w, sigma_b, frozen(net.module))
+    laws = Laws(parameterization, sigma_w, sigma_b, frozen(model))
     numerics = Numerics(samples, seed, net.dtype, net.device, parse_memory(memory))
     with undisturbed(net):
         return Limit(net, batch, example, laws, numerics, settings)
