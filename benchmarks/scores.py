@@ -1,7 +1,8 @@
 """Scores of ntkit's estimators as they come beside scikit-learn's, on tables: ``make scores``.
 
 Choices were made on the first half of the tables, by name; the second half is looked at once, at the end
-(``--half second``), and so are 40 more tables of numbers (``--half fresh``). What is done is kept in a file for each table, and is not done again.
+(``--half second``), and so are 40 more tables of numbers (``--half fresh``). What is done is kept in a file
+for each table, and is not done again.
 """
 
 from __future__ import annotations
