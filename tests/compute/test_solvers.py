@@ -129,3 +129,16 @@ def test_nystrom_on_all_samples_is_the_solution(b):
     torch.testing.assert_close(
         gram @ c, gram @ torch.linalg.solve(gram + 0.1 * torch.eye(N, dtype=torch.float64), b)
     )
+
+
+@pytest.mark.parametrize("below", [1e-13, 1e-11, 1e-9])
+def test_what_a_kink_makes_of_parallel_samples_is_rounding(below):
+    turned, _ = torch.linalg.qr(torch.randn(N, N, dtype=torch.float64, generator=torch.manual_seed(1)))
+    values = torch.linspace(0.5, 1, N, dtype=torch.float64)
+    values[0], values[1] = -below, below / 2
+    s = spectrum(turned @ torch.diag(values) @ turned.T)
+    assert s.values[0] == 0 and s.values[1] == 0 and (s.values[2:] > 0.4).all()
+    assert s.floor >= below
+    with pytest.raises(ntkit.NtkitError, match="rounding explains 1e-08"):
+        values[0] = -1e-7
+        spectrum(turned @ torch.diag(values) @ turned.T)

@@ -146,3 +146,16 @@ def test_refusals():
         fitted.predict(np.eye(30), return_std=True)
     with pytest.raises(ntkit.NtkitError, match="not for both"):
         fitted.predict(np.eye(30), return_std=True, return_cov=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_column_far_larger_than_the_others_makes_rows_that_are_nearly_parallel(seed):
+    """Incomes beside zeros and ones: the angles of rows of equal norm are next to rounding."""
+    rng = np.random.default_rng(seed)
+    income = np.exp(rng.normal(14, 2, 97)).round()
+    x = np.c_[income, np.eye(2)[rng.integers(0, 2, 97)], np.eye(2)[rng.integers(0, 2, 97)]]
+    y = np.log(income) + 0.1 * rng.normal(size=97)
+    for scale in ("unit", "auto"):
+        gp = ntkit.GaussianProcess(scale=scale).fit(x, y)
+        assert np.isfinite(gp.predict(x, return_std=True)).all()
+    assert gp.score(x, y) > 0.5

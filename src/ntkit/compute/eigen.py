@@ -81,11 +81,13 @@ def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum
     """Return all eigenvalues and eigenvectors of a positive semi-definite matrix, in float64.
 
     Eigenvalues within rounding of zero (of ``precision``, that in which the matrix was made) are set to zero.
+    Kernels of networks with kinks are off by the root of rounding where samples are nearly parallel: the angle
+    between these is the arccosine of a number next to 1.
 
     Raises
     ------
     NtkitError
-        An eigenvalue that is negative beyond rounding.
+        An eigenvalue that is negative beyond the root of rounding, times the largest one.
 
     Examples
     --------
@@ -95,14 +97,16 @@ def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum
     (tensor([0., 2.], dtype=torch.float64), inf)
     """
     values, vectors = _eigh(matrix.double())
-    rounding = ROUNDING * len(values) ** 0.5 * torch.finfo(precision).eps * float(values.abs().max())
-    if float(values[0]) < -rounding:
+    largest, eps = float(values.abs().max()), torch.finfo(precision).eps
+    rounding = ROUNDING * len(values) ** 0.5 * eps * largest
+    worst = max(rounding, eps**0.5 * largest)
+    if float(values[0]) < -worst:
         raise BadValueError(
             f"The kernel matrix is not positive semi-definite: its eigenvalues go from "
             f"{float(values[0]):.3g} to {float(values[-1]):.3g}, and rounding explains "
-            f"{rounding:.1g}. Give a positive semi-definite kernel."
+            f"{worst:.1g}. Give a positive semi-definite kernel."
         )
-    floor = min(rounding, _noise(values, precision))
+    floor = min(max(rounding, -2 * float(values[0])), _noise(values, precision))
     return Spectrum(torch.where(values > floor, values, 0.0), vectors, float(values[0]), floor)
 
 

@@ -17,7 +17,8 @@ from ntkit.kernel import Kernel, a_kernel
 class Definiteness:
     """The ends of the spectrum of a kernel's matrix on points, computed in float64.
 
-    ``rank`` counts the eigenvalues above ``rounding``, the error that an eigenvalue may have.
+    ``rank`` counts the eigenvalues above ``rounding``, the error that an eigenvalue may have: n eps times the
+    largest, or a negative one of up to sqrt(eps) times the largest.
     """
 
     size: int
@@ -82,6 +83,9 @@ def definiteness(kernel: Kernel, x: object) -> Definiteness:
     values = torch.linalg.eigvalsh(matrix)
     largest = float(values.abs().max())
     rounding = len(matrix) * eps * largest
+    below = -float(values[0])
+    if rounding < below <= eps**0.5 * largest:  # as between samples that are nearly parallel, at a kink
+        rounding = below
     rank = int((values.abs() > rounding).sum())
     return Definiteness(len(matrix), float(values[0]), float(values[-1]), rank, rounding)
 
