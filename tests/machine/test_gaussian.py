@@ -148,6 +148,7 @@ def test_refusals():
         fitted.predict(np.eye(30), return_std=True, return_cov=True)
 
 
+@pytest.mark.filterwarnings("ignore:The evidence still grows")
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_column_far_larger_than_the_others_makes_rows_that_are_nearly_parallel(seed):
     """Incomes beside zeros and ones: the angles of rows of equal norm are next to rounding."""

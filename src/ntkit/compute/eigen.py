@@ -81,8 +81,8 @@ def spectrum(matrix: Tensor, precision: torch.dtype = torch.float64) -> Spectrum
     """Return all eigenvalues and eigenvectors of a positive semi-definite matrix, in float64.
 
     Eigenvalues within rounding of zero (of ``precision``, that in which the matrix was made) are set to zero.
-    Kernels of networks with kinks are off by the root of rounding where samples are nearly parallel: the angle
-    between these is the arccosine of a number next to 1.
+    Kernels of networks with kinks are off by the root of rounding where samples are nearly parallel: their
+    angle is the arccosine of a number next to 1.
 
     Raises
     ------
