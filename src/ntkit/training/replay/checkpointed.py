@@ -23,8 +23,9 @@ from ntkit.training.folder.step import Augment, Forward, Step, autocast
 from ntkit.training.functional.losses import BatchLoss, checked_loss
 from ntkit.training.recording.recording import Recording
 
-_HELD = 2  # segments that are on the disk at the same time, at least; more
-_PART = 0.5  # up to this part of what is free there: each is made once then
+_HELD = 2  # segments that are on the disk at the same time, and open, at least; more
+_PART = 0.5  # up to this part of what is free there: each is made once then,
+_OPEN = 2**20  # and open while a record is of at most so many bytes: an open one holds some of them
 
 
 class _Scale:
@@ -56,14 +57,15 @@ class CheckpointedRun(Run):
     ) -> None:
         super().__init__(folder)
         self._given = model, loss, data, augment, select
-        self._segments: OrderedDict[int, Run] = OrderedDict()
+        self._segments: OrderedDict[int, int] = OrderedDict()  # bytes on the disk, by the first step
+        self._opened: OrderedDict[int, Run] = OrderedDict()
         self._place = Scratch("replay")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.folder, str(self.device), *self._given)
 
     def __exit__(self, *exception: object) -> None:
-        for segment in self._segments.values():
+        for segment in self._opened.values():
             segment.log.close()
         self._place.remove()
         super().__exit__(*exception)
@@ -86,23 +88,32 @@ class CheckpointedRun(Run):
         return self._segment(first).step(k - first)
 
     def _segment(self, first: int) -> Run:
+        folder = self._place.path / str(first)
         if first not in self._segments:
             while len(self._segments) >= _HELD and not self._has_room():
-                number, old = self._segments.popitem(last=False)
-                old.log.close()
+                number, _ = self._segments.popitem(last=False)
+                self._close(number)
                 shutil.rmtree(self._place.path / str(number), ignore_errors=True)
-            folder = self._place.path / str(first)
             with torch.random.fork_rng(), torch.enable_grad():
                 self._make(first, min(first + self.every, self.steps), folder)
-            self._segments[first] = Run(folder)
+            self._segments[first] = sum(file.stat().st_size for file in folder.iterdir())
         self._segments.move_to_end(first)
-        segment = self._segments[first]
+        if first not in self._opened:
+            while len(self._opened) >= _HELD and self._segments[first] > _OPEN * self.every:
+                self._close(next(iter(self._opened)))
+            self._opened[first] = Run(folder)
+        self._opened.move_to_end(first)
+        segment = self._opened[first]
         segment.device = self.device
         return segment
 
+    def _close(self, first: int) -> None:
+        if first in self._opened:
+            self._opened.pop(first).log.close()
+
     def _has_room(self) -> bool:
         """Whether another segment fits on the disk, and leaves much of it free."""
-        held = sum(segment.log.size for segment in self._segments.values())
+        held = sum(self._segments.values())
         free = shutil.disk_usage(self._place.path).free
         return held + held / len(self._segments) <= _PART * (free + held)
 
