@@ -25,7 +25,7 @@ from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import starts
 from ntkit.machine.choice.evidence import Found, Scales, climb
 from ntkit.machine.choice.leave_one_out import Targets
-from ntkit.machine.choice.search import MOST, PART, Search, part
+from ntkit.machine.choice.search import MOST, PART, Search, copies_once, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
 from ntkit.machine.inputs.scaling import AUTO, SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike
@@ -43,6 +43,9 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
         mean = m + a K_*X (a K + s^2)^-1 (y - m),    cov = a K_** - a^2 K_*X (a K + s^2)^-1 K_X*
         log p(y) = -(y - m)^T (a K + s^2)^-1 (y - m) / 2 - log det(a K + s^2) / 2 - n log(2 pi) / 2
+
+    Records that a table holds twice, inputs and target, are one for the choice of scales: as two observations
+    of one value they would say that there is no noise.
 
     With the NNGP of a limit this is the posterior over infinitely wide networks; the ensemble of
     **trained** networks has another covariance: `GradientFlow`. Outputs are independent, of one kernel.
@@ -85,8 +88,8 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
     dual_coef_ : array [n] or [n, o]
         (K + s^2 / a)^-1 (y - m).
     log_marginal_likelihood_ : float
-        log p(y), in nats, summed over outputs; of more than 2,500 samples that of the part, unless noise and
-        amplitude are given.
+        log p(y), in nats, summed over outputs; of more than 2,500 samples that of the part, and of a table
+        that holds records twice that of each once, unless noise and amplitude are given.
     jitter_, condition_, min_eigenvalue_ : float
         As of `KernelRidge`.
 
@@ -146,9 +149,12 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         y = np.array(as_numbers("y", y))
         centered, scales = self._centered(y)
         index = part(len(x), None, self.random_state) if len(x) > MOST else np.arange(len(x))
+        if self._named or self.optimize or None in (scales.noise, scales.amplitude):
+            index = copies_once(x, y, index)
         self._find(x, centered, scales, index)
         if self.optimize:
-            self.kernel_ = self._scales(centered, scales)
+            some = index if len(x) <= MOST else copies_once(x, y, np.arange(len(x)))
+            self.kernel_ = self._scales(centered, scales, some)
         known = len(index) < len(x) and None not in (scales.noise, scales.amplitude)
         found, whole = (scales.given(), None) if known else self._evidence(centered, scales, index)
         self.noise_, self.amplitude_ = _one(found.noise), _one(found.amplitude)
@@ -354,7 +360,7 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
         )
         return draws.reshape(*mean.shape, n_samples)
 
-    def _scales(self, y: Tensor, scales: Scales) -> Kernel:
+    def _scales(self, y: Tensor, scales: Scales, index: np.ndarray) -> Kernel:
         """Return the kernel with the parameters that maximize the evidence."""
         if self.kernel_ is None:
             raise BadValueError("A precomputed kernel has no parameters to optimize; give the kernel.")
@@ -369,13 +375,14 @@ class GaussianProcess(MultiOutputMixin, RegressorMixin, FactoredMachine):
                     f"positive numbers can be optimized. It has {sorted(known)}.{nearest(name, known)}"
                 )
         start = np.log([known[name] for name in names])
+        x, y = self.X_fit_[index], y[torch.as_tensor(index)]
 
         def kernel(logs: np.ndarray) -> Kernel:
             values = {name: float(np.exp(v)) for name, v in zip(names, logs, strict=True)}
             return first.__sklearn_clone__().set_params(**values)
 
         def loss(logs: np.ndarray) -> float:
-            whole = spectrum(checked(kernel(logs)(self.X_fit_)))
+            whole = spectrum(checked(kernel(logs)(x)))
             return -scales.best(whole, y.to(whole.values)).evidence
 
         reach = np.log(REACH)
