@@ -15,15 +15,8 @@ ESTIMATORS = [
     ntkit.RandomFeatures(m=100),
 ]
 
-# leaving one of three equal samples out is not leaving out one sample of weight three
-KNOWN = {"check_sample_weight_equivalence_on_dense_data": "leave-one-out counts samples, not weights"}
-
-
-def known(estimator):
-    return KNOWN if getattr(estimator, "alpha", None) == "loo" else {}
-
 
 @pytest.mark.filterwarnings("ignore:The evidence still grows")  # scikit-learn's targets are drawn at random
-@parametrize_with_checks(ESTIMATORS, expected_failed_checks=known)
+@parametrize_with_checks(ESTIMATORS)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

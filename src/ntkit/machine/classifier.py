@@ -289,9 +289,8 @@ class KernelClassifier(ClassifierMixin, KernelMachine):
         self.solver_, self.solver_reason_ = ridge.solver_, f"ridge on targets: {ridge.solver_reason_}"
         if ridge.alpha_ == 0:  # the scores of the training samples are their targets
             return
-        index, left = ridge.left_out(None if self._several else labels)
+        index, left, own = ridge.left_out(None if self._several else labels)
         truth = target[index] > 0
-        own = None if weights is None else weights[index]
         self.slope_ = slope_of(target[index] - left, truth.astype(float), two, own)
 
     def _general(self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> None:

@@ -107,8 +107,13 @@ def left_out_predictions(targets: Targets, prediction: Tensor, weights: Tensor, 
     return moved + (1 - weights @ root)[:, None, None] * shift
 
 
-def folds(n: int, count: int, seed: int) -> list[np.ndarray]:
-    """Return groups of samples, each sample in one; of one sample each where there are no more than count."""
+def folds(n: int, count: int, seed: int, same: np.ndarray | None = None) -> list[np.ndarray]:
+    """Return groups of samples, each sample in one; of one sample each where there are no more than count.
+
+    Copies of a record, of which ``same`` ``[n]`` says which each sample is, are in one group.
+    """
     if n < 2:
         raise BadValueError(f"An interval needs at least two samples, fit had {n}.")
+    if same is not None:
+        return [np.flatnonzero(np.isin(same, some)) for some in folds(int(same.max()) + 1, count, seed)]
     return np.array_split(np.random.default_rng(seed).permutation(n), min(n, count))

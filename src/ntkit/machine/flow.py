@@ -17,6 +17,7 @@ from ntkit.compute.eigen import Shifted, spectrum
 from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadValueError, one_of, positive, real
 from ntkit.kernel import Kernel
+from ntkit.machine.choice.copies import merged
 from ntkit.machine.choice.leave_one_out import Targets
 from ntkit.machine.conformal import folds, jackknife_plus, probability, tell_of_spread
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked
@@ -162,6 +163,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         start = _start(f0, y)
         self._settle(x, Targets(torch.as_tensor((y - start).reshape(len(x), -1))))
         self._started, self._shape = f0 is not None, y.shape[1:]
+        _, self._same = merged(x, y, None)
         self._gram_ = self._gram()
         self._y = torch.as_tensor(y.reshape(len(x), -1)).to(self._gram_)
         self._f0 = torch.as_tensor(start.reshape(len(x), -1)).to(self._gram_)
@@ -235,8 +237,9 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         """Return the bounds between which a new target lies with a probability, each ``[m]`` or ``[m, o]``.
 
         The jackknife+ (`jackknife_plus`) of training at the fitted time without each of 20 groups of samples
-        (without each sample, up to 20): CV+. ``return_std`` of ``predict`` is the spread of networks by their
-        start, and knows nothing of the noise of targets; this does.
+        (without each sample, up to 20; copies of a record are in one group): CV+. ``return_std`` of
+        ``predict`` is the spread of networks by their start, and knows nothing of the noise of targets;
+        this does.
         """
         check_fitted(self)
         self._closed()
@@ -248,7 +251,7 @@ class GradientFlow(MultiOutputMixin, RegressorMixin, FactoredMachine):
         left = np.empty((len(x), n, self._y.shape[1]))
         residuals = np.empty((n, self._y.shape[1]))
         times = np.array([float(self.t_)])
-        for held in folds(n, GROUPS, self.random_state):
+        for held in folds(n, GROUPS, self.random_state, self._same):
             rest = torch.as_tensor(np.setdiff1d(np.arange(n), held), device=cross.device)
             out = torch.as_tensor(held, device=cross.device)
             start = zero.new_zeros(len(rest), self._y.shape[1])

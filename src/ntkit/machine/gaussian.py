@@ -23,9 +23,10 @@ from ntkit.compute.plan import parse_memory
 from ntkit.errors import BadTypeError, BadValueError, nearest, one_of, positive, whole
 from ntkit.kernel import Kernel
 from ntkit.machine.choice.candidates import starts
+from ntkit.machine.choice.copies import copies_once
 from ntkit.machine.choice.evidence import Found, Scales, climb
 from ntkit.machine.choice.leave_one_out import Targets
-from ntkit.machine.choice.search import MOST, PART, Search, copies_once, part
+from ntkit.machine.choice.search import MOST, PART, Search, part
 from ntkit.machine.estimator import FactoredMachine, as_numbers, checked, is_size, refusing
 from ntkit.machine.inputs.scaling import AUTO, SCALES, Scale, Scaling
 from ntkit.machine.kernels import KernelLike

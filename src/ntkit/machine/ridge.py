@@ -13,6 +13,7 @@ from ntkit.compute.eigen import Shifted, Spectrum, spectrum
 from ntkit.compute.matrix import Dense
 from ntkit.compute.plan import chunks, format_bytes, parse_memory
 from ntkit.errors import BadValueError, nearest, one_of, positive, whole
+from ntkit.machine.choice.copies import merged
 from ntkit.machine.choice.leave_one_out import Targets, best_penalty
 from ntkit.machine.choice.outputs import best_of_outputs, block_residuals, flat_spectrum
 from ntkit.machine.choice.search import MOST, Chosen, moved_to, part
@@ -154,7 +155,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
 
     def _fit_stored(self, system: TiledSystem, y: np.ndarray, sample_weight: ArrayLike | None) -> KernelRidge:
         no_weights(sample_weight)
-        self._kept, self._factor = np.arange(system.n), None
+        self._kept, self._same, self._factor = np.arange(system.n), None, None
         fit_ridge(self, system, y)
         return self
 
@@ -174,6 +175,11 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None, labels: np.ndarray | None = None
     ) -> KernelRidge:
         """Fit checked samples; ``labels`` are classes, whose shares a part of many samples keeps."""
+        self._same = None
+        coupled = getattr(self.kernel, "outputs", None) in ("full", "diagonal")
+        coupled |= self._precomputed and x.ndim > 2
+        if len(x) <= MOST and not coupled:
+            weights, self._same = merged(x, y, weights)
         self._kept = np.arange(len(x)) if weights is None else np.flatnonzero(weights)
         labels = None if labels is None else labels[self._kept]
         rows = torch.as_tensor(y.reshape(len(x), -1)[self._kept])
@@ -283,7 +289,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         self._apart()
         factor = self._factor or Shifted(self._spectrum(), self.alpha_)
         t = self._targets
-        residuals = torch.as_tensor(self.leave_one_out().reshape(len(t.y), -1)).to(t.y)
+        residuals = torch.as_tensor(self._left_out().reshape(len(t.y), -1)).to(t.y)
         train = self.X_fit_[self._kept]
         bounds = []
         for s in chunks(len(x), max(1, ROWS // 16 // t.y.numel())):
@@ -300,10 +306,16 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
     def leave_one_out(self) -> Float[Floats, " n *o"]:
         """Return y_n - f(x_n) for f fitted without sample n, in closed form: c_n / (K + alpha)^-1_nn.
 
-        With the mean of the targets left out likewise. Shaped as the targets; samples of weight zero are left
-        out. Scaling, kernel and penalty stay what they are.
+        With the mean of the targets left out likewise, and with all copies of the sample, if the table holds
+        it more than once. Shaped as the targets; samples of weight zero are left out. Scaling, kernel and
+        penalty stay what they are.
         """
         check_fitted(self)
+        errors = self._left_out()
+        return errors if self._same is None else errors[self._same]
+
+    def _left_out(self) -> Float[Floats, " n *o"]:
+        """Return the errors of the records that are left, each left out with its copies."""
         if self.has_outputs:
             errors = block_residuals(self._together, self._targets, self.alpha_)
             return errors.cpu().numpy().reshape(self.dual_coef_.shape)
@@ -316,19 +328,20 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, FactoredMachine):
         errors = t.residuals(c, constant.to(c), diagonal.to(c))
         return errors.cpu().numpy().reshape(len(errors), *self.dual_coef_.shape[1:])
 
-    def left_out(self, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples, all or a part of many, and their leave-one-out errors ``[k, o]``.
+    def left_out(self, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return samples, all or a part of many, their leave-one-out errors ``[k, o]``, and their weights.
 
         ``labels`` ``[n]`` are classes, whose shares a part keeps.
         """
-        n = len(self._kept)
+        n, root = len(self._kept), self._targets.root
+        weights = None if root is None else root.square().cpu().numpy()
         if n <= MOST:
-            return self._kept, self.leave_one_out().reshape(n, -1)
+            return self._kept, self._left_out().reshape(n, -1), weights
         index = part(n, None if labels is None else labels[self._kept], self.random_state)
         seen = spectrum(self._system(index), self.precision_)
         targets = self._targets.at(torch.as_tensor(index, device=seen.values.device))
         errors = targets.of(seen, seen.values.new_tensor([moved_to(len(index), self.alpha_, n)]))[0]
-        return self._kept[index], errors.cpu().numpy()
+        return self._kept[index], errors.cpu().numpy(), None if weights is None else weights[index]
 
     def gcv(self) -> float:
         """Return the generalized cross-validation error n |r|^2 / (n - tr H)^2, a mean over outputs."""

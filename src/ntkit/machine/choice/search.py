@@ -29,7 +29,6 @@ from ntkit.machine.relu_recursion import relu_kernels
 T = TypeVar("T")
 MOST, PART = 2500, 2000  # samples up to which all are compared on, and how many of more
 MARGIN = 0.05  # by how much of its error rows of equal norm have to be better than standardized columns
-CHANCE = 0.1  # of two targets to be equal, from which equal samples say nothing of copies
 PENALTIES = 29  # that are compared for each kernel, before the best one is refined
 
 
@@ -160,27 +159,6 @@ def part(n: int, labels: np.ndarray | None, seed: int, count: int = PART) -> np.
     if labels is not None:  # every (n / count)-th of the samples, class after class
         order = order[np.argsort(labels[order], kind="stable")]
     return np.sort(order[np.linspace(0, n - 1, count).round().astype(int)])
-
-
-def copies_once(x: np.ndarray, y: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return which of some samples are told apart: each record once, where a table holds some of them twice.
-
-    To the evidence two samples with equal inputs and equal targets are two observations without noise. They
-    are taken for one where more than half of the samples that repeat another's inputs repeat its targets too,
-    and targets are seldom equal otherwise (fewer than one pair in ten).
-
-    >>> x, y = np.array([[1.0], [2.0], [1.0], [3.0]]), np.array([0.3, 0.1, 0.3, 0.2])
-    >>> copies_once(x, y, np.arange(4)), copies_once(x, np.array([0.3, 0.1, 0.4, 0.2]), np.arange(4))
-    (array([0, 1, 3]), array([0, 1, 2, 3]))
-    """
-    if x.dtype.kind not in "biuf":
-        return index
-    inputs, targets = x[index].reshape(len(index), -1), y[index].reshape(len(index), -1)
-    _, first = np.unique(np.concatenate([inputs, targets], 1), axis=0, return_index=True)
-    copies, repeats = len(index) - len(first), len(index) - len(np.unique(inputs, axis=0))
-    counts = np.unique(targets[first], axis=0, return_counts=True)[1]
-    equal = float((counts * (counts - 1)).sum()) / max(1, len(first) * (len(first) - 1))
-    return index[np.sort(first)] if 2 * copies > repeats and equal < CHANCE else index
 
 
 def _better(one: Tried, best: Tried) -> bool:
