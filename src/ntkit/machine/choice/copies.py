@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-CHANCE = 0.1  # of two targets to be equal, below which few equal samples with other targets do not matter
+EQUALS = 3  # that a value has in its column, on average, below which records that are equal are copies
 
 
 def copies_once(x: np.ndarray, y: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -42,9 +42,9 @@ def merged(
 def _records(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the first sample of each record, and of which record each sample is; None without copies.
 
-    Samples with equal inputs and targets are copies where all samples with equal inputs have equal targets;
-    or where more than half of those that repeat another's inputs repeat its targets, which are seldom equal
-    otherwise. Else they are observations that agree.
+    Samples with equal inputs and targets are copies where the targets, or the values of a column, are seldom
+    equal otherwise, and more than half of the samples that repeat another's inputs repeat its targets, too.
+    Else they are observations that agree, as those of a few categories do.
     """
     if x.dtype.kind not in "biuf" or y.dtype.kind not in "biuf":
         return None
@@ -52,14 +52,17 @@ def _records(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | No
     both = np.concatenate([inputs, targets], 1)
     _, first, same = np.unique(both, axis=0, return_index=True, return_inverse=True)
     copies, repeats = len(x) - len(first), len(x) - len(np.unique(inputs, axis=0))
-    if not copies:
+    if 2 * copies <= repeats or not copies:
         return None
-    if copies < repeats:
-        counts = np.unique(targets[first], axis=0, return_counts=True)[1]
-        equal = float((counts * (counts - 1)).sum()) / max(1, len(first) * (len(first) - 1))
-        if 2 * copies <= repeats or equal >= CHANCE:
-            return None
+    if _equals(targets[first]) >= EQUALS and all(_equals(v) >= EQUALS for v in inputs[first].T):
+        return None
     order = np.argsort(first)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return first[order], place[same.reshape(-1)]
+
+
+def _equals(values: np.ndarray) -> float:
+    """Return how many others a value, or row, is equal to, on average."""
+    counts = np.unique(values, axis=0, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum()) / len(values)
