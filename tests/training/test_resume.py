@@ -122,10 +122,12 @@ def test_tiles_in_parallel_are_the_same(run, tmp_path, monkeypatch):
         account(jobs=0)
 
 
-def test_an_interrupted_account_keeps_what_it_has(run, tmp_path, monkeypatch):
+def test_an_interrupted_account_keeps_what_it_has(run, tmp_path, monkeypatch, request):
     _, account = run
     blocks = tiles.Sweep.blocks
     monkeypatch.setattr(sweep, "_FEW", 4)  # steps of a block: there are several blocks
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupted(self, *args):
         for number, count in enumerate(blocks(self, *args)):
