@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from limits import DRAWS, MORE, POINTS, SLOW, SPENT
+from limits import CLOSE, DRAWS, MORE, POINTS, SLOW
 
 SERVED = 60  # bar
 FOREIGN = ("foreign", "crashed", "broken")
@@ -21,9 +21,9 @@ HEAD = f"""# The zoo in the limit of infinite width
 - *draws*: beside `ntkit.monte_carlo` of the network at two widths, one four times the other, {DRAWS[0]} to
   {DRAWS[1]} draws: the smallest width (the smallest size of a weight that grows), and the largest differences
   of NNGP and NTK with the draws' standard errors, over the largest value; the limit with {POINTS} to {MORE}
-  sampled points, as many as {SPENT[0]:.0f} seconds take, at each width. The bar of each is four standard
-  errors, `limit.error` of that limit (*e*) and 8 / width, and that the wider network is nearer, or within
-  its errors. A model without hidden layers has no width: its bar has no 8 / width. What knows its width by
+  sampled points, until `limit.error` is {CLOSE} or more would take {SLOW:.0f} seconds, at each width. The bar
+  of each is four standard errors, `limit.error` of that limit (*e*) and 8 / width, and that the wider network
+  is nearer, or within its errors. A model without hidden layers has no width: its bar has no 8 / width. What knows its width by
   itself is not drawn, nor what takes more than {SLOW:.0f} seconds. Where a smaller build or smaller inputs
   stand for a model here, it is said.
 - A model that ends in no linear layer has got one (+): the limit is that of a read-out.

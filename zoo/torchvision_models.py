@@ -171,8 +171,16 @@ ENTRIES = [
     of("mobilenet_v3_large", width_mult=0.5),
     Entry("efficientnet_b0", partial(efficient, "efficientnet_b0", width_mult=0.4, depth_mult=0.5), image()),
     Entry("efficientnet_v2", efficient_v2, image()),
-    Entry("densenet", lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES), image()).smaller(
-        PIXELS, inputs=image(16)
+    Entry(
+        "densenet",
+        partial(
+            models.DenseNet,
+            growth_rate=8,
+            block_config=(2, 2, 2, 2),
+            num_init_features=16,
+            num_classes=CLASSES,
+        ),
+        image(),
     ),
     of("googlenet", 64, aux_logits=False, init_weights=False),
     of("inception_v3", 80, aux_logits=False, init_weights=False),
