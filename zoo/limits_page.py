@@ -23,9 +23,9 @@ HEAD = f"""# The zoo in the limit of infinite width
   of NNGP and NTK with the draws' standard errors, over the largest value; the limit with {POINTS} to {MORE}
   sampled points, until `limit.error` is {CLOSE} or more would take {SLOW:.0f} seconds, at each width. The bar
   of each is four standard errors, `limit.error` of that limit (*e*) and 8 / width, and that the wider network
-  is nearer, or within its errors. A model without hidden layers has no width: its bar has no 8 / width. What knows its width by
-  itself is not drawn, nor what takes more than {SLOW:.0f} seconds. Where a smaller build or smaller inputs
-  stand for a model here, it is said.
+  is nearer, or within its errors. A model without hidden layers has no width: its bar has no 8 / width. What
+  knows its width by itself is not drawn, nor what takes more than {SLOW:.0f} seconds. Where a smaller build
+  or smaller inputs stand for a model here, it is said.
 - A model that ends in no linear layer has got one (+): the limit is that of a read-out.
 """
 
