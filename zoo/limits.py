@@ -20,6 +20,7 @@ CLOSE = 0.05  # `limit.error` behind which no more points are taken
 FACTORS = (16, 4, 1)  # what the entry's own widths are multiplied by: the largest that leaves
 LARGE = 2**22  # weights, or fewer; beside it a quarter of that
 DRAWS = (16, 64)  # fewest and most
+NOISY, MORE_DRAWS = 0.15, 4  # standard error of the NTK, over its largest value, from which more are made
 SLOW = 60.0  # seconds of a processor: a limit or two draws that take longer are not compared
 SPENT = 20.0  # seconds that the draws should take
 OUTPUTS = 4
@@ -127,13 +128,16 @@ def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
         if max(2 * each, seconds) > SLOW:
             return None
         points = POINTS
-        while limit.error > CLOSE and points < MORE and 4 * seconds <= SLOW:
+        while limit.error > CLOSE and points < MORE and 2 * seconds <= SLOW:
             points, begin = 4 * points, time.process_time()
             limit = ntkit.infinite_width(model, x, samples=points, compile=False)
             limit.ntk(x)
             seconds = time.process_time() - begin
         truths = {kind: getattr(limit, kind)(x) for kind in ("nngp", "ntk")}
         drawn = ntkit.monte_carlo(model, max(DRAWS[0], min(DRAWS[1], int(SPENT / each))), x)
+        noise = float(drawn.ntk_error.max() / truths["ntk"].abs().max())
+        if noise > NOISY:
+            drawn = ntkit.monte_carlo(model, MORE_DRAWS * drawn.samples, x)
     row: dict[str, Any] = {"draws": drawn.samples, "points": points, "error": limit.error}
     for kind, truth in truths.items():
         scale = truth.abs().max()

@@ -166,7 +166,9 @@ ENTRIES = [
     Entry("resnet, bottlenecks", residual(resnet.Bottleneck), image()),
     Entry("resnext", residual(resnet.Bottleneck, groups=32, width_per_group=4), image()),
     Entry("wide_resnet", residual(resnet.Bottleneck, width_per_group=96), image()),
-    of("mobilenet_v2", width_mult=0.35).smaller(PIXELS, inputs=image(16)),
+    of("mobilenet_v2", width_mult=0.35).smaller(
+        f"{PIXELS}, width_mult 0.1", build=of("mobilenet_v2", width_mult=0.1).build, inputs=image(16)
+    ),
     of("mobilenet_v3_small"),
     of("mobilenet_v3_large", width_mult=0.5),
     Entry("efficientnet_b0", partial(efficient, "efficientnet_b0", width_mult=0.4, depth_mult=0.5), image()),
