@@ -128,11 +128,13 @@ def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
         if max(2 * each, seconds) > SLOW:
             return None
         points = POINTS
-        while limit.error > CLOSE and points < MORE and 2 * seconds <= SLOW:
-            points, begin = 4 * points, time.process_time()
+        next_one = seconds
+        while limit.error > CLOSE and points < MORE and next_one <= 2 * SLOW:
+            points, begin, before = 4 * points, time.process_time(), seconds
             limit = ntkit.infinite_width(model, x, samples=points, compile=False)
             limit.ntk(x)
             seconds = time.process_time() - begin
+            next_one = seconds + 4 * max(0.0, seconds - before)
         truths = {kind: getattr(limit, kind)(x) for kind in ("nngp", "ntk")}
         drawn = ntkit.monte_carlo(model, max(DRAWS[0], min(DRAWS[1], int(SPENT / each))), x)
         noise = float(drawn.ntk_error.max() / truths["ntk"].abs().max())

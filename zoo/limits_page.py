@@ -23,7 +23,7 @@ HEAD = f"""# The zoo in the limit of infinite width
   {DRAWS[1]} draws, {MORE_DRAWS} times as many where the NTK's standard error is above {NOISY}: the smallest
   width (the smallest size of a weight that grows), and the largest differences of NNGP and NTK with the
   draws' standard errors, over the largest value; the limit with {POINTS} to {MORE} sampled points, until
-  `limit.error` is {CLOSE} or more would take {SLOW:.0f} seconds, at each width. The bar of each is four
+  `limit.error` is {CLOSE} or more would take {2 * SLOW:.0f} seconds, at each width. The bar of each is four
   standard errors, `limit.error` of that limit (*e*) and 8 / width, and that the wider network is nearer, or
   within its errors; a bar of the wider one that is {EMPTY:.0f} or more is missed. A model without hidden
   layers has no width: its bar has no 8 / width. What knows its width by itself is not drawn, nor what takes
