@@ -10,8 +10,13 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
+
+try:
+    import fcntl
+except ImportError:  # on Windows, which lets nobody lock so
+    fcntl = None
 
 import numpy as np
 import safetensors.torch
@@ -22,6 +27,7 @@ from torch import Tensor
 from ntkit.errors import BadTypeError
 
 Json = dict[str, Any]  # what a file of JSON holds
+_SCRATCH, _LOCK = "ntkit-", ".lock"
 
 
 def as_path(path: object) -> Path:
@@ -109,8 +115,51 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 class Scratch:
-    """A folder in the place for temporary ones, removed with this object or by ``remove()``."""
+    """A folder in the place for temporary ones, removed with this object or by ``remove()``.
+
+    What a killed process left there, of whatever size, is removed when the next one makes such a folder: a
+    process holds a lock on a file in each of its own for as long as it lives.
+    """
 
     def __init__(self, purpose: str) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f"ntkit-{purpose}-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self.path = Path(tempfile.mkdtemp(prefix=_SCRATCH + f"{purpose}-"))
+        _remove_abandoned(self.path.parent)
+        lock = _locked(self.path / _LOCK)
+        self.remove = weakref.finalize(self, _removed, self.path, lock)
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """Return a file that is locked as soon as it has its name, or None where that cannot be done."""
+    if fcntl is None:
+        return None
+    new = path.with_name(f"{path.name}.new")
+    file = new.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # the file system knows no locks
+        file.close()
+        new.unlink()
+        return None
+    new.rename(path)
+    return file
+
+
+def _removed(path: Path, lock: IO[bytes] | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if lock is not None:
+        lock.close()
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the scratch folders of this user whose processes have ended."""
+    if fcntl is None:
+        return
+    for path in place.glob(f"{_SCRATCH}*/{_LOCK}"):
+        try:
+            if path.stat().st_uid != os.getuid():
+                continue
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent, ignore_errors=True)
+        except OSError:  # a process that lives holds it, or another one was faster
+            continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 
@@ -13,6 +14,7 @@ from torch import nn, optim
 import ntkit
 from ntkit.compute.threads import threads
 from ntkit.errors import NtkitError, PathMismatchError
+from ntkit.training.accounts.sweep import Sweep
 from ntkit.training.folder.run import Run
 from ntkit.training.replay.checkpointed import CheckpointedRun
 
@@ -186,3 +188,36 @@ def test_steps_are_replayed_in_as_many_threads_as_they_were_made_in(count, tmp_p
     with threads(3 - count):
         a = ntkit.account(tmp_path / "run", model, square, train=(x, y), queries=x[:2], tol=1e-3)
         assert a.converged and torch.get_num_threads() == 3 - count
+
+
+def test_nodes_are_added_in_few_passes_over_the_steps(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1)).double(), ball(16)
+    optimizer = optim.SGD(model.parameters(), 0.2, momentum=0.9)
+    full, sparse = train(tmp_path, model, optimizer, data, batches(16, 5, 60), 20)
+    monkeypatch.setattr("ntkit.training.accounts.request.NARROW", 0)  # as in large networks
+    a = ntkit.account(full, model, square, train=data, queries=GRID[::9], tol=1e-3)
+    read = []
+    weights = CheckpointedRun.weights
+
+    def counted(self, k):
+        read.append(k)
+        return weights(self, k)
+
+    plan = Sweep.plan
+    monkeypatch.setattr(CheckpointedRun, "weights", counted)
+
+    def planned(self, done):
+        read.clear()
+        plan(self, done)
+        back = sum(later < earlier for earlier, later in itertools.pairwise(read))
+        passes.append(back + 1)
+
+    passes = []
+    monkeypatch.setattr(Sweep, "plan", planned)
+    b = ntkit.account(sparse, model, square, train=data, queries=GRID[::9], tol=1e-3)
+    assert a.converged
+    assert b.converged
+    moved = (b.prediction - b.initial).abs().max()
+    assert (a.contributions.sum(-1) - b.contributions.sum(-1)).abs().max() <= 2e-3 * moved
+    assert max(passes) <= 4, passes  # one refinement in each would take 6

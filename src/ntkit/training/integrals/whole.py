@@ -19,6 +19,7 @@ from ntkit.training.integrals.gauss import NESTED, QuadratureRule, nested
 _PIECES = 64  # of a step
 _PATIENCE = 4  # refinements in a row that hardly help
 _MARGIN = 0.8  # of what is allowed
+_AT_ONCE = 3  # refinements of a step whose weights are at hand, before the other steps have theirs
 
 
 @dataclass
@@ -88,9 +89,10 @@ def whole_rules(
     Each step begins with its middle. While abs(sum_k r_k) or sqrt(sum_k r_k^2) of any row exceeds what is
     allowed, the step of the largest abs(r_k) gets the next nested rule (Patterson, 1968), which keeps its
     nodes. Behind the last one the step is cut at its kinks ``along`` the way, or gets twice the pieces where
-    these cannot be found or are many. With ``in_turn``, where weights must be made again one after the other,
-    so many steps are refined in their order as would do if nothing were left of them. ``changed(k)`` puts the
-    network to the buffers behind step k, if they change.
+    these cannot be found or are many. With ``in_turn``, where weights must be made or read one after the
+    other, steps are refined in their order: as many as would leave half of what is allowed if nothing were
+    left of them, each until it has its part of the other half. ``changed(k)`` puts the network to the buffers
+    behind step k, if they change.
     """
     steps = [_Step(true, slopes=[slope]) for true, slope in _first(net, trail, queries, changed, done)]
     if not steps:
@@ -100,40 +102,44 @@ def whole_rules(
     heapq.heapify(heap)
     total, squares = residuals.sum(0), residuals.square().sum(0)
 
-    def is_open(total: Tensor, squares: Tensor) -> bool:
-        return float(torch.maximum(total.abs(), squares.clamp_min(0).sqrt()).max()) > _MARGIN * allowed
+    def is_open(total: Tensor, squares: Tensor, part: float = 1.0) -> bool:
+        return float(torch.maximum(total.abs(), squares.clamp_min(0).sqrt()).max()) > part * _MARGIN * allowed
 
     def next_steps() -> list[int]:
+        if not in_turn:
+            return [heapq.heappop(heap)[1]]
         chosen, left, left_squares = [], total.clone(), squares.clone()
-        while heap and is_open(left, left_squares):
+        while heap and is_open(left, left_squares, 0.5):
             chosen.append(heapq.heappop(heap)[1])
             left -= residuals[chosen[-1]]
             left_squares -= residuals[chosen[-1]].square()
-            if not in_turn:
-                break
         return sorted(chosen)
 
-    def refine(k: int) -> None:
+    def refine(k: int, share: float) -> None:
         step = steps[k]
         if changed is not None:
             changed(k)
         start, end = (trail.weights(at).to(net.dtype) for at in (k, k + 1))
-        if step.level + 1 == len(NESTED) and (way := along(start, end - start)).has_few_kinks:
-            new = _cut(net, step, way, start, end, queries, _MARGIN * allowed / len(steps)).double()
-        else:
-            step.refine()
-            _evaluate(net, start, end - start, queries, step)
-            new = step.residual().double()
-        step.stuck = step.stuck + 1 if new.abs().max() > 0.7 * residuals[k].abs().max() else 0
-        total.add_(new - residuals[k])
-        squares.add_(new.square() - residuals[k].square())
-        residuals[k] = new
+        for _ in range(_AT_ONCE if in_turn else 1):
+            if step.level + 1 == len(NESTED) and (way := along(start, end - start)).has_few_kinks:
+                new = _cut(net, step, way, start, end, queries, _MARGIN * allowed / len(steps)).double()
+            else:
+                step.refine()
+                _evaluate(net, start, end - start, queries, step)
+                new = step.residual().double()
+            step.stuck = step.stuck + 1 if new.abs().max() > 0.7 * residuals[k].abs().max() else 0
+            total.add_(new - residuals[k])
+            squares.add_(new.square() - residuals[k].square())
+            residuals[k] = new
+            if not step.may_be_refined or float(new.abs().max()) <= share:
+                break
         if step.may_be_refined:
-            heapq.heappush(heap, (-float(new.abs().max()), k))
+            heapq.heappush(heap, (-float(residuals[k].abs().max()), k))
 
     while heap and is_open(total, squares):
-        for k in next_steps():
-            refine(k)
+        chosen = next_steps()
+        for k in chosen:
+            refine(k, 0.5 * _MARGIN * allowed / len(chosen) ** 0.5)
     return WholeRules([step.rule for step in steps], residuals)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ntkit.errors import NtkitError
+from ntkit.files import Scratch
 
 
 class StepVectors:
@@ -26,14 +26,17 @@ class StepVectors:
         self._given: set[int] = set()
         self._rows: np.ndarray | None = None
         self._path: Path | None = None
+        self._scratch: Scratch | None = None  # removed with this object
         if count * self._bytes <= budget:
             self._rows = np.zeros(self._shape, self._kind)
         else:
-            handle, name = tempfile.mkstemp(prefix="ntkit-rows-")
-            os.close(handle)
-            self._path = Path(name)
-            os.truncate(name, count * self._bytes)
-            weakref.finalize(self, os.unlink, name)  # copies in other processes read the same file
+            self._scratch = Scratch("rows")
+            self._path = self._scratch.path / "rows"
+            self._path.touch()
+            os.truncate(self._path, count * self._bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_scratch": None}  # copies in other processes read the same file
 
     def __getitem__(self, k: int) -> Tensor:
         if self._path is None:
