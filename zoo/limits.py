@@ -15,12 +15,14 @@ from wide import wide, widths
 
 import ntkit
 
-POINTS, MORE = 256, 2048  # of the functions that are sampled; most where the limit is compared with draws
+POINTS, MORE = 256, 16384  # of the functions that are sampled; most where the limit is compared with draws
+CLOSE = 0.05  # `limit.error` behind which no more points are taken
 FACTORS = (16, 4, 1)  # what the entry's own widths are multiplied by: the largest that leaves
 LARGE = 2**22  # weights, or fewer; beside it a quarter of that
 DRAWS = (16, 64)  # fewest and most
+NOISY, MORE_DRAWS = 0.15, 4  # standard error of the NTK, over its largest value, from which more are made
 SLOW = 60.0  # seconds of a processor: a limit or two draws that take longer are not compared
-SPENT = 8.0, 20.0  # seconds that a limit (in which sampled points are chosen) and its draws should take
+SPENT = 20.0  # seconds that the draws should take
 OUTPUTS = 4
 
 
@@ -126,12 +128,18 @@ def _compared(model: nn.Module, x: Any) -> dict[str, Any] | None:
         if max(2 * each, seconds) > SLOW:
             return None
         points = POINTS
-        while points < MORE and 2 * points / POINTS * seconds <= SPENT[0]:
-            points *= 2
-        if points > POINTS and limit.error:
+        next_one = seconds
+        while limit.error > CLOSE and points < MORE and next_one <= 2 * SLOW:
+            points, begin, before = 4 * points, time.process_time(), seconds
             limit = ntkit.infinite_width(model, x, samples=points, compile=False)
+            limit.ntk(x)
+            seconds = time.process_time() - begin
+            next_one = seconds + 4 * max(0.0, seconds - before)
         truths = {kind: getattr(limit, kind)(x) for kind in ("nngp", "ntk")}
-        drawn = ntkit.monte_carlo(model, max(DRAWS[0], min(DRAWS[1], int(SPENT[1] / each))), x)
+        drawn = ntkit.monte_carlo(model, max(DRAWS[0], min(DRAWS[1], int(SPENT / each))), x)
+        noise = float(drawn.ntk_error.max() / truths["ntk"].abs().max())
+        if noise > NOISY:
+            drawn = ntkit.monte_carlo(model, MORE_DRAWS * drawn.samples, x)
     row: dict[str, Any] = {"draws": drawn.samples, "points": points, "error": limit.error}
     for kind, truth in truths.items():
         scale = truth.abs().max()

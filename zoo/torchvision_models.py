@@ -166,13 +166,23 @@ ENTRIES = [
     Entry("resnet, bottlenecks", residual(resnet.Bottleneck), image()),
     Entry("resnext", residual(resnet.Bottleneck, groups=32, width_per_group=4), image()),
     Entry("wide_resnet", residual(resnet.Bottleneck, width_per_group=96), image()),
-    of("mobilenet_v2", width_mult=0.35).smaller(PIXELS, inputs=image(16)),
+    of("mobilenet_v2", width_mult=0.35).smaller(
+        f"{PIXELS}, width_mult 0.1", build=of("mobilenet_v2", width_mult=0.1).build, inputs=image(16)
+    ),
     of("mobilenet_v3_small"),
     of("mobilenet_v3_large", width_mult=0.5),
     Entry("efficientnet_b0", partial(efficient, "efficientnet_b0", width_mult=0.4, depth_mult=0.5), image()),
     Entry("efficientnet_v2", efficient_v2, image()),
-    Entry("densenet", lambda: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES), image()).smaller(
-        PIXELS, inputs=image(16)
+    Entry(
+        "densenet",
+        partial(
+            models.DenseNet,
+            growth_rate=8,
+            block_config=(2, 2, 2, 2),
+            num_init_features=16,
+            num_classes=CLASSES,
+        ),
+        image(),
     ),
     of("googlenet", 64, aux_logits=False, init_weights=False),
     of("inception_v3", 80, aux_logits=False, init_weights=False),

@@ -14,8 +14,8 @@ SIZES = (
     "hidden_size intermediate_size embedding_size d_model d_ff d_kv d_inner n_embd n_inner dim hidden_dim "
     "ffn_dim embed_dim embed_dims base_dims dims channels hidden_sizes encoder_ffn_dim decoder_ffn_dim "
     "head_dim word_embed_proj_dim decoder_hidden_size encoder_hidden_size width hidden_channels last_channel "
-    "growth_rate init_size base_width inner_dim pre_head_norm_dim classifier_proj_size conv_dim mlp_dim "
-    "rotary_dim r num_filters attention_head_dim block_out_channels"
+    "growth_rate num_init_features init_size base_width inner_dim pre_head_norm_dim classifier_proj_size "
+    "conv_dim mlp_dim rotary_dim r num_filters attention_head_dim block_out_channels"
 ).split()
 Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
