@@ -1,8 +1,8 @@
 """Scores of ntkit's estimators as they come beside scikit-learn's, on tables: ``make scores``.
 
-Choices were made on the first half of the tables, by name; the second half is looked at once, at the end
-(``--half second``), and so are 40 more tables of numbers (``--half fresh``). What is done is kept in a file
-for each table, and is not done again.
+Choices were made on the first half of the tables, by name; the second half is looked at once, at the end,
+and so are 40 more tables of numbers (``--half second``, ``--half fresh``; both by default). What is done is
+kept in a file for each table, and is not done again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _cell(values: np.ndarray) -> str:
 def main() -> None:
     """Print and write the tables; fail where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--half", choices=["first", "second", "fresh"], default="second")
+    parser.add_argument("--half", choices=["first", "second", "fresh", "once"], default="once")
     parser.add_argument("--kind", choices=["classes", "numbers", "both"], default="both")
     parser.add_argument(
         "--all", action="store_true", help="the slow peers, too: grids of forests and boosting"
@@ -103,11 +103,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks/scores.md"))
     chosen = parser.parse_args()
     only = LIGHT + HEAVY * chosen.all
-    which = chosen.half == "second"
-    kept = chosen.out.parent / f"scores{'-fresh' * (chosen.half == 'fresh')}"
-    more = chosen.half == "fresh"
-    classes = run(halves(True)[which], only, kept) if chosen.kind != "numbers" and not more else {}
-    numbers = run(fresh() if more else halves(False)[which], only, kept) if chosen.kind != "classes" else {}
+    kept = chosen.out.parent / "scores"
+    (first, second), (some, others) = halves(True), halves(False)
+    of_classes = {"first": first, "second": second, "fresh": [], "once": second}[chosen.half]
+    of_numbers = {"first": some, "second": others, "fresh": fresh(), "once": [*others, *fresh()]}[chosen.half]
+    classes = run(of_classes, only, kept) if chosen.kind != "numbers" else {}
+    numbers = run(of_numbers, only, kept) if chosen.kind != "classes" else {}
     text = "\n\n".join(means(found) for found in (classes, numbers) if found)
     chosen.out.write_text(text + "\n")
     print(text)
