@@ -193,19 +193,19 @@ def index_map(graph: Graph, edge: Edge, shapes: dict[str, torch.Size]) -> tuple[
 
 def evaluate(graph: Graph, target: fx.Node, weights: dict[str, Tensor]) -> Tensor:
     """Return a node that is a function of weights alone (and of buffers and constants)."""
-    known: dict[fx.Node, Any] = {}
-
-    def value(node: fx.Node) -> Any:
-        if node not in known:
-            if node.op == "placeholder":
-                known[node] = weights[graph.weights[node]]
-            elif node.op == "get_attr":
-                known[node] = getattr(graph.module, str(node.target))
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-                known[node] = node.target(*args, **kwargs)  # pyright: ignore
-        return known[node]
-
-    result = value(target)
+    result = _evaluate(graph, target, weights, {})
     assert isinstance(result, Tensor)
     return result
+
+
+def _evaluate(graph: Graph, node: fx.Node, weights: dict[str, Tensor], known: dict[fx.Node, Any]) -> Any:
+    if node not in known:
+        if node.op == "placeholder":
+            known[node] = weights[graph.weights[node]]
+        elif node.op == "get_attr":
+            known[node] = getattr(graph.module, str(node.target))
+        else:
+            given = node.args, node.kwargs
+            args, kwargs = fx.map_arg(given, lambda n: _evaluate(graph, n, weights, known))
+            known[node] = node.target(*args, **kwargs)  # pyright: ignore
+    return known[node]

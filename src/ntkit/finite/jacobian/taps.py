@@ -67,16 +67,17 @@ def replaced(
     node: fx.Node, args: tuple, kwargs: dict, by: Callable[[fx.Node, Any], Any]
 ) -> tuple[tuple, Arguments]:
     """Return the arguments of an operation with ``by(source, value)`` for what came from other nodes."""
+    named = {k: _replaced(v, node.kwargs[k], by) for k, v in kwargs.items()}
+    return tuple(_replaced(a, t, by) for a, t in zip(args, node.args, strict=True)), named
 
-    def walk(value: Any, template: object) -> Any:
-        if isinstance(template, fx.Node):
-            return by(template, value)
-        if isinstance(template, (list, tuple)):
-            return type(value)(walk(v, t) for v, t in zip(value, template, strict=True))
-        return value
 
-    named = {k: walk(v, node.kwargs[k]) for k, v in kwargs.items()}
-    return tuple(walk(a, t) for a, t in zip(args, node.args, strict=True)), named
+def _replaced(value: Any, template: object, by: Callable[[fx.Node, Any], Any]) -> Any:
+    # not inside `replaced`: a closure that calls itself is a cycle, which holds what it saw until collected
+    if isinstance(template, fx.Node):
+        return by(template, value)
+    if isinstance(template, (list, tuple)):
+        return type(value)(_replaced(v, t, by) for v, t in zip(value, template, strict=True))
+    return value
 
 
 def split_arguments(bound: Arguments, copy: bool) -> tuple[Arguments, dict[str, Tensor]]:

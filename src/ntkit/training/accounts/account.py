@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -259,7 +260,7 @@ def _account(request: Request, run: Run, average: bool, work: Work) -> Account:
     with progress("Checking the steps", run.steps) as done:
         start = request.prepare(run, done, averages=averages, whole=True)
     moved = float((start.prediction - start.initial).abs().max())
-    start = start.within(0.5 * request.tol * moved, request.tol * moved)
+    start = replace(start.within(0.5 * request.tol * moved, request.tol * moved), check=None)  # no more steps
     key = {
         "run": [run.manifest, hash_data(run.weights(0), run.weights(run.steps))],
         "queries": hash_data(start.queries),

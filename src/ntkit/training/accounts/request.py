@@ -91,7 +91,7 @@ class Request:
             data = tuple(as_inputs(part, net, name) for part, name in zip(data, names, strict=False))
         run = open_run(folder, self.model, self.loss, data, self.augment, self.select)  # pyright: ignore[reportArgumentType]
         if run.every > 1 and (self.loss is None or self.train is None):
-            run.log.close()
+            run.close()
             raise BadValueError(
                 f"The run in {folder} holds checkpoints, and the steps between them must be replayed: give "
                 f"loss= and train=."
@@ -171,16 +171,17 @@ class Request:
 class Prepared:
     """The start of a sweep: its input, the queries, their outputs at both ends ``[q, o]`` in float64.
 
-    ``noise``: how far rounding moves outputs: more than float64's where a network computes in less inside;
-    ``whole``: nodes are chosen for the residual of the whole account, not for one of each step; ``chosen``:
-    the numbers of the outputs that each query is about, None if all.
+    ``check``: that of the steps, for those that follow them; ``noise``: how far rounding moves outputs: more
+    than float64's where a network computes in less inside; ``whole``: nodes are chosen for the residual of
+    the whole account, not for one of each step; ``chosen``: the numbers of the outputs that each query is
+    about, None if all.
     """
 
     sweep: SweepInput
     queries: Batch
     initial: Tensor
     prediction: Tensor
-    check: StepCheck
+    check: StepCheck | None
     noise: float = 0.0
     whole: bool = False
     chosen: list[list[int]] | None = None

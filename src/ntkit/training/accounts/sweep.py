@@ -136,10 +136,10 @@ class Sweep:
         path, run, net = self.path, self.path.run, self.path.net
         average, sums = path.average, self.columns
         places = range(first, first + len(steps) + 1)
-        weights = torch.stack([run.weights(k) for k in places]).to(net.dtype)
+        weights = torch.stack([run.weights(k).to(net.dtype) for k in places])
         along = weights
         if average is not None:
-            along = torch.stack([average.weights(k) for k in places]).to(net.dtype)
+            along = torch.stack([average.weights(k).to(net.dtype) for k in places])
         if run.changes_buffers:
             before = self._at(first, along[0])
             net.take_buffers(run.buffers(first + 1))

@@ -88,7 +88,7 @@ class Windows:
             earlier = None if self._newest is None else self._newest.check
             window = self.request.prepare(run, lambda _: None, earlier=earlier, first=first)
         except BaseException:
-            run.log.close()
+            run.close()
             raise
         begin, end = window.initial, window.prediction
         self._initial = begin if self._initial is None else self._initial
@@ -105,5 +105,5 @@ class Windows:
         return sweep
 
     def _drop(self, window: Prepared) -> None:
-        window.run.log.close()
+        window.run.close()
         shutil.rmtree(window.run.folder, ignore_errors=True)

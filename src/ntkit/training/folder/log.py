@@ -19,6 +19,7 @@ from ntkit.files import Json, as_bytes
 LOG = "steps.log"
 _MAGIC = b"NTK1"
 _PIECES = 1000  # that one call may write
+_SMALL = 2**16  # bytes of a tensor that is copied out of a long record
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -214,7 +215,7 @@ def _opened(payload: Tensor) -> tuple[dict[str, Tensor], Json]:
         if not 0 <= first <= last <= len(data) - begin or prod(shape) * dtype.itemsize != size:
             raise ValueError(f"{name!r} is not where its header says")
         raw = payload[begin + first : begin + last]
-        if size < len(data) // 4 or (begin + first) % dtype.itemsize:  # a view would hold the whole record
+        if size < min(_SMALL, len(data) // 4) or (begin + first) % dtype.itemsize:  # a view holds all of it
             raw = raw.clone()
         tensors[name] = raw.view(dtype).reshape(shape)
     return tensors, scalars

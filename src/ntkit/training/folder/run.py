@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from ntkit.training.folder.manifest import MANIFEST, read_manifest
 from ntkit.training.folder.step import Forward, Side, Step
 from ntkit.training.optimizers import Coefficients
 
-_KEPT = 2**26  # bytes of records that are held once they were read
+_KEPT = 2**26  # bytes of records that are held once they were read,
+_FEWEST = 2  # or so many records: those before and after a step
 _DEFAULTS = {key: value for key, value in vars(Coefficients()).items() if value is not None}
 
 
@@ -60,9 +62,9 @@ class Run:
         self.trained = {name: self.shapes[name] for name, p in parameters.items() if p["trained"]}
         self.dtype: torch.dtype = getattr(torch, next(iter(parameters.values()))["dtype"])
         self.start, self.begun = self.log.read(0)
-        cached = max(3, _KEPT // (1 + self.log.size // len(self.log)))
-        self._record = lru_cache(maxsize=cached)(self.log.read)
-        self._cached = cached
+        self._held: OrderedDict[int, tuple[dict[str, Tensor], Json]] = OrderedDict()
+        self._bytes = 0  # of those
+        self._cached = max(3, _KEPT // (1 + self.log.size // len(self.log)))
         wanted = [f"w/{name}" for name in parameters] + [
             f"buffer/{name}" for name in self.manifest["buffers"]
         ]
@@ -80,7 +82,14 @@ class Run:
         return _reopened, (self.folder, str(self.device))
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the log, and let go of what was read of it."""
         self.log.close()
+        self._held.clear()
+        self._bytes = 0
+        vars(self).pop("_steps", None)  # which holds this object, too
 
     def weights(self, k: int) -> Tensor:
         """Return the trained weights before step k (after the last one for k = steps), ``[P]``."""
@@ -95,6 +104,20 @@ class Run:
         if not any(key.startswith("m/") for key in self.start):
             return None
         return self._flat(lambda name: self.start.get(f"m/{name}", torch.zeros(self.trained[name])))
+
+    def _record(self, number: int) -> tuple[dict[str, Tensor], Json]:
+        """Return a record; those that were read last are held."""
+        if number == 0:
+            return self.start, self.begun
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        record = self.log.read(number)
+        self._held[number] = record
+        self._bytes += _size(record)
+        while self._bytes > _KEPT and len(self._held) > _FEWEST:
+            self._bytes -= _size(self._held.popitem(last=False)[1])
+        return record
 
     @property
     def changes_buffers(self) -> bool:
@@ -235,6 +258,10 @@ def _reopened(folder: Path, device: str) -> Run:
     run = Run(folder)
     run.device = device
     return run
+
+
+def _size(record: tuple[dict[str, Tensor], Json]) -> int:
+    return sum(t.nbytes for t in record[0].values())
 
 
 def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

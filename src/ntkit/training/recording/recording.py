@@ -337,6 +337,6 @@ class Recording:
             writer = RunWriter(self.folder, self._module, self._trained, about, more, scalars, earlier)
         finally:
             if earlier is not None:
-                earlier.log.close()
+                earlier.close()
         self.steps = writer.steps
         return writer

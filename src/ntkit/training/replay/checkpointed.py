@@ -25,7 +25,7 @@ from ntkit.training.recording.recording import Recording
 
 _HELD = 2  # segments that are on the disk at the same time, and open, at least; more
 _PART = 0.5  # up to this part of what is free there: each is made once then,
-_OPEN = 2**20  # and open while a record is of at most so many bytes: an open one holds some of them
+_OPEN = 2**20  # and open while a record is of at most so many bytes, as an open one holds some; else one is
 
 
 class _Scale:
@@ -66,7 +66,7 @@ class CheckpointedRun(Run):
 
     def __exit__(self, *exception: object) -> None:
         for segment in self._opened.values():
-            segment.log.close()
+            segment.close()
         self._place.remove()
         super().__exit__(*exception)
 
@@ -99,7 +99,7 @@ class CheckpointedRun(Run):
             self._segments[first] = sum(file.stat().st_size for file in folder.iterdir())
         self._segments.move_to_end(first)
         if first not in self._opened:
-            while len(self._opened) >= _HELD and self._segments[first] > _OPEN * self.every:
+            while self._opened and self._segments[first] > _OPEN * self.every:
                 self._close(next(iter(self._opened)))
             self._opened[first] = Run(folder)
         self._opened.move_to_end(first)
@@ -109,7 +109,7 @@ class CheckpointedRun(Run):
 
     def _close(self, first: int) -> None:
         if first in self._opened:
-            self._opened.pop(first).log.close()
+            self._opened.pop(first).close()
 
     def _has_room(self) -> bool:
         """Whether another segment fits on the disk, and leaves much of it free."""
@@ -218,7 +218,7 @@ def open_run(
     run = Run(folder)
     if run.every == 1:
         return run
-    run.log.close()
+    run.close()
     if not isinstance(model, nn.Module):
         raise BadValueError(f"Expected the torch.nn.Module of the run, got {type(model).__name__}.")
     return CheckpointedRun(folder, model, loss, data, augment, select)

@@ -89,7 +89,7 @@ class Replay:
                 if not value.requires_grad:
                     raise NtkitError("The loss does not depend on the weights: was it given detached output?")
                 try:
-                    total += torch.autograd.grad(value, leaf)[0].double()
+                    total += torch.autograd.grad(value, leaf)[0]  # exact: in float64
                 except CheckpointError as error:
                     raise NtkitError(
                         "The network recomputes activations in its backward pass "

@@ -33,24 +33,25 @@ def compare_steps(
     run = replay.run
     differences = StepVectors(run.steps, replay.net.total, budget, replay.dtype)
     check = check or StepCheck(replay)
-    first = 0
+    first, weights = 0, [run.weights(0)]  # large ones: no more of them at a time than it takes
     while first < run.steps:
         steps = [run.step(first)]
         size = (1 + len(steps[0].batch)) * max(1, replay.net.total)
         most = min(_MOST, run.steps - first, _TOGETHER // size)
         while len(steps) < most and replay.alike(steps[0], step := run.step(first + len(steps))):
             steps.append(step)
-        weights = torch.stack([run.weights(first + t) for t in range(len(steps) + 1)])
+        weights += [run.weights(first + t + 1) for t in range(len(steps))]
         gradients, natives = None, None
         if len(steps) > 1:
-            gradients = replay.gradients(weights[:-1], first, steps)
+            rows = torch.stack(weights[:-1])
+            gradients = replay.gradients(rows, first, steps)
             if not check.alike(steps):
-                natives = replay.gradients(weights[:-1], first, steps, native=True)
+                natives = replay.gradients(rows, first, steps, native=True)
         for t in range(len(steps)):
-            known, native = (None if rows is None else rows[t] for rows in (gradients, natives))
+            known, native = (None if g is None else g[t] for g in (gradients, natives))
             differences[first + t] = check.step(first + t, weights[t], weights[t + 1], known, native)
             done(1)
-        first += len(steps)
+        first, weights = first + len(steps), weights[-1:]
     return differences
 
 
@@ -67,7 +68,7 @@ class StepCheck:
         self.m_error = self.eps * self.m.abs()
         self.noise = 0.0
         self.finite: Tensor | None = None  # weights that were found to be
-        self.slow = self.run.weights(0)
+        self.slow: Tensor | None = None  # where Lookahead was last, its start until then
         if earlier is not None:  # the momentum as it is in exact arithmetic, not as its buffer has it
             self.m, self.m_error, self.noise = earlier.m.clone(), earlier.m_error.clone(), earlier.noise
             self.m_native = self.m if earlier.m_native is earlier.m else earlier.m_native.clone()
@@ -143,7 +144,7 @@ class StepCheck:
         self.finite = after
 
     def _synchronized(self, k: int, kept: float, w: Tensor, after: Tensor) -> Tensor:
-        slow, self.slow = self.slow, after
+        slow, self.slow = self.run.weights(0) if self.slow is None else self.slow, after
         off = after - w - (kept - 1) * (w - slow)
         self._refuse(k, off.abs(), _MARGIN * self.eps * (w.abs() + after.abs() + slow.abs()))
         return off
@@ -239,7 +240,8 @@ def _largest(v: Tensor) -> float:
 
 
 def _within(off: Tensor, allowed: Tensor) -> bool:
-    return not off.numel() or float(torch.aminmax(off - allowed)[1]) <= 0  # NaN is not
+    """Whether all are; what is allowed is written over."""
+    return not off.numel() or float(torch.aminmax(allowed.sub_(off))[0]) >= 0  # NaN is not
 
 
 def _size(coefficient: float | Tensor) -> Any:
