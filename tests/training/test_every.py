@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -222,3 +224,51 @@ def test_nodes_are_added_in_few_passes_over_the_steps(tmp_path, monkeypatch):
     moved = (b.prediction - b.initial).abs().max()
     assert (a.contributions.sum(-1) - b.contributions.sum(-1)).abs().max() <= 2e-3 * moved
     assert max(passes) <= 4, passes  # one refinement in each would take 6
+
+
+def test_of_large_networks_few_weights_are_held_at_a_time(tmp_path, monkeypatch):
+    """Bytes bound the records that are held, and a segment that is closed holds none.
+
+    That the collector of cycles is off sees that nothing waits for it: its next turn may be far away.
+    """
+    torch.manual_seed(0)
+    norms = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.Flatten()
+    model = nn.Sequential(*norms, nn.Linear(256, 1))
+    data = torch.randn(24, 1, 6, 6), torch.randn(24, 1)
+    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    indices = [torch.randperm(24)[:8] for _ in range(16)]
+    _, sparse = train(tmp_path, model, optimizer, data, indices, every=4)
+    size = 4 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr("ntkit.training.folder.run._KEPT", size)
+    monkeypatch.setattr("ntkit.training.replay.checkpointed._OPEN", size // 2)
+    most, open_, read = 0, WeakSet(), Run._record
+
+    def seen(run, number):
+        nonlocal most
+        found = read(run, number)
+        open_.add(run)
+        most = max(most, len(open_))
+        assert run._bytes <= max(size, 2 * (2 * size + 2**14))  # a checkpoint holds the momentum, too
+        return found
+
+    gc.collect()
+    before = alive(size)
+    gc.disable()
+    monkeypatch.setattr(Run, "_record", seen)
+    try:
+        with torch.no_grad():
+            a = ntkit.account(sparse, model, square, train=data, queries=data[0][:2], tol=1e-2)
+        assert a.converged
+        assert alive(size) == before
+    finally:
+        gc.enable()
+    assert most == 2  # the run, and the segment that is open
+
+
+def alive(size):
+    """Count what is as large as all weights together."""
+    found = {}
+    for o in gc.get_objects():
+        if type(o) is torch.Tensor and o.layout == torch.strided:
+            found[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
+    return sum(bytes_ >= size for bytes_ in found.values())

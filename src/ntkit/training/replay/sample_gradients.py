@@ -59,7 +59,13 @@ class Samples:
         self, w: Tensor, k: int, part: ReplayedBatch, backward: Backward, a: Tensor
     ) -> bool:
         n, r = len(part.batch), len(a)
-        key = backward, part.forward.modes, part.forward.rng is None, n, r
+        key = (
+            backward.__name__,
+            part.forward.modes,
+            part.forward.rng is None,
+            n,
+            r,
+        )  # no method: it holds self
         if key not in self._cheaper:
             forward = self._forward_mode.cost(w, k, part, a)
             self._cheaper[key] = forward is not None and forward < cost_of_many(
