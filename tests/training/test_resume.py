@@ -118,7 +118,7 @@ def test_tiles_in_parallel_are_the_same(run, tmp_path, monkeypatch):
     two = account(memory=memory, jobs=2, keep=tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) > 1
     assert same(one, two)
-    with pytest.raises(NtkitError, match="jobs is 0"):
+    with pytest.raises(NtkitError, match="jobs=0"):
         account(jobs=0)
 
 
